@@ -1,0 +1,59 @@
+"""Code budgets: the core stays readable in an afternoon, no file grows beyond one sitting."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tokenize
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FILE_LINES = 400
+CORE_LINES, ADAPTER_LINES = 2000, 1000
+ADAPTERS = ("annotators", "backends", "mllm", "segmenters")
+"""Folders whose files are each for one family or library: nobody reads them all."""
+APART = {"cli", "eval", "bench", "serve", "scenes", "data", "bundles"}
+
+
+def code_lines(path: Path) -> int:
+    """Lines that hold code: neither blank, nor comment, nor docstring."""
+    with path.open("rb") as stream:
+        tokens = list(tokenize.tokenize(stream.readline))
+    skip = {
+        tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+        tokenize.ENCODING, tokenize.ENDMARKER,
+    }  # fmt: skip
+    lines = {n for t in tokens if t.type not in skip for n in range(t.start[0], t.end[0] + 1)}
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if is_text and isinstance(node.value.value, str):
+            lines -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(lines)
+
+
+def main() -> int:
+    """Print what is over budget."""
+    problems = []
+    totals = dict.fromkeys(("core", *ADAPTERS), 0)
+    for package in ("segagent_rt", "export", "benchmarks", "tests", ".ci"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            count = code_lines(path)
+            parts = path.relative_to(ROOT).parts
+            if package == "segagent_rt" and not APART & set(parts):
+                totals[parts[1] if parts[1] in ADAPTERS else "core"] += count
+            if count > FILE_LINES:
+                problems.append(f"{path.relative_to(ROOT)} has {count} code lines of {FILE_LINES}")
+    for name, total in totals.items():
+        limit = CORE_LINES if name == "core" else ADAPTER_LINES
+        print(f"{name}: {total} code lines of {limit}")
+        if total > limit:
+            problems.append(f"{name} is over its budget")
+    loop = ROOT / "segagent_rt" / "loop.py"
+    if len(loop.read_text("utf-8").splitlines()) >= 120:
+        problems.append("loop.py has 120 lines or more")
+    print("\n".join(problems))
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

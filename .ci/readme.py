@@ -1,0 +1,67 @@
+"""The README's generated parts: prints its test command, checks or rewrites the rest.
+
+python .ci/readme.py test     the command block marked as the test command
+python .ci/readme.py check    fails if a generated part is stale
+python .ci/readme.py write    rewrites the generated parts
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+_PART = re.compile(r"<!-- generated: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+_TEST = re.compile(r"<!-- test command -->\n```\w*\n(.*?)```", re.DOTALL)
+
+
+def help_of(*arguments: str) -> str:
+    """What a command says of itself, 80 columns wide, without colour."""
+    terminal = {"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1", "TERMINAL_WIDTH": "80"}
+    done = subprocess.run(
+        [sys.executable, "-m", "segagent_rt", *arguments, "--help"],
+        capture_output=True, text=True, check=True, env={**os.environ, **terminal},
+    )  # fmt: skip
+    text = "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+    return f"```\n{text}\n```"
+
+
+PARTS: dict[str, Callable[[], str]] = {"help": help_of}
+
+
+def rendered(text: str) -> str:
+    """A page with its generated parts made anew."""
+
+    def fresh(match: re.Match[str]) -> str:
+        name, _, argument = match[1].partition(":")
+        body = PARTS[name](*filter(None, [argument]))
+        return f"<!-- generated: {match[1]} -->\n{body}\n<!-- end -->"
+
+    return _PART.sub(fresh, text)
+
+
+def main(what: str) -> int:
+    """Do one of the three."""
+    readme = ROOT / "README.md"
+    if what == "test":
+        found = _TEST.search(readme.read_text("utf-8"))
+        print(found[1] if found else "false")
+        return 0
+    stale = 0
+    for page in [readme, *sorted((ROOT / "docs").glob("*.md"))]:
+        text = page.read_text("utf-8")
+        if rendered(text) != text:
+            if what == "write":
+                page.write_text(rendered(text), "utf-8")
+            else:
+                print(f"{page.name} is stale: run `python .ci/readme.py write`")
+                stale = 1
+    return stale
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""The exporter: from checkpoints to verified bundles. Needs the extra `export`."""

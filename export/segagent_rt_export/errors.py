@@ -1,0 +1,9 @@
+"""Errors of the exporter."""
+
+from __future__ import annotations
+
+from segagent_rt.errors import SegagentError
+
+
+class CheckpointInvalid(SegagentError):
+    """A checkpoint cannot be read, is refused, or is not of the family it is said to be."""

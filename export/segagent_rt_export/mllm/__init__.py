@@ -1,0 +1,1 @@
+"""MLLMs: graphs built directly from the weights."""

@@ -1,0 +1,130 @@
+"""What families have in common: what they read, and what they make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from segagent_rt.mllm.language import LanguageSettings
+from segagent_rt.mllm.pictures import Smart
+from segagent_rt.mllm.rope import RopeSettings
+from segagent_rt.mllm.vision import VisionSettings
+from segagent_rt_export.mllm.attention import Heads
+from segagent_rt_export.mllm.blocks import ACTIVATIONS
+from segagent_rt_export.mllm.config import Config
+from segagent_rt_export.mllm.language import LanguageShape
+from segagent_rt_export.mllm.towers.patches import Pixels, TowerShape
+
+MOST_VISUAL = 1280
+"""Visual tokens of the largest picture, unless the checkpoint or the caller asks for fewer."""
+
+LONGEST_TEXT = 768
+"""Tokens kept for the instruction, the expression and the reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model's shapes on both sides, exporter and runtime; `tied` says whether the output head is
+    the table of embeddings."""
+
+    family: str
+    tower: TowerShape
+    language: LanguageShape
+    vision_settings: VisionSettings
+    language_settings: LanguageSettings
+    tied: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a family reads: the configuration, the image processor's, and the most pixels wanted."""
+
+    config: Config
+    processor: Config
+    most_pixels: int | None = None
+
+    @property
+    def text(self) -> Config:
+        """The language model's section; older configurations are flat."""
+        nested = self.config.section("text_config")
+        return nested if nested.fields else self.config
+
+    @property
+    def vision(self) -> Config:
+        """The vision tower's section."""
+        return self.config.section("vision_config")
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output head is the table of embeddings."""
+        return self.config.flag("tie_word_embeddings") or self.text.flag("tie_word_embeddings")
+
+    def pixels(self, default: Pixels) -> Pixels:
+        """The processor's mean and standard deviation."""
+        mean = self.processor.colours("image_mean", default.mean)
+        return Pixels(mean, self.processor.colours("image_std", default.std))
+
+    def language(self, defaults: Mapping[str, int], epsilon: float) -> LanguageShape:
+        """A decoder as LLaMA and the later Qwens have it."""
+        text = self.text
+        if text.text("hidden_act", "silu") != "silu":
+            raise text.refuse("hidden_act", "the decoder is built with silu")
+        if text.flag("use_sliding_window"):
+            raise text.refuse("use_sliding_window", "every token attends to all before it here")
+        hidden = text.size("hidden_size", defaults.get("hidden"))
+        count = text.size("num_attention_heads", defaults.get("heads"))
+        kv = text.size("num_key_value_heads", count)
+        width = text.size("head_dim", defaults.get("head_dim", hidden // count))
+        return LanguageShape(
+            layers=text.size("num_hidden_layers", defaults.get("layers")),
+            hidden=hidden,
+            inner=text.size("intermediate_size", defaults.get("inner")),
+            heads=Heads(count, kv, width),
+            epsilon=text.number("rms_norm_eps", epsilon),
+        )
+
+    def rope(
+        self, width: int, theta: float, layout: Literal["plain", "chunked", "interleaved"]
+    ) -> RopeSettings:
+        """Rotary positions, from either place where configurations keep them."""
+        text = self.text
+        scaling = text.section("rope_parameters")
+        scaling = scaling if scaling.fields else text.section("rope_scaling")
+        name = "rope_type" if "rope_type" in scaling.fields else "type"
+        if scaling.text(name, "default") not in ("default", "mrope"):
+            raise scaling.refuse(name, "scaled rotary positions are not supported")
+        theta = scaling.number("rope_theta", text.number("rope_theta", theta))
+        if layout == "plain":
+            return RopeSettings(width, theta)
+        sections = scaling.sizes("mrope_section", (16, 24, 24))
+        if len(sections) != 3 or min(sections) < 1 or sum(sections) != width // 2:
+            raise scaling.refuse("mrope_section", f"it does not divide {width // 2} frequencies")
+        time, row, column = sections
+        return RopeSettings(width, theta, layout, (time, row, column))
+
+    def smart(self, unit: int, context: int, least: int, most: int) -> Smart:
+        """How pictures are resized: as the processor says, within what the context holds."""
+        if context <= LONGEST_TEXT:
+            raise self.text.refuse("max_position_embeddings", f"prompts need {LONGEST_TEXT} tokens")
+        size = self.processor.section("size")
+        least = size.size("shortest_edge", self.processor.size("min_pixels", least))
+        most = size.size("longest_edge", self.processor.size("max_pixels", most))
+        tokens = min(MOST_VISUAL, context - LONGEST_TEXT)
+        most = min(most, self.most_pixels or most, tokens * unit**2)
+        return Smart(unit, min(least, most), most)
+
+
+def settings_of(shape: LanguageShape, rope: RopeSettings, context: int) -> LanguageSettings:
+    """A decoder's settings for the runtime."""
+    return LanguageSettings(
+        shape.layers, shape.hidden, shape.heads.kv, rope, context, deepstack=shape.deepstack
+    )
+
+
+def activation_of(section: Config, default: str, name: str = "hidden_act") -> str:
+    """The name of an activation that the exporter knows."""
+    found = section.text(name, default)
+    if found not in ACTIVATIONS:
+        raise section.refuse(name, "the exporter knows " + ", ".join(ACTIVATIONS))
+    return found

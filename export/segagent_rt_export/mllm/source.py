@@ -1,0 +1,165 @@
+"""A folder with an MLLM's checkpoint, understood: shapes, weights, tokenizer, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers import Tokenizer
+
+from segagent_rt.annotators.mllm import MllmSettings
+from segagent_rt.errors import InputError
+from segagent_rt.mllm.prompts import PRESETS
+from segagent_rt.reply import compile_grammar
+from segagent_rt_export.errors import CheckpointInvalid
+from segagent_rt_export.mllm.chats import PICTURES, chat
+from segagent_rt_export.mllm.config import Config
+from segagent_rt_export.mllm.families import FAMILIES, Given, Model
+from segagent_rt_export.mllm.lora import adapt
+from segagent_rt_export.mllm.names import common_name, rename, split_v1
+from segagent_rt_export.mllm.shards import open_shards
+from segagent_rt_export.mllm.tiktoken import build_tokenizer, read_ranks
+from segagent_rt_export.mllm.weights import Checkpoint
+
+STOPS = ("<|im_end|>", "<|endoftext|>", "<|im_start|>", "</s>")
+"""Tokens that end a reply, in families that have them."""
+
+LARGEST_TOKENIZER = 64_000_000
+"""Bytes of a tokenizer.json; Qwen's has 11 million."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the user of a checkpoint decides.
+
+    Attributes:
+        preset: name of the instruction and reply form; the family's own if None.
+        decoding: within the reply grammar, or free.
+        adapter: folder of a LoRA adapter to merge.
+        most_pixels: pixels of the largest picture, below what the checkpoint allows.
+        jpeg: whether painted images pass through a JPEG file, as in SegAgent's own code.
+    """
+
+    preset: str | None = None
+    decoding: Literal["grammar", "free"] = "grammar"
+    adapter: Path | None = None
+    most_pixels: int | None = None
+    jpeg: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MllmSource:
+    """Everything that an export needs of a checkpoint. Weights are read when graphs are built."""
+
+    model: Model
+    weights: Checkpoint
+    tokenizer: Tokenizer
+    settings: MllmSettings
+    provenance: Mapping[str, Any]
+
+    @property
+    def family(self) -> str:
+        return self.model.family
+
+
+def read_source(folder: Path, choices: Choices | None = None) -> MllmSource:
+    """Understand a folder in transformers' format.
+
+    Raises:
+        CheckpointInvalid: it is damaged, incomplete, or of an unknown architecture.
+        InputError: there is no such preset.
+    """
+    choices = choices or Choices()
+    model = read_model(folder, choices.most_pixels)
+    weights = _open_weights(folder, model, choices.adapter)
+    tokenizer = _open_tokenizer(folder)
+    settings = _settings(model, tokenizer, choices)
+    return MllmSource(model, weights, tokenizer, settings, _provenance(folder, model, choices))
+
+
+def read_model(folder: Path, most_pixels: int | None = None) -> Model:
+    """A model's shapes, from its configuration alone."""
+    config = Config.load(folder / "config.json")
+    kind = config.text("model_type", "")
+    if kind not in FAMILIES:
+        raise CheckpointInvalid(
+            f"{config.where}: models of the type `{kind}` cannot be exported",
+            hint="the exporter knows " + ", ".join(FAMILIES),
+        )
+    return FAMILIES[kind](Given(config, _processor(folder), most_pixels))
+
+
+def _processor(folder: Path) -> Config:
+    """The image processor's configuration, which newer folders keep within another."""
+    own, shared = folder / "preprocessor_config.json", folder / "processor_config.json"
+    if own.is_file():
+        return Config.load(own)
+    if shared.is_file():
+        return Config.load(shared).section("image_processor")
+    return Config({}, str(folder))
+
+
+def _open_weights(folder: Path, model: Model, adapter: Path | None) -> Checkpoint:
+    tensors = rename(model.family, open_shards(folder))
+    if adapter is not None:
+        tensors = adapt(tensors, adapter, lambda name: common_name(model.family, name))
+    if model.family == "qwen_vl":
+        tensors = split_v1(tensors)
+    return Checkpoint(tensors)
+
+
+def _open_tokenizer(folder: Path) -> Tokenizer:
+    path, ranks = folder / "tokenizer.json", folder / "qwen.tiktoken"
+    if path.is_file():
+        if path.stat().st_size > LARGEST_TOKENIZER:
+            raise CheckpointInvalid(f"{path} is too long for a tokenizer")
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more precise
+            raise CheckpointInvalid(f"{path} is no tokenizer: {str(error)[:120]}") from None
+    if ranks.is_file():
+        return build_tokenizer(read_ranks(ranks))
+    raise CheckpointInvalid(
+        f"{folder} holds no tokenizer.json",
+        hint="save it: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+    )
+
+
+def _settings(model: Model, tokenizer: Tokenizer, choices: Choices) -> MllmSettings:
+    name = choices.preset or ("segagent-llava" if model.family == "llava" else "segagent")
+    if name not in PRESETS:
+        raise InputError(f"there is no preset `{name}`", hint="choose " + ", ".join(PRESETS))
+    preset, picture = PRESETS[name], PICTURES[model.family]
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    if tokenizer.token_to_id(picture) is None:
+        raise CheckpointInvalid(f"the tokenizer has no token `{picture}` for pictures")
+    try:
+        grammar = compile_grammar(preset.reply, encode, "", (1, 1))
+    except ValueError as error:
+        raise CheckpointInvalid(f"replies cannot be constrained: {error}") from None
+    stops = [tokenizer.token_to_id(token) for token in STOPS]
+    return MllmSettings(
+        language=model.language_settings,
+        vision=model.vision_settings,
+        prompt=chat(model.family, preset.instruction),
+        reply=preset.reply,
+        head_rows=tuple(sorted(grammar.tokens())),
+        picture=picture,
+        decoding=choices.decoding,
+        stops=tuple(stop for stop in stops if stop is not None),
+        jpeg=choices.jpeg,
+    )
+
+
+def _provenance(folder: Path, model: Model, choices: Choices) -> dict[str, Any]:
+    return {
+        "source": folder.name,
+        "family": model.family,
+        "preset": choices.preset,
+        "adapter": choices.adapter.name if choices.adapter else None,
+    }

@@ -1,0 +1,96 @@
+"""Write the parts of a bundle: files first, manifest last, the folder moved into place whole."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from segagent_rt import contracts
+from segagent_rt.contracts import BundleIndex, FileRecord, Manifest, PartName, Variant
+
+
+@contextmanager
+def new_part(target: Path) -> Iterator[Path]:
+    """A scratch folder that becomes `target` if the block ends well, and vanishes if not."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield scratch
+        old = target.with_name(f".{target.name}-old")
+        if target.exists():
+            target.rename(old)
+        scratch.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class PartDraft:
+    """A part before its files are counted and hashed."""
+
+    kind: PartName
+    family: str
+    settings: Any
+    variants: Mapping[str, Variant]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    verified: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_manifest(folder: Path, draft: PartDraft) -> Manifest:
+    """Describe every file of the folder; the manifest is the last file written."""
+    files = {
+        path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, _sha256(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != contracts.MANIFEST_FILE
+    }
+    manifest = Manifest(
+        kind=draft.kind,
+        family=draft.family,
+        settings=contracts.to_json(draft.settings),
+        variants=draft.variants,
+        files=files,
+        provenance=draft.provenance,
+        tools=tool_versions(),
+        verified=draft.verified,
+    )
+    write_json(folder / contracts.MANIFEST_FILE, manifest)
+    return manifest
+
+
+def write_index(folder: Path, index: BundleIndex) -> None:
+    """Write `bundle.json`."""
+    write_json(folder / contracts.BUNDLE_FILE, index)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a dataclass as JSON."""
+    path.write_text(json.dumps(contracts.to_json(value), indent=1) + "\n", "utf-8")
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what has a say in the result."""
+    names = ("segagent-rt", "torch", "transformers", "onnx", "onnxruntime", "numpy")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

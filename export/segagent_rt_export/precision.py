@@ -1,0 +1,138 @@
+"""How the weights of linear layers are stored and multiplied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from segagent_rt_export.graph import GraphBuilder, Weight
+
+Scheme: TypeAlias = Literal["fp32", "8bit", "4bit", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """`8bit` and `4bit`: weights in blocks with one scale each; in ONNX Runtime's dialect
+    activations are quantised on the fly (MatMulNBits, accuracy level 4), in the portable one
+    weights are unpacked (DequantizeLinear). `int8`: one scale per output channel, activations one
+    per tensor (MatMulInteger), ONNX Runtime only. `fp32`: as they are.
+    """
+
+    scheme: Scheme = "fp32"
+    block: int = 32
+
+    def linear(
+        self, graph: GraphBuilder, x: str, weight: Weight, bias: Weight | None = None
+    ) -> str:
+        """x @ weight.T + bias, for a weight of [out, in] as in torch."""
+        weight = np.asarray(weight, np.float32)
+        if self.scheme == "fp32":
+            y = graph.node("MatMul", [x, graph.weight(weight.T)])
+        elif graph.dialect == "portable":
+            y = graph.node("MatMul", [x, self._unpacked(graph, weight)])
+        elif self.scheme == "int8":
+            y = _dynamic_int8(graph, x, weight)
+        else:
+            y = self._blocks(graph, x, weight)
+        if bias is None:
+            return y
+        return graph.add(y, graph.weight(np.asarray(bias, np.float32)))
+
+    def _blocks(self, graph: GraphBuilder, x: str, weight: Weight) -> str:
+        bits = 8 if self.scheme == "8bit" else 4
+        packed, scales = quantise_blocks(weight, bits, self.block)
+        return graph.node(
+            "MatMulNBits",
+            [x, graph.weight(packed), graph.weight(scales)],
+            domain="com.microsoft",
+            K=weight.shape[1],
+            N=weight.shape[0],
+            bits=bits,
+            block_size=self.block,
+            accuracy_level=4,
+        )
+
+    def _unpacked(self, graph: GraphBuilder, weight: Weight) -> str:
+        """The weight [in, out], stored in few bits.
+
+        A width that blocks do not divide gets one scale per output and eight bits.
+        """
+        assert self.scheme != "int8"
+        outputs, inputs = weight.shape
+        if inputs % self.block:
+            codes, scales = quantise_symmetric(weight, 8, inputs)
+            inputs_of = [graph.weight(codes.T), graph.weight(scales[:, 0])]
+            return graph.node("DequantizeLinear", inputs_of, axis=1)
+        bits = 8 if self.scheme == "8bit" else 4
+        codes, scales = quantise_symmetric(weight, bits, self.block)
+        stored = codes.T
+        if bits == 8:
+            name = graph.weight(stored)
+        else:
+            flat = np.pad(stored.reshape(-1), (0, stored.size % 2)).view(np.uint8)
+            pairs = (flat[0::2] & 15) | (flat[1::2] << 4)
+            name = graph.weight(pairs, nibbles=(inputs, outputs))
+        return graph.node(
+            "DequantizeLinear", [name, graph.weight(scales.T)], axis=0, block_size=self.block
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MllmPrecision:
+    """Precisions of an MLLM's two large graphs."""
+
+    vision: Precision = Precision()
+    language: Precision = Precision()
+
+
+def quantise_blocks(
+    weight: Weight, bits: int, block: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """Symmetric quantisation of [N, K] in blocks: uint8 [N, blocks, block * bits / 8], and scales.
+
+    The zero point is half of the range; a block's largest magnitude falls on the end of the range
+    that has one code more.
+    """
+    rows, columns = weight.shape
+    blocks = -(-columns // block)
+    padded = np.zeros((rows, blocks * block), np.float32)
+    padded[:, :columns] = weight
+    grouped = padded.reshape(rows, blocks, block)
+    middle = 1 << (bits - 1)
+    at = np.abs(grouped).argmax(-1, keepdims=True)
+    extreme = np.take_along_axis(grouped, at, -1)
+    scales = (extreme / -middle).astype(np.float32)
+    safe = np.where(scales == 0, 1, scales)
+    codes = np.clip(np.rint(grouped / safe) + middle, 0, 2 * middle - 1).astype(np.uint8)
+    if bits == 4:
+        codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
+    return codes, scales.reshape(-1)
+
+
+def quantise_symmetric(
+    weight: Weight, bits: int, block: int
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """As `quantise_blocks` with positive scales, which TensorRT asks for: int8 [N, K], [N, blocks].
+
+    `block` divides K.
+    """
+    grouped = weight.reshape(len(weight), -1, block)
+    most = (1 << (bits - 1)) - 1
+    scales = np.maximum(np.abs(grouped).max(-1), 1e-12) / most
+    codes = np.rint(grouped / scales[..., None]).astype(np.int8)
+    return codes.reshape(weight.shape), scales.astype(np.float32)
+
+
+def _dynamic_int8(graph: GraphBuilder, x: str, weight: Weight) -> str:
+    scale = np.abs(weight).max(1) / 127
+    codes = np.rint(weight / np.where(scale == 0, 1, scale)[:, None]).astype(np.int8)
+    if f"{x}_codes" not in graph.shared:
+        names = [f"{x}_codes", f"{x}_scale", f"{x}_zero"]
+        graph.shared[f"{x}_codes"] = graph.nodes("DynamicQuantizeLinear", [x], names)
+    quantised, x_scale, x_zero = graph.shared[f"{x}_codes"]
+    product = graph.node("MatMulInteger", [quantised, graph.weight(codes.T), x_zero])
+    scaled = graph.mul(x_scale, graph.weight(scale.astype(np.float32)))
+    return graph.mul(graph.node("Cast", [product], to=1), scaled)

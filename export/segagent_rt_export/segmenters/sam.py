@@ -1,0 +1,58 @@
+"""Export of SAM ViT-B, L and H, and of SlimSAM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import SamConfig
+
+from segagent_rt.segmenters.sam import SamSettings
+from segagent_rt_export.segmenters import sam_layout
+from segagent_rt_export.segmenters.exported import ExportedSegmenter
+from segagent_rt_export.segmenters.pretrained import (
+    build,
+    configuration,
+    provenance,
+    read_config,
+    read_original,
+    read_weights,
+)
+from segagent_rt_export.segmenters.sam_decoder import SamDecoder
+from segagent_rt_export.segmenters.sam_encoder import (
+    BiasAttention,
+    FoldedAttention,
+    SamEncoder,
+    with_attention,
+)
+from segagent_rt_export.segmenters.sam_graphs import Pair, export_pair
+
+
+def export_sam(source: Path, folder: Path, *, for_gpu: bool = False) -> ExportedSegmenter:
+    """Write encoder.onnx and decoder.onnx from a transformers folder or a `sam_vit_*.pth`.
+
+    Args:
+        source: the checkpoint.
+        folder: where the graphs go.
+        for_gpu: relative positions as part of queries and keys, which GPUs fuse; slower on CPUs.
+
+    Raises:
+        CheckpointInvalid: the source is no SAM.
+    """
+    net = load_sam(source)
+    side = net.config.vision_config.image_size
+    attention = FoldedAttention if for_gpu else BiasAttention
+    encoder = SamEncoder(with_attention(net.vision_encoder, attention))
+    decoder = SamDecoder(net.prompt_encoder, net.mask_decoder, side)
+    published = SamEncoder(net.vision_encoder)
+    graphs, checks = export_pair(Pair(encoder, decoder, side, reference=published), folder)
+    return ExportedSegmenter("sam", SamSettings(side=side), graphs, checks, provenance(source))
+
+
+def load_sam(source: Path) -> Any:
+    """The model with its weights, from either format."""
+    if source.is_dir():
+        config = configuration(SamConfig, read_config(source, "sam"))
+        return build(config, sam_layout.tied(read_weights(source)))
+    tensors = sam_layout.tied(sam_layout.renamed(read_original(source)))
+    return build(configuration(SamConfig, sam_layout.original_sizes(tensors)), tensors)

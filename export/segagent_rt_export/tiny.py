@@ -1,0 +1,145 @@
+"""From finished training to the bundle that ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from tokenizers import Tokenizer
+
+from segagent_rt.annotators.mllm import MllmSettings
+from segagent_rt.contracts import BundleIndex, Variant
+from segagent_rt.mllm.geometry import Axial
+from segagent_rt.mllm.language import LanguageSettings
+from segagent_rt.mllm.pictures import Squash
+from segagent_rt.mllm.rope import RopeSettings
+from segagent_rt.mllm.vision import VisionSettings
+from segagent_rt.reply import compile_grammar
+from segagent_rt.scenes.reading import VOCABULARY
+from segagent_rt.segmenters.click_net import ClickNetSettings
+from segagent_rt_export.graph import new_graph
+from segagent_rt_export.mllm.attention import Heads
+from segagent_rt_export.mllm.language import LanguageShape, build_decoder
+from segagent_rt_export.mllm.towers.patches import HALF_PIXELS
+from segagent_rt_export.mllm.towers.qwen3 import Qwen3Shape
+from segagent_rt_export.mllm.weights import StateDict
+from segagent_rt_export.packing import pack_convolutions
+from segagent_rt_export.parts import PartDraft, new_part, write_index, write_manifest
+from segagent_rt_export.precision import Precision
+from segagent_rt_export.segmenters.click_net import export_click_net
+from segagent_rt_export.train import mllm_net
+from segagent_rt_export.train.questions import PROTOCOL
+from segagent_rt_export.train.segmenter_net import SIDE, SegmenterNet
+from segagent_rt_export.train.tokenizer import PROMPT, build_tokenizer
+
+VISION, LANGUAGE = Precision("int8"), Precision("8bit", 32)
+"""The language model's activations are quantised row by row: its results do not depend on how
+many tokens are fed at once, and so jump-forward stays exact."""
+
+
+def export_tiny(training: Path, target: Path, mllm_stage: str) -> None:
+    """Write the bundle from the checkpoints in a training folder."""
+    segmenter = SegmenterNet()
+    segmenter.load_state_dict(_state(training / "segmenter.pt")["net"])
+    tokenizer = build_tokenizer()
+    net = mllm_net.TinyMllm(mllm_net.tiny_config(tokenizer.get_vocab()))
+    weights = _state(training / f"{mllm_stage}.pt")["parts"]
+    net.load_state_dict({k[4:]: v for k, v in weights.items() if k.startswith("net.")})
+    with new_part(target) as folder:
+        export_segmenter(segmenter, folder / "segmenter")
+        export_mllm(net, tokenizer, folder / "mllm", VISION, LANGUAGE)
+        about = "Knows coloured shapes; trained by segagent-rt on its own synthetic scenes"
+        write_index(folder, BundleIndex("tiny", {"segmenter": "segmenter", "mllm": "mllm"}, about))
+
+
+def _state(path: Path) -> dict[str, Any]:
+    return dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def export_segmenter(net: SegmenterNet, folder: Path) -> None:
+    """The segmenter's part of the bundle."""
+    folder.mkdir()
+    graphs = export_click_net(net, folder)
+    for path in graphs.values():
+        onnx.save_model(pack_convolutions(onnx.load(path)), str(path))
+    names = {role: path.name for role, path in graphs.items()}
+    variants = {"cpu-8bit": Variant("any", "weights int8, arithmetic fp32", names)}
+    draft = PartDraft("segmenter", "click_net", ClickNetSettings(side=SIDE), variants)
+    write_manifest(folder, draft)
+
+
+def export_mllm(
+    net: mllm_net.TinyMllm,
+    tokenizer: Tokenizer,
+    folder: Path,
+    vision_precision: Precision,
+    language_precision: Precision,
+) -> None:
+    """The MLLM's part of the bundle."""
+    folder.mkdir()
+    settings = mllm_settings(tokenizer)
+    state = net.model.state_dict()
+    with new_graph(folder / "vision.onnx") as g:
+        tower_shape().build(g, StateDict(state, "model.visual."), vision_precision)
+    language = StateDict(state, "model.language_model.")
+    table = language("embed_tokens.weight")
+    head = table[list(settings.head_rows)]
+    with new_graph(folder / "decoder.onnx") as g:
+        build_decoder(g, language_shape(), language, head, language_precision)
+    np.save(folder / "embed.npy", table.astype(np.float16))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    graphs = {"vision": "vision.onnx", "decoder": "decoder.onnx"}
+    variants = {
+        "cpu-8bit": Variant(
+            "cpu", f"vision {vision_precision.scheme}, language {language_precision.scheme}", graphs
+        )
+    }
+    write_manifest(folder, PartDraft("mllm", "qwen3_vl", settings, variants))
+
+
+def tower_shape() -> Qwen3Shape:
+    """Sizes of the vision tower."""
+    return Qwen3Shape(
+        depth=mllm_net.DEPTH,
+        width=mllm_net.WIDTH,
+        inner=528,
+        heads=mllm_net.WIDTH // 64,
+        output=mllm_net.HIDDEN,
+        pixels=HALF_PIXELS,
+        table=mllm_net.PATCHES**2,
+    )
+
+
+def language_shape() -> LanguageShape:
+    """Sizes of the language model."""
+    return LanguageShape(mllm_net.LAYERS, mllm_net.HIDDEN, 704, Heads(4, 2, 64), head_norms=True)
+
+
+def mllm_settings(tokenizer: Tokenizer) -> MllmSettings:
+    """Settings of the MLLM that ships."""
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    side = mllm_net.SIDE
+    rope = RopeSettings(head_dim=64, theta=1000.0, layout="interleaved", sections=(8, 12, 12))
+    rows = sorted(compile_grammar(PROTOCOL, encode, "", (side, side)).tokens())
+    return MllmSettings(
+        language=LanguageSettings(mllm_net.LAYERS, mllm_net.HIDDEN, 2, rope, 1024),
+        vision=VisionSettings(
+            mllm_net.PATCH,
+            Squash(side, "area"),
+            mllm_net.MERGE,
+            rope=Axial(64),
+            table=mllm_net.PATCHES,
+        ),
+        prompt=PROMPT,
+        reply=PROTOCOL,
+        head_rows=tuple(rows),
+        paint="picture",
+        longest_expression=32,
+        vocabulary=tuple(sorted(VOCABULARY)),
+    )

@@ -1,0 +1,178 @@
+"""Train the MLLM: first to see, then to read and answer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segagent_rt.scenes.dice import Dice
+from segagent_rt_export.train.facts import Facts, gather_facts
+from segagent_rt_export.train.mllm_net import POINTING_HEADS, TinyMllm, tiny_config
+from segagent_rt_export.train.optimisers import Optimisers
+from segagent_rt_export.train.perception import PerceptionHeads, perception_loss, perception_targets
+from segagent_rt_export.train.pool import Pool
+from segagent_rt_export.train.progress import Progress, trapezoid
+from segagent_rt_export.train.questions import Examiner, Packed, Question
+from segagent_rt_export.train.states import State, make_state
+from segagent_rt_export.train.team import Team
+from segagent_rt_export.train.tokenizer import build_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class MllmRecipe:
+    """What decides the weights."""
+
+    seed: int = 0
+    seeing_images: int = 120_000
+    seeing_batch: int = 16
+    speaking_images: int = 240_000
+    speaking_batch: int = 24
+    questions: int = 6
+    rate: float = 1.0
+    """Factor on the learning rates while speaking."""
+    polishing_images: int = 60_000
+    polishing_rate: float = 0.5
+    painted_share: float = 0.62
+    pool_share: float = 0.5
+
+
+def new_parts(seed: int) -> nn.ModuleDict:
+    """The model and its training-only heads, with fresh weights."""
+    torch.manual_seed(seed)
+    net = TinyMllm(tiny_config(build_tokenizer().get_vocab()))
+    return nn.ModuleDict({"net": net, "heads": PerceptionHeads()})
+
+
+def model_of(parts: nn.ModuleDict) -> TinyMllm:
+    """The model without the heads."""
+    return cast(TinyMllm, parts["net"])
+
+
+def train_seeing(recipe: MllmRecipe, folder: Path) -> nn.ModuleDict:
+    """The vision tower alone: clean pictures first, then more and more masks over them."""
+    parts = new_parts(recipe.seed)
+    net = model_of(parts)
+    trained = nn.ModuleDict({"net": net.vision, "heads": parts["heads"]})
+    optimisers = Optimisers(trained, adam_rate=1e-3, muon_rate=2e-3)
+    progress = Progress(folder, "seeing", recipe.seeing_images)
+    progress.resume(parts=parts, optimisers=optimisers)
+    while not progress.done:
+        share = progress.seen / recipe.seeing_images
+        painted = min(0.65, max(0.1, share * 4 - 0.3))
+        dice = [Dice("seeing", recipe.seed, progress.seen + i) for i in range(recipe.seeing_batch)]
+        states = [make_state(each, painted) for each in dice]
+        loss, figures = _perceive(parts, states, [_facts(state) for state in states])[1:]
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimisers.step(trapezoid(progress.seen, recipe.seeing_images, warm_up=1000))
+        progress.advance(recipe.seeing_batch, _detached(figures))
+        progress.save_now_and_then(parts=parts, optimisers=optimisers)
+    progress.save(parts=parts, optimisers=optimisers)
+    return parts
+
+
+def train_speaking(
+    recipe: MllmRecipe,
+    folder: Path,
+    parts: nn.ModuleDict,
+    pools: list[Pool],
+    team: Team,
+    stage: str = "speaking",
+) -> nn.ModuleDict:
+    """Both halves together: read the question, look at the object meant, answer. One process of a
+    team."""
+    optimisers = Optimisers(parts, adam_rate=8e-4 * recipe.rate, muon_rate=1.2e-3 * recipe.rate)
+    progress = Progress(folder, stage, recipe.speaking_images, quiet=team.rank > 0)
+    progress.resume(parts=parts, optimisers=optimisers)
+    examiner = Examiner(build_tokenizer())
+    mine = recipe.speaking_batch // team.size
+    while not progress.done:
+        first = progress.seen + team.rank * mine
+        dice = [Dice(stage, recipe.seed, first + i) for i in range(mine)]
+        states = [_draw(recipe, pools, each) for each in dice]
+        facts = [_facts(state) for state in states]
+        sight, perceived, figures = _perceive(parts, states, facts)
+        asked = [
+            examiner.questions(*row, recipe.questions)
+            for row in zip(states, facts, dice, strict=True)
+        ]
+        answered, more = _answer(model_of(parts), examiner, sight, states, asked)
+        (0.4 * perceived + 1.5 * answered).backward()  # type: ignore[no-untyped-call]
+        team.average_gradients(optimisers.weights)
+        optimisers.step(trapezoid(progress.seen, recipe.speaking_images, warm_up=600, decay=0.45))
+        progress.advance(recipe.speaking_batch, _detached({**figures, **more}))
+        if team.rank == 0:
+            progress.save_now_and_then(parts=parts, optimisers=optimisers)
+    if team.rank == 0:
+        progress.save(parts=parts, optimisers=optimisers)
+    return parts
+
+
+def _draw(recipe: MllmRecipe, pools: list[Pool], dice: Dice) -> State:
+    if pools and dice.chance(recipe.pool_share):
+        if dice.chance(recipe.painted_share):
+            return dice.pick(pools).draw(dice)
+        return make_state(dice, 0.0)
+    return make_state(dice, recipe.painted_share)
+
+
+def _facts(state: State) -> Facts:
+    return gather_facts(state.objects, state.labels, state.mask)
+
+
+def _perceive(
+    parts: nn.ModuleDict, states: list[State], facts: list[Facts]
+) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
+    """Visual tokens [B, cells, HIDDEN], the loss of the heads, and its figures."""
+    targets = perception_targets([s.labels for s in states], [s.mask for s in states], facts)
+    with torch.autocast("cpu", torch.bfloat16):
+        sight = model_of(parts).see(torch.from_numpy(np.stack([s.image for s in states])))
+    loss, figures = perception_loss(cast(PerceptionHeads, parts["heads"]), sight, targets)
+    return sight.tokens, loss, figures
+
+
+def _answer(
+    net: TinyMllm,
+    examiner: Examiner,
+    sight: Tensor,
+    states: list[State],
+    asked: list[list[Question]],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    chosen = [b for b, questions in enumerate(asked) if questions]
+    packed = examiner.pack([states[b] for b in chosen], [asked[b] for b in chosen])
+    with torch.autocast("cpu", torch.bfloat16):
+        words = F.embedding(packed.tokens, net.embedding)
+        picture = sight[chosen].to(words.dtype)
+        at = packed.picture
+        mixed = torch.cat([words[:, : at.start], picture, words[:, at.stop :]], 1)
+        hidden, looks = net.read(mixed, packed.positions, packed.bias, packed.asking)
+        learnt = packed.labels >= 0
+        logits = F.linear(hidden[learnt], net.embedding).float()
+    labels, weights = packed.labels[learnt], packed.weights[learnt]
+    said = F.cross_entropy(logits, labels, reduction="none")
+    words_loss = (said * weights).sum() / weights.sum()
+    pointing = _pointing(looks, packed)
+    figures = {"words": words_loss, "pointing": pointing} | _right(logits, labels, weights)
+    return words_loss + 0.3 * pointing, figures
+
+
+def _pointing(looks: Tensor, packed: Packed) -> Tensor:
+    """How little of two heads' attention falls on the cells of the object meant."""
+    picture = looks[..., packed.picture].float()
+    mass = (picture * packed.cells[:, None]).sum(-1)
+    return -mass.clamp_min(1e-5).log().sum() / (POINTING_HEADS * packed.asking.numel())
+
+
+@torch.no_grad()
+def _right(logits: Tensor, labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    right = (logits.argmax(-1) == labels).float()
+    leading, sign = weights == 1.0, weights == 1.5
+    return {"digits_right": right[leading].mean(), "signs_right": right[sign].mean()}
+
+
+def _detached(figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in figures.items()}

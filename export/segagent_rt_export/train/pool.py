@@ -1,0 +1,111 @@
+"""Masks as they arise in use: scenes annotated by a sloppy simulated annotator with the trained
+segmenter."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from segagent_rt.scenes.dice import Dice
+from segagent_rt.scenes.layout import SceneObject
+from segagent_rt.scenes.paint import Bytes
+from segagent_rt.scenes.scene import visible_objects
+from segagent_rt.types import Mask, RgbImage
+from segagent_rt_export.train.mllm_net import SIDE
+from segagent_rt_export.train.segmenter import sample_click
+from segagent_rt_export.train.segmenter_net import SegmenterNet
+from segagent_rt_export.train.states import State, draw_scene, painted_state
+
+TURNS = 4
+
+Drawn: TypeAlias = tuple[list[SceneObject], RgbImage, Bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Scene i is drawn with `Dice(name, seed, i)`; masks after each turn, as packed bits."""
+
+    name: str
+    seed: int
+    meant: npt.NDArray[np.int64]
+    masks: npt.NDArray[np.uint8]  # [scenes, TURNS, SIDE * SIDE / 8]
+
+    def draw(self, dice: Dice) -> State:
+        """A random state of the pool."""
+        at, turn = dice.integer(0, len(self.meant)), dice.integer(0, TURNS)
+        objects, image, labels = draw_scene(Dice(self.name, self.seed, at))
+        mask = np.unpackbits(self.masks[at, turn]).reshape(SIDE, SIDE).astype(np.bool_)
+        return painted_state(objects, image, labels, mask, int(self.meant[at]))
+
+    def save(self, path: Path) -> None:
+        """Write the pool; the file is whole or not there."""
+        partial = path.with_name(f".{path.name}")
+        with partial.open("wb") as stream:
+            np.savez(stream, name=self.name, seed=self.seed, meant=self.meant, masks=self.masks)
+        partial.replace(path)
+
+
+def load_pool(path: Path) -> Pool:
+    """Read a pool that `save` wrote."""
+    with np.load(path, allow_pickle=False) as stored:
+        return Pool(str(stored["name"]), int(stored["seed"]), stored["meant"], stored["masks"])
+
+
+@torch.no_grad()
+def sloppy_pool(net: SegmenterNet, scenes: int, seed: int, batch: int = 16) -> Pool:
+    """Annotate that many scenes, TURNS clicks each, with clicks that are often good and sometimes
+    not."""
+    net.eval()
+    meant, masks = [], []
+    for first in range(0, scenes, batch):
+        drawn = [
+            draw_scene(Dice("pool", seed, i)) for i in range(first, min(first + batch, scenes))
+        ]
+        dice = Dice("pool-clicks", seed, first)
+        chosen = [
+            dice.pick([i for i, seen in enumerate(visible_objects(objects, labels)) if seen])
+            for objects, _, labels in drawn
+        ]
+        meant += chosen
+        masks.append(_annotate(net, drawn, chosen, dice))
+    return Pool("pool", seed, np.array(meant), np.concatenate(masks))
+
+
+def _annotate(
+    net: SegmenterNet, drawn: list[Drawn], chosen: list[int], dice: Dice
+) -> npt.NDArray[np.uint8]:
+    targets = [labels == want + 1 for (_, _, labels), want in zip(drawn, chosen, strict=True)]
+    points = np.full((len(drawn), TURNS, 3), -1, np.float32)
+    found = np.zeros((len(drawn), SIDE, SIDE), np.bool_)
+    prior = torch.zeros(len(drawn), 1, SIDE, SIDE)
+    packed = np.zeros((len(drawn), TURNS, SIDE * SIDE // 8), np.uint8)
+    with torch.autocast("cpu", torch.bfloat16):
+        pixels = (
+            torch.from_numpy(np.stack([image for _, image, _ in drawn])).permute(0, 3, 1, 2).float()
+        )
+        features, fine = net.encoder(pixels.contiguous(memory_format=torch.channels_last))
+        for turn in range(TURNS):
+            for i, (_, _, labels) in enumerate(drawn):
+                point = _sloppy_click(targets[i], found[i], labels, dice, first=turn == 0)
+                if point is not None:
+                    points[i, turn] = point
+            logits, _ = net.decoder(features, fine, torch.from_numpy(points.copy()), prior)
+            prior = torch.sigmoid(logits.float())
+            found = (logits[:, 0] > 0).numpy()
+            packed[:, turn] = np.packbits(found.reshape(len(drawn), -1), axis=1)
+    return packed
+
+
+def _sloppy_click(
+    target: Mask, mask: Mask, labels: npt.NDArray[np.uint8], dice: Dice, *, first: bool
+) -> tuple[float, float, float] | None:
+    others = sorted(set(np.unique(labels)) - {0} - set(np.unique(labels[target])))
+    if first and others and dice.chance(0.14):  # the wrong object
+        return sample_click(labels == dice.pick(others), mask, dice, first=True)
+    point = sample_click(target, mask, dice, first=first)
+    if point is not None and not first and dice.chance(0.05):  # the wrong sign
+        return (point[0], point[1], 1 - point[2])
+    return point

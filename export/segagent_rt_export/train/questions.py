@@ -1,0 +1,185 @@
+"""Packed questions: several expressions and their replies behind one picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from segagent_rt.mllm.rope import prompt_positions
+from segagent_rt.reply import ReplyProtocol
+from segagent_rt.scenes.dice import Dice
+from segagent_rt.scenes.expressions import Candidate, candidates, choose
+from segagent_rt.scenes.phrases import say
+from segagent_rt.types import Click
+from segagent_rt_export.train.facts import Facts, cell_shares
+from segagent_rt_export.train.mllm_net import CELLS, SIDE
+from segagent_rt_export.train.states import State
+from segagent_rt_export.train.tokenizer import PROMPT
+
+PROTOCOL = ReplyProtocol()
+SIGNS = tuple(f" {sign}" for sign in PROTOCOL.signs)
+NEARLY_RIGHT = 0.88
+"""From this IoU on, what is left to correct is a rim that nobody can point at: those clicks hardly
+count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """An expression about a state, tokenised with its reply."""
+
+    prompt: list[int]
+    reply: list[int]
+    weights: list[float]
+    decisive: list[int]
+    """Indices in the reply of the tokens that say most: the rating, the sign, the row, the column.
+    """
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """B pictures with Q questions each. L counts the shared prefix and Q slots of equal length."""
+
+    tokens: Tensor  # int64 [B, L]
+    picture: slice
+    positions: Tensor  # int64 [3, B, L]
+    bias: Tensor  # float32 [B, 1, L, L]
+    labels: Tensor  # int64 [B, L], the next token, -100 where there is none to learn
+    weights: Tensor  # float32 [B, L]
+    asking: Tensor  # int64 [B, K], places that should look at the target
+    cells: Tensor  # bool [B, K, CELLS^2], the target's cells
+
+
+class Examiner:
+    """Asks about states, in the tokens of a tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        lead, tail = PROMPT.split("<|image_pad|>")
+        self._lead, self._tail = self._ids(lead), tail
+        self._after = self._ids("<|vision_end|>")
+        self._end = self._ids("<|im_end|>")
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def questions(self, state: State, facts: Facts, dice: Dice, count: int) -> list[Question]:
+        """`count` questions; if a mask is shown, most are about the object it was made for."""
+        found = candidates(state.objects, state.visible)
+        if not found:
+            return []
+        chosen: list[Candidate] = []
+        if state.mask.any():
+            about = [c for c in found if c.target == state.meant]
+            chosen = choose(about, dice, max(1, count * 5 // 8))
+        while len(chosen) < count:
+            chosen += choose(found, dice, count - len(chosen))
+        return [self._question(say(c.query, dice), c.target, state, facts) for c in chosen]
+
+    def _question(self, text: str, target: int, state: State, facts: Facts) -> Question:
+        negative, iou = bool(facts.negative[target]), float(facts.iou[target])
+        x, y = (facts.surplus if negative else facts.missing)[target] * SIDE
+        reply = PROTOCOL.write(Click(int(x), int(y), not negative), (SIDE, SIDE), iou=iou)
+        tokens = self._ids(reply)
+        prompt = self._ids(self._tail.format(expression=text))[len(self._after) :]
+        weights = self._weights(tokens, iou, painted=bool(state.mask.any()))
+        return Question(
+            prompt, tokens + self._end, [*weights, 0.05], self._decisive(tokens), target
+        )
+
+    def _decisive(self, tokens: Sequence[int]) -> list[int]:
+        """The first digit of each of the three numbers, and the sign."""
+        texts = [" ", *(self._text(token) for token in tokens)]
+        rating, row, column = (
+            i
+            for i, (before, text) in enumerate(pairwise(texts))
+            if text.isdigit() and not before.isdigit()
+        )
+        sign = next(i for i, text in enumerate(texts[1:]) if text in SIGNS)
+        return [rating, sign, row, column]
+
+    def _text(self, token: int) -> str:
+        return str(self._tokenizer.decode([token]))
+
+    def _weights(self, tokens: Sequence[int], iou: float, *, painted: bool) -> list[float]:
+        """Leading digits and the sign carry the meaning; the fixed words need only be known."""
+        clear = 0.15 if iou >= NEARLY_RIGHT else 1.0
+        weights, number, place = [], 0, 0
+        for token in tokens:
+            text = self._text(token)
+            if text.isdigit():
+                rating = number == 0
+                leading = (1.2, 0.25, 0.25) if rating else (1.0, 1.0, 0.3)
+                scale = (1.0 if painted else 0.1) if rating else clear
+                weights.append(leading[min(place, 2)] * scale)
+                place += 1
+            elif text in SIGNS:
+                weights.append(1.5 * clear if painted else 0.2)
+            else:  # the token behind a number also says how many digits it has
+                weights.append(0.12 if place else 0.04)
+                number, place = number + (place > 0), 0
+        return weights
+
+    def pack(self, states: Sequence[State], asked: Sequence[Sequence[Question]]) -> Packed:
+        """Lay out the questions of each state behind its picture."""
+        lead, cells = len(self._lead), CELLS**2
+        prefix = lead + cells + len(self._after)
+        slot = max(len(q.prompt) + len(q.reply) for qs in asked for q in qs)
+        many, length = len(asked[0]), prefix + len(asked[0]) * slot
+        tokens = np.zeros((len(asked), length), np.int64)
+        labels = np.full_like(tokens, -100)
+        weights = np.zeros(tokens.shape, np.float32)
+        owner = np.full_like(tokens, -2)  # -1 shared prefix, q for question q, -2 padding
+        asking = np.zeros((len(asked), 4 * many), np.int64)
+        looked = np.zeros((len(asked), 4 * many, cells), np.bool_)
+        owner[:, :prefix] = -1
+        tokens[:, :prefix] = self._lead + [0] * cells + self._after
+        for b, (state, questions) in enumerate(zip(states, asked, strict=True)):
+            shares = cell_shares(state.labels, len(state.objects), CELLS).reshape(-1, cells)
+            for q, question in enumerate(questions):
+                start = prefix + q * slot
+                self._lay(tokens[b], labels[b], weights[b], start, question)
+                owner[b, start : start + len(question.prompt) + len(question.reply)] = q
+                share = shares[question.target]
+                asking[b, 4 * q : 4 * q + 4] = self._asking(start, question)
+                looked[b, 4 * q : 4 * q + 4] = share > min(0.06, share.max() * 0.5)
+        positions = prompt_positions(lead, (CELLS, CELLS), len(self._after) + slot)
+        positions = np.concatenate([positions[:, :prefix]] + [positions[:, prefix:]] * many, axis=1)
+        return Packed(
+            tokens=torch.from_numpy(tokens),
+            picture=slice(lead, lead + cells),
+            positions=torch.from_numpy(positions)[:, None].expand(-1, len(asked), -1),
+            bias=_bias(torch.from_numpy(owner)),
+            labels=torch.from_numpy(labels),
+            weights=torch.from_numpy(weights),
+            asking=torch.from_numpy(asking),
+            cells=torch.from_numpy(looked),
+        )
+
+    @staticmethod
+    def _lay(
+        tokens: np.ndarray, labels: np.ndarray, weights: np.ndarray, start: int, question: Question
+    ) -> None:
+        whole = question.prompt + question.reply
+        tokens[start : start + len(whole)] = whole
+        answer = start + len(question.prompt)
+        labels[answer - 1 : answer - 1 + len(question.reply)] = question.reply
+        weights[answer - 1 : answer - 1 + len(question.reply)] = question.weights
+
+    @staticmethod
+    def _asking(start: int, question: Question) -> list[int]:
+        """The places that decide: one before each decisive token."""
+        return [start + len(question.prompt) + i - 1 for i in question.decisive]
+
+
+def _bias(owner: Tensor) -> Tensor:
+    length = owner.shape[1]
+    shared = (owner == -1)[:, None, :]
+    same = owner[:, None, :] == owner[:, :, None]
+    allowed = (shared | same) & torch.ones(length, length, dtype=torch.bool).tril()
+    allowed |= torch.eye(length, dtype=torch.bool)
+    return torch.zeros(allowed.shape).masked_fill(~allowed, -1e4)[:, None]

@@ -1,0 +1,58 @@
+"""Several single-threaded processes that train one model: on CPUs faster than one process with
+several threads."""
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor, multiprocessing
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """One process's place in its team."""
+
+    rank: int = 0
+    size: int = 1
+
+    def average_gradients(self, weights: Sequence[Tensor]) -> None:
+        """Replace every gradient by its mean over the team."""
+        if self.size == 1:
+            return
+        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce(flat)
+        flat /= self.size
+        for weight, part in zip(
+            weights, torch.split(flat, [w.numel() for w in weights]), strict=True
+        ):
+            weight.grad = part.view_as(weight)
+
+
+def run_team(work: Callable[[Team], None], size: int) -> None:
+    """Call `work` in `size` processes with one thread each, and wait for all."""
+    if size == 1:
+        work(Team())
+        return
+    multiprocessing.spawn(  # type: ignore[attr-defined, no-untyped-call]
+        _member, args=(size, _free_port(), work), nprocs=size
+    )
+
+
+def _member(rank: int, size: int, port: int, work: Callable[[Team], None]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.init_process_group("gloo", rank=rank, world_size=size)
+    try:
+        work(Team(rank, size))
+    finally:
+        distributed.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

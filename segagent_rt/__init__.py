@@ -1,0 +1,41 @@
+"""Say what you want cut out; get the mask, at the edge.
+
+import segagent_rt
+
+with segagent_rt.load() as runtime:
+    found = runtime.open("scene.png").annotate("the red circle left of the blue square")
+mask = found.prediction.mask()
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = ["Box", "Canvas", "Click", "Rules", "Runtime", "SegagentError", "Trajectory", "load"]
+
+if TYPE_CHECKING:
+    from segagent_rt.errors import SegagentError
+    from segagent_rt.loop import Rules
+    from segagent_rt.runtime import Canvas, Runtime, load
+    from segagent_rt.types import Box, Click, Trajectory
+
+_HOMES = {
+    "Box": "types",
+    "Canvas": "runtime",
+    "Click": "types",
+    "Rules": "loop",
+    "Runtime": "runtime",
+    "SegagentError": "errors",
+    "Trajectory": "types",
+    "load": "runtime",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `--help` need not wait for ONNX Runtime."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

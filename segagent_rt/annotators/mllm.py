@@ -1,0 +1,286 @@
+"""The MLLM in this process: looks at the picture with the mask over it, and writes a click."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from segagent_rt.errors import ExpressionRefused
+from segagent_rt.image import jpeg_round_trip, overlay
+from segagent_rt.mllm.constrained import Pick, Prompt, Writer, Written, greedy
+from segagent_rt.mllm.free import LONGEST, FreeWriter
+from segagent_rt.mllm.language import Cache, LanguageModel, LanguageSettings
+from segagent_rt.mllm.rating import rating_of
+from segagent_rt.mllm.vision import Seen, Tower, VisionSettings
+from segagent_rt.reply import Automaton, ReplyProtocol, compile_grammar
+from segagent_rt.timing import Stopwatch
+from segagent_rt.types import Finish, Prediction, Request, RgbImage, Size, Turn
+
+Encode = Callable[[str], list[int]]
+Decode = Callable[[Sequence[int]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class MllmSettings:
+    """An MLLM's manifest settings.
+
+    Attributes:
+        prompt: template with the token `picture` and `{expression}`.
+        picture: the token that stands for all visual tokens in the template.
+        head_rows: token ids that the rows of the decoder's logits stand for.
+        decoding: within the reply grammar, or free up to one of the tokens `stops`.
+        paint: whether the mask is painted over the image and then resized with it, as SegAgent
+            does, or painted over the resized picture.
+        jpeg: whether the painted image passes through a JPEG file, as in SegAgent's own code.
+        vocabulary: every word that the model knows; None for models of open language.
+    """
+
+    language: LanguageSettings
+    vision: VisionSettings
+    prompt: str
+    reply: ReplyProtocol
+    head_rows: tuple[int, ...]
+    picture: str = "<|image_pad|>"
+    decoding: Literal["grammar", "free"] = "grammar"
+    stops: tuple[int, ...] = ()
+    paint: Literal["image", "picture"] = "image"
+    jpeg: bool = False
+    longest_expression: int = 256
+    vocabulary: tuple[str, ...] | None = None
+
+    @property
+    def echoes(self) -> bool:
+        """Whether replies repeat the expression."""
+        return "{expression}" in self.reply.template
+
+
+@dataclass(slots=True)
+class MllmAnnotator:
+    """Chooses clicks with a vision tower and a language model.
+
+    `specials` are the tokens that steer the model; expressions may not contain them.
+    """
+
+    tower: Tower
+    model: LanguageModel
+    encode: Encode
+    decode: Decode
+    settings: MllmSettings
+    specials: frozenset[int] = frozenset()
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _grammars: dict[str, Automaton] = field(default_factory=dict)
+
+    def check(self, expression: str) -> str:
+        """The expression as the model is given it.
+
+        Raises:
+            ExpressionRefused: blank, too long, or with words that the model does not know.
+        """
+        known = self.settings.vocabulary
+        cleaned = " ".join(expression.split())
+        if known is not None:
+            cleaned = cleaned.lower().rstrip(".!?")
+        if not cleaned:
+            raise ExpressionRefused(
+                "the expression is blank", hint='say what to cut out: "the red circle"'
+            )
+        tokens = self.encode(cleaned)
+        if len(tokens) > self.settings.longest_expression:
+            raise ExpressionRefused(
+                f"the expression is longer than {self.settings.longest_expression} tokens",
+                hint="describe the object in one sentence",
+            )
+        if known is not None:
+            _refuse_unknown(cleaned, known)
+        if steering := self.specials.intersection(tokens):
+            raise ExpressionRefused(
+                f"the expression contains `{self.decode([min(steering)])}`, which steers the model",
+                hint="describe the object in plain words",
+            )
+        return cleaned
+
+    def prompt(self, expression: str) -> tuple[list[int], list[int]]:
+        """The tokens before and behind the picture."""
+        tokens = self.encode(self.settings.prompt.replace("{expression}", expression))
+        at = tokens.index(self.encode(self.settings.picture)[-1])
+        return tokens[:at], tokens[at + 1 :]
+
+    def room(self, visual: int) -> int:
+        """Cache rows that the longest conversation about a picture of so many tokens needs."""
+        settings = self.settings
+        expressions = settings.longest_expression * (2 if settings.echoes else 1)
+        return visual + sum(map(len, self.prompt(""))) + expressions + LONGEST
+
+    def look(self, image: RgbImage) -> MllmView:
+        return MllmView(self, image)
+
+    def grammar(self, expression: str, frame: Size) -> Automaton | None:
+        """The reply grammar, compiled; one for all expressions unless replies repeat them. None if
+        decoding is free."""
+        if self.settings.decoding == "free":
+            return None
+        pixels = self.settings.reply.unit == "pixels"
+        key = f"{expression if self.settings.echoes else ''}|{frame if pixels else ''}"
+        if key not in self._grammars:
+            reply = self.settings.reply
+            self._grammars[key] = compile_grammar(reply, self.encode, expression, frame)
+        return self._grammars[key]
+
+
+def _refuse_unknown(expression: str, known: Sequence[str]) -> None:
+    words = dict.fromkeys(re.findall(r"[^\s,]+", expression))
+    unknown = [word for word in words if word not in known]
+    if unknown:
+        named = ", ".join(f"`{word}`" for word in unknown[:5])
+        raise ExpressionRefused(
+            f"the shipped model does not know {named}: it knows coloured shapes, not the world",
+            hint="try words like: red, circle, largest, left of, second; "
+            "for photos, export a checkpoint: `segagent-rt export --list`",
+        )
+
+
+class MllmView:
+    """One image in front of the MLLM.
+
+    Everything up to the end of the picture is the same for every expression as long as there is no
+    mask, so it is read once and kept; later masks change the picture and are read afresh.
+    """
+
+    def __init__(self, annotator: MllmAnnotator, image: RgbImage) -> None:
+        self._annotator, self._image = annotator, image
+        self._size: Size = (image.shape[0], image.shape[1])
+        self._clean = annotator.tower.resize(image)
+        self._writer = Writer(annotator.model, annotator.settings.head_rows)
+        self._blank: _Sight | None = None
+        self._painted: _Sight | None = None
+
+    def propose(
+        self,
+        requests: Sequence[Request],
+        *,
+        samples: int = 1,
+        temperature: float = 0.0,
+        rng: np.random.Generator | None = None,
+    ) -> list[list[Turn]]:
+        pick = _picker(temperature, rng)
+        return [[self._turn(request, pick) for _ in range(samples)] for request in requests]
+
+    def rate(self, requests: Sequence[Request]) -> list[Turn]:
+        if not self._annotator.settings.reply.rates:
+            return [Turn("", Finish()) for _ in requests]
+        return [self._turn(request, greedy, rate_only=True) for request in requests]
+
+    def _turn(self, request: Request, pick: Pick, *, rate_only: bool = False) -> Turn:
+        annotator, watch = self._annotator, Stopwatch()
+        expression = annotator.check(request.expression)
+        frame: Size = (self._clean.shape[0], self._clean.shape[1])
+        grammar = annotator.grammar(expression, frame)
+        with annotator._lock:
+            sight = self._look(request.prediction, watch)
+            with watch("language"):
+                prompt = self._question(expression, sight)
+                written = self._write(sight, prompt, grammar, pick, rate_only)
+        reply = annotator.decode(written.tokens)
+        protocol, window = annotator.settings.reply, annotator.tower.window(self._size)
+        reading = protocol.read(reply, window.size, frame=frame)
+        action = Finish() if rate_only else window.action(reading.action, self._size)
+        rating = reading.iou
+        if grammar is not None:
+            rating = rating_of(written, grammar) if protocol.rates else None
+        return Turn(reply, action, rating, window.box(reading.box, self._size), watch.seconds)
+
+    def _write(
+        self, sight: _Sight, prompt: Prompt, grammar: Automaton | None, pick: Pick, rate_only: bool
+    ) -> Written:
+        """Decode a reply; afterwards the cache holds the prompt up to the end of its picture."""
+        annotator = self._annotator
+        try:
+            if grammar is None:
+                free = FreeWriter(annotator.model, annotator.settings.stops)
+                written = free.write(sight.cache, prompt, pick)
+            else:
+                until = grammar.past_rating if rate_only else grammar.ended
+                written = self._writer.write(sight.cache, prompt, grammar, pick, until)
+        except BaseException:
+            sight.cache.rewind(0)
+            raise
+        sight.cache.rewind(sight.length)
+        return written
+
+    def _look(self, prediction: Prediction | None, watch: Stopwatch) -> _Sight:
+        """The picture, painted or not, as the beginning of a prompt."""
+        known = self._blank if prediction is None else self._painted
+        if known is not None and known.prediction is prediction:
+            return known
+        with watch("paint"):
+            picture = self._picture(prediction)
+        with watch("vision"):
+            seen = self._annotator.tower.embed(picture)
+        sight = self._sight(prediction, seen, None if known is None else known.cache)
+        if prediction is None:
+            self._blank = sight
+        else:
+            self._painted = sight
+        return sight
+
+    def _picture(self, prediction: Prediction | None) -> RgbImage:
+        settings, tower = self._annotator.settings, self._annotator.tower
+        if settings.paint == "picture":
+            if prediction is None:
+                return self._clean
+            return overlay(self._clean, prediction.mask(self._clean.shape[:2]))
+        painted = self._image if prediction is None else overlay(self._image, prediction.mask())
+        return tower.resize(jpeg_round_trip(painted) if settings.jpeg else painted)
+
+    def _sight(self, prediction: Prediction | None, seen: Seen, cache: Cache | None) -> _Sight:
+        annotator = self._annotator
+        lead, _ = annotator.prompt("")
+        embeddings = np.concatenate([annotator.model.embed(lead), seen.embeddings], axis=1)
+        positions = annotator.settings.language.rope.before_text(len(lead), seen.grid)
+        room = annotator.room(seen.embeddings.shape[1])
+        if cache is None or cache.capacity < room:
+            cache = annotator.model.new_cache(room)
+        cache.rewind(0)
+        return _Sight(prediction, cache, Prompt(embeddings, positions))
+
+    def _question(self, expression: str, sight: _Sight) -> Prompt:
+        """The rest of the prompt, with the picture before it unless the cache holds that."""
+        _, tokens = self._annotator.prompt(expression)
+        embeddings = self._annotator.model.embed(tokens)
+        positions = sight.prompt.following(len(tokens))
+        if sight.cache.length == sight.length:
+            return Prompt(embeddings, positions)
+        return Prompt(
+            np.concatenate([sight.prompt.embeddings, embeddings], axis=1),
+            np.concatenate([sight.prompt.positions, positions], axis=1),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """A prompt up to the end of its picture, and the cache that holds it once it has been read."""
+
+    prediction: Prediction | None
+    cache: Cache
+    prompt: Prompt
+
+    @property
+    def length(self) -> int:
+        return int(self.prompt.embeddings.shape[1])
+
+
+def _picker(temperature: float, rng: np.random.Generator | None) -> Pick:
+    if temperature == 0.0:
+        return greedy
+    draw = rng or np.random.default_rng()
+
+    def pick(logits: np.ndarray) -> int:
+        weights = np.exp((logits - logits.max()) / temperature)
+        return int(draw.choice(len(weights), p=weights / weights.sum()))
+
+    return pick

@@ -1,0 +1,58 @@
+"""An annotator that says what it was told to say: for tests, demonstrations, replays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from segagent_rt.types import Click, Finish, Request, RgbImage, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptedAnnotator:
+    """Gives the same turns to every image, one after the other, then `Finish`.
+
+    `ratings` are the predicted IoUs of the masks shown, in the same order; 0.0 where they end.
+    """
+
+    clicks: Sequence[Click]
+    ratings: Sequence[float] = ()
+
+    def check(self, expression: str) -> str:
+        return expression
+
+    def look(self, image: RgbImage) -> ScriptedView:
+        return ScriptedView(self)
+
+
+@dataclass(slots=True)
+class ScriptedView:
+    """One walk through the script; `seen` keeps what was asked."""
+
+    script: ScriptedAnnotator
+    seen: list[Request] = field(default_factory=list)
+
+    def propose(
+        self,
+        requests: Sequence[Request],
+        *,
+        samples: int = 1,
+        temperature: float = 0.0,
+        rng: np.random.Generator | None = None,
+    ) -> list[list[Turn]]:
+        return [[self._turn(request)] * samples for request in requests]
+
+    def rate(self, requests: Sequence[Request]) -> list[Turn]:
+        turns = [self._turn(request) for request in requests]
+        return [Turn("", Finish(), turn.predicted_iou) for turn in turns]
+
+    def _turn(self, request: Request) -> Turn:
+        at = len(self.seen)
+        self.seen.append(request)
+        clicks, ratings = self.script.clicks, self.script.ratings
+        rating = ratings[at] if at < len(ratings) else 0.0
+        if at >= len(clicks):
+            return Turn("Finish", Finish(), rating)
+        return Turn(f"click {at + 1}", clicks[at], rating)

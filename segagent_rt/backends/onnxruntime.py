@@ -1,0 +1,268 @@
+"""Sessions on ONNX Runtime. The only file that imports it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from segagent_rt.backends import Runtime
+from segagent_rt.backends.driver import gpu
+from segagent_rt.backends.table import Backend, row
+from segagent_rt.errors import BackendMissing, BackendUnavailable, EngineRefused, Interrupted
+from segagent_rt.timing import current_deadline
+from segagent_rt.types import Array, Feed, Resident
+
+
+class OrtBuffer:
+    """An `OrtValue`: stays on its device, may be bound as input and output."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def numpy(self) -> Array:
+        return np.asarray(self.value.numpy())
+
+
+class OrtSession:
+    """One graph in ONNX Runtime."""
+
+    def __init__(self, session: ort.InferenceSession, device: str) -> None:
+        self._session, self._device = session, device
+
+    @property
+    def inputs(self) -> list[str]:
+        return [node.name for node in self._session.get_inputs()]
+
+    @property
+    def provider(self) -> str:
+        """The execution provider in effect."""
+        return str(self._session.get_providers()[0])
+
+    def run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str],
+        *,
+        into: Mapping[str, Resident] | None = None,
+        keep: Collection[str] = (),
+    ) -> dict[str, Any]:
+        if not into and not keep and not any(isinstance(f, OrtBuffer) for f in feeds.values()):
+            return self._run_plain(feeds, outputs)
+        binding = self._session.io_binding()
+        for name, feed in feeds.items():
+            if isinstance(feed, OrtBuffer):
+                binding.bind_ortvalue_input(name, feed.value)
+            else:
+                binding.bind_cpu_input(name, np.ascontiguousarray(on_host(feed)))
+        for name in outputs:
+            binding.bind_output(name, self._device if name in keep else "cpu")
+        for name, buffer in (into or {}).items():
+            assert isinstance(buffer, OrtBuffer)
+            binding.bind_ortvalue_output(name, buffer.value)
+        with self._stoppable() as options:
+            self._call(self._session.run_with_iobinding, binding, options)
+        values = binding.get_outputs()[: len(outputs)]
+        return {
+            name: OrtBuffer(value) if name in keep else value.numpy()
+            for name, value in zip(outputs, values, strict=True)
+        }
+
+    def _run_plain(self, feeds: Mapping[str, Feed], outputs: Sequence[str]) -> dict[str, Any]:
+        with self._stoppable() as options:
+            arrays = {name: on_host(feed) for name, feed in feeds.items()}
+            values = self._call(self._session.run, outputs, arrays, options)
+        return dict(zip(outputs, values, strict=True))
+
+    def _stoppable(self) -> Any:
+        """Run options that the current deadline can terminate; none if there is no deadline."""
+        deadline = current_deadline()
+        return nullcontext(None) if deadline is None else _Terminable(deadline)
+
+    @staticmethod
+    def _call(run: Any, *arguments: Any) -> Any:
+        try:
+            return run(*arguments)
+        except Exception as error:  # the library's exceptions share no public base class
+            options = arguments[-1]
+            if options is not None and options.terminate:
+                raise Interrupted("the deadline has passed") from None
+            raise error
+
+    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> OrtBuffer:
+        zeros = np.zeros(shape, dtype)
+        return OrtBuffer(ort.OrtValue.ortvalue_from_numpy(zeros, self._device, 0))
+
+    def close(self) -> None:
+        del self._session
+
+
+def on_host(feed: Feed) -> Array:
+    """An array as it is; the content of another backend's buffer."""
+    return feed if isinstance(feed, np.ndarray) else feed.numpy()
+
+
+class _Terminable:
+    """`RunOptions` whose `terminate` is set when the deadline passes."""
+
+    def __init__(self, deadline: Any) -> None:
+        self._options = ort.RunOptions()
+        self._watch = deadline.stopping(self._stop)
+
+    def _stop(self) -> None:
+        self._options.terminate = True
+
+    def __enter__(self) -> ort.RunOptions:
+        self._watch.__enter__()
+        return self._options
+
+    def __exit__(self, *error: Any) -> None:
+        self._watch.__exit__(*error)
+
+
+def open_session(graph: Path | bytes, runtime: Runtime) -> OrtSession:
+    """Load a graph on the execution provider of the backend named, and on no other.
+
+    Raises:
+        BackendMissing: this ONNX Runtime has no such provider.
+        BackendUnavailable: it has, but the provider does not work here.
+        EngineRefused: the graph is not accepted.
+    """
+    return OrtSession(_load(graph, runtime, _options(runtime)), row(runtime.backend).memory)
+
+
+def _load(
+    graph: Path | bytes, runtime: Runtime, options: ort.SessionOptions
+) -> ort.InferenceSession:
+    backend = row(runtime.backend)
+    providers = _choose(backend, options)
+    source = graph if isinstance(graph, bytes) else str(graph)
+    try:
+        # Without this switch the library prints to stdout and goes on without the provider, when
+        # it loads a graph and again in the middle of a run.
+        session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+    except Exception as error:  # the library's exceptions share no public base class
+        raise EngineRefused(
+            f"ONNX Runtime {ort.__version__} cannot load {source!r:.200} "
+            f"with {backend.provider}: {_first_line(error)}",
+            hint="export the bundle again with this version's exporter",
+        ) from error
+    if session.get_providers()[0] != backend.provider:
+        raise BackendUnavailable(
+            f"ONNX Runtime cannot use {backend.provider} on this machine",
+            hint=f"`segagent-rt doctor` shows what is missing; {backend.install}",
+        )
+    return session
+
+
+def _options(runtime: Runtime) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = runtime.threads or usable_cores()
+    # Weights stored in 8 bits are unpacked once, at load, not in every run.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
+
+
+def _choose(backend: Backend, options: ort.SessionOptions) -> list[str] | None:
+    """What a session is told about its providers; None if its options say it."""
+    if backend.plugin is not None:
+        options.add_provider_for_devices(_plugin_devices(backend.plugin, backend), {})
+        return None
+    # The list says what was compiled in, not what works.
+    if backend.provider not in ort.get_available_providers():
+        raise BackendMissing(
+            f"the installed ONNX Runtime has no {backend.provider}{_hidden()}", hint=backend.install
+        )
+    if backend.nvidia:
+        gpu()
+        with redirect_stdout(io.StringIO()):  # it prints what it does not find
+            getattr(ort, "preload_dlls", lambda: None)()
+    return [backend.provider]
+
+
+def _hidden() -> str:
+    """The usual reason why a provider is not there though it was installed."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        for name in ("onnxruntime", "onnxruntime-gpu"):
+            importlib.metadata.version(name)
+        return ": onnxruntime and onnxruntime-gpu are both installed, and the first one wins"
+    return ""
+
+
+def _plugin_devices(module: str, backend: Backend) -> list[Any]:
+    """Register a provider that is a library of its own; returns the devices that it finds."""
+    try:
+        library = import_module(module).get_library_path()
+    except ImportError:
+        raise BackendMissing(f"{module} is not installed", hint=backend.install) from None
+    if backend.nvidia:
+        gpu()
+    with suppress(Exception):  # registered before, or broken: its devices tell
+        ort.register_execution_provider_library(module, library)
+    devices = [device for device in ort.get_ep_devices() if device.ep_name == backend.provider]
+    if not devices:
+        raise BackendUnavailable(
+            f"{backend.provider} finds no device here", hint="use --backend auto or cpu"
+        )
+    return devices
+
+
+def check(name: str) -> None:
+    """Run a graph of one node on a backend.
+
+    Raises:
+        BackendError: it does not work here.
+    """
+    open_session(_ONE_NODE, Runtime(name)).run({"x": np.zeros(1, np.float32)}, ["y"])
+
+
+def nodes_by_provider(graph: Path, runtime: Runtime, feeds: Mapping[str, Array]) -> dict[str, int]:
+    """How many nodes each execution provider ran, profiled in one run.
+
+    A session on a GPU is one that put its first node there; the rest may be on the CPU.
+    """
+    options = _options(runtime)
+    with tempfile.TemporaryDirectory() as folder:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "run")
+        session = _load(graph, runtime, options)
+        session.run(None, dict(feeds))
+        events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+    ran = {
+        (event["name"], event["args"]["provider"])
+        for event in events
+        if event.get("cat") == "Node" and "provider" in event["args"]
+    }
+    return dict(Counter(provider for _, provider in ran))
+
+
+# A model with one node, y = -x, float32 [1]: IR 8, opset 13.
+_ONE_NODE = bytes.fromhex(
+    "08083a320a0b0a017812017922034e65671201705a0f0a0178120a0a08080112040a02080162"
+    "0f0a0179120a0a08080112040a02080142040a00100d"
+)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: in a container often fewer than the machine has."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200]

@@ -1,0 +1,1 @@
+"""Latency by stage, next to accuracy, on this machine."""

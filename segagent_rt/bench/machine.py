@@ -1,0 +1,92 @@
+"""What was measured on: the machine in words, and its ceilings in numbers."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segagent_rt import __version__
+from segagent_rt.doctor import examine
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, system, versions, commit; nothing that names a person or a path."""
+    report = examine()
+    return {
+        **report["machine"],
+        "processor": _processor(),
+        "packages": report["packages"],
+        "commit": _commit(),
+        "load": [round(n, 2) for n in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def measure_ceilings(seconds: float = 1.0) -> dict[str, float]:
+    """Best of repeated short runs: float32 matrix product in GFLOP/s, copying in GB/s.
+
+    NumPy's BLAS uses every core; both are what a program can hope for on this machine now.
+    """
+    side = 1024
+    a, b = (np.random.default_rng(n).random((side, side), np.float32) for n in (0, 1))
+    out = np.empty_like(a)
+    product = _best(lambda: np.matmul(a, b, out=out), seconds / 2)
+    source, target = np.ones(1 << 25, np.float32), np.empty(1 << 25, np.float32)
+    copy = _best(lambda: np.copyto(target, source), seconds / 2)
+    return {
+        "gflops": round(2 * side**3 / product / 1e9, 1),
+        "gbytes_per_second": round(2 * source.nbytes / copy / 1e9, 1),
+    }
+
+
+def resident_bytes() -> int | None:
+    """Memory of this process that is in RAM, where the system tells."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except (OSError, ValueError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes() -> int | None:
+    """The most memory that this process has had in RAM, where the system tells."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _best(work: Any, seconds: float) -> float:
+    best, stop = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < stop:
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _commit() -> str:
+    """The commit of the checkout, or the version of the installed package."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return f"version {__version__}"
+    return done.stdout.strip()

@@ -1,0 +1,90 @@
+"""What a benchmark does: read from TOML files, which may be the user's own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from segagent_rt.contracts import parse
+from segagent_rt.errors import InputError, ManifestInvalid
+from segagent_rt.loop import Rules
+from segagent_rt.scenes import Scene, make_scene
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Kind: TypeAlias = Literal["one", "many", "sequence", "deadline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A benchmark on synthetic scenes.
+
+    Attributes:
+        kind: `one`, an image and an expression at a time; `many`, several expressions on one image;
+            `sequence`, a new frame for each expression, as in a video; `deadline`, the loop stopped
+            at shares of its usual time.
+        scenes: how many, from `seed` on.
+        clicks: the budget for each expression.
+        accept: the rating at which a mask is good enough; 0 to use up the budget.
+        expressions: for `many`, how many on each image.
+        shares: for `deadline`, of the median time of the whole loop.
+        warm_up: scenes that are run first and not counted.
+    """
+
+    name: str
+    kind: Kind
+    scenes: int = 20
+    seed: int = 50_000
+    side: int = 512
+    clicks: int = 7
+    accept: float = 0.9
+    expressions: tuple[int, ...] = (1, 4, 16)
+    shares: tuple[float, ...] = (0.25, 0.5, 0.75)
+    warm_up: int = 2
+
+    @property
+    def rules(self) -> Rules:
+        """The rules of the loop."""
+        return Rules(self.clicks, self.accept or None)
+
+    def draw(self, expressions: int = 1) -> Iterator[Scene]:
+        """The scenes, those for warming up first."""
+        for number in range(self.warm_up + self.scenes):
+            yield make_scene(self.seed + number, self.side, expressions)
+
+
+def read_scenario(where: str | Path) -> Scenario:
+    """A scenario by the path of its file, or by the name of one that is packaged.
+
+    Raises:
+        InputError: there is none, or it is not what a scenario should be.
+    """
+    known = packaged_scenarios()
+    path = known.get(str(where), Path(where))
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+        scenario: Scenario = parse({"name": path.stem, **content}, Scenario, str(path))
+    except OSError:
+        raise InputError(
+            f"there is no scenario `{where}`", hint="packaged ones: " + ", ".join(known)
+        ) from None
+    except (tomllib.TOMLDecodeError, ManifestInvalid) as error:
+        raise InputError(
+            f"{path} is not a scenario: {error}", hint="compare a packaged one"
+        ) from None
+    return scenario
+
+
+def packaged_scenarios() -> dict[str, Path]:
+    """Name and path of every scenario that comes with the package."""
+    package = Path(__file__).parents[1]
+    for folder in (package / "scenarios", package.parent / "benchmarks" / "scenarios"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return {}

@@ -1,0 +1,73 @@
+"""The command line: one small file for each command; only here is anything printed.
+
+stdout is data, stderr is talk. A command's module is imported when that command is called.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import typer
+
+from segagent_rt import __version__
+from segagent_rt.errors import SegagentError
+
+COMMANDS = {
+    "demo": "cut one object out of a packaged picture",
+    "run": "segment what an expression says",
+    "eval": "measure how good a bundle is",
+    "bench": "measure latency by stage",
+    "scene": "draw a synthetic scene",
+    "train": "train the models that ship",
+    "build": "build engines for this GPU",
+    "inspect": "show what a bundle is",
+    "doctor": "show what this machine can do",
+}
+
+
+def main() -> None:
+    """Entry point of `segagent-rt`."""
+    try:
+        build_app(sys.argv[1:])(prog_name="segagent-rt")
+    except SegagentError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+def fail(error: SegagentError) -> None:
+    """One sentence, a blank line, the hint; then the error's exit code."""
+    typer.echo(f"error: {error}", err=True)
+    if error.hint:
+        typer.echo(f"\nhint: {error.hint}", err=True)
+    sys.exit(error.exit_code)
+
+
+def build_app(arguments: list[str]) -> typer.Typer:
+    """The Typer app with the command asked for, or with all of them."""
+    app = typer.Typer(
+        name="segagent-rt",
+        help="Say what you want cut out; get the mask, at the edge.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    asked = [name for name in arguments[:1] if name in COMMANDS]
+    for name in asked or COMMANDS:
+        module = import_module(f"segagent_rt.cli.{name}")
+        app.command(name, help=module.__doc__)(module.command)
+    return app
+
+
+def _options(
+    version: bool = typer.Option(False, "--version", is_eager=True, help="Show the version."),
+) -> None:
+    if version:
+        typer.echo(f"segagent-rt {__version__}")
+        raise typer.Exit

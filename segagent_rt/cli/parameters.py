@@ -1,0 +1,43 @@
+"""Options that several commands share, and how clicks are written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Optional, TypeAlias
+
+import typer
+
+from segagent_rt.types import Click
+
+BundleOption: TypeAlias = Annotated[
+    Optional[str],  # noqa: UP045 (Typer reads the annotation at run time, on Python 3.10 too)
+    typer.Option("--bundle", "-b", help="A bundle's folder or name; the shipped one if left out."),
+]
+OutputOption: TypeAlias = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder for the results.", readable=False)
+]
+ThreadsOption: TypeAlias = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--threads", min=1, help="Threads to use; every core if left out."),
+]
+BackendOption: TypeAlias = Annotated[
+    str, typer.Option("--backend", help="auto, cpu, cuda, tensorrt or rtx.")
+]
+JsonOption: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document instead of text.")
+]
+
+_CLICK = re.compile(r"([+-])?\s*(\d+)\s*,\s*(\d+)")
+
+
+def parse_click(text: str) -> Click:
+    """`+120,80` is a positive click at x 120, y 80; `-30,40` a negative one.
+
+    Raises:
+        typer.BadParameter: anything else.
+    """
+    match = _CLICK.fullmatch(text.strip())
+    if match is None:
+        raise typer.BadParameter(f"`{text}` is not a click; write +120,80 or -30,40")
+    return Click(int(match[2]), int(match[3]), positive=match[1] != "-")

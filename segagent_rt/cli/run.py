@@ -1,0 +1,136 @@
+"""Segment what an expression says, or what clicks show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from segagent_rt.cli.parameters import (
+    BackendOption,
+    BundleOption,
+    JsonOption,
+    OutputOption,
+    ThreadsOption,
+    parse_click,
+)
+from segagent_rt.image import MAX_MEGAPIXELS
+from segagent_rt.types import Click, Prediction, Step, Trajectory
+
+
+def command(
+    image: Annotated[Path, typer.Argument(help="A picture.", show_default=False, readable=False)],
+    expressions: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help='What to cut out: "the red circle".', show_default=False),
+    ] = None,
+    click: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="A click instead of words: +120,80 adds, -30,40 removes."),
+    ] = None,
+    bundle: BundleOption = None,
+    output: OutputOption = Path(),
+    max_clicks: Annotated[int, typer.Option(min=1, help="The most clicks per expression.")] = 7,
+    deadline_ms: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0, help="Stop after so long; the best mask so far is the result."),
+    ] = None,
+    max_megapixels: Annotated[
+        float, typer.Option(min=0, help="Refuse larger pictures.")
+    ] = MAX_MEGAPIXELS,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Writes <stem>.<n>.mask.png, <stem>.<n>.overlay.png and <stem>.json."""
+    clicks = [parse_click(text) for text in click or ()]
+    if bool(clicks) == bool(expressions):
+        raise typer.BadParameter("give either expressions or --click")
+    from segagent_rt.contracts import to_json
+    from segagent_rt.files import check_writable
+    from segagent_rt.image import load_image
+    from segagent_rt.loop import Rules
+    from segagent_rt.runtime import load
+
+    check_writable(output)
+    pixels = load_image(image, max_megapixels)
+    with load(bundle, backend=backend, threads=threads) as runtime:
+        canvas = runtime.open(pixels)
+        about = {"image": str(image), "height": pixels.shape[0], "width": pixels.shape[1]}
+        about |= {"bundle": runtime.bundle.index.name, "digest": runtime.bundle.digest}
+        if clicks:
+            found = [Trajectory("", tuple(_as_steps(clicks, canvas.segment(clicks))))]
+        else:
+            asked = [runtime.annotator.check(text) for text in expressions or ()]
+            seconds = None if deadline_ms is None else deadline_ms / 1000
+            rules = Rules(max_clicks=max_clicks, deadline=seconds)
+            found = [
+                Trajectory(text, tuple(_shown(canvas.walk(text, rules=rules)))) for text in asked
+            ]
+        about["backends"] = to_json(runtime.placements)
+    document = _write(image.stem, output, pixels, found, about)
+    if as_json:
+        typer.echo(json.dumps(document))
+        return
+    for result in document["results"]:
+        typer.echo(_line(output, result))
+
+
+def _as_steps(clicks: list[Click], prediction: Prediction) -> Iterator[Step]:
+    from segagent_rt.types import Turn
+
+    for given in clicks:
+        yield Step(Turn("", given), given, prediction, {})
+
+
+def _shown(steps: Iterator[Step]) -> Iterator[Step]:
+    """Pass the steps on, telling about each on stderr."""
+    for number, step in enumerate(steps, 1):
+        rating = step.turn.predicted_iou
+        rated = "" if rating is None else f"  mask so far rated {rating:.2f}"
+        if step.click is not None:
+            sign = "+" if step.click.positive else "-"
+            typer.echo(f"  click {number}: {sign}({step.click.x}, {step.click.y}){rated}", err=True)
+        else:
+            typer.echo(f"  {step.stop}{rated}", err=True)
+        yield step
+
+
+def _write(
+    stem: str, folder: Path, pixels: Any, found: list[Trajectory], about: dict[str, Any]
+) -> dict[str, Any]:
+    from segagent_rt.draw import draw_overlay, png
+    from segagent_rt.files import write_whole
+    from segagent_rt.results import describe
+
+    results = []
+    for number, trajectory in enumerate(found, 1):
+        result = describe(trajectory)
+        if trajectory.prediction is not None:
+            mask = trajectory.prediction.mask()
+            names = {kind: f"{stem}.{number}.{kind}.png" for kind in ("mask", "overlay")}
+            shown = draw_overlay(pixels, mask, trajectory.clicks, trajectory.expression)
+            write_whole(folder / names["mask"], png(mask))
+            write_whole(folder / names["overlay"], png(shown))
+            result["files"] = names
+        results.append(result)
+    document = {**about, "results": results}
+    write_whole(folder / f"{stem}.json", (json.dumps(document, indent=1) + "\n").encode())
+    return document
+
+
+def _line(folder: Path, result: dict[str, Any]) -> str:
+    """Tab-separated: the mask's file, its rating, the clicks, why it ended, the expression."""
+    rating = result["predicted_iou"]
+    return "\t".join(
+        (
+            str(folder / result["files"]["mask"]) if "files" in result else "no mask",
+            "unrated" if rating is None else f"{rating:.2f}",
+            f"{len(result['clicks'])} clicks",
+            result["stop"] or "given",
+            result["expression"],
+        )
+    )

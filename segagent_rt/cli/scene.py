@@ -1,0 +1,45 @@
+"""Draw a synthetic scene, and print what can be said of its objects."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    seed: Annotated[int, typer.Option(help="The same seed gives the same scene.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture.")] = Path(
+        "scene.png"
+    ),
+    side: Annotated[int, typer.Option(min=64, max=4096, help="Pixels along a side.")] = 512,
+    expressions: Annotated[int, typer.Option(min=1, help="The most expressions.")] = 12,
+) -> None:
+    """Writes a PNG; prints expressions, their kinds and masks (COCO run lengths) as JSON."""
+    from segagent_rt.draw import png
+    from segagent_rt.files import write_whole
+    from segagent_rt.image import mask_to_rle
+    from segagent_rt.scenes import GENERATOR, make_scene
+
+    scene = make_scene(seed, side, expressions)
+    write_whole(output, png(scene.image))
+    document = {
+        "generator": GENERATOR,
+        "seed": seed,
+        "image": str(output),
+        "objects": [
+            {
+                "shape": o.shape,
+                "colour": o.colour,
+                "size": o.size,
+                "mask": mask_to_rle(scene.mask(i)),
+            }
+            for i, o in enumerate(scene.objects)
+        ],
+        "expressions": [
+            {"text": e.text, "kind": e.kind, "object": e.target} for e in scene.expressions
+        ],
+    }
+    typer.echo(json.dumps(document))

@@ -1,0 +1,31 @@
+"""Train the models that ship."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segagent_rt.errors import ExtraMissing
+
+
+def command(
+    what: Annotated[str, typer.Argument(help="segmenter, mllm or all.")] = "all",
+    folder: Annotated[
+        Path, typer.Option("--folder", help="Checkpoints and logs; an earlier run continues.")
+    ] = Path("training"),
+    seed: Annotated[int, typer.Option(help="Another seed gives another model.")] = 0,
+    scale: Annotated[
+        float, typer.Option(min=0.0001, help="Share of the full number of samples.")
+    ] = 1.0,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that train together.")] = 2,
+) -> None:
+    """Resumable: run it again after a kill. Needs the extra `export`."""
+    try:
+        from segagent_rt_export.train.main import Plan, train
+    except ModuleNotFoundError:
+        raise ExtraMissing("train", "export") from None
+    if what not in ("segmenter", "mllm", "all"):
+        raise typer.BadParameter("say segmenter, mllm or all")
+    train(Plan(what, folder, seed, scale, processes))  # type: ignore[arg-type]

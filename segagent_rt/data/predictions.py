@@ -1,0 +1,215 @@
+"""Predictions: what was said and segmented for each expression, in SegAgent's own schema.
+
+A list of `{"img_path", "height", "width", "caption", "gt_mask", "pred_list", "outputs", ...}`,
+`pred_list` holding `{"click_id", "clicks": {"is_positive", "coords": [row, column]}, "used_box",
+"mask", "outputs"}`.
+`outputs` rates the mask that was shown, the one before the click. Ours, and optional: a mask's own
+`predicted_iou` (0..1, finer than the text), and why a walk ended as `stop`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segagent_rt.data.reading import captions, expect, field, image_size, segmentation
+from segagent_rt.data.record import Question, RunLengths
+from segagent_rt.data.segagent import image_name
+from segagent_rt.errors import DataInvalid
+from segagent_rt.files import write_whole
+from segagent_rt.reply import ReplyProtocol
+from segagent_rt.types import Box, Click, Size, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedStep:
+    """A turn that made a mask.
+
+    Attributes:
+        click: None in a first step that gave the segmenter a box only.
+        mask: None if the file says none was made.
+        reply: as it came; None if nobody was asked. It rates the mask before this one.
+        rating: of this step's mask, 0..1, if it was rated.
+    """
+
+    click: Click | None
+    box: Box | None
+    mask: RunLengths | None
+    reply: str | None
+    rating: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A walk for one expression, and the mask that was wanted."""
+
+    image: str
+    expression: str
+    target: RunLengths
+    steps: tuple[RecordedStep, ...]
+    last_reply: str | None = None
+    stop: str | None = None
+
+    @property
+    def size(self) -> Size:
+        return self.target.size
+
+
+def record(question: Question, trajectory: Trajectory) -> Recording:
+    """Keep of a walk what predictions files hold."""
+    made = [step for step in trajectory.steps if step.click and step.prediction]
+    ratings = [rating for _, rating in trajectory.candidates]
+    steps = tuple(
+        RecordedStep(
+            step.click,
+            step.turn.box,
+            RunLengths.of(step.prediction.mask()) if step.prediction else None,
+            step.turn.reply,
+            rating,
+        )
+        for step, rating in zip(made, ratings, strict=True)
+    )
+    replies = [step.turn.reply for step in trajectory.steps]
+    last = replies[-1] if replies else None
+    sample = question.sample
+    name = sample.name if isinstance(sample.name, str) else sample.image.name
+    return Recording(name, question.expression, sample.mask, steps, last, trajectory.stop)
+
+
+def looks_like_predictions(document: Any) -> bool:
+    """Whether a JSON document has the shape of this format."""
+    return isinstance(document, list) and any(
+        isinstance(record, dict) and "pred_list" in record for record in document
+    )
+
+
+def read_predictions(document: Any, name: str) -> list[Recording]:
+    """The recordings of a parsed file; `name` stands for it in messages.
+
+    Raises:
+        DataInvalid: it is not as described above, or empty.
+    """
+    if not expect(document, list, name):
+        raise DataInvalid(f"{name} holds no prediction")
+    return [
+        read_recording(record, f"{name}, prediction {number}")
+        for number, record in enumerate(document, 1)
+    ]
+
+
+def read_recording(record: Any, where: str) -> Recording:
+    """One prediction.
+
+    Raises:
+        DataInvalid: it is not as described above.
+    """
+    size = image_size(record, where)
+    listed = field(record, "pred_list", list, where)
+    last = _text(record, "outputs", where)
+    steps = [_read_step(step, size, f"{where}, step {n}") for n, step in enumerate(listed, 1)]
+    return Recording(
+        image=str(image_name(record, "img_path", where)),
+        expression=captions(field(record, "caption", object, where), f"{where}: `caption`")[0],
+        target=segmentation(field(record, "gt_mask", object, where), size, where),
+        steps=tuple(_rated(steps, last)),
+        last_reply=last,
+        stop=_text(record, "stop", where),
+    )
+
+
+def _read_step(step: Any, size: Size, where: str) -> RecordedStep:
+    mask, rating = expect(step, dict, where).get("mask"), step.get("predicted_iou")
+    return RecordedStep(
+        click=_read_click(step.get("clicks"), where),
+        box=_read_box(step.get("used_box"), where),
+        mask=None if mask is None else segmentation(mask, size, where),
+        reply=_text(step, "outputs", where),
+        rating=None if rating is None else float(expect(rating, float, where)),
+    )
+
+
+def _rated(steps: list[RecordedStep], last: str | None) -> list[RecordedStep]:
+    """Ratings out of the replies, where the file holds none: each reply rates the mask before it.
+
+    The last reply of a walk rates the last mask if it made none itself.
+    """
+    if any(step.rating is not None for step in steps) or not steps:
+        return steps
+    replies = [step.reply for step in steps[1:]]
+    replies.append(last if last != steps[-1].reply else None)
+    return [
+        RecordedStep(step.click, step.box, step.mask, step.reply, _said(reply))
+        for step, reply in zip(steps, replies, strict=True)
+    ]
+
+
+def _said(reply: str | None) -> float | None:
+    return None if reply is None else ReplyProtocol().read(reply, (1000, 1000)).iou
+
+
+def _text(record: Any, name: str, where: str) -> str | None:
+    text = record.get(name)
+    return None if text is None else expect(text, str, f"{where}: `{name}`")
+
+
+def _read_click(clicks: Any, where: str) -> Click | None:
+    if not clicks:
+        return None
+    place = [expect(n, int, where) for n in field(clicks, "coords", list, where)]
+    if len(place) != 2:
+        raise DataInvalid(f"{where}: `coords` is not a row and a column")
+    return Click(place[1], place[0], field(clicks, "is_positive", bool, where))
+
+
+def _read_box(box: Any, where: str) -> Box | None:
+    if box is None:
+        return None
+    corners = [int(expect(n, float, where)) for n in expect(box, list, where)]
+    if len(corners) != 4:
+        raise DataInvalid(f"{where}: `used_box` is not four numbers")
+    return Box(*corners)
+
+
+def describe_recording(recording: Recording) -> dict[str, Any]:
+    """A recording as one prediction of the file."""
+    return {
+        "img_path": recording.image,
+        "masks": None,
+        "height": recording.size[0],
+        "width": recording.size[1],
+        "qas": [{"from": "human", "value": recording.expression}],
+        "caption": [recording.expression],
+        "coor": None,
+        "relative_coor": None,
+        "is_positive": None,
+        "click_id": 0,
+        "gt_mask": recording.target.json(),
+        "annotation": [{"segmentation": None, "id": 0, "click_id": 0}],
+        "pred_list": [_describe_step(n, step) for n, step in enumerate(recording.steps)],
+        "outputs": recording.last_reply,
+        "stop": recording.stop,
+    }
+
+
+def _describe_step(number: int, step: RecordedStep) -> dict[str, Any]:
+    click, box = step.click, step.box
+    return {
+        "click_id": number,
+        "clicks": {"is_positive": click.positive, "coords": [click.y, click.x]} if click else [],
+        "used_box": [float(n) for n in (box.x0, box.y0, box.x1, box.y1)] if box else None,
+        "mask": step.mask.json() if step.mask else None,
+        "outputs": step.reply,
+        "predicted_iou": None if step.rating is None else round(step.rating, 6),
+    }
+
+
+def write_predictions(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write a predictions file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    write_whole(path, (json.dumps(list(records)) + "\n").encode())

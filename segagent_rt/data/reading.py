@@ -1,0 +1,138 @@
+"""Reading foreign JSON with care: every fault becomes one sentence that says where it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from segagent_rt.data.polygons import fill_polygons
+from segagent_rt.data.record import RunLengths
+from segagent_rt.errors import DataInvalid
+from segagent_rt.image import MAX_MEGAPIXELS, mask_to_rle, rle_to_mask
+from segagent_rt.types import Size
+
+_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    object: "text, a number, a list or an object",
+}
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        DataInvalid: there is no such file, or it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataInvalid(f"there is no file {path}", hint="check the path") from None
+    except OSError as error:
+        raise DataInvalid(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_json(path: Path) -> Any:
+    """A JSON document.
+
+    Raises:
+        DataInvalid: no such file, or it is no JSON, for instance because it was cut off.
+    """
+    content = read_bytes(path)
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataInvalid(
+            f"{path} is not JSON: {error}", hint="was it written and copied completely?"
+        ) from None
+
+
+def field(record: Any, name: str, kind: type, where: str) -> Any:
+    """A field of a JSON object, of that type.
+
+    Raises:
+        DataInvalid: not an object, no such field, or another type.
+    """
+    if not isinstance(record, dict):
+        raise DataInvalid(f"{where} is not an object")
+    if name not in record:
+        raise DataInvalid(f"{where}: the field `{name}` is missing")
+    return expect(record[name], kind, f"{where}: `{name}`")
+
+
+def expect(value: Any, kind: type, where: str) -> Any:
+    """The value, if it is of that type; a whole number is a number, true is none.
+
+    Raises:
+        DataInvalid: it is of another.
+    """
+    wanted = (int, float) if kind is float else kind
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+        raise DataInvalid(f"{where} is not {_NAMES.get(kind, kind.__name__)}")
+    return value
+
+
+def image_size(record: Any, where: str) -> Size:
+    """The fields `height` and `width`.
+
+    Raises:
+        DataInvalid: missing, not positive, or too large for a picture.
+    """
+    size = field(record, "height", int, where), field(record, "width", int, where)
+    if min(size) < 1 or size[0] * size[1] > MAX_MEGAPIXELS * 1e6:
+        raise DataInvalid(f"{where}: {size[0]} x {size[1]} is no size of a picture")
+    return size
+
+
+def segmentation(value: Any, size: Size, where: str) -> RunLengths:
+    """A mask: run lengths, packed or as a list, or polygons.
+
+    Raises:
+        DataInvalid: none of these, or of another size than the image.
+    """
+    if isinstance(value, list):
+        return RunLengths.of(fill_polygons(_polygons(value, where), size))
+    claimed = [expect(n, int, f"{where}: `size`") for n in field(value, "size", list, where)]
+    if claimed != list(size):
+        raise DataInvalid(
+            f"{where}: the mask is {' x '.join(map(str, claimed))} pixels, "
+            f"the image {size[0]} x {size[1]}"
+        )
+    counts = value.get("counts")
+    if isinstance(counts, list):
+        counts = [expect(count, int, f"{where}: `counts`") for count in counts]
+    elif not isinstance(counts, str) or not counts.isascii():
+        raise DataInvalid(f"{where}: `counts` is neither text nor a list")
+    try:
+        mask = rle_to_mask({"size": claimed, "counts": counts})
+    except ValueError as error:
+        raise DataInvalid(f"{where}: {error}") from None
+    packed = counts if isinstance(counts, str) else mask_to_rle(mask)["counts"]
+    return RunLengths(size, packed)
+
+
+def _polygons(value: list[Any], where: str) -> list[list[float]]:
+    polygons = []
+    for number, polygon in enumerate(value, 1):
+        place = f"{where}: polygon {number}"
+        points = [float(expect(n, float, place)) for n in expect(polygon, list, place)]
+        if len(points) < 6 or len(points) % 2 or not all(abs(n) < 1e6 for n in points):
+            raise DataInvalid(f"{place} is not a list of at least three points")
+        polygons.append(points)
+    return polygons
+
+
+def captions(value: Any, where: str) -> tuple[str, ...]:
+    """One expression or a list of them.
+
+    Raises:
+        DataInvalid: there is none, or one is blank.
+    """
+    texts = [value] if isinstance(value, str) else expect(value, list, where)
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataInvalid(f"{where} is empty", hint="every object needs an expression")
+    return tuple(texts)

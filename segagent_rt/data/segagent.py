@@ -1,0 +1,122 @@
+"""SegAgent's data files, `refcoco_val.json` and its relatives, and any JSON of that shape.
+
+`{"data": [{"image_name", "height", "width", "gt_ann": {"object_id", "caption", "segmentation"}}]}`,
+one record for each object; `clicks_list` beside `gt_ann` makes it a file of trajectories.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from segagent_rt.data.images import ImageFolders
+from segagent_rt.data.reading import captions, expect, field, image_size, segmentation
+from segagent_rt.data.record import Sample, bounding_box
+from segagent_rt.errors import DataInvalid
+from segagent_rt.files import write_whole
+
+UNKNOWN = "Unknown"
+"""Stands for an expression that is the image's name without its last six characters."""
+
+
+def looks_like_segagent(document: Any) -> bool:
+    """Whether a JSON document has the shape of this format."""
+    records = document.get("data") if isinstance(document, dict) else document
+    return isinstance(records, list) and any(
+        isinstance(record, dict) and "gt_ann" in record for record in records
+    )
+
+
+def records_of(document: Any, name: str) -> list[tuple[str, Any]]:
+    """The records of a document, each with its place in words.
+
+    Raises:
+        DataInvalid: there is no list of them, or it is empty.
+    """
+    listed = document if isinstance(document, list) else field(document, "data", list, name)
+    if not listed:
+        raise DataInvalid(f"{name} holds no record")
+    return [(f"{name}, record {number}", record) for number, record in enumerate(listed)]
+
+
+def read_segagent(document: Any, name: str, images: ImageFolders) -> list[Sample]:
+    """The samples of a parsed file; `name` stands for it in messages.
+
+    Raises:
+        DataInvalid: a record is not as described above, or stands there twice.
+    """
+    samples = [read_sample(record, where, images) for where, record in records_of(document, name)]
+    seen: dict[Any, str] = {}
+    for sample in samples:
+        key = (sample.name, sample.id, sample.expressions)
+        if key in seen:
+            raise DataInvalid(
+                f"{sample.source} repeats {seen[key]}: image {sample.name}, object {sample.id}"
+            )
+        seen[key] = sample.source
+    return samples
+
+
+def read_sample(record: Any, where: str, images: ImageFolders) -> Sample:
+    """One record.
+
+    Raises:
+        DataInvalid: it is not as described above.
+    """
+    size = image_size(record, where)
+    name = image_name(record, "image_name", where)
+    truth = field(record, "gt_ann", dict, where)
+    said = captions(field(truth, "caption", object, where), f"{where}: `caption`")
+    if said == (UNKNOWN,):
+        said = captions(str(name)[:-6], f"{where}: the expression in the image's name")
+    return Sample(
+        id=expect(truth.get("object_id", 0), int, f"{where}: `object_id`"),
+        name=name,
+        image=images.find(name, where),
+        mask=segmentation(field(truth, "segmentation", object, where), size, where),
+        expressions=said,
+        source=where,
+    )
+
+
+def image_name(record: Any, key: str, where: str) -> str | int:
+    """A COCO image id or a path.
+
+    Raises:
+        DataInvalid: neither.
+    """
+    name = field(record, key, object, where)
+    named = isinstance(name, str) and name.strip() and "\0" not in name
+    numbered = isinstance(name, int) and not isinstance(name, bool) and name >= 0
+    if not named and not numbered:
+        raise DataInvalid(f"{where}: `{key}` is neither a path nor a number")
+    return name  # type: ignore[no-any-return]
+
+
+def describe_sample(sample: Sample) -> dict[str, Any]:
+    """A sample as a record, without clicks."""
+    mask = sample.mask.mask()
+    return {
+        "image_name": sample.name,
+        "height": sample.size[0],
+        "width": sample.size[1],
+        "gt_ann": {
+            "object_id": sample.id,
+            "caption": list(sample.expressions),
+            "segmentation": sample.mask.json(),
+            "bbox": list(bounding_box(mask)),
+            "area": int(mask.sum()),
+        },
+    }
+
+
+def write_segagent(path: Path, samples: Iterable[Sample]) -> None:
+    """Write a data file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    document = {"info": {"args": {}}, "data": [describe_sample(sample) for sample in samples]}
+    write_whole(path, (json.dumps(document) + "\n").encode())

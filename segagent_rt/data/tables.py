@@ -1,0 +1,126 @@
+"""SegAgent's tables of IoUs: a CSV with a row for each mask, and a text of two figures.
+
+Columns `image_name, mask_idx, iou, caption`; after the masks of an image a row with the index -1
+holds their mean. Its arithmetic is repeated here down to the last bit: float32, the union made
+1e-5 larger, empty masks of empty objects 0 in their row and 1 in every mean
+(evaltools/eval_result_iou.py). For figures that are exact see `segagent_rt.metrics`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from segagent_rt.data.reading import read_bytes
+from segagent_rt.errors import DataInvalid
+from segagent_rt.files import write_whole
+
+COLUMNS = ("image_name", "mask_idx", "iou", "caption")
+MEAN = -1
+"""`mask_idx` of the row that holds an image's mean."""
+
+_TINY = np.float32(1e-5)
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """A mask against its target: pixels in both and in either."""
+
+    image: str
+    caption: str
+    intersection: int
+    union: int
+
+    @property
+    def iou(self) -> np.float32:
+        return np.float32(np.float32(self.intersection) / (np.float32(self.union) + _TINY))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table."""
+
+    image: str
+    index: int
+    iou: float
+    caption: str
+
+
+def rows(overlaps: Sequence[Overlap]) -> Iterator[Row]:
+    """The table's lines. Masks of an image that do not follow each other make two blocks."""
+    for image, group in groupby(overlaps, key=lambda overlap: overlap.image):
+        block = list(group)
+        for index, overlap in enumerate(block):
+            yield Row(image, index, float(overlap.iou), overlap.caption)
+        yield Row(image, MEAN, float(_mean(block)), "")
+
+
+def summary(overlaps: Sequence[Overlap]) -> tuple[float, float]:
+    """`class_iou`, which is the cIoU, and `global_iou`, which is the gIoU."""
+    both = either = total = np.float32(0)
+    for _, group in groupby(overlaps, key=lambda overlap: overlap.image):
+        block = list(group)
+        both = np.float32(both + np.float32(sum(overlap.intersection for overlap in block)))
+        either = np.float32(either + np.float32(sum(overlap.union for overlap in block)))
+        total = np.float32(total + _mean(block) * np.float32(len(block)))
+    return float(both / (either + _TINY)), float(total / np.float32(len(overlaps) + 1e-5))
+
+
+def _mean(block: Sequence[Overlap]) -> np.float32:
+    total = np.float32(0)
+    for overlap in block:
+        total = np.float32(total + overlap.iou + np.float32(overlap.union == 0))
+    return np.float32(total / np.float32(len(block)))
+
+
+def write_tables(stem: Path, click: int | None, overlaps: Sequence[Overlap]) -> list[Path]:
+    """Write `<stem>_clicknew2<click>.csv` and `<stem>_clicknew2<click>_click<click>.txt`.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    table = stem.with_name(f"{stem.name}_clicknew2{click}.csv")
+    text = stem.with_name(f"{stem.name}_clicknew2{click}_click{click}.txt")
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream)
+    writer.writerow(COLUMNS)
+    writer.writerows((row.image, row.index, row.iou, row.caption) for row in rows(overlaps))
+    class_iou, global_iou = summary(overlaps)
+    write_whole(table, stream.getvalue().encode())
+    write_whole(text, f"class_iou: {class_iou}\nglobal_iou: {global_iou}\n".encode())
+    return [table, text]
+
+
+def read_table(path: Path) -> list[Row]:
+    """The lines of a table.
+
+    Raises:
+        DataInvalid: no such file, or another kind of file.
+    """
+    try:
+        lines = list(csv.reader(io.StringIO(read_bytes(path).decode("utf-8"), newline="")))
+        if not lines or tuple(lines[0]) != COLUMNS:
+            raise DataInvalid(f"{path} does not begin with the columns {', '.join(COLUMNS)}")
+        return [Row(image, int(at), float(iou), said) for image, at, iou, said in lines[1:]]
+    except (ValueError, csv.Error) as error:
+        raise DataInvalid(f"{path} is not a table of IoUs: {error}") from None
+
+
+def read_summary(path: Path) -> tuple[float, float]:
+    """`class_iou` and `global_iou` of a text of two figures.
+
+    Raises:
+        DataInvalid: no such file, or another kind of file.
+    """
+    try:
+        lines = read_bytes(path).decode("utf-8").splitlines()
+        found = {name: float(value) for name, value in (line.split(": ") for line in lines)}
+        return found["class_iou"], found["global_iou"]
+    except (ValueError, KeyError):
+        raise DataInvalid(f"{path} does not hold class_iou and global_iou") from None

@@ -1,0 +1,60 @@
+"""What this machine can do: facts that a bug report needs, and what to do about them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from typing import Any
+
+from segagent_rt import __version__
+from segagent_rt.backends import probe_backends
+from segagent_rt.backends.onnxruntime import usable_cores
+
+PACKAGES = (
+    "numpy", "opencv-python-headless", "opencv-python", "pillow", "tokenizers", "onnxruntime",
+    "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "torch", "transformers", "onnx",
+)  # fmt: skip
+
+
+def examine() -> dict[str, Any]:
+    """Machine, packages, backends (each tried for real) and advice, as plain data."""
+    packages = {name: version for name in PACKAGES if (version := _version(name))}
+    backends = [
+        {"name": name, "works": problem is None, "why": problem or ""}
+        for name, problem in probe_backends().items()
+    ]
+    machine = {
+        "segagent-rt": __version__,
+        "python": sys.version.split()[0],
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": platform.machine(),
+        "cores": usable_cores(),
+    }
+    return {
+        "machine": machine,
+        "packages": packages,
+        "backends": backends,
+        "advice": list(_advice(packages)),
+    }
+
+
+def _advice(packages: dict[str, str]) -> Any:
+    if "onnxruntime" in packages and "onnxruntime-gpu" in packages:
+        yield (
+            "onnxruntime and onnxruntime-gpu are both installed, and the CPU build wins: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+        )
+    if "opencv-python" in packages and "opencv-python-headless" in packages:
+        yield (
+            "two OpenCV wheels share the module cv2: "
+            "pip uninstall -y opencv-python opencv-python-headless && "
+            "pip install opencv-python-headless"
+        )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,121 @@
+"""Every error that this package raises on purpose.
+
+    SegagentError                 one sentence, a hint, an exit code
+    ├── InputError                what the user gave cannot be used
+    │   ├── ImageUnreadable
+    │   ├── ExpressionRefused
+    │   ├── ClickOutside
+    │   └── DataInvalid           a file of a data set is not what its format says
+    ├── OutputError               a result cannot be written
+    ├── BundleError               a bundle cannot be used
+    │   ├── BundleMissing
+    │   ├── ManifestInvalid
+    │   ├── FileChanged           missing, truncated or altered
+    │   └── EngineRefused         built for another machine, or failed its check
+    ├── BackendError              a runtime library cannot be used
+    │   ├── BackendMissing
+    │   └── BackendUnavailable
+    ├── AnnotatorError            a server did not answer, or not in a usable way
+    ├── ExtraMissing              a command needs an extra that is not installed
+    ├── GateFailed                a parity or benchmark gate (exit code 3)
+    ├── BatchFailed               a part of a batch (exit code 4)
+    └── Interrupted               a deadline passed in the middle of a call
+
+A reply that does not parse is no error: it is a `Malformed` action.
+"""
+
+
+class SegagentError(Exception):
+    """One sentence about what is wrong, and a hint about what to do."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class InputError(SegagentError):
+    """What the user gave cannot be used."""
+
+
+class ImageUnreadable(InputError):
+    """No picture can be read from a path."""
+
+
+class ExpressionRefused(InputError):
+    """An expression is blank, too long, or outside what a model knows."""
+
+
+class ClickOutside(InputError):
+    """A click does not lie in the picture."""
+
+
+class DataInvalid(InputError):
+    """A file of a data set is not what its format says."""
+
+
+class OutputError(SegagentError):
+    """A result cannot be written."""
+
+
+class BundleError(SegagentError):
+    """A bundle cannot be used."""
+
+
+class BundleMissing(BundleError):
+    """There is no bundle of that name or path."""
+
+
+class ManifestInvalid(BundleError):
+    """A manifest is not what its schema says."""
+
+
+class FileChanged(BundleError):
+    """A file of a bundle is missing, or not the one that its manifest names."""
+
+
+class EngineRefused(BundleError):
+    """An engine was built for another machine or library, or failed its check."""
+
+
+class BackendError(SegagentError):
+    """A runtime library cannot be used."""
+
+
+class BackendMissing(BackendError):
+    """A runtime library is not installed."""
+
+
+class BackendUnavailable(BackendError):
+    """A runtime library is installed, but does not work here."""
+
+
+class AnnotatorError(SegagentError):
+    """An annotator's server did not answer, or not in a usable way."""
+
+
+class ExtraMissing(SegagentError):
+    """A command needs an extra that is not installed."""
+
+    def __init__(self, command: str, extra: str) -> None:
+        super().__init__(
+            f"`segagent-rt {command}` needs packages that are not installed",
+            hint=f'pip install "segagent-rt[{extra}]"',
+        )
+
+
+class GateFailed(SegagentError):
+    """Something was measured and is not good enough."""
+
+    exit_code = 3
+
+
+class BatchFailed(SegagentError):
+    """Some items of a batch failed; the others are done."""
+
+    exit_code = 4
+
+
+class Interrupted(SegagentError):
+    """A call was stopped because its deadline passed."""

@@ -1,0 +1,26 @@
+"""How far a long run is, in words."""
+
+from __future__ import annotations
+
+import time
+
+
+class Progress:
+    """Counts from the moment it is made."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def says(self, done: int, total: int) -> str:
+        """`12 of 340, 3 min left`."""
+        passed = time.monotonic() - self._start
+        left = passed / done * (total - done) if done else 0.0
+        return f"{done} of {total}, {in_words(left)} left"
+
+
+def in_words(seconds: float) -> str:
+    """`40 s`, `3 min`, `2 h 5 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,88 @@
+"""The files that an evaluation leaves, named after its data set.
+
+`T.json` holds the predictions in SegAgent's schema, `T_clicknew2None.csv` and its text the tables
+of SegAgent's own rule (`T.full_...` those of another), `T.figures.json` the figures. None of them
+depends on how often the run was broken off. Timings, which do, are in `T.timings.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segagent_rt.data.predictions import Recording, write_predictions
+from segagent_rt.data.tables import write_tables
+from segagent_rt.draw import draw_overlay, png
+from segagent_rt.errors import InputError
+from segagent_rt.eval.latency import latencies
+from segagent_rt.eval.scores import Choice, Measured, figures, measure, overlaps
+from segagent_rt.eval.selection import select
+from segagent_rt.eval.walks import Answered
+from segagent_rt.files import write_whole
+from segagent_rt.image import load_image
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Where results of a data set go."""
+
+    folder: Path
+    title: str
+
+    def path(self, ending: str) -> Path:
+        return self.folder / f"{self.title}{ending}"
+
+    def write_walks(self, answered: Answered) -> dict[str, Any]:
+        """Predictions and timings; returns the latter."""
+        write_predictions(self.path(".json"), answered.records)
+        timings = latencies(answered.entries)
+        write_whole(self.path(".timings.json"), _document(timings))
+        return timings
+
+    def write_figures(
+        self, recordings: Sequence[Recording], choice: Choice, budget: int
+    ) -> dict[str, Any]:
+        """Tables and figures; returns the latter."""
+        measured = [measure(recording) for recording in recordings]
+        rule = "" if choice.rule == "ref" else f".{choice.rule}"
+        write_tables(self.path(rule), choice.click, overlaps(measured, choice))
+        found = {"data": self.title, **figures(measured, choice, budget)}
+        write_whole(self.path(".figures.json"), _document(found))
+        return found
+
+    def draw(
+        self, recordings: Sequence[Recording], images: Sequence[Path], choice: Choice
+    ) -> list[Path]:
+        """A picture of each chosen mask; returns images that could not be read."""
+        unread = []
+        for number, (recording, image) in enumerate(zip(recordings, images, strict=True), 1):
+            try:
+                pixels = load_image(image)
+            except InputError:
+                unread.append(image)
+                continue
+            at = select(recording, choice.rule, choice.click)
+            shown = _picture(measure(recording), at, pixels)
+            write_whole(self.folder / f"{self.title}.pictures" / f"{number:05d}.png", shown)
+        return unread
+
+
+def _picture(measured: Measured, at: int | None, pixels: Any) -> bytes:
+    recording = measured.recording
+    steps = recording.steps[: 0 if at is None else at + 1]
+    packed = steps[-1].mask if steps else None
+    mask = recording.target.mask() & False if packed is None else packed.mask()
+    clicks = [step.click for step in steps if step.click is not None]
+    both, either = measured.after(at)
+    value = both / either if either else 1.0
+    caption = f"{recording.expression}   IoU {value:.2f}"
+    if packed is not None and steps[-1].rating is not None:
+        caption += f", rated {steps[-1].rating:.2f}"
+    return png(draw_overlay(pixels, mask, clicks, caption))
+
+
+def _document(content: Any) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()

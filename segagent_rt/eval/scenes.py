@@ -1,0 +1,241 @@
+"""Evaluation on synthetic scenes: where the first click lands, what the loop adds, what it knows.
+
+Every scene is walked once to the end of the budget, without the rule that accepts a good mask. As
+the annotator has no memory, the walk under the default rules is a beginning of that one, and its
+result is read off.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from segagent_rt.annotators.oracle import next_click
+from segagent_rt.eval.statistics import spearman
+from segagent_rt.loop import Rules
+from segagent_rt.metrics import iou
+from segagent_rt.runtime import Canvas, Runtime
+from segagent_rt.scenes import GENERATOR, Scene, make_scene
+from segagent_rt.scenes.dice import Dice
+from segagent_rt.scenes.expressions import KINDS
+from segagent_rt.scenes.scene import visible_objects
+from segagent_rt.segmenters.prediction import GivenMask
+from segagent_rt.types import Click, Mask, Prediction, Request, Step, Trajectory
+
+Ablation: TypeAlias = Literal["none", "remove", "shuffle"]
+
+TOUCHED = 0.05
+"""A first click missed if the mask it made overlaps the target by less than this IoU."""
+
+
+@dataclass(frozen=True, slots=True)
+class SceneResult:
+    """What was measured on one scene. IoUs are against the target, in order of clicks."""
+
+    kind: str
+    hit: bool
+    ious: list[float]
+    ratings: list[float | None]
+    returned: float
+    clicks: int
+    oracle: list[float]
+    leak_negative: bool | None
+    leak_hit: bool | None
+    rated: list[tuple[float, float]] = field(default_factory=list)
+    """(true IoU, predicted IoU) of masks made by random clicks."""
+
+
+@dataclass(frozen=True, slots=True)
+class SceneSuite:
+    """Which scenes, and what is done to their expressions."""
+
+    scenes: int
+    seed: int
+    side: int = 512
+    ablate: Ablation = "none"
+
+
+def evaluate_scenes(
+    runtime: Runtime, suite: SceneSuite, rules: Rules, tell: Callable[[int], None]
+) -> dict[str, Any]:
+    """Run the suite; returns the figures. `tell` is called with the number of scenes done."""
+    start = time.perf_counter()
+    results = []
+    for done, (scene, expression) in enumerate(_questions(suite), 1):
+        results.append(_one(runtime, scene, expression, rules))
+        tell(done)
+    about = {
+        "scenes": suite.scenes,
+        "seed": suite.seed,
+        "ablate": suite.ablate,
+        "generator": GENERATOR,
+        "bundle": {"name": runtime.bundle.index.name, "digest": runtime.bundle.digest},
+        "rules": {"max_clicks": rules.max_clicks, "accept": rules.accept},
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+    return summarise(results, rules.max_clicks) | about
+
+
+def _questions(suite: SceneSuite) -> Iterator[tuple[Scene, str]]:
+    for number in range(suite.scenes):
+        scene = make_scene(suite.seed + number, suite.side)
+        text = scene.expressions[0].text
+        if suite.ablate == "remove":
+            text = "the object"
+        elif suite.ablate == "shuffle":
+            other = suite.seed + (number + 1) % suite.scenes
+            text = make_scene(other, suite.side).expressions[0].text
+        yield scene, text
+
+
+def _one(runtime: Runtime, scene: Scene, expression: str, rules: Rules) -> SceneResult:
+    meant = scene.expressions[0]
+    target = scene.mask(meant.target)
+    canvas = runtime.open(scene.image)
+    forced = canvas.annotate(expression, rules=Rules(rules.max_clicks, accept=None))
+    masks = [prediction.mask() for prediction, _ in forced.candidates]
+    usual = shorten(forced, rules)
+    returned = usual.prediction.mask() if usual.prediction else np.zeros_like(target)
+    leak_negative, leak_hit = _leak(canvas, scene, expression)
+    first = forced.clicks[0] if forced.clicks else None
+    return SceneResult(
+        kind=meant.kind,
+        hit=first is not None and bool(target[first.y, first.x]),
+        ious=[iou(mask, target) for mask in masks],
+        ratings=[rating for _, rating in forced.candidates],
+        returned=iou(returned, target),
+        clicks=len(usual.clicks),
+        oracle=oracle_ious(canvas, target, rules.max_clicks),
+        leak_negative=leak_negative,
+        leak_hit=leak_hit,
+        rated=list(_rated(canvas, scene, expression)),
+    )
+
+
+def shorten(forced: Trajectory, rules: Rules) -> Trajectory:
+    """The walk that other rules would have made of the same turns."""
+    steps, ratings = list[Step](), list[float | None]()
+    for step in forced.steps:
+        if steps:
+            ratings.append(step.turn.predicted_iou)
+        clicks = sum(s.click is not None for s in steps)
+        stop = rules.verdict(step.turn, clicks, ratings)
+        if stop is not None:
+            last = steps[-1].prediction if steps else None
+            steps.append(Step(step.turn, None, last, step.seconds, stop))
+            break
+        steps.append(step)
+    return Trajectory(forced.expression, tuple(steps), forced.prior)
+
+
+def oracle_ious(canvas: Canvas, target: Mask, clicks: int) -> list[float]:
+    """IoU after each click of the simulated annotator; a mask that is right stays."""
+    made: list[Click] = []
+    ious: list[float] = []
+    prediction: Prediction | None = None
+    segmenter = canvas.runtime.segmenter
+    while len(ious) < clicks:
+        mask = np.zeros_like(target) if prediction is None else prediction.mask()
+        click = next_click(target, mask)
+        if click is not None:
+            made.append(click)
+            prediction = segmenter.decode(canvas.embedding.result(), made, prior=prediction)
+            mask = prediction.mask()
+        ious.append(iou(mask, target))
+    return ious
+
+
+def _leak(canvas: Canvas, scene: Scene, expression: str) -> tuple[bool | None, bool | None]:
+    """The first action on a mask that covers the target and its nearest neighbour."""
+    target = scene.expressions[0].target
+    here = scene.objects[target]
+    seen = visible_objects(list(scene.objects), scene.labels)
+    others = [
+        ((o.x - here.x) ** 2 + (o.y - here.y) ** 2, i)
+        for i, o in enumerate(scene.objects)
+        if i != target and seen[i]
+    ]
+    if not others:
+        return None, None
+    wrong = scene.mask(min(others)[1])
+    start = GivenMask(scene.mask(target) | wrong)
+    action = canvas.view.propose([Request(start, expression)])[0][0].action
+    if not isinstance(action, Click) or action.positive:
+        return False, False
+    return True, bool(wrong[action.y, action.x])
+
+
+def _rated(canvas: Canvas, scene: Scene, expression: str) -> Iterator[tuple[float, float]]:
+    """True and predicted IoU of masks made by random clicks in the target's box.
+
+    As in SegAgent's annotation filtering (supplement, table 3).
+    """
+    target = scene.mask(scene.expressions[0].target)
+    rows, columns = np.nonzero(target)
+    dice = Dice("random-clicks", scene.seed)
+    for count in (1, 2):
+        clicks = [
+            Click(
+                dice.integer(int(columns.min()), int(columns.max()) + 1),
+                dice.integer(int(rows.min()), int(rows.max()) + 1),
+                positive=True,
+            )
+            for _ in range(count)
+        ]
+        prediction = canvas.segment(clicks)
+        rating = canvas.view.rate([Request(prediction, expression)])[0].predicted_iou
+        if rating is not None:
+            yield iou(prediction.mask(), target), rating
+
+
+def summarise(results: Sequence[SceneResult], clicks: int) -> dict[str, Any]:
+    """The figures of a suite; shares and IoUs in 0..1, `predicted_iou_mae` in points of 100."""
+    missed = [r for r in results if r.ious and r.ious[0] < TOUCHED]
+    pairs = [
+        (true, said)
+        for r in results
+        for true, said in zip(r.ious, r.ratings, strict=True)
+        if said is not None
+    ]
+    rated = [pair for r in results for pair in r.rated]
+    leaks = [r for r in results if r.leak_negative is not None]
+    return {
+        "first_click_hit": _mean(r.hit for r in results),
+        "first_click_hit_by_type": {
+            kind: _mean(r.hit for r in results if r.kind == kind) for kind in KINDS
+        },
+        "miou": _mean(r.returned for r in results),
+        "miou_by_turn": [_mean(_at(r.ious, turn) for r in results) for turn in range(clicks)],
+        "oracle_miou_by_click": [_mean(r.oracle[n] for r in results) for n in range(clicks)],
+        "gain": _mean(r.returned - _at(r.ious, 0) for r in results),
+        "recovery": _mean(r.returned - r.ious[0] for r in missed),
+        "missed_first_clicks": len(missed),
+        "returned_worse": _mean(r.returned < _at(r.ious, 0) - 0.05 for r in results),
+        "clicks_mean": _mean(r.clicks for r in results),
+        "negative_start_negative": _mean(bool(r.leak_negative) for r in leaks),
+        "negative_start_hit": _mean(bool(r.leak_hit) for r in leaks),
+        "predicted_iou_mae": _mean(100 * abs(true - said) for true, said in pairs),
+        "random_masks": {
+            "mae": _mean(100 * abs(true - said) for true, said in rated),
+            "spearman": _rounded(spearman(*zip(*rated, strict=True))) if len(rated) > 2 else None,
+            "count": len(rated),
+        },
+    }
+
+
+def _at(values: Sequence[float], turn: int) -> float:
+    """The value after a turn; a walk that ended keeps its last mask."""
+    return values[min(turn, len(values) - 1)] if values else 0.0
+
+
+def _mean(values: Any) -> float | None:
+    collected = [float(value) for value in values]
+    return _rounded(float(np.mean(collected))) if collected else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

@@ -1,0 +1,142 @@
+"""The figures of a data set, from its recorded walks alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from segagent_rt.data.predictions import Recording
+from segagent_rt.data.tables import Overlap
+from segagent_rt.eval.selection import Rule, best_rated, select, shortened
+from segagent_rt.loop import Rules
+from segagent_rt.metrics import (
+    cumulative_iou,
+    generalised_iou,
+    intersection_union,
+    number_of_clicks,
+)
+
+Pair: TypeAlias = tuple[int, int]
+
+NOC_TARGETS = (0.80, 0.85, 0.90)
+
+EARLY = Rules().accept or 1.0
+"""The rating at which a mask is accepted unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which mask of a walk is its result: by a rule, or after a click, counted from 0."""
+
+    rule: Rule = "full"
+    click: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A recording with the intersection and union of every step's mask, and of no mask at all."""
+
+    recording: Recording
+    pairs: tuple[Pair, ...]
+    nothing: Pair
+
+    def after(self, step: int | None) -> Pair:
+        """The pair of a step's mask. A walk that ended before it keeps its last mask."""
+        if step is None or not self.pairs:
+            return self.nothing
+        return self.pairs[min(step, len(self.pairs) - 1)]
+
+    @property
+    def ious(self) -> list[float]:
+        return [both / either if either else 1.0 for both, either in self.pairs]
+
+
+def measure(recording: Recording) -> Measured:
+    """Compare every mask of a walk with the one wanted; a step without a mask made nothing."""
+    target = recording.target.mask()
+    nothing = (0, int(np.count_nonzero(target)))
+    pairs = tuple(
+        nothing if step.mask is None else intersection_union(step.mask.mask(), target)
+        for step in recording.steps
+    )
+    return Measured(recording, pairs, nothing)
+
+
+def figures(measured: Sequence[Measured], choice: Choice, budget: int) -> dict[str, Any]:
+    """The figures; IoUs in 0..1, `predicted_iou_mae` in points of 100.
+
+    `one_shot` is the mask after the first click, or after the first box where the MLLM gave one.
+    Under the rule `ref` walks without a mask are left out, as in SegAgent's own evaluation; under
+    the others they count as empty masks. `early` is what walking only until a mask is accepted
+    would have returned.
+    """
+    chosen = [(m, select(m.recording, choice.rule, choice.click)) for m in measured]
+    kept = [(m, at) for m, at in chosen if not _dropped(m, at, choice)]
+    noc = {
+        f"{100 * target:.0f}": _mean(number_of_clicks(m.ious, target, budget) for m in measured)
+        for target in NOC_TARGETS
+    }
+    boxes = sum(bool(m.recording.steps and m.recording.steps[0].box) for m in measured)
+    return {
+        "samples": len(measured),
+        "select": choice.rule,
+        "click_id": choice.click,
+        **_ious([m.after(at) for m, at in kept]),
+        "left_out": len(measured) - len(kept),
+        "one_shot": {**_ious([m.after(0) for m in measured]), "boxes": boxes},
+        "early": _early(measured, EARLY),
+        "by_click": [_ious([m.after(at) for m in measured]) for at in range(budget)],
+        "noc": noc,
+        "clicks_mean": _mean(len(m.pairs) for m in measured),
+        "predicted_iou_mae": _mean(abs(error) for m in measured for error in _errors(m)),
+        "stops": dict(Counter(m.recording.stop or "unknown" for m in measured).most_common()),
+    }
+
+
+def overlaps(measured: Sequence[Measured], choice: Choice) -> list[Overlap]:
+    """The chosen masks as SegAgent's tables take them."""
+    found = []
+    for m in measured:
+        at = select(m.recording, choice.rule, choice.click)
+        if not _dropped(m, at, choice):
+            image = PurePosixPath(m.recording.image.replace("\\", "/")).name
+            found.append(Overlap(image, m.recording.expression, *m.after(at)))
+    return found
+
+
+def _dropped(measured: Measured, at: int | None, choice: Choice) -> bool:
+    if choice.rule != "ref":
+        return False
+    return at is None or measured.recording.steps[at].mask is None
+
+
+def _early(measured: Sequence[Measured], accept: float) -> dict[str, Any]:
+    short = [shortened(m.recording.steps, accept) for m in measured]
+    best = [best_rated([step.rating for step in steps]) if steps else None for steps in short]
+    return {
+        "accept": accept,
+        **_ious([m.after(at) for m, at in zip(measured, best, strict=True)]),
+        "clicks_mean": _mean(len(steps) for steps in short),
+    }
+
+
+def _errors(measured: Measured) -> list[float]:
+    rated = zip(measured.ious, measured.recording.steps, strict=True)
+    return [100 * (step.rating - true) for true, step in rated if step.rating is not None]
+
+
+def _ious(pairs: list[Pair]) -> dict[str, float]:
+    return {
+        "ciou": round(cumulative_iou(pairs), 6),
+        "giou": round(generalised_iou(pairs), 6),
+    }
+
+
+def _mean(values: Any) -> float | None:
+    collected = [float(value) for value in values]
+    return round(float(np.mean(collected)), 6) if collected else None

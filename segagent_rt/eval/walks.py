@@ -1,0 +1,143 @@
+"""Walks every question of a data set once, and keeps each in a journal as soon as it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from segagent_rt import loop
+from segagent_rt.annotators.oracle import OracleAnnotator
+from segagent_rt.data.images import missing_images
+from segagent_rt.data.journal import Journal
+from segagent_rt.data.predictions import Recording, describe_recording, read_recording, record
+from segagent_rt.data.record import Question, questions
+from segagent_rt.data.sources import DataSet
+from segagent_rt.errors import DataInvalid, InputError
+from segagent_rt.loop import Rules
+from segagent_rt.runtime import Canvas, Runtime
+from segagent_rt.types import Trajectory
+
+AnnotatorName: TypeAlias = Literal["mllm", "oracle"]
+Tell: TypeAlias = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Walker:
+    """Answers questions: the bundle's MLLM clicks, or the simulated annotator."""
+
+    runtime: Runtime
+    rules: Rules
+    annotator: AnnotatorName = "mllm"
+
+    def heading(self, data: DataSet) -> dict[str, Any]:
+        """What a journal of such walks is about: what decides their content."""
+        return {
+            "data": data.digest,
+            "bundle": self.runtime.bundle.digest,
+            "annotator": self.annotator,
+            "max_clicks": self.rules.max_clicks,
+            "accept": self.rules.accept,
+        }
+
+    def walk(self, canvas: Canvas, question: Question) -> Trajectory:
+        """One walk.
+
+        Raises:
+            ExpressionRefused: the annotator cannot take the expression.
+        """
+        if self.annotator == "mllm":
+            return canvas.annotate(question.expression, rules=self.rules)
+        view = OracleAnnotator(question.sample.mask.mask()).look(canvas.image)
+        segmenter = self.runtime.segmenter
+        return loop.annotate(
+            question.expression, view, segmenter, canvas.embedding, rules=self.rules
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What became of each question of a data set: an answer, or a reason why there is none.
+
+    `missing` are the pictures that are not there, `refused` the questions that could not be put,
+    by their place in the data, with a sentence.
+    """
+
+    questions: list[Question]
+    entries: list[dict[str, Any]]
+    missing: list[Path]
+    refused: list[tuple[str, str]]
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """As predictions files hold them."""
+        return [entry["record"] for entry in self.entries]
+
+    @property
+    def recordings(self) -> list[Recording]:
+        pairs = zip(self.entries, self.questions, strict=True)
+        return [read_recording(entry["record"], q.sample.source) for entry, q in pairs]
+
+
+def answer_all(
+    data: DataSet, walker: Walker, journal: Journal, tell: Tell, limit: int | None = None
+) -> Answered:
+    """Walk every question, or the first `limit` of them, that the journal does not hold yet.
+
+    `tell` is called with the number of walks done and to do, those of earlier runs not counted.
+    """
+    missing = missing_images(data.samples)
+    absent = set(missing)
+    asked = [q for q in list(questions(data.samples))[:limit] if q.sample.image not in absent]
+    todo = [question for question in asked if question.key not in journal.done]
+    refused = list[tuple[str, str]]()
+    canvas = _Easel(walker.runtime)
+    for done, question in enumerate(todo, 1):
+        try:
+            entry = _answer(walker, canvas.show(question), question)
+        except InputError as error:
+            refused.append((question.sample.source, str(error)))
+        else:
+            journal.append(question.key, entry | {"cold": done == 1})
+        tell(done, len(todo))
+    answered = [question for question in asked if question.key in journal.done]
+    return Answered(answered, [journal.done[q.key] for q in answered], missing, refused)
+
+
+def _answer(walker: Walker, canvas: Canvas, question: Question) -> dict[str, Any]:
+    trajectory = walker.walk(canvas, question)
+    seconds = [{**step.turn.seconds, **step.seconds} for step in trajectory.steps]
+    return {"record": describe_recording(record(question, trajectory)), "seconds": seconds}
+
+
+class _Easel:
+    """Holds the canvas of the last image: questions about one image follow each other."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._shown: tuple[Path, Canvas] | None = None
+
+    def show(self, question: Question) -> Canvas:
+        """The canvas of a question's image.
+
+        Raises:
+            ImageUnreadable: it cannot be read.
+            DataInvalid: it is not of the size that the data says.
+        """
+        path = question.sample.image
+        if self._shown is None or self._shown[0] != path:
+            self._shown = path, self._runtime.open(path)
+        canvas = self._shown[1]
+        check_size(canvas.image.shape, question.sample.size, path)
+        return canvas
+
+
+def check_size(shape: Sequence[int], size: tuple[int, int], path: Path) -> None:
+    """Raise `DataInvalid` unless an image is of the size that its data says."""
+    if tuple(shape[:2]) != size:
+        raise DataInvalid(
+            f"{path} is {shape[0]} x {shape[1]} pixels high and wide, "
+            f"its data says {size[0]} x {size[1]}",
+            hint="is it the picture that was annotated?",
+        )

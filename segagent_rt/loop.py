@@ -1,0 +1,118 @@
+"""The loop: look at the mask so far, click, segment, look again."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotReady
+from dataclasses import dataclass
+from typing import Any
+
+from segagent_rt.errors import Interrupted
+from segagent_rt.timing import Deadline, Stopwatch
+from segagent_rt.types import (
+    Click,
+    Finish,
+    Malformed,
+    Prediction,
+    Request,
+    Segmenter,
+    Step,
+    Stop,
+    Trajectory,
+    Turn,
+    View,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """When to stop clicking.
+
+    Attributes:
+        max_clicks: the budget (7 in SegAgent, section 5.1).
+        accept: a mask that the annotator rates this high is good enough; None to never accept.
+        patience: stop once this many masks in a row were rated no better than an earlier one;
+            None to go on.
+        deadline: seconds after which the best mask so far is the result; a call that is running
+            then is stopped.
+    """
+
+    max_clicks: int = 7
+    accept: float | None = 0.9
+    patience: int | None = None
+    deadline: float | None = None
+
+    def verdict(self, turn: Turn, clicks: int, ratings: Sequence[float | None]) -> Stop | None:
+        """Why to stop instead of making the click that `turn` proposes, or None to make it."""
+        rated = [rating for rating in ratings if rating is not None]
+        if self.accept is not None and rated and rated[-1] >= self.accept:
+            return "accepted"
+        if clicks == self.max_clicks:
+            return "budget"
+        if isinstance(turn.action, Malformed):
+            return "malformed"
+        if isinstance(turn.action, Finish):
+            return "finished"
+        best = rated.index(max(rated)) if rated else 0
+        if self.patience is not None and rated and len(rated) - 1 - best >= self.patience:
+            return "no gain"
+        return None
+
+
+def walk(
+    expression: str,
+    view: View,
+    segmenter: Segmenter,
+    embedding: "Future[Any]",
+    *,
+    rules: Rules | None = None,
+    prior: Prediction | None = None,
+) -> Iterator[Step]:
+    """Yield a step for every click, and a last one without a click that says why it ended.
+
+    The embedding is a future, so that the segmenter encodes while the annotator looks. `prior`
+    starts from a mask instead of from nothing.
+    """
+    rules = rules or Rules()
+    deadline = Deadline(rules.deadline)
+    prediction, clicks, ratings = prior, list[Click](), list[float | None]()
+    while True:
+        watch, turn = Stopwatch(), Turn("", Finish())
+        try:
+            with deadline.active(), watch("annotate"):
+                request = [Request(prediction, expression)]
+                asking = len(clicks) < rules.max_clicks
+                turn = view.propose(request)[0][0] if asking else view.rate(request)[0]
+            if prediction is not None:
+                ratings.append(turn.predicted_iou)
+            stop = rules.verdict(turn, len(clicks), ratings)
+            if stop is not None or not isinstance(turn.action, Click):
+                deadline.close()
+                yield Step(turn, None, prediction, watch.seconds, stop)
+                return
+            clicks.append(turn.action)
+            with deadline.active(), watch("segment"):
+                encoded = embedding.result(deadline.remaining)
+                after = segmenter.decode(encoded, clicks, prior=prediction, box=turn.box)
+        except (Interrupted, NotReady):
+            yield Step(turn, None, prediction, watch.seconds, "deadline")
+            return
+        settled = prediction is not None and after.agrees(prediction)
+        prediction = after
+        yield Step(turn, turn.action, after, watch.seconds, "unchanged" if settled else None)
+        if settled:  # the annotator would see the same picture and say the same again
+            deadline.close()
+            return
+
+
+def annotate(
+    expression: str,
+    view: View,
+    segmenter: Segmenter,
+    embedding: "Future[Any]",
+    *,
+    rules: Rules | None = None,
+    prior: Prediction | None = None,
+) -> Trajectory:
+    """Walk to the end and keep every step."""
+    steps = walk(expression, view, segmenter, embedding, rules=rules, prior=prior)
+    return Trajectory(expression, tuple(steps), prior)

@@ -1,0 +1,41 @@
+"""How good a mask is. Masks are bool [H, W]."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from segagent_rt.types import Mask
+
+
+def intersection_union(mask: Mask, target: Mask) -> tuple[int, int]:
+    """Pixels in both, and pixels in either."""
+    both = int(np.count_nonzero(mask & target))
+    return both, int(np.count_nonzero(mask)) + int(np.count_nonzero(target)) - both
+
+
+def iou(mask: Mask, target: Mask) -> float:
+    """Intersection over union, 0..1; two empty masks agree perfectly."""
+    both, either = intersection_union(mask, target)
+    return both / either if either else 1.0
+
+
+def cumulative_iou(pairs: Iterable[tuple[int, int]]) -> float:
+    """cIoU: the summed intersections over the summed unions; large objects weigh more."""
+    both = either = 0
+    for intersection, union in pairs:
+        both, either = both + intersection, either + union
+    return both / either if either else 1.0
+
+
+def generalised_iou(pairs: Iterable[tuple[int, int]]) -> float:
+    """gIoU as in referring segmentation: the mean IoU of the samples, an empty union counting 1."""
+    values = [both / either if either else 1.0 for both, either in pairs]
+    return float(np.mean(values)) if values else 0.0
+
+
+def number_of_clicks(ious: Sequence[float], target: float, most: int = 20) -> int:
+    """NoC: the first click (counted from 1) whose IoU reaches `target`; `most` if none does."""
+    for number, value in enumerate(ious[:most], 1):
+        if value >= target:
+            return number
+    return most

@@ -1,0 +1,32 @@
+"""Decoding without a grammar, for checkpoints whose replies it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from segagent_rt.mllm.constrained import Pick, Prompt, Written
+from segagent_rt.mllm.language import Cache, LanguageModel
+
+LONGEST = 128
+"""Tokens after which a reply that does not end is cut."""
+
+
+class FreeWriter:
+    """Writes what the model would write by itself, one token at a time, up to a stop token."""
+
+    def __init__(self, model: LanguageModel, stops: Collection[int]) -> None:
+        self._model, self._stops = model, frozenset(stops)
+
+    def write(self, cache: Cache, prompt: Prompt, pick: Pick) -> Written:
+        """Read the prompt into the cache and decode a reply; stop tokens are not part of it."""
+        logits = self._model.feed_whole(cache, prompt.embeddings, prompt.positions)[0]
+        tokens: list[int] = []
+        while (token := pick(logits.astype(np.float64))) not in self._stops:
+            tokens.append(token)
+            if len(tokens) == LONGEST:
+                break
+            position = prompt.following(1, skip=len(tokens) - 1)
+            logits = self._model.feed_whole(cache, self._model.embed([token]), position)[0]
+        return Written(tuple(tokens), (), len(tokens))

@@ -1,0 +1,46 @@
+"""From the digits of a rating, and what else the model thought of writing, to a number."""
+
+from __future__ import annotations
+
+from segagent_rt.mllm.constrained import Choice, Written
+from segagent_rt.reply import Automaton
+
+
+def rating_of(written: Written, automaton: Automaton) -> float | None:
+    """Expected IoU, 0..1, over the digits that the model weighed; None if replies hold no rating.
+
+    The digits written are only the likeliest; their neighbours' chances say on which side the
+    truth lies. A number that begins with another digit than the one written counts as the middle
+    of its ten.
+    """
+    digits = [c for c in written.choices if automaton.rating_digits(c.state) is not None]
+    if not digits:
+        return None
+    first, *later = digits
+    total = 0.0
+    for token, chance in zip(first.tokens, first.chances, strict=True):
+        digit = int(automaton.digits[token])
+        if digit == int(_likeliest(first, automaton)):
+            total += chance * _second(digit, later, automaton)
+        else:
+            total += chance * (10 * digit + 4.5 if digit else 0.0)
+    return float(min(total, 100.0) / 100)
+
+
+def _likeliest(choice: Choice, automaton: Automaton) -> str:
+    return automaton.digits[choice.tokens[int(choice.chances.argmax())]]
+
+
+def _second(digit: int, later: list[Choice], automaton: Automaton) -> float:
+    """Expected number given its first digit: alone, or with a second one behind it."""
+    if not later:
+        return float(digit)
+    total = 0.0
+    for token, chance in zip(later[0].tokens, later[0].chances, strict=True):
+        second = automaton.digits.get(token)
+        total += chance * (digit if second is None else 10 * digit + int(second))
+    # A third digit can only make a hundred of a ten.
+    if len(later) > 1 and digit == 1:
+        zero = next(t for t in later[1].tokens if automaton.digits.get(t) == "0")
+        total += 90.0 * later[1].chances[later[1].tokens.index(zero)]
+    return total

@@ -1,0 +1,211 @@
+"""The doorway: a bundle becomes a runtime, an image a canvas, an expression a mask."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segagent_rt import loop
+from segagent_rt.annotators.mllm import MllmAnnotator, MllmSettings
+from segagent_rt.backends import Runtime as Where
+from segagent_rt.bundle import Bundle, Part, open_bundle
+from segagent_rt.errors import ClickOutside, ManifestInvalid
+from segagent_rt.image import load_image
+from segagent_rt.loop import Rules
+from segagent_rt.mllm.language import LanguageModel
+from segagent_rt.mllm.vision import Tower
+from segagent_rt.sessions import Placement
+from segagent_rt.types import (
+    Annotator,
+    Click,
+    Prediction,
+    RgbImage,
+    Segmenter,
+    Session,
+    Step,
+    Trajectory,
+    View,
+)
+
+
+def load(
+    bundle: str | Path | None = None, *, backend: str = "auto", threads: int | None = None
+) -> Runtime:
+    """Open a bundle for use; the shipped one if none is named. Graphs are loaded when first used.
+
+    Raises:
+        BundleError: there is no such bundle, or it is damaged.
+    """
+    opened = open_bundle(bundle)
+    for part in opened.parts.values():
+        part.verify_once()
+    return Runtime(opened, Where(backend, threads))
+
+
+@dataclass
+class Runtime:
+    """A bundle with its graphs: `open` images, then close it or use it in a `with` block."""
+
+    bundle: Bundle
+    where: Where
+    placements: dict[str, Placement] = field(default_factory=dict)
+    """Where each graph that was loaded runs, by part and role."""
+    _sessions: list[Session] = field(default_factory=list)
+
+    @cached_property
+    def segmenter(self) -> Segmenter:
+        """The bundle's segmenter."""
+        return open_segmenter(self.bundle.part("segmenter"), self._open)
+
+    @cached_property
+    def annotator(self) -> Annotator:
+        """The bundle's MLLM."""
+        return open_mllm(self.bundle.part("mllm"), self._open)
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=1, thread_name_prefix="segmenter")
+
+    def _open(self, part: Part, role: str) -> Session:
+        opened = part.open(role, self.where)
+        self._sessions.append(opened.session)
+        self.placements[f"{part.manifest.kind} {role}"] = opened.placement
+        return opened.session
+
+    def open(self, image: str | Path | RgbImage) -> Canvas:
+        """Put an image (a path, or uint8 [H, W, 3] RGB) on a canvas.
+
+        Raises:
+            ImageUnreadable: no picture can be read from the path.
+        """
+        pixels = load_image(image) if isinstance(image, (str, Path)) else image
+        return Canvas(self, pixels)
+
+    def close(self) -> None:
+        """Release the graphs."""
+        if "_pool" in self.__dict__:
+            self._pool.shutdown()
+        while self._sessions:
+            self._sessions.pop().close()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass
+class Canvas:
+    """One image and all that is computed of it once, however many expressions are asked."""
+
+    runtime: Runtime
+    image: RgbImage
+
+    @cached_property
+    def embedding(self) -> Future[Any]:
+        """The segmenter's embedding, computed in another thread from now on."""
+        encode = self.runtime.segmenter.encode
+        return self.runtime._pool.submit(contextvars.copy_context().run, encode, self.image)
+
+    @cached_property
+    def view(self) -> View:
+        """The image as the annotator sees it."""
+        return self.runtime.annotator.look(self.image)
+
+    def walk(
+        self, expression: str, *, rules: Rules | None = None, prior: Prediction | None = None
+    ) -> Iterator[Step]:
+        """Annotate step by step; see `annotate`."""
+        embedding, segmenter = self.embedding, self.runtime.segmenter
+        return loop.walk(expression, self.view, segmenter, embedding, rules=rules, prior=prior)
+
+    def annotate(
+        self, expression: str, *, rules: Rules | None = None, prior: Prediction | None = None
+    ) -> Trajectory:
+        """Segment what the expression says, starting from nothing or from the mask `prior`.
+
+        Raises:
+            ExpressionRefused: the annotator cannot take the expression.
+        """
+        embedding, segmenter = self.embedding, self.runtime.segmenter
+        return loop.annotate(expression, self.view, segmenter, embedding, rules=rules, prior=prior)
+
+    def segment(self, clicks: Sequence[Click]) -> Prediction:
+        """The mask for these clicks, made one after the other. No MLLM is needed.
+
+        Raises:
+            ClickOutside: a click does not lie in the image.
+        """
+        height, width = self.image.shape[:2]
+        prediction: Prediction | None = None
+        for click in clicks:
+            if not (0 <= click.x < width and 0 <= click.y < height):
+                raise ClickOutside(
+                    f"the click ({click.x}, {click.y}) is outside the image",
+                    hint=f"x goes from 0 to {width - 1}, y from 0 to {height - 1}",
+                )
+        for count in range(1, len(clicks) + 1):
+            prediction = self.runtime.segmenter.decode(
+                self.embedding.result(), clicks[:count], prior=prediction
+            )
+        if prediction is None:
+            raise ClickOutside("there is no click", hint="give at least one: --click +120,80")
+        return prediction
+
+
+OpenSession = Callable[[Part, str], Session]
+
+MLLMS = ("qwen_vl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava")
+"""Families of MLLMs."""
+
+
+def open_segmenter(part: Part, open_session: OpenSession) -> Segmenter:
+    """The segmenter of a part, by its family; only that family's module is imported."""
+    family = part.manifest.family
+    if family == "click_net":
+        from segagent_rt.segmenters.click_net import ClickNet, ClickNetSettings
+
+        encoder, decoder = open_session(part, "encoder"), open_session(part, "decoder")
+        return ClickNet(encoder, decoder, part.settings(ClickNetSettings))
+    if family == "simple_click":
+        from segagent_rt.segmenters.simple_click import SimpleClick, SimpleClickSettings
+
+        return SimpleClick(open_session(part, "net"), part.settings(SimpleClickSettings))
+    raise _unknown(part)
+
+
+def open_mllm(part: Part, open_session: OpenSession) -> MllmAnnotator:
+    """The MLLM of a part. One class serves every family; the settings tell them apart."""
+    from tokenizers import Tokenizer
+
+    if part.manifest.family not in MLLMS:
+        raise _unknown(part)
+    settings = part.settings(MllmSettings)
+    table = np.load(part.file("embed.npy"), mmap_mode="r", allow_pickle=False)
+    head = open_session(part, "head") if settings.decoding == "free" else None
+    decoder = open_session(part, "decoder")
+    tokenizer = Tokenizer.from_str(part.file("tokenizer.json").read_text("utf-8"))
+    added = tokenizer.get_added_tokens_decoder()
+    return MllmAnnotator(
+        tower=Tower(open_session(part, "vision"), settings.vision),
+        model=LanguageModel(decoder, table, settings.language, head),
+        encode=lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
+        decode=lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=False)),
+        settings=settings,
+        specials=frozenset(number for number, token in added.items() if token.special),
+    )
+
+
+def _unknown(part: Part) -> ManifestInvalid:
+    return ManifestInvalid(
+        f"{part.folder} is of the family `{part.manifest.family}`, unknown to this version",
+        hint="install a newer version of segagent-rt",
+    )

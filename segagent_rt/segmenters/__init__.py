@@ -1,0 +1,1 @@
+"""What turns clicks into masks, by family."""

@@ -1,0 +1,79 @@
+"""Our own promptable net: encode once, decode per click, 256 x 256 logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from segagent_rt.image import squash
+from segagent_rt.segmenters.prediction import LogitsPrediction
+from segagent_rt.types import Box, Click, Prediction, RgbImage, Session, Size
+
+CERTAIN = 20.0
+"""Logit of a mask that is given, not predicted; no mask at all is -CERTAIN everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClickNetSettings:
+    """The picture is squashed to `side` x `side`."""
+
+    side: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ClickNetEmbedding:
+    """Feature maps, wherever the backend keeps them."""
+
+    features: Any
+    fine: Any
+    size: Size
+
+
+class ClickNet:
+    """Late fusion: the encoder sees only the image, the decoder everything else."""
+
+    def __init__(self, encoder: Session, decoder: Session, settings: ClickNetSettings) -> None:
+        self._encoder, self._decoder, self._side = encoder, decoder, settings.side
+
+    def encode(self, image: RgbImage) -> ClickNetEmbedding:
+        pixels = squash(image, self._side)[None]
+        names = ("features", "fine")
+        maps = self._encoder.run({"image": pixels}, names, keep=names)
+        return ClickNetEmbedding(maps["features"], maps["fine"], image.shape[:2])
+
+    def decode(
+        self,
+        embedding: ClickNetEmbedding,
+        clicks: Sequence[Click],
+        *,
+        prior: Prediction | None = None,
+        box: Box | None = None,
+    ) -> LogitsPrediction:
+        """The mask after `clicks`. This net takes no box; it is ignored."""
+        feeds = {
+            "features": embedding.features,
+            "fine": embedding.fine,
+            "points": self._points(clicks, embedding.size),
+            "prior_logits": self._prior(prior),
+        }
+        out = self._decoder.run(feeds, ("logits", "iou"))
+        return LogitsPrediction(out["logits"][0, 0], embedding.size, float(out["iou"][0]))
+
+    @staticmethod
+    def _points(clicks: Sequence[Click], size: Size) -> npt.NDArray[np.float32]:
+        """x and y of pixel centres as shares of the sides, and 1, 0 or (no click) -1."""
+        height, width = size
+        rows = [((c.x + 0.5) / width, (c.y + 0.5) / height, float(c.positive)) for c in clicks]
+        return np.array([rows or [(0.0, 0.0, -1.0)]], np.float32)
+
+    def _prior(self, prior: Prediction | None) -> npt.NDArray[np.float32]:
+        if isinstance(prior, LogitsPrediction) and prior.logits.shape == (self._side, self._side):
+            return prior.logits[None, None]
+        if prior is None:
+            return np.full((1, 1, self._side, self._side), -CERTAIN, np.float32)
+        given = prior.mask((self._side, self._side))[None, None]
+        return np.where(given, np.float32(CERTAIN), np.float32(-CERTAIN))

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from segagent_rt import runtime as runtimes
+from segagent_rt.draw import png
+from segagent_rt.scenes import make_scene
+from tests.cli.terminal import Terminal
+
+
+@pytest.fixture
+def terminal(monkeypatch, capsys):
+    return Terminal(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def kept_open():
+    """Graphs are loaded once for a module: hundreds of command lines would take minutes."""
+    load, opened = runtimes.load, {}
+
+    def load_once(bundle=None, **options):
+        key = (str(bundle), *options.items())
+        if key not in opened:
+            opened[key] = load(bundle, **options)
+            opened[key].close = lambda: None
+        return opened[key]
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(runtimes, "load", load_once)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def scene_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("scene") / "scene.png"
+    path.write_bytes(png(make_scene(7, 256).image))
+    return path

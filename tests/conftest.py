@@ -1,0 +1,37 @@
+"""What several test modules share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """No test reads or writes the user's cache."""
+    os.environ["SEGAGENT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of golden data and photos, outside the project."""
+    folder = Path(os.environ.get("SEGAGENT_SHARED", ROOT.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"the golden data in {folder} is not there")
+    return folder / "data"
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with an NVIDIA GPU; called with a `FakeDriver` or None it becomes another."""
+    from tests.backends.fake_driver import FakeDriver
+    from tests.backends.machine import forget, plug_in
+
+    plug_in(monkeypatch, FakeDriver())
+    yield lambda found: plug_in(monkeypatch, found)
+    monkeypatch.undo()
+    forget()

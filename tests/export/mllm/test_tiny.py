@@ -1,0 +1,63 @@
+"""The model that ships: its exporter against the net that was trained."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from segagent_rt.backends import Runtime
+from segagent_rt.bundle import open_part
+from segagent_rt.runtime import open_mllm
+from segagent_rt.types import Request
+from segagent_rt_export.precision import Precision
+from segagent_rt_export.tiny import LANGUAGE, VISION, export_mllm
+from segagent_rt_export.train import mllm_net
+from segagent_rt_export.train.tokenizer import build_tokenizer
+
+pytestmark = pytest.mark.export
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    tokens = build_tokenizer().get_vocab()
+    return mllm_net.TinyMllm(mllm_net.tiny_config(tokens)).eval()
+
+
+def opened(net, folder, vision, language):
+    export_mllm(net, build_tokenizer(), folder, vision, language)
+    part, where = open_part(folder, "mllm"), Runtime("cpu", 2)
+    return open_mllm(part, lambda part, role: part.session(role, where))
+
+
+@torch.no_grad()
+def test_the_graphs_are_the_net(net, photo, tmp_path):
+    annotator = opened(net, tmp_path / "mllm", Precision(), Precision())
+    image = photo(256, 256)
+    sight = net.see(torch.from_numpy(image)[None])
+    seen = annotator.tower.embed(annotator.tower.resize(image))
+    theirs = sight.tokens[0].numpy()
+    assert np.abs(seen.embeddings[0] - theirs).max() < 1e-4 * theirs.std()
+    lead, tail = annotator.prompt("the red circle")
+    x = np.concatenate(
+        [annotator.model.embed(lead), seen.embeddings, annotator.model.embed(tail)], axis=1
+    )
+    rope = annotator.settings.language.rope
+    positions = rope.before_text(len(lead), seen.grid)
+    after = positions.max() + 1 + np.arange(len(tail))
+    positions = np.concatenate([positions, np.broadcast_to(after, (3, len(tail)))], axis=1)
+    ours = annotator.model.feed(annotator.model.new_cache(x.shape[1]), x, positions)[0]
+    bias = torch.full((x.shape[1],) * 2, -1e9).triu(1)[None, None]
+    asking = torch.zeros(1, 1, dtype=torch.int64)
+    hidden, _ = net.read(torch.from_numpy(x), torch.from_numpy(positions)[:, None], bias, asking)
+    logits = (hidden[0, -1] @ net.embedding.T)[list(annotator.settings.head_rows)].numpy()
+    assert np.abs(ours - logits).max() < 1e-3 * logits.std()  # the table is stored in 16 bits
+
+
+def test_it_answers_in_the_precision_that_ships(net, photo, tmp_path):
+    annotator = opened(net, tmp_path / "mllm", VISION, LANGUAGE)
+    view = annotator.look(photo(256, 256))
+    turn = view.propose([Request(None, "the red circle")])[0][0]
+    assert turn.predicted_iou is not None
+    assert turn.reply.startswith(" Current IOU: ")

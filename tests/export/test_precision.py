@@ -1,0 +1,80 @@
+"""How linear layers are stored: both dialects compute what their codes say, and codes are near the
+weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
+
+from segagent_rt.backends import Runtime, open_session  # noqa: E402
+from segagent_rt_export.graph import Dialect, new_graph  # noqa: E402
+from segagent_rt_export.precision import (  # noqa: E402
+    Precision,
+    quantise_blocks,
+    quantise_symmetric,
+)
+
+pytestmark = pytest.mark.export
+
+RNG = np.random.default_rng(0)
+
+
+def run(folder, precision: Precision, dialect: Dialect, weight, bias, x):
+    path = folder / "linear.onnx"
+    with new_graph(path, dialect) as g:
+        name = g.input("x", np.float32, ["N", weight.shape[1]])
+        y = precision.linear(g, name, weight, bias)
+        g.output(y, "y", np.float32, ["N", len(weight)])
+    return open_session(path, Runtime("cpu", 1)).run({"x": x}, ["y"])["y"]
+
+
+def layer(outputs: int, inputs: int):
+    weight = RNG.normal(size=(outputs, inputs)).astype(np.float32)
+    bias = RNG.normal(size=outputs).astype(np.float32)
+    return weight, bias, RNG.normal(size=(5, inputs)).astype(np.float32)
+
+
+LOSS = {"fp32": 1e-6, "8bit": 0.01, "4bit": 0.12, "int8": 0.02}
+"""Root mean square of the error, over that of the result."""
+
+
+@pytest.mark.parametrize(
+    ("scheme", "dialect"),
+    [(scheme, "ort") for scheme in LOSS]
+    + [(scheme, "portable") for scheme in LOSS if scheme != "int8"],
+)
+@pytest.mark.parametrize("inputs", [64, 96, 76])
+def test_results_are_near_those_of_the_weights(tmp_path, scheme, dialect, inputs):
+    weight, bias, x = layer(48, inputs)
+    wanted = x @ weight.T + bias
+    found = run(tmp_path, Precision(scheme), dialect, weight, bias, x)
+    loss = float(np.sqrt(((found - wanted) ** 2).mean() / (wanted**2).mean()))
+    assert loss < LOSS[scheme]
+    assert (tmp_path / "linear.onnx.data").exists()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_portable_form_is_its_codes_times_their_scales(tmp_path, bits):
+    weight, bias, x = layer(48, 64)
+    codes, scales = quantise_symmetric(weight, bits, 32)
+    unpacked = codes.reshape(48, 2, 32) * scales[..., None]
+    wanted = x @ unpacked.reshape(48, 64).T + bias
+    found = run(tmp_path, Precision(f"{bits}bit"), "portable", weight, bias, x)  # type: ignore[arg-type]
+    assert np.abs(found - wanted).max() < 1e-5
+    assert (scales > 0).all()  # TensorRT refuses others
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_codes_are_within_half_a_step(bits):
+    weight = RNG.normal(size=(6, 70)).astype(np.float32)
+    weight[0] = 0
+    packed, scales = quantise_blocks(weight, bits, 32)
+    codes = packed if bits == 8 else np.stack([packed & 15, packed >> 4], -1).reshape(6, 3, 32)
+    steps = scales.reshape(6, 3, 1)
+    back = ((codes.astype(int) - (1 << (bits - 1))) * steps).reshape(6, -1)[:, :70]
+    width = np.repeat(np.abs(steps[..., 0]), 32, 1)[:, :70]
+    assert (np.abs(back - weight) <= 0.5001 * width).mean() > 0.99
+    assert (np.abs(back - weight) <= 1.0001 * width).all()  # the far end has one code less
+    assert not back[0].any()

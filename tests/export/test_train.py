@@ -1,0 +1,124 @@
+"""Training: resumable after a kill, and its result is a bundle that runs."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytestmark = pytest.mark.export
+
+SCALE = "0.002"
+
+
+def start(folder):
+    command = [sys.executable, "-m", "segagent_rt", "train", "all", "--folder", str(folder)]
+    return subprocess.Popen([*command, "--scale", SCALE], start_new_session=True)
+
+
+def test_the_net_of_training_is_the_net_of_transformers():
+    """Packed batches give the logits that transformers' own forward gives."""
+    import torch
+
+    from segagent_rt.mllm.rope import prompt_positions
+    from segagent_rt_export.train.mllm_net import CELLS, TinyMllm, tiny_config
+    from segagent_rt_export.train.tokenizer import build_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    net = TinyMllm(tiny_config(tokenizer.get_vocab())).eval()
+    image = torch.randint(0, 256, (1, 256, 256, 3), dtype=torch.uint8)
+    pad = tokenizer.token_to_id("<|image_pad|>")
+    lead, tail = [1, 2, tokenizer.token_to_id("<|vision_start|>")], [5, 6, 7, 8]
+    ids = torch.tensor([[*lead, *[pad] * CELLS**2, *tail]])
+    patches = (image.float() / 127.5 - 1)[0].permute(2, 0, 1)
+    patches = patches.reshape(3, 8, 2, 16, 8, 2, 16).permute(1, 4, 2, 5, 0, 3, 6)
+    patches = patches[:, :, :, :, :, None].expand(-1, -1, -1, -1, -1, 2, -1, -1).reshape(256, -1)
+    grid = torch.tensor([[1, 16, 16]])
+    positions = torch.from_numpy(prompt_positions(len(lead), (CELLS, CELLS), len(tail)))
+    with torch.no_grad():
+        wanted = net.model(
+            input_ids=ids, pixel_values=patches, image_grid_thw=grid,
+            position_ids=positions[:, None], mm_token_type_ids=(ids == pad).int(),
+        ).logits  # fmt: skip
+        words = torch.nn.functional.embedding(ids, net.embedding)
+        words[:, len(lead) : len(lead) + CELLS**2] = net.see(image).tokens
+        length = ids.shape[1]
+        bias = torch.zeros(1, 1, length, length)
+        bias = bias.masked_fill(~torch.ones(length, length).tril().bool(), -1e4)
+        hidden, _ = net.read(words, positions[:, None], bias, torch.zeros(1, 1, dtype=torch.long))
+        found = hidden @ net.embedding.T
+    assert float((found - wanted).abs().max()) < 1e-4 * float(wanted.std())
+
+
+def test_questions_behind_one_picture_do_not_see_each_other():
+    import torch
+
+    from segagent_rt.scenes.dice import Dice
+    from segagent_rt_export.train.facts import gather_facts
+    from segagent_rt_export.train.mllm_net import TinyMllm, tiny_config
+    from segagent_rt_export.train.questions import Examiner
+    from segagent_rt_export.train.states import make_state
+    from segagent_rt_export.train.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    net = TinyMllm(tiny_config(tokenizer.get_vocab())).eval()
+    state = make_state(Dice("test", 3), 0.0)
+    facts = gather_facts(state.objects, state.labels, state.mask)
+    examiner = Examiner(tokenizer)
+    questions = examiner.questions(state, facts, Dice("q", 1), 3)
+
+    def logits(asked):
+        packed = examiner.pack([state], [asked])
+        words = torch.nn.functional.embedding(packed.tokens, net.embedding)
+        hidden, _ = net.read(words, packed.positions, packed.bias, packed.asking)
+        return hidden[packed.labels >= 0]
+
+    with torch.no_grad():
+        together = logits(questions)
+        alone = torch.cat([logits([question]) for question in questions])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_facts_by_hand():
+    from segagent_rt.scenes.layout import SceneObject
+    from segagent_rt_export.train.facts import gather_facts
+
+    labels = np.zeros((256, 256), np.uint8)
+    labels[100:120, 20:40], labels[100:140, 200:240] = 1, 2
+    objects = [
+        SceneObject("square", "red", "small", 30, 110, 14, 0),
+        SceneObject("square", "blue", "medium", 220, 120, 28, 0),
+    ]
+    mask = np.zeros((256, 256), np.bool_)
+    mask[100:140, 200:240] = True
+    facts = gather_facts(objects, labels, mask)
+    assert facts.iou.tolist() == [0.0, 1.0]
+    assert facts.ranks[0, 0].tolist() == [0, 1, 0, 1], "leftmost, not rightmost, topmost, not lowest"
+    assert facts.ranks[0, 1].tolist() == [-100] * 4, "the only red one"
+    assert facts.extremes[1, 0].tolist() == [1.0, 0.0]
+    assert not facts.negative[0], "an untouched object is clicked, whatever else is covered"
+    assert np.allclose(facts.missing[0] * 256, [29.5, 109.5], atol=1.1)
+    assert np.allclose(facts.surplus[0] * 256, [219.5, 119.5], atol=1.1)
+
+
+@pytest.mark.slow
+def test_training_survives_a_kill_and_ends_in_a_bundle(tmp_path):
+    from segagent_rt.runtime import load
+    from segagent_rt_export.tiny import export_tiny
+    from segagent_rt_export.train.main import last_stage
+
+    run = start(tmp_path)
+    time.sleep(40)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    assert start(tmp_path).wait() == 0
+    assert last_stage(tmp_path) == "polishing-1"
+    export_tiny(tmp_path, tmp_path / "bundle", last_stage(tmp_path))
+    with load(tmp_path / "bundle") as runtime:
+        found = runtime.open(np.zeros((64, 64, 3), np.uint8)).annotate("the red circle")
+    assert found.clicks

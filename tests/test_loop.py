@@ -1,0 +1,160 @@
+"""The loop: what it asks, when it stops, which mask it returns."""
+
+from concurrent.futures import Future
+
+import numpy as np
+
+from segagent_rt.annotators.scripted import ScriptedAnnotator
+from segagent_rt.errors import Interrupted
+from segagent_rt.loop import Rules, annotate, walk
+from segagent_rt.segmenters.disc import DiscSegmenter
+from segagent_rt.segmenters.prediction import GivenMask
+from segagent_rt.types import Click, Malformed, Request, Turn
+
+IMAGE = np.zeros((60, 80, 3), np.uint8)
+CLICKS = [Click(20 + 5 * n, 30, positive=True) for n in range(10)]
+
+
+def run(script, rules=None, prior=None, segmenter=None):
+    segmenter = segmenter or DiscSegmenter()
+    embedding = Future()
+    embedding.set_result(segmenter.encode(IMAGE))
+    view = script.look(IMAGE)
+    found = annotate("it", view, segmenter, embedding, rules=rules, prior=prior)
+    return found, view
+
+
+def test_budget_is_kept_and_the_last_mask_is_rated_too():
+    found, view = run(ScriptedAnnotator(CLICKS), Rules(max_clicks=3))
+    assert found.stop == "budget"
+    assert len(found.clicks) == 3
+    assert len(found.steps) == 4, "three clicks and one rating"
+    assert len(view.seen) == 4
+
+
+def test_first_turn_is_shown_no_mask_and_later_turns_the_mask_so_far():
+    found, view = run(ScriptedAnnotator(CLICKS), Rules(max_clicks=2))
+    assert view.seen[0].prediction is None
+    assert view.seen[1].prediction is found.steps[0].prediction
+    assert view.seen[2].prediction is found.steps[1].prediction
+
+
+def test_a_turn_rates_the_mask_before_its_click_not_the_one_after():
+    """The off-by-one of SegAgent's best-step rule: reply i rates the result of click i - 1."""
+    found, _ = run(ScriptedAnnotator(CLICKS, [0.0, 0.3, 0.8, 0.5]), Rules(max_clicks=3))
+    assert [rating for _, rating in found.candidates] == [0.3, 0.8, 0.5]
+    assert found.best == 1
+    assert found.prediction is found.steps[1].prediction
+    assert found.predicted_iou == 0.8
+
+
+def test_equal_ratings_return_the_earlier_mask():
+    found, _ = run(ScriptedAnnotator(CLICKS, [0.0, 0.6, 0.6]), Rules(max_clicks=2))
+    assert found.best == 0
+
+
+def test_an_accepted_mask_ends_the_walk_without_the_proposed_click():
+    found, _ = run(ScriptedAnnotator(CLICKS, [0.0, 0.95]), Rules(accept=0.9))
+    assert found.stop == "accepted"
+    assert len(found.clicks) == 1
+
+
+def test_the_rating_of_an_empty_start_accepts_nothing():
+    found, _ = run(ScriptedAnnotator(CLICKS[:1], [1.0, 0.2]), Rules(accept=0.9))
+    assert len(found.clicks) == 1
+
+
+def test_a_prior_is_shown_rated_and_may_be_returned():
+    prior = GivenMask(np.ones((60, 80), np.bool_))
+    found, view = run(ScriptedAnnotator(CLICKS, [0.8, 0.4]), Rules(max_clicks=1), prior)
+    assert view.seen[0].prediction is prior
+    assert found.candidates[0] == (prior, 0.8)
+    assert found.prediction is prior
+
+
+def test_patience_ends_a_walk_that_gets_no_better():
+    script = ScriptedAnnotator(CLICKS, [0.0, 0.5, 0.4, 0.3, 0.2])
+    found, _ = run(script, Rules(accept=None, patience=2))
+    assert found.stop == "no gain"
+    assert len(found.clicks) == 3
+    assert found.best == 0
+
+
+def test_a_mask_that_no_longer_changes_ends_the_walk():
+    same = [Click(20, 30, positive=True)] * 5
+    found, view = run(ScriptedAnnotator(same, [0.0, 0.4]))
+    assert found.stop == "unchanged"
+    assert len(found.clicks) == 2
+    assert len(view.seen) == 2, "the annotator is not asked again"
+    assert [rating for _, rating in found.candidates] == [0.4, 0.4]
+
+
+def test_a_malformed_reply_ends_the_walk_and_keeps_the_mask():
+    class Mumbling(ScriptedAnnotator):
+        def look(self, image):
+            view = super().look(image)
+            good = view.propose
+
+            def propose(requests, **options):
+                turns = good(requests, **options)
+                if len(view.seen) == 2:
+                    return [[Turn("mumble", Malformed("no point in the reply"))]]
+                return turns
+
+            view_type = type("View", (), {"propose": staticmethod(propose), "rate": view.rate})
+            return view_type()
+
+    found, _ = run(Mumbling(CLICKS))
+    assert found.stop == "malformed"
+    assert len(found.clicks) == 1
+    assert found.prediction is not None
+
+
+def test_an_annotator_that_finishes_at_once_leaves_no_mask():
+    found, _ = run(ScriptedAnnotator([]))
+    assert found.stop == "finished"
+    assert found.prediction is None
+    assert found.best is None
+
+
+def test_a_call_that_is_interrupted_returns_the_best_mask_so_far():
+    class Slow(DiscSegmenter):
+        def decode(self, embedding, clicks, **rest):
+            if len(clicks) == 2:
+                raise Interrupted("the deadline has passed")
+            return super().decode(embedding, clicks, **rest)
+
+    found, _ = run(ScriptedAnnotator(CLICKS, [0.0, 0.7]), segmenter=Slow())
+    assert found.stop == "deadline"
+    assert found.prediction is found.steps[0].prediction
+    assert found.predicted_iou == 0.7
+
+
+def test_a_deadline_before_the_embedding_is_ready_says_so():
+    view = ScriptedAnnotator(CLICKS).look(IMAGE)
+    found = annotate("it", view, DiscSegmenter(), Future(), rules=Rules(deadline=0.02))
+    assert found.stop == "deadline"
+    assert found.prediction is None
+
+
+def test_all_clicks_and_the_last_mask_reach_the_segmenter():
+    calls = []
+
+    class Recording(DiscSegmenter):
+        def decode(self, embedding, clicks, *, prior=None, box=None):
+            calls.append((list(clicks), prior))
+            return super().decode(embedding, clicks, prior=prior, box=box)
+
+    found, _ = run(ScriptedAnnotator(CLICKS), Rules(max_clicks=2), segmenter=Recording())
+    assert calls == [(CLICKS[:1], None), (CLICKS[:2], found.steps[0].prediction)]
+
+
+def test_nothing_happens_before_the_first_step_is_asked_for():
+    view = ScriptedAnnotator(CLICKS).look(IMAGE)
+    walk("it", view, DiscSegmenter(), Future())
+    assert view.seen == []
+
+
+def test_requests_carry_the_expression():
+    _, view = run(ScriptedAnnotator(CLICKS[:1]))
+    assert all(isinstance(request, Request) and request.expression == "it" for request in view.seen)
