@@ -20,7 +20,7 @@ from segagent_rt_export.train.segmenter import SegmenterRecipe, train_segmenter
 from segagent_rt_export.train.segmenter_net import SegmenterNet
 from segagent_rt_export.train.team import Team, run_team
 
-POOL_SCENES, ROLLOUT_SCENES = 6000, 2500
+POOL_SCENES, ROLLOUT_SCENES = 12_000, 3000
 ROUNDS = 2
 """Times that the model is trained on the masks of its own loop."""
 
@@ -62,7 +62,7 @@ def train(plan: Plan) -> None:
     plan.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(plan.folder / ".lock"):
         if plan.what == "all":
-            _side_by_side(partial(_segmenter, plan), partial(_seeing, plan))
+            _side_by_side(partial(_segmenter_and_pool, plan), partial(_seeing, plan))
         elif plan.what == "segmenter":
             _segmenter(plan)
         else:
@@ -88,6 +88,11 @@ def last_stage(folder: Path) -> str:
 def _segmenter(plan: Plan) -> None:
     torch.set_num_threads(1)
     train_segmenter(plan.segmenter, plan.folder)
+
+
+def _segmenter_and_pool(plan: Plan) -> None:
+    _segmenter(plan)
+    _make(plan.folder / "pool.npz", partial(_pool, plan))
 
 
 def _seeing(plan: Plan) -> None:

@@ -29,7 +29,7 @@ class SegmenterRecipe:
 
     seed: int = 0
     images: int = 90_000
-    small_share: float = 0.45
+    small_share: float = 0.65
     """Share of the images at half the resolution, first."""
     learning_rate: float = 2e-3
     scenes_share: float = 0.4
