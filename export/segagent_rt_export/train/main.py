@@ -83,9 +83,9 @@ def train(plan: Plan) -> None:
 
 def _remember(plan: Plan) -> None:
     """Keep what decides the weights beside them."""
-    recipe = {"seed": plan.seed, "scale": plan.scale, "processes": plan.processes}
-    recipe |= {"segmenter": asdict(plan.segmenter), "mllm": asdict(plan.mllm)}
-    write_json(plan.folder / PLAN_FILE, recipe)
+    recipes = {"segmenter": asdict(plan.segmenter), "mllm": asdict(plan.mllm)}
+    about = {"seed": plan.seed, "scale": plan.scale, "processes": plan.processes}
+    write_json(plan.folder / PLAN_FILE, {**about, **recipes})
 
 
 def last_stage(folder: Path) -> str:
