@@ -7,6 +7,7 @@ python .ci/readme.py write    rewrites the generated parts
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -30,7 +31,39 @@ def help_of(*arguments: str) -> str:
     return f"```\n{text}\n```"
 
 
-PARTS: dict[str, Callable[[], str]] = {"help": help_of}
+def figures() -> str:
+    """The table of measured numbers, each read from the file that it was written to."""
+    shipped = json.loads((ROOT / "engines/tiny/mllm/manifest.json").read_text("utf-8"))["verified"]
+    cold = json.loads((ROOT / "benchmarks/results/cold.json").read_text("utf-8"))
+    scenes, agreement, machine = shipped["scenes"], shipped["agreement"], cold["machine"]
+    clicks = [f"{scenes['oracle_miou_by_click'][n - 1]:.2f}" for n in (1, 3, 5)]
+    run, libraries = cold["run"], cold["libraries"]["wall_ms"]["p50"]
+    rows = {
+        "first click inside the object": f"{scenes['first_click_hit']:.2f}",
+        "mIoU of the returned mask": f"{scenes['miou']:.2f}",
+        "clicks, mean": f"{scenes['clicks_mean']:.1f}",
+        "mIoU, clicks of a simulated annotator, 1 / 3 / 5": " / ".join(clicks),
+        "same click as the weights before export": f"{agreement['same_click']:.1%}",
+        f"`run`, cold process, {cold['clicks']} clicks, p50 (of it importing libraries)": (
+            f"{run['wall_ms']['p50'] / 1000:.2f} s ({libraries / 1000:.2f} s)"
+        ),
+        "its peak memory": f"{run['peak_megabytes']:.0f} MB",
+    }
+    where = f"{machine['cores']} cores of {machine['processor']}, no GPU"
+    lines = [
+        "| the model that ships | |",
+        "|---|---|",
+        *(f"| {k} | {v} |" for k, v in rows.items()),
+    ]
+    told = (
+        f"{scenes['scenes']} generated scenes that no training has seen; times on {where}. From "
+        "the manifest in `engines/tiny/mllm` (`segagent-rt inspect` prints it) and "
+        "`benchmarks/results/cold.json` (`python benchmarks/cold.py` writes it)."
+    )
+    return "\n".join([*lines, "", told])
+
+
+PARTS: dict[str, Callable[..., str]] = {"help": help_of, "figures": figures}
 
 
 def rendered(text: str) -> str:

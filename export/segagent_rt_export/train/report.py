@@ -50,7 +50,9 @@ def write_report(folder: Path, bundle: Path, docs: Path, scenes: int = 200) -> N
     with load(bundle) as runtime:
         manifest = runtime.bundle.part("mllm").manifest
         worst = _worst(runtime, scenes)
+        loop = _loop(runtime, scenes)
     (pictures / "failures.png").write_bytes(png(worst))
+    (docs / "loop.png").write_bytes(png(loop))
     (docs / "training.md").write_text(_page(rows, manifest.verified), "utf-8")
 
 
@@ -103,6 +105,23 @@ def _worst(runtime: Runtime, scenes: int) -> RgbImage:
         drawn = draw_overlay(scene.image, mask, walked.clicks, caption)
         tiles.append(_tile(drawn))
     return _montage(tiles, 4)
+
+
+def _loop(runtime: Runtime, scenes: int) -> RgbImage:
+    """A walk click by click: the first in which a later click mattered."""
+    for seed in range(scenes):
+        scene = make_scene(seed)
+        said = scene.expressions[0]
+        walked = runtime.open(scene.image).annotate(said.text)
+        masks = [prediction.mask() for prediction, _ in walked.candidates]
+        ious = [iou(mask, scene.mask(said.target)) for mask in masks]
+        if len(masks) in (2, 3) and ious[0] < 0.6 and ious[-1] > 0.9:
+            break
+    panels = [
+        _tile(draw_overlay(scene.image, mask, walked.clicks[:number], said.text), 320, 352)
+        for number, mask in enumerate(masks, 1)
+    ]
+    return np.concatenate([_tile(scene.image, 320, 352), *panels], 1)
 
 
 def _tile(drawn: RgbImage, width: int = 256, height: int = 300) -> RgbImage:
