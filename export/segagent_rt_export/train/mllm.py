@@ -30,12 +30,12 @@ class MllmRecipe:
     seed: int = 0
     seeing_images: int = 200_000
     seeing_batch: int = 16
-    speaking_images: int = 240_000
+    speaking_images: int = 160_000
     speaking_batch: int = 24
     questions: int = 6
     rate: float = 1.0
     """Factor on the learning rates while speaking."""
-    polishing_images: int = 60_000
+    polishing_images: int = 40_000
     polishing_rate: float = 0.5
     painted_share: float = 0.62
     pool_share: float = 0.5
