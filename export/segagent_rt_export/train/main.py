@@ -149,7 +149,10 @@ def _speak(plan: Plan, stage: str, team: Team) -> None:
     before = "seeing"
     if stage != "speaking":
         recipe = replace(
-            recipe, speaking_images=recipe.polishing_images, rate=recipe.polishing_rate
+            recipe,
+            speaking_images=recipe.polishing_images,
+            rate=recipe.polishing_rate,
+            listening_share=0.0,
         )
         number = int(stage.rpartition("-")[2])
         before = f"polishing-{number - 1}" if number else "speaking"

@@ -33,6 +33,9 @@ class MllmRecipe:
     speaking_images: int = 160_000
     speaking_batch: int = 24
     questions: int = 6
+    listening_share: float = 0.2
+    """Share of the speaking, at its beginning, in which the vision tower stays as it is: a language
+    model that knows nothing yet has nothing to teach it."""
     rate: float = 1.0
     """Factor on the learning rates while speaking."""
     polishing_images: int = 40_000
@@ -95,7 +98,8 @@ def train_speaking(
         dice = [Dice(stage, recipe.seed, first + i) for i in range(mine)]
         states = [_draw(recipe, pools, each) for each in dice]
         facts = [_facts(state) for state in states]
-        sight, perceived, figures = _perceive(parts, states, facts)
+        listening = progress.seen < recipe.listening_share * recipe.speaking_images
+        sight, perceived, figures = (_watch if listening else _perceive)(parts, states, facts)
         asked = [
             examiner.questions(*row, recipe.questions)
             for row in zip(states, facts, dice, strict=True)
@@ -133,6 +137,16 @@ def _perceive(
         sight = model_of(parts).see(torch.from_numpy(np.stack([s.image for s in states])))
     loss, figures = perception_loss(cast(PerceptionHeads, parts["heads"]), sight, targets)
     return sight.tokens, loss, figures
+
+
+@torch.no_grad()
+def _watch(
+    parts: nn.ModuleDict, states: list[State], facts: list[Facts]
+) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
+    """As `_perceive`, with nothing to learn."""
+    with torch.autocast("cpu", torch.bfloat16):
+        sight = model_of(parts).see(torch.from_numpy(np.stack([s.image for s in states])))
+    return sight.tokens, torch.zeros(()), {}
 
 
 def _answer(

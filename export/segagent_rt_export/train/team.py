@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.distributed as distributed
@@ -19,10 +20,11 @@ class Team:
     size: int = 1
 
     def average_gradients(self, weights: Sequence[Tensor]) -> None:
-        """Replace every gradient by its mean over the team."""
+        """Replace every gradient by its mean over the team; all members train the same weights."""
         if self.size == 1:
             return
-        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+        weights = [weight for weight in weights if weight.grad is not None]
+        gradients = [cast(Tensor, weight.grad) for weight in weights]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(flat)
         flat /= self.size
