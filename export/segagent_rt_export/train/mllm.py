@@ -30,10 +30,10 @@ class MllmRecipe:
     seed: int = 0
     seeing_images: int = 200_000
     seeing_batch: int = 16
-    speaking_images: int = 160_000
+    speaking_images: int = 240_000
     speaking_batch: int = 24
     questions: int = 6
-    listening_share: float = 0.2
+    listening_share: float = 0.45
     """Share of the speaking, at its beginning, in which the vision tower stays as it is: a language
     model that knows nothing yet has nothing to teach it."""
     rate: float = 1.0
