@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
+from segagent_rt.bundle import open_bundle
 from segagent_rt.errors import ExtraMissing
 
 
@@ -20,6 +21,14 @@ def command(
         float, typer.Option(min=0.0001, help="Share of the full number of samples.")
     ] = 1.0,
     processes: Annotated[int, typer.Option(min=1, help="Processes that train together.")] = 2,
+    init: Annotated[
+        Optional[str],  # noqa: UP045 (Typer reads the annotation at run time)
+        typer.Option(
+            metavar="BUNDLE",
+            help="A bundle's folder or name, such as tiny: its weights are the start of what has "
+            "no checkpoint yet.",
+        ),
+    ] = None,
 ) -> None:
     """Resumable: run it again after a kill. Needs the extra `export`."""
     try:
@@ -28,4 +37,5 @@ def command(
         raise ExtraMissing("train", "export") from None
     if what not in ("segmenter", "mllm", "all"):
         raise typer.BadParameter("say segmenter, mllm or all")
-    train(Plan(what, folder, seed, scale, processes))  # type: ignore[arg-type]
+    start = None if init is None else open_bundle(init).folder
+    train(Plan(what, folder, seed, scale, processes, start))  # type: ignore[arg-type]

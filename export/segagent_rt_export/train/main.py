@@ -13,6 +13,9 @@ import torch
 from filelock import FileLock
 from torch import multiprocessing, nn
 
+from segagent_rt.bundle import open_bundle
+from segagent_rt_export.train.initial_mllm import initial_mllm
+from segagent_rt_export.train.initial_segmenter import initial_segmenter
 from segagent_rt_export.train.mllm import MllmRecipe, new_parts, train_seeing, train_speaking
 from segagent_rt_export.train.pool import Pool, load_pool, sloppy_pool
 from segagent_rt_export.train.rollout import roll_out
@@ -27,13 +30,17 @@ ROUNDS = 2
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to train, where, and how much of it."""
+    """What to train, where, and how much of it.
+
+    `init` is a bundle to begin with, for what has no checkpoint in the folder yet.
+    """
 
     what: Literal["segmenter", "mllm", "all"]
     folder: Path
     seed: int = 0
     scale: float = 1.0
     processes: int = 2
+    init: Path | None = None
 
     def count(self, full: int) -> int:
         """A number of samples, scaled, at least one batch."""
@@ -58,9 +65,15 @@ class Plan:
 
 
 def train(plan: Plan) -> None:
-    """Train to the end. One training at a time works in a folder."""
+    """Train to the end. One training at a time works in a folder.
+
+    Raises:
+        BundleError, CheckpointInvalid: the bundle to begin with cannot be used.
+    """
     plan.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(plan.folder / ".lock"):
+        if plan.init is not None:
+            begin(plan.init, plan)
         if plan.what == "all":
             _side_by_side(partial(_segmenter_and_pool, plan), partial(_seeing, plan))
         elif plan.what == "segmenter":
@@ -76,13 +89,33 @@ def train(plan: Plan) -> None:
             run_team(partial(_speak, plan, f"polishing-{number}"), plan.processes)
 
 
+def begin(init: Path, plan: Plan) -> None:
+    """Write checkpoints that have seen nothing, with a bundle's weights, where there are none.
+
+    The MLLM needs the segmenter too, for the masks that it is trained on.
+
+    Raises:
+        BundleError, CheckpointInvalid: the bundle's models are not those that ship.
+    """
+    bundle, folder = open_bundle(init), plan.folder
+    if not (folder / "segmenter.pt").exists():
+        segmenter = initial_segmenter(bundle.part("segmenter"))
+        train_segmenter(replace(plan.segmenter, images=0), folder, init=segmenter)
+    if plan.what != "segmenter" and not any((folder / f"{s}.pt").exists() for s in _stages()):
+        mllm = initial_mllm(bundle.part("mllm"))
+        train_seeing(replace(plan.mllm, seeing_images=0), folder, init=mllm)
+
+
 def last_stage(folder: Path) -> str:
     """The last stage of the MLLM that has a checkpoint in a training folder."""
-    stages = ["seeing", "speaking", *(f"polishing-{n}" for n in range(ROUNDS))]
-    found = [stage for stage in stages if (folder / f"{stage}.pt").exists()]
+    found = [stage for stage in _stages() if (folder / f"{stage}.pt").exists()]
     if not found:
         raise FileNotFoundError(f"{folder} holds no checkpoint of the MLLM")
     return found[-1]
+
+
+def _stages() -> list[str]:
+    return ["seeing", "speaking", *(f"polishing-{n}" for n in range(ROUNDS))]
 
 
 def _segmenter(plan: Plan) -> None:
