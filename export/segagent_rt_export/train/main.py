@@ -97,12 +97,13 @@ def begin(init: Path, plan: Plan) -> None:
     Raises:
         BundleError, CheckpointInvalid: the bundle's models are not those that ship.
     """
-    bundle, folder = open_bundle(init), plan.folder
+    bundle, folder, mllm = open_bundle(init), plan.folder, None
+    if plan.what != "segmenter" and not any((folder / f"{s}.pt").exists() for s in _stages()):
+        mllm = initial_mllm(bundle.part("mllm"))
     if not (folder / "segmenter.pt").exists():
         segmenter = initial_segmenter(bundle.part("segmenter"))
         train_segmenter(replace(plan.segmenter, images=0), folder, init=segmenter)
-    if plan.what != "segmenter" and not any((folder / f"{s}.pt").exists() for s in _stages()):
-        mllm = initial_mllm(bundle.part("mllm"))
+    if mllm is not None:
         train_seeing(replace(plan.mllm, seeing_images=0), folder, init=mllm)
 
 
