@@ -17,6 +17,7 @@ from segagent_rt.bundle import open_bundle
 from segagent_rt_export.train.initial_mllm import initial_mllm
 from segagent_rt_export.train.initial_segmenter import initial_segmenter
 from segagent_rt_export.train.mllm import MllmRecipe, new_parts, train_seeing, train_speaking
+from segagent_rt_export.train.mllm_net import TinyMllm
 from segagent_rt_export.train.pool import Pool, load_pool, sloppy_pool
 from segagent_rt_export.train.rollout import roll_out
 from segagent_rt_export.train.segmenter import SegmenterRecipe, train_segmenter
@@ -97,7 +98,8 @@ def begin(init: Path, plan: Plan) -> None:
     Raises:
         BundleError, CheckpointInvalid: the bundle's models are not those that ship.
     """
-    bundle, folder, mllm = open_bundle(init), plan.folder, None
+    bundle, folder = open_bundle(init), plan.folder
+    mllm: TinyMllm | None = None
     if plan.what != "segmenter" and not any((folder / f"{s}.pt").exists() for s in _stages()):
         mllm = initial_mllm(bundle.part("mllm"))
     if not (folder / "segmenter.pt").exists():
