@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
+from segagent_rt.bundle import open_bundle
 from segagent_rt.errors import ExtraMissing
 
 WHAT = ("segmenter", "mllm", "all", "bundle", "report")
@@ -33,6 +34,14 @@ def command(
     allow_below_gate: Annotated[
         bool, typer.Option("--allow-below-gate", help="Write a bundle that differs too much.")
     ] = False,
+    init: Annotated[
+        Optional[str],  # noqa: UP045 (Typer reads the annotation at run time)
+        typer.Option(
+            metavar="BUNDLE",
+            help="A bundle's folder or name, such as tiny: its weights are the start of what has "
+            "no checkpoint yet.",
+        ),
+    ] = None,
 ) -> None:
     """Resumable: run it again after a kill. Needs the extra `export`.
 
@@ -51,7 +60,8 @@ def command(
     elif what == "report":
         write_report(folder, output, Path("docs"))
     else:
-        train(Plan(what, folder, seed, scale, processes))  # type: ignore[arg-type]
+        start = None if init is None else open_bundle(init).folder
+        train(Plan(what, folder, seed, scale, processes, start))  # type: ignore[arg-type]
 
 
 def _tell(what: str) -> None:

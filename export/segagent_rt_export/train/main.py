@@ -13,9 +13,13 @@ import torch
 from filelock import FileLock
 from torch import multiprocessing, nn
 
+from segagent_rt.bundle import open_bundle
 from segagent_rt_export.errors import TrainingMissing
 from segagent_rt_export.parts import write_json
+from segagent_rt_export.train.initial_mllm import initial_mllm
+from segagent_rt_export.train.initial_segmenter import initial_segmenter
 from segagent_rt_export.train.mllm import MllmRecipe, new_parts, train_seeing, train_speaking
+from segagent_rt_export.train.mllm_net import TinyMllm
 from segagent_rt_export.train.pool import Pool, load_pool, sloppy_pool
 from segagent_rt_export.train.rollout import roll_out
 from segagent_rt_export.train.segmenter import SegmenterRecipe, train_segmenter
@@ -31,13 +35,17 @@ PLAN_FILE = "plan.json"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to train, where, and how much of it."""
+    """What to train, where, and how much of it.
+
+    `init` is a bundle to begin with, for what has no checkpoint in the folder yet.
+    """
 
     what: Literal["segmenter", "mllm", "all"]
     folder: Path
     seed: int = 0
     scale: float = 1.0
     processes: int = 2
+    init: Path | None = None
 
     def count(self, full: int) -> int:
         """A number of samples, scaled, at least one batch."""
@@ -62,10 +70,16 @@ class Plan:
 
 
 def train(plan: Plan) -> None:
-    """Train to the end. One training at a time works in a folder."""
+    """Train to the end. One training at a time works in a folder.
+
+    Raises:
+        BundleError, CheckpointInvalid: the bundle to begin with cannot be used.
+    """
     plan.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(plan.folder / ".lock"):
         _remember(plan)
+        if plan.init is not None:
+            begin(plan.init, plan)
         if plan.what == "all":
             _side_by_side(partial(_segmenter_and_pool, plan), partial(_seeing, plan))
         elif plan.what == "segmenter":
@@ -84,8 +98,28 @@ def train(plan: Plan) -> None:
 def _remember(plan: Plan) -> None:
     """Keep what decides the weights beside them."""
     recipes = {"segmenter": asdict(plan.segmenter), "mllm": asdict(plan.mllm)}
-    about = {"seed": plan.seed, "scale": plan.scale, "processes": plan.processes}
+    about: dict[str, Any] = {"seed": plan.seed, "scale": plan.scale, "processes": plan.processes}
+    about["init"] = None if plan.init is None else open_bundle(plan.init).digest
     write_json(plan.folder / PLAN_FILE, {**about, **recipes})
+
+
+def begin(init: Path, plan: Plan) -> None:
+    """Write checkpoints that have seen nothing, with a bundle's weights, where there are none.
+
+    The MLLM needs the segmenter too, for the masks that it is trained on.
+
+    Raises:
+        BundleError, CheckpointInvalid: the bundle's models are not those that ship.
+    """
+    bundle, folder = open_bundle(init), plan.folder
+    mllm: TinyMllm | None = None
+    if plan.what != "segmenter" and not any((folder / f"{s}.pt").exists() for s in STAGES[1:]):
+        mllm = initial_mllm(bundle.part("mllm"))
+    if not (folder / "segmenter.pt").exists():
+        segmenter = initial_segmenter(bundle.part("segmenter"))
+        train_segmenter(replace(plan.segmenter, images=0), folder, init=segmenter)
+    if mllm is not None:
+        train_seeing(replace(plan.mllm, seeing_images=0), folder, init=mllm)
 
 
 def last_stage(folder: Path) -> str:

@@ -56,9 +56,13 @@ def model_of(parts: nn.ModuleDict) -> TinyMllm:
     return cast(TinyMllm, parts["net"])
 
 
-def train_seeing(recipe: MllmRecipe, folder: Path) -> nn.ModuleDict:
+def train_seeing(
+    recipe: MllmRecipe, folder: Path, *, init: TinyMllm | None = None
+) -> nn.ModuleDict:
     """The vision tower alone: clean pictures first, then more and more masks over them."""
     parts = new_parts(recipe.seed)
+    if init is not None:
+        parts["net"] = init
     net = model_of(parts)
     trained = nn.ModuleDict({"net": net.vision, "heads": parts["heads"]})
     optimisers = Optimisers(trained, adam_rate=1e-3, muon_rate=2e-3)
