@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from segagent_rt.bench.packaged import packaged
 from segagent_rt.contracts import parse
 from segagent_rt.errors import InputError, ManifestInvalid
 from segagent_rt.loop import Rules
@@ -18,7 +19,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Kind: TypeAlias = Literal["one", "many", "sequence", "deadline"]
+Kind: TypeAlias = Literal["one", "many", "sequence", "endurance", "deadline", "levers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,9 @@ class Scenario:
 
     Attributes:
         kind: `one`, an image and an expression at a time; `many`, several expressions on one image;
-            `sequence`, a new frame for each expression, as in a video; `deadline`, the loop stopped
-            at shares of its usual time.
+            `sequence`, a new frame for each expression, as in a video; `endurance`, memory over
+            many images; `deadline`, the loop stopped at shares of its usual time; `levers`, each
+            lever let go.
         scenes: how many, from `seed` on.
         clicks: the budget for each expression.
         accept: the rating at which a mask is good enough; 0 to use up the budget.
@@ -69,22 +71,42 @@ def read_scenario(where: str | Path) -> Scenario:
     path = known.get(str(where), Path(where))
     try:
         content = tomllib.loads(path.read_text("utf-8"))
-        scenario: Scenario = parse({"name": path.stem, **content}, Scenario, str(path))
+        scenario: Scenario = parse({**content, "name": path.stem}, Scenario, str(path))
+        _check(scenario)
     except OSError:
         raise InputError(
             f"there is no scenario `{where}`", hint="packaged ones: " + ", ".join(known)
         ) from None
-    except (tomllib.TOMLDecodeError, ManifestInvalid) as error:
+    except ManifestInvalid as error:
+        raise InputError(f"not a scenario: {error}", hint="compare a packaged one") from None
+    except ValueError as error:  # not UTF-8, not TOML, or a figure out of bounds
         raise InputError(
             f"{path} is not a scenario: {error}", hint="compare a packaged one"
         ) from None
     return scenario
 
 
+def _check(scenario: Scenario) -> None:
+    """Bound what a file may ask for."""
+    for name, (least, most) in _BOUNDS.items():
+        value = getattr(scenario, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if not values or not all(least <= each <= most for each in values):
+            raise ValueError(f"`{name}` must lie between {least} and {most}")
+
+
+_BOUNDS = {
+    "scenes": (1, 100_000),
+    "seed": (0, 2**31),
+    "side": (32, 4096),
+    "clicks": (1, 100),
+    "accept": (0, 1),
+    "expressions": (1, 256),
+    "shares": (0, 1),
+    "warm_up": (0, 1000),
+}
+
+
 def packaged_scenarios() -> dict[str, Path]:
     """Name and path of every scenario that comes with the package."""
-    package = Path(__file__).parents[1]
-    for folder in (package / "scenarios", package.parent / "benchmarks" / "scenarios"):
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-    return {}
+    return {path.stem: path for path in sorted(packaged("scenarios").glob("*.toml"))}
