@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, TypeAlias
@@ -52,8 +52,17 @@ class Measured:
         return self.pairs[min(step, len(self.pairs) - 1)]
 
     @property
+    def best(self) -> Pair:
+        """The pair of the mask that is truly the best."""
+        return max(self.pairs, key=lambda pair: _share(*pair), default=self.nothing)
+
+    @property
     def ious(self) -> list[float]:
-        return [both / either if either else 1.0 for both, either in self.pairs]
+        return [_share(both, either) for both, either in self.pairs]
+
+
+def _share(both: int, either: int) -> float:
+    return both / either if either else 1.0
 
 
 def measure(recording: Recording) -> Measured:
@@ -73,7 +82,7 @@ def figures(measured: Sequence[Measured], choice: Choice, budget: int) -> dict[s
     `one_shot` is the mask after the first click, or after the first box where the MLLM gave one.
     Under the rule `ref` walks without a mask are left out, as in SegAgent's own evaluation; under
     the others they count as empty masks. `early` is what walking only until a mask is accepted
-    would have returned.
+    would have returned, `truth_best` what is possible: the best mask of each walk.
     """
     chosen = [(m, select(m.recording, choice.rule, choice.click)) for m in measured]
     kept = [(m, at) for m, at in chosen if not _dropped(m, at, choice)]
@@ -89,6 +98,7 @@ def figures(measured: Sequence[Measured], choice: Choice, budget: int) -> dict[s
         **_ious([m.after(at) for m, at in kept]),
         "left_out": len(measured) - len(kept),
         "one_shot": {**_ious([m.after(0) for m in measured]), "boxes": boxes},
+        "truth_best": _ious([m.best for m in measured]),
         "early": _early(measured, EARLY),
         "by_click": [_ious([m.after(at) for m in measured]) for at in range(budget)],
         "noc": noc,
