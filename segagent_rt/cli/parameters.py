@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional, TypeAlias
 
@@ -27,6 +28,13 @@ BackendOption: TypeAlias = Annotated[
 JsonOption: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print one JSON document instead of text.")
 ]
+ImagesOption: TypeAlias = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--images", help="Folder of the pictures; beside the data if left out."),
+]
+RootOption: TypeAlias = Annotated[
+    Path, typer.Option("--root", help="Folder of the data sets that are given by name.")
+]
 
 _CLICK = re.compile(r"([+-])?\s*(\d+)\s*,\s*(\d+)")
 
@@ -41,3 +49,16 @@ def parse_click(text: str) -> Click:
     if match is None:
         raise typer.BadParameter(f"`{text}` is not a click; write +120,80 or -30,40")
     return Click(int(match[2]), int(match[3]), positive=match[1] != "-")
+
+
+def telling(title: str) -> Callable[[int, int], None]:
+    """Says on stderr how far a long run is, each second at most."""
+    from segagent_rt.eval.progress import Progress
+
+    progress = Progress()
+
+    def tell(done: int, total: int) -> None:
+        if line := progress.says(done, total):
+            typer.echo(f"\r{title}: {line:40s}", err=True, nl=done == total)
+
+    return tell

@@ -12,7 +12,8 @@ from segagent_rt.data.coco import looks_like_coco, read_coco
 from segagent_rt.data.folders import looks_like_folder, read_folder
 from segagent_rt.data.images import ImageFolders
 from segagent_rt.data.labelme import looks_like_labelme, read_labelme
-from segagent_rt.data.reading import read_json
+from segagent_rt.data.predictions import Recording, looks_like_predictions, read_predictions
+from segagent_rt.data.reading import read_bytes, read_json
 from segagent_rt.data.record import Sample
 from segagent_rt.data.refcoco import Split, read_refer, refer_folder, splits_named
 from segagent_rt.data.segagent import looks_like_segagent, read_segagent
@@ -107,6 +108,19 @@ def read_file(path: Path, places: Places) -> list[Sample]:
         f"{path} is of no known format",
         hint="SegAgent's data files, COCO instances, labelme, or a folder of pictures and masks",
     )
+
+
+def recordings_in(name: str) -> list[Recording] | None:
+    """The recordings of a predictions file; None if the name stands for anything else.
+
+    Raises:
+        DataInvalid: it is a predictions file, but not what its format says.
+    """
+    path = Path(name)
+    if not path.is_file() or not read_bytes(path).lstrip().startswith(b"["):
+        return None
+    document = read_json(path)
+    return read_predictions(document, path.name) if looks_like_predictions(document) else None
 
 
 def _read_split(split: Split, places: Places) -> list[Sample]:

@@ -34,7 +34,7 @@ class Walker:
     def heading(self, data: DataSet) -> dict[str, Any]:
         """What a journal of such walks is about: what decides their content."""
         return {
-            "data": data.digest,
+            "digest": data.digest,
             "bundle": self.runtime.bundle.digest,
             "annotator": self.annotator,
             "max_clicks": self.rules.max_clicks,
