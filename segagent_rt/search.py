@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from segagent_rt.errors import Interrupted
-from segagent_rt.loop import Rules
+from segagent_rt.loop import Rules, walk
 from segagent_rt.timing import Deadline, Stopwatch
 from segagent_rt.types import Click, Finish, Prediction, Request, Segmenter, Step, Turn, View
 
@@ -48,10 +48,13 @@ def explore(
 
     The turn of a step rates the mask that it was shown greedily, also where its click was drawn.
     """
+    if tree.candidates == 1:
+        yield from walk(expression, view, segmenter, embedding, rules=tree.rules, prior=prior)
+        return
     rules, deadline = tree.rules, Deadline(tree.rules.deadline)
     branches = _Branches(expression, view, segmenter, tree)
     prediction, clicks, ratings = prior, list[Click](), list[float | None]()
-    watch, turn = Stopwatch(), Turn("", Finish())
+    watch, turn, tried = Stopwatch(), Turn("", Finish()), list[Step]()
     try:
         with deadline.active():
             with watch("annotate"):
@@ -76,8 +79,11 @@ def explore(
                 prediction = best.prediction
                 clicks += [best.click] if best.click else []
                 yield replace(best, seconds=watch.seconds)
-                watch = Stopwatch()
+                watch, tried = Stopwatch(), []
     except (Interrupted, NotReady):
+        for step in tried[:1]:  # nobody has rated it, but it may be all there is
+            prediction, turn = step.prediction, Turn("", Finish())
+            yield step
         yield Step(turn, None, prediction, watch.seconds, "deadline")
     finally:
         deadline.close()
@@ -93,16 +99,15 @@ class _Branches:
     def sprout(self, turn: Turn, prediction: Prediction | None) -> dict[Click, Turn]:
         """The clicks of the turn and of others about the same mask."""
         turns = {turn.action: turn}
-        if self._tree.candidates > 1:
-            drawn = self._view.propose(
-                [Request(prediction, self._expression)],
-                samples=self._tree.candidates - 1,
-                temperature=self._tree.temperature,
-                rng=self._rng,
-            )
-            for other in drawn[0]:
-                rated = replace(other, predicted_iou=turn.predicted_iou)
-                turns.setdefault(other.action, rated)
+        drawn = self._view.propose(
+            [Request(prediction, self._expression)],
+            samples=self._tree.candidates - 1,
+            temperature=self._tree.temperature,
+            rng=self._rng,
+        )
+        for other in drawn[0]:
+            rated = replace(other, predicted_iou=turn.predicted_iou)
+            turns.setdefault(other.action, rated)
         return {action: other for action, other in turns.items() if isinstance(action, Click)}
 
     def grow(

@@ -134,6 +134,19 @@ def test_a_deadline_returns_the_best_mask_so_far():
     assert trajectory.prediction is not None
 
 
+def test_a_deadline_before_the_first_rating_returns_the_mask_there_is():
+    class Mute(Guessing):
+        def propose(self, requests, **how):
+            if requests[0].prediction is not None:
+                raise Interrupted("the deadline has passed")
+            return super().propose(requests, **how)
+
+    trajectory = found(Mute(), Tree(FOREVER))
+    assert trajectory.stop == "deadline"
+    assert trajectory.prediction is not None
+    assert trajectory.predicted_iou is None
+
+
 def test_with_one_candidate_it_is_the_loop():
     for script in (
         ScriptedAnnotator([Click(5 * n, 30, positive=True) for n in range(9)], [0, 0.2, 0.8, 0.95]),

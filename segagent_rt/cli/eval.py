@@ -11,10 +11,12 @@ import typer
 from segagent_rt.cli.parameters import (
     BackendOption,
     BundleOption,
+    CandidatesOption,
     ImagesOption,
     JsonOption,
     OutputOption,
     RootOption,
+    TemperatureOption,
     ThreadsOption,
     telling,
 )
@@ -54,6 +56,8 @@ def command(
         Literal["mllm", "oracle"],
         typer.Option(help="Who clicks: the bundle's MLLM, or one that knows the true mask."),
     ] = "mllm",
+    candidates: CandidatesOption = 1,
+    temperature: TemperatureOption = 1.0,
     limit: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Only the first expressions of each data set."),
@@ -82,6 +86,7 @@ def command(
     from segagent_rt.eval.walks import Walker
     from segagent_rt.loop import Rules
     from segagent_rt.runtime import load
+    from segagent_rt.search import Tree
 
     if ablate not in ("none", "remove", "shuffle"):
         raise typer.BadParameter("--ablate is none, remove or shuffle")
@@ -92,7 +97,8 @@ def command(
             return
         asked = Evaluation(output, Choice(select, click_id), limit, overwrite, visualize)
         names = [f"{name}_{part}" for name in data for part in split] if split else data
-        walker = Walker(runtime, Rules(max_clicks, accept=None), annotator)
+        tree = Tree(Rules(max_clicks, accept=None), candidates, temperature)
+        walker = Walker(runtime, tree, annotator)
         figures = _on_data(names, Places(root, images), asked, walker)
     if as_json:
         typer.echo(json.dumps({"results": figures}))

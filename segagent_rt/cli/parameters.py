@@ -35,6 +35,12 @@ ImagesOption: TypeAlias = Annotated[
 RootOption: TypeAlias = Annotated[
     Path, typer.Option("--root", help="Folder of the data sets that are given by name.")
 ]
+CandidatesOption: TypeAlias = Annotated[
+    int, typer.Option("--candidates", min=1, help="Clicks tried at every turn; the best goes on.")
+]
+TemperatureOption: TypeAlias = Annotated[
+    float, typer.Option("--temperature", min=0.01, help="Of the draws, with several candidates.")
+]
 
 _CLICK = re.compile(r"([+-])?\s*(\d+)\s*,\s*(\d+)")
 

@@ -56,7 +56,7 @@ class Evaluation:
             "refused": [f"{place}: {why}" for place, why in answered.refused],
         }
         recordings = answered.recordings
-        found = report.write_figures(recordings, self.choice, walker.rules.max_clicks, about)
+        found = report.write_figures(recordings, self.choice, walker.tree.rules.max_clicks, about)
         if self.pictures:
             images = [question.sample.image for question in answered.questions]
             report.draw(recordings, images, self.choice)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from segagent_rt import loop
 from segagent_rt.annotators.oracle import OracleAnnotator
 from segagent_rt.data.images import missing_images
 from segagent_rt.data.journal import Journal
@@ -15,8 +14,8 @@ from segagent_rt.data.predictions import Recording, describe_recording, read_rec
 from segagent_rt.data.record import Question, questions
 from segagent_rt.data.sources import DataSet
 from segagent_rt.errors import DataInvalid, InputError
-from segagent_rt.loop import Rules
 from segagent_rt.runtime import Canvas, Runtime
+from segagent_rt.search import Tree, explore
 from segagent_rt.types import Trajectory
 
 AnnotatorName: TypeAlias = Literal["mllm", "oracle"]
@@ -28,7 +27,7 @@ class Walker:
     """Answers questions: the bundle's MLLM clicks, or the simulated annotator."""
 
     runtime: Runtime
-    rules: Rules
+    tree: Tree
     annotator: AnnotatorName = "mllm"
 
     def heading(self, data: DataSet) -> dict[str, Any]:
@@ -37,8 +36,11 @@ class Walker:
             "digest": data.digest,
             "bundle": self.runtime.bundle.digest,
             "annotator": self.annotator,
-            "max_clicks": self.rules.max_clicks,
-            "accept": self.rules.accept,
+            "max_clicks": self.tree.rules.max_clicks,
+            "accept": self.tree.rules.accept,
+            "candidates": self.tree.candidates,
+            "temperature": self.tree.temperature,
+            "seed": self.tree.seed,
         }
 
     def walk(self, canvas: Canvas, question: Question) -> Trajectory:
@@ -47,13 +49,13 @@ class Walker:
         Raises:
             ExpressionRefused: the annotator cannot take the expression.
         """
+        said, segmenter = question.expression, self.runtime.segmenter
         if self.annotator == "mllm":
-            return canvas.annotate(question.expression, rules=self.rules)
-        view = OracleAnnotator(question.sample.mask.mask()).look(canvas.image)
-        segmenter = self.runtime.segmenter
-        return loop.annotate(
-            question.expression, view, segmenter, canvas.embedding, rules=self.rules
-        )
+            steps = canvas.explore(said, tree=self.tree)
+        else:
+            view = OracleAnnotator(question.sample.mask.mask()).look(canvas.image)
+            steps = explore(said, view, segmenter, canvas.embedding, tree=self.tree)
+        return Trajectory(said, tuple(steps))
 
 
 @dataclass(frozen=True, slots=True)

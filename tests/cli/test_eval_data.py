@@ -66,6 +66,14 @@ def test_the_shipped_mllm_answers_and_its_walks_are_kept(terminal, tmp_path):
     assert (tmp_path / "objects.json").read_text() == json.dumps(segagent_document()), "data stays"
 
 
+def test_several_candidates_are_tried_and_it_is_said(terminal, tmp_path):
+    how = ("--candidates", 2, "--temperature", 0.5, "--max-clicks", 1, "--limit", 2)
+    (found,) = figures(terminal("eval", segagent(tmp_path), *how, "-o", tmp_path / "out", "--json"))
+    assert (found["candidates"], found["temperature"], found["samples"]) == (2, 0.5, 2)
+    done = terminal("eval", tmp_path / "objects.json", "--max-clicks", 1, "-o", tmp_path / "out")
+    assert "its `candidates` is 2, not 1" in done.err
+
+
 def test_figures_follow_from_the_predictions_file_alone(terminal, tmp_path):
     """cIoU and gIoU as documented, computed here from the JSON by nobody's code but numpy's."""
     done = terminal(
