@@ -16,6 +16,8 @@ from segagent_rt.errors import SegagentError
 COMMANDS = {
     "demo": "cut one object out of a packaged picture",
     "run": "segment what an expression says",
+    "refine": "improve a mask that is there already",
+    "score": "say how well a mask fits what is said of it",
     "eval": "measure how good a bundle is",
     "bench": "measure latency by stage",
     "scene": "draw a synthetic scene",

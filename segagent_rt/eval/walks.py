@@ -11,7 +11,7 @@ from segagent_rt.annotators.oracle import OracleAnnotator
 from segagent_rt.data.images import missing_images
 from segagent_rt.data.journal import Journal
 from segagent_rt.data.predictions import Recording, describe_recording, read_recording, record
-from segagent_rt.data.record import Question, questions
+from segagent_rt.data.record import Question, Sample, questions
 from segagent_rt.data.sources import DataSet
 from segagent_rt.errors import DataInvalid, InputError
 from segagent_rt.runtime import Canvas, Runtime
@@ -94,10 +94,10 @@ def answer_all(
     asked = [q for q in list(questions(data.samples))[:limit] if q.sample.image not in absent]
     todo = [question for question in asked if question.key not in journal.done]
     refused = list[tuple[str, str]]()
-    canvas = _Easel(walker.runtime)
+    easel = Easel(walker.runtime)
     for done, question in enumerate(todo, 1):
         try:
-            entry = _answer(walker, canvas.show(question), question)
+            entry = _answer(walker, easel.show(question.sample), question)
         except InputError as error:
             refused.append((question.sample.source, str(error)))
         else:
@@ -113,33 +113,33 @@ def _answer(walker: Walker, canvas: Canvas, question: Question) -> dict[str, Any
     return {"record": describe_recording(record(question, trajectory)), "seconds": seconds}
 
 
-class _Easel:
+class Easel:
     """Holds the canvas of the last image: questions about one image follow each other."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._shown: tuple[Path, Canvas] | None = None
 
-    def show(self, question: Question) -> Canvas:
-        """The canvas of a question's image.
+    def show(self, sample: Sample) -> Canvas:
+        """The canvas of a sample's image.
 
         Raises:
             ImageUnreadable: it cannot be read.
             DataInvalid: it is not of the size that the data says.
         """
-        path = question.sample.image
+        path = sample.image
         if self._shown is None or self._shown[0] != path:
             self._shown = path, self._runtime.open(path)
         canvas = self._shown[1]
-        check_size(canvas.image.shape, question.sample.size, path)
+        check_size(canvas.image.shape, sample.size, path)
         return canvas
 
 
 def check_size(shape: Sequence[int], size: tuple[int, int], path: Path) -> None:
-    """Raise `DataInvalid` unless an image is of the size that its data says."""
+    """Raise `DataInvalid` unless an image is of the size of its mask."""
     if tuple(shape[:2]) != size:
         raise DataInvalid(
             f"{path} is {shape[0]} x {shape[1]} pixels high and wide, "
-            f"its data says {size[0]} x {size[1]}",
+            f"its mask {size[0]} x {size[1]}",
             hint="is it the picture that was annotated?",
         )

@@ -153,7 +153,7 @@ def test_a_question_that_cannot_be_put_is_named_and_the_others_done(terminal, tm
     assert "2 questions could not be put" in done.err
     assert "record 2" in done.err
     assert "`zebra`" in done.err
-    assert "32 x 48 pixels high and wide, its data says 33 x 48" in done.err
+    assert "32 x 48 pixels high and wide, its mask 33 x 48" in done.err
     assert json.loads((tmp_path / "out" / "objects.figures.json").read_text())["samples"] == 2
 
 
