@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -18,6 +18,7 @@ from segagent_rt.cli.parameters import (
     RootOption,
     TemperatureOption,
     ThreadsOption,
+    one_of,
     telling,
 )
 
@@ -45,16 +46,16 @@ def command(
         typer.Option(help="Only this split of the benchmarks named: val, testA; repeatable."),
     ] = None,
     select: Annotated[
-        Literal["full", "ref", "last"],
-        typer.Option(help="The best-rated mask, SegAgent's own rule, or the last mask."),
+        str,
+        typer.Option(help="full: the best-rated mask; ref: SegAgent's own rule; last: the last."),
     ] = "full",
     click_id: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=0, help="The mask after this click, counted from 0, instead."),
     ] = None,
     annotator: Annotated[
-        Literal["mllm", "oracle"],
-        typer.Option(help="Who clicks: the bundle's MLLM, or one that knows the true mask."),
+        str,
+        typer.Option(help="Who clicks: the bundle's mllm, or an oracle that knows the true mask."),
     ] = "mllm",
     candidates: CandidatesOption = 1,
     temperature: TemperatureOption = 1.0,
@@ -83,22 +84,22 @@ def command(
     from segagent_rt.data.sources import Places
     from segagent_rt.eval.evaluation import Evaluation, check_complete, summary_lines
     from segagent_rt.eval.scores import Choice
-    from segagent_rt.eval.walks import Walker
+    from segagent_rt.eval.selection import Rule
+    from segagent_rt.eval.walks import AnnotatorName, Walker
     from segagent_rt.loop import Rules
     from segagent_rt.runtime import load
     from segagent_rt.search import Tree
 
-    if ablate not in ("none", "remove", "shuffle"):
-        raise typer.BadParameter("--ablate is none, remove or shuffle")
+    choice = Choice(one_of(Rule, select, "--select"), click_id)
     with load(bundle, backend=backend, threads=threads) as runtime:
         if not data:
             found = _on_scenes(runtime, (scenes, seed, ablate), Rules(max_clicks))
             typer.echo(json.dumps(found) if as_json else text(found))
             return
-        asked = Evaluation(output, Choice(select, click_id), limit, overwrite, visualize)
+        asked = Evaluation(output, choice, limit, overwrite, visualize)
         names = [f"{name}_{part}" for name in data for part in split] if split else data
         tree = Tree(Rules(max_clicks, accept=None), candidates, temperature)
-        walker = Walker(runtime, tree, annotator)
+        walker = Walker(runtime, tree, one_of(AnnotatorName, annotator, "--annotator"))
         figures = _on_data(names, Places(root, images), asked, walker)
     if as_json:
         typer.echo(json.dumps({"results": figures}))
@@ -122,10 +123,10 @@ def _on_data(
 
 
 def _on_scenes(runtime: Runtime, which: tuple[int, int, Any], rules: Rules) -> dict[str, Any]:
-    from segagent_rt.eval.scenes import SceneSuite, evaluate_scenes
+    from segagent_rt.eval.scenes import Ablation, SceneSuite, evaluate_scenes
 
     scenes, seed, ablate = which
-    suite = SceneSuite(scenes, seed, ablate=ablate)
+    suite = SceneSuite(scenes, seed, ablate=one_of(Ablation, ablate, "--ablate"))
     return evaluate_scenes(runtime, suite, rules, _progress(scenes))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Optional, TypeAlias
+from typing import Annotated, Any, Optional, TypeAlias, get_args
 
 import typer
 
@@ -55,6 +55,18 @@ def parse_click(text: str) -> Click:
     if match is None:
         raise typer.BadParameter(f"`{text}` is not a click; write +120,80 or -30,40")
     return Click(int(match[2]), int(match[3]), positive=match[1] != "-")
+
+
+def one_of(kinds: Any, value: str, option: str) -> Any:
+    """The value of an option, if it is one of a `Literal`'s.
+
+    Raises:
+        typer.BadParameter: it is none.
+    """
+    *names, last = get_args(kinds)
+    if value not in (*names, last):
+        raise typer.BadParameter(f"{option} is {', '.join(names)} or {last}, not `{value}`")
+    return value
 
 
 def telling(title: str) -> Callable[[int, int], None]:

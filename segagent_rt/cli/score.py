@@ -63,9 +63,9 @@ def command(
 
 
 def _one(runtime: Any, alone: tuple[Any, ...]) -> float:
+    from segagent_rt.data.easel import check_size
     from segagent_rt.data.masks import load_mask
     from segagent_rt.eval.ratings import rate
-    from segagent_rt.eval.walks import check_size
 
     image, mask, expression = alone
     given, canvas = load_mask(mask), runtime.open(image)

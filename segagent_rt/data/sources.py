@@ -17,6 +17,11 @@ from segagent_rt.data.reading import read_bytes, read_json
 from segagent_rt.data.record import Sample
 from segagent_rt.data.refcoco import Split, read_refer, refer_folder, splits_named
 from segagent_rt.data.segagent import looks_like_segagent, read_segagent
+from segagent_rt.data.trajectories import (
+    Demonstration,
+    looks_like_trajectories,
+    read_trajectories,
+)
 from segagent_rt.errors import DataInvalid
 
 Reader: TypeAlias = Callable[[Any, str, ImageFolders], list[Sample]]
@@ -121,6 +126,21 @@ def recordings_in(name: str) -> list[Recording] | None:
         return None
     document = read_json(path)
     return read_predictions(document, path.name) if looks_like_predictions(document) else None
+
+
+def open_trajectories(name: str, places: Places) -> list[Demonstration]:
+    """The demonstrations of a file of trajectories.
+
+    Raises:
+        DataInvalid: it is none.
+    """
+    path = Path(name)
+    document = read_json(path)
+    if not looks_like_trajectories(document):
+        raise DataInvalid(
+            f"{path} holds no trajectories", hint="make some: segagent-rt trajectories --help"
+        )
+    return read_trajectories(document, path.name, places.beside(path.parent))
 
 
 def _read_split(split: Split, places: Places) -> list[Sample]:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segagent_rt.data.journal import Journal
+from segagent_rt.data.journal import Journal, Tell
 from segagent_rt.data.predictions import Recording
 from segagent_rt.data.sources import DataSet
 from segagent_rt.errors import BatchFailed, DataInvalid
 from segagent_rt.eval.report import Report
 from segagent_rt.eval.scores import Choice
-from segagent_rt.eval.walks import Answered, Tell, Walker, answer_all
+from segagent_rt.eval.walks import Answered, Walker, answer_all
 
 NAMED = 5
 """So many missing pictures or refused questions are named in a message; the figures name all."""

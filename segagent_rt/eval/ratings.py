@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from segagent_rt.data.easel import Easel
 from segagent_rt.data.images import missing_images
+from segagent_rt.data.journal import Tell
 from segagent_rt.data.record import Sample
 from segagent_rt.errors import InputError
-from segagent_rt.eval.walks import Easel, Tell
 from segagent_rt.runtime import Canvas, Runtime
 from segagent_rt.segmenters.prediction import GivenMask
 from segagent_rt.types import Mask, Request

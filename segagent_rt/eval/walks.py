@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from segagent_rt.annotators.oracle import OracleAnnotator
+from segagent_rt.data.easel import Easel
 from segagent_rt.data.images import missing_images
-from segagent_rt.data.journal import Journal
+from segagent_rt.data.journal import Journal, Tell
 from segagent_rt.data.predictions import Recording, describe_recording, read_recording, record
-from segagent_rt.data.record import Question, Sample, questions
+from segagent_rt.data.record import Question, questions
 from segagent_rt.data.sources import DataSet
-from segagent_rt.errors import DataInvalid, InputError
+from segagent_rt.errors import InputError
 from segagent_rt.runtime import Canvas, Runtime
 from segagent_rt.search import Tree, explore
 from segagent_rt.types import Trajectory
 
 AnnotatorName: TypeAlias = Literal["mllm", "oracle"]
-Tell: TypeAlias = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,35 +110,3 @@ def _answer(walker: Walker, canvas: Canvas, question: Question) -> dict[str, Any
     trajectory = walker.walk(canvas, question)
     seconds = [{**step.turn.seconds, **step.seconds} for step in trajectory.steps]
     return {"record": describe_recording(record(question, trajectory)), "seconds": seconds}
-
-
-class Easel:
-    """Holds the canvas of the last image: questions about one image follow each other."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self._shown: tuple[Path, Canvas] | None = None
-
-    def show(self, sample: Sample) -> Canvas:
-        """The canvas of a sample's image.
-
-        Raises:
-            ImageUnreadable: it cannot be read.
-            DataInvalid: it is not of the size that the data says.
-        """
-        path = sample.image
-        if self._shown is None or self._shown[0] != path:
-            self._shown = path, self._runtime.open(path)
-        canvas = self._shown[1]
-        check_size(canvas.image.shape, sample.size, path)
-        return canvas
-
-
-def check_size(shape: Sequence[int], size: tuple[int, int], path: Path) -> None:
-    """Raise `DataInvalid` unless an image is of the size of its mask."""
-    if tuple(shape[:2]) != size:
-        raise DataInvalid(
-            f"{path} is {shape[0]} x {shape[1]} pixels high and wide, "
-            f"its mask {size[0]} x {size[1]}",
-            hint="is it the picture that was annotated?",
-        )

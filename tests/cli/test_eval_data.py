@@ -201,6 +201,15 @@ def test_bad_files_are_refused_before_any_walk(terminal, tmp_path, content, sent
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "wrong", [("--select", "best"), ("--annotator", "me"), ("--candidates", 0), ("--limit", 0)]
+)
+def test_wrong_options_are_usage_errors(terminal, tmp_path, wrong):
+    done = terminal("eval", segagent(tmp_path), *wrong, "-o", tmp_path / "out")
+    assert done.code == 2
+    assert not (tmp_path / "out").exists()
+
+
 def test_scenes_stay_the_default(terminal):
     done = terminal("eval", "--scenes", 1, "--json")
     assert "first_click_hit" in json.loads(done.out)
