@@ -15,6 +15,7 @@ from segagent_rt.annotators.oracle import next_click
 from segagent_rt.data.record import RunLengths, corners
 from segagent_rt.data.trajectories import Demonstration, ShownClick, Start, StartKind
 from segagent_rt.metrics import iou
+from segagent_rt.scenes.dice import Dice
 from segagent_rt.segmenters.prediction import GivenMask
 from segagent_rt.types import Click, Mask, Prediction, Segmenter
 
@@ -53,7 +54,7 @@ class Bench:
         return self.segmenter.decode(self.encoded, clicks, prior=prior)
 
 
-def begin(kind: StartKind, target: Mask, bench: Bench, rng: np.random.Generator) -> Start:
+def begin(kind: StartKind, target: Mask, bench: Bench, dice: Dice) -> Start:
     """The mask that a demonstration starts from.
 
     `box` is the object's bounding box, filled. `random` is what the segmenter makes of a positive
@@ -67,13 +68,16 @@ def begin(kind: StartKind, target: Mask, bench: Bench, rng: np.random.Generator)
         mask[box.y0 : box.y1 + 1, box.x0 : box.x1 + 1] = True
         return Start(kind, RunLengths.of(mask), iou(mask, target))
     if kind == "random":
-        columns, rows = [rng.integers(box.x0, box.x1 + 1)], [rng.integers(box.y0, box.y1 + 1)]
+        columns, rows = [dice.integer(box.x0, box.x1 + 1)], [dice.integer(box.y0, box.y1 + 1)]
     else:
-        columns = np.linspace(box.x0, box.x1, GRID + 2).round()[1:-1]
-        rows = np.linspace(box.y0, box.y1, GRID + 2).round()[1:-1]
-    clicks = [Click(int(x), int(y), positive=True) for y in rows for x in columns]
+        columns, rows = _spread(box.x0, box.x1), _spread(box.y0, box.y1)
+    clicks = [Click(x, y, positive=True) for y in rows for x in columns]
     mask = list(masks_after(clicks, bench, None))[-1].mask()
     return Start(kind, RunLengths.of(mask), iou(mask, target))
+
+
+def _spread(first: int, last: int) -> list[int]:
+    return [round(first + (last - first) * n / (GRID + 1)) for n in range(1, GRID + 1)]
 
 
 def demonstrate(target: Mask, start: Start, bench: Bench, limits: Limits) -> list[ShownClick]:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from segagent_rt.data.demonstrate import Bench, Limits, begin, demonstrate, same_masks
 from segagent_rt.data.easel import Easel
 from segagent_rt.data.images import missing_images
@@ -23,6 +21,7 @@ from segagent_rt.data.trajectories import (
 )
 from segagent_rt.errors import InputError
 from segagent_rt.runtime import Runtime
+from segagent_rt.scenes.dice import Dice
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +83,8 @@ def generate(
             try:
                 if sample.image in absent:
                     raise InputError(f"the picture {sample.image} is not there")
-                rng = np.random.default_rng((how.seed, at))
-                journal.append(f"{at}.{kind}", _record(easel, sample, kind, how.limits, rng))
+                dice = Dice("start", how.seed, at)
+                journal.append(f"{at}.{kind}", _record(easel, sample, kind, how.limits, dice))
             except InputError as error:
                 problems[at] = f"{sample.source}: {error}"
             tell(done, len(todo))
@@ -97,11 +96,11 @@ def generate(
 
 
 def _record(
-    easel: Easel, sample: Sample, kind: StartKind, limits: Limits, rng: np.random.Generator
+    easel: Easel, sample: Sample, kind: StartKind, limits: Limits, dice: Dice
 ) -> dict[str, Any]:
     bench = _bench(easel, sample)
     target = sample.mask.mask()
-    start = begin(kind, target, bench, rng)
+    start = begin(kind, target, bench, dice)
     clicks = demonstrate(target, start, bench, limits)
     return describe_demonstration(Demonstration(sample, start, tuple(clicks)))
 

@@ -75,8 +75,9 @@ def record(question: Question, trajectory: Trajectory) -> Recording:
     replies = [step.turn.reply for step in trajectory.steps]
     last = replies[-1] if replies else None
     sample = question.sample
-    name = sample.name if isinstance(sample.name, str) else sample.image.name
-    return Recording(name, question.expression, sample.mask, steps, last, trajectory.stop)
+    return Recording(
+        sample.file_name, question.expression, sample.mask, steps, last, trajectory.stop
+    )
 
 
 def looks_like_predictions(document: Any) -> bool:

@@ -21,6 +21,7 @@ from segagent_rt.data.images import ImageFolders
 from segagent_rt.data.record import RunLengths, Sample
 from segagent_rt.data.trajectories import Demonstration, Start, read_trajectories
 from segagent_rt.metrics import iou
+from segagent_rt.scenes.dice import Dice
 from segagent_rt.segmenters.disc import DiscEmbedding, DiscSegmenter
 from segagent_rt.segmenters.prediction import GivenMask
 from tests.data.datasets import DRAWN
@@ -86,7 +87,7 @@ def test_a_gain_that_is_too_small_counts_as_a_loss():
 
 @pytest.mark.parametrize("kind", ["empty", "box", "random", "grid"])
 def test_every_start_is_written_kept_and_replayed(kind):
-    start = begin(kind, TARGET, bench(), np.random.default_rng(0))
+    start = begin(kind, TARGET, bench(), Dice("start", 0))
     assert start.kind == kind
     assert start.iou == (0.0 if kind == "empty" else iou(start.mask.mask(), TARGET))
     made = demonstrate(TARGET, start, bench(), Limits(good=0.9))
@@ -99,19 +100,19 @@ def test_every_start_is_written_kept_and_replayed(kind):
 def test_starts_lie_in_the_box():
     columns = np.flatnonzero(TARGET.any(0))
     rows = np.flatnonzero(TARGET.any(1))
-    box = begin("box", TARGET, bench(), np.random.default_rng(0)).mask.mask()
+    box = begin("box", TARGET, bench(), Dice("start", 0)).mask.mask()
     assert box.sum() == (np.ptp(columns) + 1) * (np.ptp(rows) + 1)
     for seed in range(20):
-        one = begin("random", TARGET, bench(0), np.random.default_rng(seed)).mask.mask()
+        one = begin("random", TARGET, bench(0), Dice("start", seed)).mask.mask()
         assert one.sum() == 1
         assert box[one].all()
-    four = begin("grid", TARGET, bench(0), np.random.default_rng(0)).mask.mask()
+    four = begin("grid", TARGET, bench(0), Dice("start", 0)).mask.mask()
     assert four.sum() == 4
 
 
 def test_nothing_to_segment_starts_and_ends_empty():
     empty = np.zeros(SIZE, np.bool_)
-    start = begin("box", empty, bench(), np.random.default_rng(0))
+    start = begin("box", empty, bench(), Dice("start", 0))
     assert start.kind == "empty"
     assert demonstrate(empty, start, bench(), Limits()) == []
 
