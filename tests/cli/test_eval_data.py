@@ -15,7 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from segagent_rt.data.record import questions
+from segagent_rt.data.sources import Places, open_data
 from segagent_rt.image import rle_to_mask
+from segagent_rt.scenes import make_scene
 from tests.data.datasets import EVERY, coco, segagent, segagent_document
 
 pytestmark = pytest.mark.usefixtures("kept_open")
@@ -208,6 +211,21 @@ def test_wrong_options_are_usage_errors(terminal, tmp_path, wrong):
     done = terminal("eval", segagent(tmp_path), *wrong, "-o", tmp_path / "out")
     assert done.code == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_scenes_can_be_written_as_a_data_set(terminal, tmp_path):
+    how = ("--expressions", 4, "-o", tmp_path / "scenes")
+    made = terminal("scene", "--seed", 3, "--count", 2, "--side", 96, *how)
+    path = Path(made.out.strip())
+    assert path == tmp_path / "scenes" / "scenes.json"
+    said = [expression.text for n in (3, 4) for expression in make_scene(n, 96).expressions]
+    (found,) = open_data(str(path), Places())
+    asked = list(questions(found.samples))
+    assert sorted(question.expression for question in asked) == sorted(said)
+    first = make_scene(3, 96)
+    assert np.array_equal(found.samples[0].mask.mask(), first.mask(first.expressions[0].target))
+    done = terminal("eval", path, *ORACLE, "--limit", 2, "-o", tmp_path / "out", "--json")
+    assert figures(done)[0]["samples"] == 2
 
 
 def test_scenes_stay_the_default(terminal):
