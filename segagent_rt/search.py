@@ -56,30 +56,30 @@ def explore(
     prediction, clicks, ratings = prior, list[Click](), list[float | None]()
     watch, turn, tried = Stopwatch(), Turn("", Finish()), list[Step]()
     try:
-        with deadline.active():
-            with watch("annotate"):
-                turn = view.propose([Request(prior, expression)])[0][0]
-            while True:
-                if prediction is not None:
-                    ratings.append(turn.predicted_iou)
-                stop = rules.verdict(turn, len(clicks), ratings)
-                if stop is not None or not isinstance(turn.action, Click):
-                    yield Step(turn, None, prediction, watch.seconds, stop)
-                    break
-                with watch("annotate"):
-                    turns = branches.sprout(turn, prediction)
-                with watch("segment"):
-                    encoded = embedding.result(deadline.remaining)
-                    tried = branches.grow(turns, prediction, clicks, encoded)
-                if all(step.stop for step in tried):
-                    yield replace(tried[0], seconds=watch.seconds)
-                    break
-                with watch("annotate"):
-                    best, turn = branches.judge(tried, len(clicks) + 1 < rules.max_clicks)
-                prediction = best.prediction
-                clicks += [best.click] if best.click else []
-                yield replace(best, seconds=watch.seconds)
-                watch, tried = Stopwatch(), []
+        with deadline.active(), watch("annotate"):
+            turn = view.propose([Request(prior, expression)])[0][0]
+        while True:
+            if prediction is not None:
+                ratings.append(turn.predicted_iou)
+            stop = rules.verdict(turn, len(clicks), ratings)
+            if stop is not None or not isinstance(turn.action, Click):
+                yield Step(turn, None, prediction, watch.seconds, stop)
+                break
+            with deadline.active(), watch("annotate"):
+                turns = branches.sprout(turn, prediction)
+            with deadline.active(), watch("segment"):
+                encoded = embedding.result(deadline.remaining)
+                tried = branches.grow(turns, prediction, clicks, encoded)
+            if all(step.stop for step in tried):
+                yield replace(tried[0], seconds=watch.seconds)
+                break
+            with deadline.active(), watch("annotate"):
+                last = len(clicks) + 1 == rules.max_clicks
+                best, turn = branches.judge(tried, last=last)
+            prediction = best.prediction
+            clicks += [best.click] if best.click else []
+            yield replace(best, seconds=watch.seconds)
+            watch, tried = Stopwatch(), []
     except (Interrupted, NotReady):
         for step in tried[:1]:  # nobody has rated it, but it may be all there is
             prediction, turn = step.prediction, Turn("", Finish())
@@ -127,14 +127,14 @@ class _Branches:
             steps.append(Step(turn, click, after, {}, "unchanged" if settled else None))
         return steps
 
-    def judge(self, tried: Sequence[Step], more: bool) -> tuple[Step, Turn]:
+    def judge(self, tried: Sequence[Step], *, last: bool) -> tuple[Step, Turn]:
         """The step with the best-rated mask, the first of equals, and the turn that rated it."""
         steps = [step for step in tried if step.stop is None]
         requests = [Request(step.prediction, self._expression) for step in steps]
-        if more:
-            turns = [turns[0] for turns in self._view.propose(requests)]
-        else:
+        if last:
             turns = self._view.rate(requests)
+        else:
+            turns = [turns[0] for turns in self._view.propose(requests)]
         ratings = [-1.0 if t.predicted_iou is None else t.predicted_iou for t in turns]
         at = int(np.argmax(ratings))
         return steps[at], turns[at]

@@ -18,6 +18,7 @@ from segagent_rt.runtime import load
 from segagent_rt.scenes import make_scene
 from segagent_rt.search import Tree, explore
 from segagent_rt.segmenters.disc import DiscSegmenter
+from segagent_rt.timing import current_deadline
 from segagent_rt.types import Click, Finish, Malformed, Request, Trajectory, Turn
 
 IMAGE = np.zeros((60, 80, 3), np.uint8)
@@ -132,6 +133,15 @@ def test_a_deadline_returns_the_best_mask_so_far():
     assert trajectory.stop == "deadline"
     assert len(trajectory.clicks) == 1
     assert trajectory.prediction is not None
+
+
+def test_between_the_steps_no_deadline_is_running():
+    """Whoever takes the steps one by one is not stopped by the search's own deadline."""
+    segmenter, embedding = DiscSegmenter(radius=9), Future()
+    embedding.set_result(segmenter.encode(IMAGE))
+    tree = Tree(Rules(3, accept=None, deadline=60))
+    for _ in explore("it", Guessing(), segmenter, embedding, tree=tree):
+        assert current_deadline() is None
 
 
 def test_a_deadline_before_the_first_rating_returns_the_mask_there_is():

@@ -96,7 +96,7 @@ def command(
             found = _on_scenes(runtime, (scenes, seed, ablate), Rules(max_clicks))
             typer.echo(json.dumps(found) if as_json else text(found))
             return
-        asked = Evaluation(output, choice, limit, overwrite, visualize)
+        asked = Evaluation(output, choice, limit, restart=overwrite, pictures=visualize)
         names = [f"{name}_{part}" for name in data for part in split] if split else data
         tree = Tree(Rules(max_clicks, accept=None), candidates, temperature)
         walker = Walker(runtime, tree, one_of(AnnotatorName, annotator, "--annotator"))
