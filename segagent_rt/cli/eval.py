@@ -57,6 +57,9 @@ def command(
         str,
         typer.Option(help="Who clicks: the bundle's mllm, or an oracle that knows the true mask."),
     ] = "mllm",
+    start: Annotated[
+        str, typer.Option(help="nothing; degraded: the true mask spoilt to an IoU of 0.5 to 0.7.")
+    ] = "nothing",
     candidates: CandidatesOption = 1,
     temperature: TemperatureOption = 1.0,
     limit: Annotated[
@@ -85,7 +88,7 @@ def command(
     from segagent_rt.eval.evaluation import Evaluation, check_complete, summary_lines
     from segagent_rt.eval.scores import Choice
     from segagent_rt.eval.selection import Rule
-    from segagent_rt.eval.walks import AnnotatorName, Walker
+    from segagent_rt.eval.walks import AnnotatorName, StartName, Walker
     from segagent_rt.loop import Rules
     from segagent_rt.runtime import load
     from segagent_rt.search import Tree
@@ -99,7 +102,8 @@ def command(
         asked = Evaluation(output, choice, limit, restart=overwrite, pictures=visualize)
         names = [f"{name}_{part}" for name in data for part in split] if split else data
         tree = Tree(Rules(max_clicks, accept=None), candidates, temperature)
-        walker = Walker(runtime, tree, one_of(AnnotatorName, annotator, "--annotator"))
+        who = one_of(AnnotatorName, annotator, "--annotator")
+        walker = Walker(runtime, tree, who, one_of(StartName, start, "--start"))
         figures = _on_data(names, Places(root, images), asked, walker)
     if as_json:
         typer.echo(json.dumps({"results": figures}))

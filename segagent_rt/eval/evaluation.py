@@ -12,7 +12,7 @@ from segagent_rt.data.predictions import Recording
 from segagent_rt.data.sources import DataSet
 from segagent_rt.errors import BatchFailed, DataInvalid
 from segagent_rt.eval.report import Report
-from segagent_rt.eval.scores import Choice
+from segagent_rt.eval.scores import LOST, Choice
 from segagent_rt.eval.walks import Answered, Walker, answer_all
 
 NAMED = 5
@@ -112,6 +112,10 @@ def summary_lines(figures: dict[str, Any]) -> Iterator[str]:
         *((f"after click {at}", pair) for at, pair in enumerate(figures["by_click"], 1)),
     ):
         yield f"  {name:24s}{pair['ciou']:8.4f}{pair['giou']:8.4f}"
+    if refined := figures["refined"]:
+        begun = refined["start"]["giou"]
+        yield f"  started from gIoU {begun:.4f}, gained {refined['gain']:.4f} each"
+        yield f"  {100 * refined['worse']:.1f} % lost more than {LOST}"
     noc = "  ".join(f"@{target} {value:.2f}" for target, value in figures["noc"].items())
     yield f"  clicks needed: {noc}    used: {figures['clicks_mean']:.2f}"
     for stage, spread in figures.get("milliseconds", {}).items():

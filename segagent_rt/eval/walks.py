@@ -13,21 +13,29 @@ from segagent_rt.data.journal import Journal, Tell
 from segagent_rt.data.predictions import Recording, describe_recording, read_recording, record
 from segagent_rt.data.record import Question, questions
 from segagent_rt.data.sources import DataSet
-from segagent_rt.errors import InputError
+from segagent_rt.errors import DataInvalid, InputError
+from segagent_rt.eval.degrade import degraded
 from segagent_rt.runtime import Canvas, Runtime
+from segagent_rt.scenes.dice import Dice
 from segagent_rt.search import Tree, explore
-from segagent_rt.types import Trajectory
+from segagent_rt.segmenters.prediction import GivenMask
+from segagent_rt.types import Mask, Trajectory
 
 AnnotatorName: TypeAlias = Literal["mllm", "oracle"]
+StartName: TypeAlias = Literal["nothing", "degraded"]
 
 
 @dataclass(frozen=True, slots=True)
 class Walker:
-    """Answers questions: the bundle's MLLM clicks, or the simulated annotator."""
+    """Answers questions: the bundle's MLLM clicks, or the simulated annotator.
+
+    `start` is what a walk begins with: no mask, or the true one spoilt.
+    """
 
     runtime: Runtime
     tree: Tree
     annotator: AnnotatorName = "mllm"
+    start: StartName = "nothing"
 
     def heading(self, data: DataSet) -> dict[str, Any]:
         """What a journal of such walks is about: what decides their content."""
@@ -35,6 +43,7 @@ class Walker:
             "digest": data.digest,
             "bundle": self.runtime.bundle.digest,
             "annotator": self.annotator,
+            "start": self.start,
             "max_clicks": self.tree.rules.max_clicks,
             "accept": self.tree.rules.accept,
             "candidates": self.tree.candidates,
@@ -47,14 +56,25 @@ class Walker:
 
         Raises:
             ExpressionRefused: the annotator cannot take the expression.
+            DataInvalid: the mask cannot be spoilt.
         """
-        said, segmenter = question.expression, self.runtime.segmenter
+        target, prior = question.sample.mask.mask(), None
+        if self.start == "degraded":
+            prior = _spoilt(target, question)
+        said, tree = question.expression, self.tree
         if self.annotator == "mllm":
-            steps = canvas.explore(said, tree=self.tree)
+            steps = canvas.explore(said, tree=tree, prior=prior)
         else:
-            view = OracleAnnotator(question.sample.mask.mask()).look(canvas.image)
-            steps = explore(said, view, segmenter, canvas.embedding, tree=self.tree)
-        return Trajectory(said, tuple(steps))
+            view, segmenter = OracleAnnotator(target).look(canvas.image), self.runtime.segmenter
+            steps = explore(said, view, segmenter, canvas.embedding, tree=tree, prior=prior)
+        return Trajectory(said, tuple(steps), prior)
+
+
+def _spoilt(target: Mask, question: Question) -> GivenMask:
+    mask = degraded(target, Dice("degraded", question.key))
+    if mask is None:
+        raise DataInvalid(f"the mask of `{question.expression}` is too small to be spoilt")
+    return GivenMask(mask)
 
 
 @dataclass(frozen=True, slots=True)

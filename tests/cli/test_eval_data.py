@@ -23,7 +23,7 @@ from tests.data.datasets import EVERY, coco, segagent, segagent_document
 
 pytestmark = pytest.mark.usefixtures("kept_open")
 
-ORACLE = ("--annotator", "oracle", "--max-clicks", 3)
+ORACLE = ("--annotator", "oracle", "--max-clicks", 3, "--threads", 1)
 
 
 def figures(done):
@@ -75,6 +75,16 @@ def test_several_candidates_are_tried_and_it_is_said(terminal, tmp_path):
     assert (found["candidates"], found["temperature"], found["samples"]) == (2, 0.5, 2)
     done = terminal("eval", tmp_path / "objects.json", "--max-clicks", 1, "-o", tmp_path / "out")
     assert "its `candidates` is 2, not 1" in done.err
+
+
+def test_walks_from_degraded_masks_say_what_refining_gains(terminal, tmp_path):
+    how = (*ORACLE, "--start", "degraded", "--select", "last", "-o", tmp_path / "out", "--json")
+    (found,) = figures(terminal("eval", segagent(tmp_path), *how))
+    assert 0.5 <= found["refined"]["start"]["giou"] <= 0.7
+    again = terminal("eval", tmp_path / "out" / "objects.predictions.json", *how[-5:-3], *how[-3:])
+    assert figures(again)[0]["refined"] == found["refined"], "the start is in the predictions file"
+    gain = found["giou"] - found["refined"]["start"]["giou"]
+    assert found["refined"]["gain"] == pytest.approx(gain, abs=2e-6)
 
 
 def test_figures_follow_from_the_predictions_file_alone(terminal, tmp_path):

@@ -16,7 +16,7 @@ from tests.data.datasets import EVERY, segagent
 
 pytestmark = pytest.mark.usefixtures("kept_open")
 
-QUICK = ("--max-clicks", 3)
+QUICK = ("--max-clicks", 3, "--threads", 1)
 
 
 @pytest.mark.parametrize("name", ["segagent", "coco", "dis"])

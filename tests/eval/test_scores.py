@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -73,6 +75,22 @@ def test_an_empty_walk_is_an_empty_mask_except_under_segagents_rule():
     assert ref["left_out"] == 1
     assert len(overlaps(nothing, Choice("full"))) == 2
     assert len(overlaps(nothing, Choice("ref"))) == 1
+
+
+def test_what_refining_gained_and_lost():
+    def refined(masks):
+        clicked = walk(10, masks, [None] * len(masks))
+        first = replace(clicked.steps[0], click=None)
+        return measure(replace(clicked, steps=(first, *clicked.steps[1:])))
+
+    found = figures([refined([6, 9, 8]), refined([6, 5]), refined([6])], Choice("last"), 2)
+    assert found["refined"]["start"]["giou"] == 0.6
+    assert found["refined"]["gain"] == pytest.approx((0.2 - 0.1 + 0) / 3, abs=1e-6)
+    assert found["refined"]["worse"] == pytest.approx(1 / 3, abs=1e-6)
+    assert found["clicks_mean"] == 1.0
+    assert found["one_shot"]["giou"] == pytest.approx((0.9 + 0.5 + 0.6) / 3, abs=1e-6)
+    assert found["by_click"][1]["giou"] == pytest.approx((0.8 + 0.5 + 0.6) / 3, abs=1e-6)
+    assert figures([measure(GOOD)], Choice(), 3)["refined"] is None
 
 
 def test_a_step_without_a_mask_made_nothing():
