@@ -66,7 +66,9 @@ class Recording:
 
 def record(question: Question, trajectory: Trajectory) -> Recording:
     """Keep of a walk what predictions files hold."""
-    made = [(s.click, s.turn.box, s.turn.reply) for s in trajectory.steps if s.click]
+    made: list[tuple[Click | None, Box | None, str | None]] = [
+        (step.click, step.turn.box, step.turn.reply) for step in trajectory.steps if step.click
+    ]
     if trajectory.prior is not None:
         made.insert(0, (None, None, None))
     steps = tuple(
