@@ -116,13 +116,16 @@ def _on_data(
     names: list[str], places: Places, asked: Evaluation, walker: Walker
 ) -> list[dict[str, Any]]:
     """Every file is read before the first walk: a mistake in the last one shows at once."""
-    from segagent_rt.data.sources import open_all, recordings_in
+    from segagent_rt.data.sources import check_titles, open_all, recordings_in
+    from segagent_rt.eval.evaluation import title_of
     from segagent_rt.files import check_writable
 
     check_writable(asked.folder)
-    recorded = {name: recordings_in(name) for name in names}
-    opened = open_all([name for name in names if recorded[name] is None], places)
-    scored = [asked.score(Path(name).stem, found) for name, found in recorded.items() if found]
+    recordings = {name: recordings_in(name) for name in names}
+    opened = open_all([name for name in names if recordings[name] is None], places)
+    recorded = [(title_of(name), found) for name, found in recordings.items() if found]
+    check_titles([title for title, _ in recorded] + [each.title for each in opened])
+    scored = [asked.score(title, found) for title, found in recorded]
     return scored + [asked.walk(each, walker, telling(each.title)) for each in opened]
 
 

@@ -74,14 +74,18 @@ def open_all(names: list[str], places: Places) -> list[DataSet]:
         DataInvalid: one cannot be read, or two have the same title.
     """
     opened = [found for name in names for found in open_data(name, places)]
-    titles = [found.title for found in opened]
+    check_titles([found.title for found in opened])
+    return opened
+
+
+def check_titles(titles: list[str]) -> None:
+    """Raise `DataInvalid` if two are the same: results are named after them."""
     twice = next((title for title in titles if titles.count(title) > 1), None)
     if twice is not None:
         raise DataInvalid(
             f"two data sets are called {twice}, and so would their results be",
             hint="run them one after the other, each with its own -o",
         )
-    return opened
 
 
 def open_data(name: str, places: Places) -> list[DataSet]:

@@ -64,9 +64,14 @@ class Evaluation:
 
     def score(self, title: str, recordings: list[Recording]) -> dict[str, Any]:
         """Figures and tables of walks that were recorded elsewhere or earlier."""
-        report = Report(self.folder, title.removesuffix(".predictions"))
+        report = Report(self.folder, title)
         budget = max(len(recording.steps) for recording in recordings)
         return report.write_figures(recordings[: self.limit], self.choice, budget, {})
+
+
+def title_of(predictions: str) -> str:
+    """What results of a predictions file are named after."""
+    return Path(predictions).stem.removesuffix(".predictions")
 
 
 _HINT = "name the folder of the pictures with --images"

@@ -238,6 +238,20 @@ def test_scenes_can_be_written_as_a_data_set(terminal, tmp_path):
     assert figures(done)[0]["samples"] == 2
 
 
+def test_results_of_one_name_are_refused(terminal, tmp_path):
+    trouble = ('[{"pred_list": [], "height": 1, "width": 1, "caption": "it", "img_path": "a.jpg",'
+               ' "gt_mask": {"size": [1, 1], "counts": [1]}}]')  # fmt: skip
+    for name in ("a/p.json", "b/p.predictions.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(trouble)
+    files = (tmp_path / "a" / "p.json", tmp_path / "b" / "p.predictions.json")
+    done = terminal("eval", *files, "-o", tmp_path / "out")
+    assert done.code == 1
+    assert "two data sets are called p" in done.err
+    assert not (tmp_path / "out").exists()
+    assert terminal("eval", files[0], "-o", tmp_path / "out").code == 0
+
+
 def test_scenes_stay_the_default(terminal):
     done = terminal("eval", "--scenes", 1, "--json")
     assert "first_click_hit" in json.loads(done.out)
