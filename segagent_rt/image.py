@@ -176,8 +176,8 @@ def _unpack_counts(letters: bytes) -> list[int]:
     value = shift = 0
     for letter in letters:
         bits = letter - 48
-        if not 0 <= bits < 64:
-            raise ValueError("run lengths hold a letter that COCO does not use")
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError("run lengths hold a letter or a number that COCO does not use")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:

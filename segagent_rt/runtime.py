@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from segagent_rt import loop
+from segagent_rt import loop, search
 from segagent_rt.annotators.mllm import MllmAnnotator, MllmSettings
 from segagent_rt.backends import Runtime as Where
 from segagent_rt.bundle import Bundle, Part, open_bundle
@@ -21,6 +21,7 @@ from segagent_rt.image import load_image
 from segagent_rt.loop import Rules
 from segagent_rt.mllm.language import LanguageModel
 from segagent_rt.mllm.vision import Tower
+from segagent_rt.search import Tree
 from segagent_rt.sessions import Placement
 from segagent_rt.types import (
     Annotator,
@@ -140,6 +141,13 @@ class Canvas:
         """
         embedding, segmenter = self.embedding, self.runtime.segmenter
         return loop.annotate(expression, self.view, segmenter, embedding, rules=rules, prior=prior)
+
+    def explore(
+        self, expression: str, *, tree: Tree, prior: Prediction | None = None
+    ) -> Iterator[Step]:
+        """Annotate step by step, trying several clicks at every turn; see `search.explore`."""
+        embedding, segmenter = self.embedding, self.runtime.segmenter
+        return search.explore(expression, self.view, segmenter, embedding, tree=tree, prior=prior)
 
     def segment(self, clicks: Sequence[Click]) -> Prediction:
         """The mask for these clicks, made one after the other. No MLLM is needed.

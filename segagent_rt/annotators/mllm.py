@@ -150,7 +150,8 @@ class MllmView:
     """One image in front of the MLLM.
 
     Everything up to the end of the picture is the same for every expression as long as there is no
-    mask, so it is read once and kept; later masks change the picture and are read afresh.
+    mask, so it is read once and kept. Later masks change the picture and are read afresh; those of
+    the last call are kept, so that more can be asked about one of several.
     """
 
     def __init__(self, annotator: MllmAnnotator, image: RgbImage) -> None:
@@ -159,7 +160,8 @@ class MllmView:
         self._clean = annotator.tower.resize(image)
         self._writer = annotator.writing(annotator.model, annotator.settings.head_rows)
         self._blank: _Sight | None = None
-        self._painted: _Sight | None = None
+        self._painted: list[_Sight] = []
+        self._spare: list[Cache] = []
 
     def propose(
         self,
@@ -169,12 +171,14 @@ class MllmView:
         temperature: float = 0.0,
         rng: np.random.Generator | None = None,
     ) -> list[list[Turn]]:
+        self._keep(requests)
         pick = _picker(temperature, rng)
         return [[self._turn(request, pick) for _ in range(samples)] for request in requests]
 
     def rate(self, requests: Sequence[Request]) -> list[Turn]:
         if not self._annotator.settings.reply.rates:
             return [Turn("", Finish()) for _ in requests]
+        self._keep(requests)
         return [self._turn(request, greedy, rate_only=True) for request in requests]
 
     def _turn(self, request: Request, pick: Pick, *, rate_only: bool = False) -> Turn:
@@ -216,19 +220,28 @@ class MllmView:
 
     def _look(self, prediction: Prediction | None, watch: Stopwatch) -> _Sight:
         """The picture, painted or not, as the beginning of a prompt."""
-        known = self._blank if prediction is None else self._painted
-        if known is not None and known.prediction is prediction:
-            return known
+        known = self._painted if self._blank is None else [self._blank, *self._painted]
+        for sight in known:
+            if sight.prediction is prediction:
+                return sight
         with watch("paint"):
             picture = self._picture(prediction)
         with watch("vision"):
             seen = self._annotator.tower.embed(picture)
-        sight = self._sight(prediction, seen, None if known is None else known.cache)
+        sight = self._sight(prediction, seen, self._spare.pop() if self._spare else None)
         if prediction is None:
             self._blank = sight
         else:
-            self._painted = sight
+            self._painted.append(sight)
         return sight
+
+    def _keep(self, requests: Sequence[Request]) -> None:
+        """Give up the caches of masks that are not asked about."""
+        asked = {id(request.prediction) for request in requests}
+        with self._annotator._lock:
+            for sight in [s for s in self._painted if id(s.prediction) not in asked]:
+                self._painted.remove(sight)
+                self._spare.append(sight.cache)
 
     def _picture(self, prediction: Prediction | None) -> RgbImage:
         settings, tower = self._annotator.settings, self._annotator.tower
@@ -263,7 +276,7 @@ class MllmView:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Sight:
     """A prompt up to the end of its picture, and the cache that holds it once it has been read."""
 

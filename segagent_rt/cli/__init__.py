@@ -16,7 +16,11 @@ from segagent_rt.errors import SegagentError
 COMMANDS = {
     "demo": "cut one object out of a packaged picture",
     "run": "segment what an expression says",
+    "refine": "improve a mask that is there already",
+    "score": "say how well a mask fits what is said of it",
     "eval": "measure how good a bundle is",
+    "convert": "turn data sets into other formats",
+    "trajectories": "make click trajectories out of images and masks",
     "bench": "measure latency by stage",
     "scene": "draw a synthetic scene",
     "train": "train the models that ship",

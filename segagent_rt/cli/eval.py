@@ -3,36 +3,138 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from segagent_rt.cli.parameters import BackendOption, BundleOption, JsonOption, ThreadsOption
+from segagent_rt.cli.parameters import (
+    BackendOption,
+    BundleOption,
+    CandidatesOption,
+    ImagesOption,
+    JsonOption,
+    OutputOption,
+    RootOption,
+    TemperatureOption,
+    ThreadsOption,
+    one_of,
+    telling,
+)
+
+if TYPE_CHECKING:
+    from segagent_rt.data.sources import Places
+    from segagent_rt.eval.evaluation import Evaluation
+    from segagent_rt.eval.walks import Walker
+    from segagent_rt.loop import Rules
+    from segagent_rt.runtime import Runtime
 
 
 def command(
+    data: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(
+            help="Data files, folders of images and masks, splits by name (refcoco_val), or "
+            "predictions; synthetic scenes if none is named.",
+            show_default=False,
+        ),
+    ] = None,
+    images: ImagesOption = None,
+    root: RootOption = Path(),
+    split: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Only this split of the benchmarks named: val, testA; repeatable."),
+    ] = None,
+    select: Annotated[
+        str,
+        typer.Option(help="full: the best-rated mask; ref: SegAgent's own rule; last: the last."),
+    ] = "full",
+    click_id: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, help="The mask after this click, counted from 0, instead."),
+    ] = None,
+    annotator: Annotated[
+        str,
+        typer.Option(help="Who clicks: the bundle's mllm, or an oracle that knows the true mask."),
+    ] = "mllm",
+    start: Annotated[
+        str, typer.Option(help="nothing; degraded: the true mask spoilt to an IoU of 0.5 to 0.7.")
+    ] = "nothing",
+    candidates: CandidatesOption = 1,
+    temperature: TemperatureOption = 1.0,
+    limit: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Only the first expressions of each data set."),
+    ] = None,
+    output: OutputOption = Path("segagent-eval"),
+    visualize: Annotated[bool, typer.Option(help="Draw the chosen masks and clicks.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Start anew, do not go on.")] = False,
     scenes: Annotated[int, typer.Option(min=1, help="How many synthetic scenes.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the first scene; the others follow.")] = 1000,
-    max_clicks: Annotated[int, typer.Option(min=1, help="The most clicks per expression.")] = 7,
     ablate: Annotated[
-        str, typer.Option(help="none, remove or shuffle the expressions: does the model read?")
+        str, typer.Option(help="none, remove or shuffle the scenes' expressions: does it read?")
     ] = "none",
+    max_clicks: Annotated[int, typer.Option(min=1, help="The most clicks per expression.")] = 7,
     bundle: BundleOption = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Walks synthetic scenes that no training has seen, and prints the figures."""
-    from segagent_rt.eval.scenes import SceneSuite, evaluate_scenes
+    """On data: cIoU, gIoU, clicks needed and used, latency; predictions and tables as SegAgent's.
+
+    A run that was broken off goes on where it was. On scenes: prints the figures.
+    """
+    from segagent_rt.data.sources import Places
+    from segagent_rt.eval.evaluation import Evaluation, check_complete, summary_lines
+    from segagent_rt.eval.scores import Choice
+    from segagent_rt.eval.selection import Rule
+    from segagent_rt.eval.walks import AnnotatorName, StartName, Walker
     from segagent_rt.loop import Rules
     from segagent_rt.runtime import load
+    from segagent_rt.search import Tree
 
-    if ablate not in ("none", "remove", "shuffle"):
-        raise typer.BadParameter("--ablate is none, remove or shuffle")
-    suite = SceneSuite(scenes, seed, ablate=ablate)  # type: ignore[arg-type]
+    choice = Choice(one_of(Rule, select, "--select"), click_id)
     with load(bundle, backend=backend, threads=threads) as runtime:
-        figures = evaluate_scenes(runtime, suite, Rules(max_clicks), _progress(scenes))
-    typer.echo(json.dumps(figures) if as_json else text(figures))
+        if not data:
+            found = _on_scenes(runtime, (scenes, seed, ablate), Rules(max_clicks))
+            typer.echo(json.dumps(found) if as_json else text(found))
+            return
+        asked = Evaluation(output, choice, limit, restart=overwrite, pictures=visualize)
+        names = [f"{name}_{part}" for name in data for part in split] if split else data
+        tree = Tree(Rules(max_clicks, accept=None), candidates, temperature)
+        who = one_of(AnnotatorName, annotator, "--annotator")
+        walker = Walker(runtime, tree, who, one_of(StartName, start, "--start"))
+        figures = _on_data(names, Places(root, images), asked, walker)
+    if as_json:
+        typer.echo(json.dumps({"results": figures}))
+    else:
+        typer.echo("\n\n".join("\n".join(summary_lines(each)) for each in figures))
+    check_complete(figures)
+
+
+def _on_data(
+    names: list[str], places: Places, asked: Evaluation, walker: Walker
+) -> list[dict[str, Any]]:
+    """Every file is read before the first walk: a mistake in the last one shows at once."""
+    from segagent_rt.data.sources import check_titles, open_all, recordings_in
+    from segagent_rt.eval.evaluation import title_of
+    from segagent_rt.files import check_writable
+
+    check_writable(asked.folder)
+    recordings = {name: recordings_in(name) for name in names}
+    opened = open_all([name for name in names if recordings[name] is None], places)
+    recorded = [(title_of(name), found) for name, found in recordings.items() if found]
+    check_titles([title for title, _ in recorded] + [each.title for each in opened])
+    scored = [asked.score(title, found) for title, found in recorded]
+    return scored + [asked.walk(each, walker, telling(each.title)) for each in opened]
+
+
+def _on_scenes(runtime: Runtime, which: tuple[int, int, Any], rules: Rules) -> dict[str, Any]:
+    from segagent_rt.eval.scenes import Ablation, SceneSuite, evaluate_scenes
+
+    scenes, seed, ablate = which
+    suite = SceneSuite(scenes, seed, ablate=one_of(Ablation, ablate, "--ablate"))
+    return evaluate_scenes(runtime, suite, rules, _progress(scenes))
 
 
 def _progress(total: int) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Optional, TypeAlias
+from typing import Annotated, Any, Optional, TypeAlias, get_args
 
 import typer
 
@@ -27,6 +28,19 @@ BackendOption: TypeAlias = Annotated[
 JsonOption: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print one JSON document instead of text.")
 ]
+ImagesOption: TypeAlias = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--images", help="Folder of the pictures; beside the data if left out."),
+]
+RootOption: TypeAlias = Annotated[
+    Path, typer.Option("--root", help="Folder of the data sets that are given by name.")
+]
+CandidatesOption: TypeAlias = Annotated[
+    int, typer.Option("--candidates", min=1, help="Clicks tried at every turn; the best goes on.")
+]
+TemperatureOption: TypeAlias = Annotated[
+    float, typer.Option("--temperature", min=0.01, help="Of the draws, with several candidates.")
+]
 
 _CLICK = re.compile(r"([+-])?\s*(\d+)\s*,\s*(\d+)")
 
@@ -41,3 +55,28 @@ def parse_click(text: str) -> Click:
     if match is None:
         raise typer.BadParameter(f"`{text}` is not a click; write +120,80 or -30,40")
     return Click(int(match[2]), int(match[3]), positive=match[1] != "-")
+
+
+def one_of(kinds: Any, value: str, option: str) -> Any:
+    """The value of an option, if it is one of a `Literal`'s.
+
+    Raises:
+        typer.BadParameter: it is none.
+    """
+    *names, last = get_args(kinds)
+    if value not in (*names, last):
+        raise typer.BadParameter(f"{option} is {', '.join(names)} or {last}, not `{value}`")
+    return value
+
+
+def telling(title: str) -> Callable[[int, int], None]:
+    """Says on stderr how far a long run is, each second at most."""
+    from segagent_rt.eval.progress import Progress
+
+    progress = Progress()
+
+    def tell(done: int, total: int) -> None:
+        if line := progress.says(done, total):
+            typer.echo(f"\r{title}: {line:40s}", err=True, nl=done == total)
+
+    return tell

@@ -12,8 +12,10 @@ import typer
 from segagent_rt.cli.parameters import (
     BackendOption,
     BundleOption,
+    CandidatesOption,
     JsonOption,
     OutputOption,
+    TemperatureOption,
     ThreadsOption,
     parse_click,
 )
@@ -34,6 +36,8 @@ def command(
     bundle: BundleOption = None,
     output: OutputOption = Path(),
     max_clicks: Annotated[int, typer.Option(min=1, help="The most clicks per expression.")] = 7,
+    candidates: CandidatesOption = 1,
+    temperature: TemperatureOption = 1.0,
     deadline_ms: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(min=0, help="Stop after so long; the best mask so far is the result."),
@@ -54,6 +58,7 @@ def command(
     from segagent_rt.image import load_image
     from segagent_rt.loop import Rules
     from segagent_rt.runtime import load
+    from segagent_rt.search import Tree
 
     check_writable(output)
     pixels = load_image(image, max_megapixels)
@@ -66,17 +71,17 @@ def command(
         else:
             asked = [runtime.annotator.check(text) for text in expressions or ()]
             seconds = None if deadline_ms is None else deadline_ms / 1000
-            rules = Rules(max_clicks=max_clicks, deadline=seconds)
+            tree = Tree(Rules(max_clicks, deadline=seconds), candidates, temperature)
             found = [
-                Trajectory(text, tuple(_shown(canvas.walk(text, rules=rules)))) for text in asked
+                Trajectory(text, tuple(shown(canvas.explore(text, tree=tree)))) for text in asked
             ]
         about["backends"] = to_json(runtime.placements)
-    document = _write(image.stem, output, pixels, found, about)
+    document = write_results(image.stem, output, pixels, found, about)
     if as_json:
         typer.echo(json.dumps(document))
         return
     for result in document["results"]:
-        typer.echo(_line(output, result))
+        typer.echo(line(output, result))
 
 
 def _as_steps(clicks: list[Click], prediction: Prediction) -> Iterator[Step]:
@@ -86,7 +91,7 @@ def _as_steps(clicks: list[Click], prediction: Prediction) -> Iterator[Step]:
         yield Step(Turn("", given), given, prediction, {})
 
 
-def _shown(steps: Iterator[Step]) -> Iterator[Step]:
+def shown(steps: Iterator[Step]) -> Iterator[Step]:
     """Pass the steps on, telling about each on stderr."""
     for number, step in enumerate(steps, 1):
         rating = step.turn.predicted_iou
@@ -99,9 +104,10 @@ def _shown(steps: Iterator[Step]) -> Iterator[Step]:
         yield step
 
 
-def _write(
+def write_results(
     stem: str, folder: Path, pixels: Any, found: list[Trajectory], about: dict[str, Any]
 ) -> dict[str, Any]:
+    """A mask and an overlay for each trajectory, and the document about them, which is returned."""
     from segagent_rt.draw import draw_overlay, png
     from segagent_rt.files import write_whole
     from segagent_rt.results import describe
@@ -122,7 +128,7 @@ def _write(
     return document
 
 
-def _line(folder: Path, result: dict[str, Any]) -> str:
+def line(folder: Path, result: dict[str, Any]) -> str:
     """Tab-separated: the mask's file, its rating, the clicks, why it ended, the expression."""
     rating = result["predicted_iou"]
     return "\t".join(

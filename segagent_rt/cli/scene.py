@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
 
 def command(
     seed: Annotated[int, typer.Option(help="The same seed gives the same scene.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The picture.")] = Path(
-        "scene.png"
-    ),
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", help="The picture, or the folder of several."),
+    ] = None,
+    count: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="So many scenes, with a data file for eval and trajectories."),
+    ] = None,
     side: Annotated[int, typer.Option(min=64, max=4096, help="Pixels along a side.")] = 512,
     expressions: Annotated[int, typer.Option(min=1, help="The most expressions.")] = 12,
 ) -> None:
-    """Writes a PNG; prints expressions, their kinds and masks (COCO run lengths) as JSON."""
+    """Writes a PNG; prints expressions, their kinds and masks (COCO run lengths) as JSON.
+
+    With --count: writes a folder, and prints the path of its data file.
+    """
     from segagent_rt.draw import png
     from segagent_rt.files import write_whole
     from segagent_rt.image import mask_to_rle
     from segagent_rt.scenes import GENERATOR, make_scene
 
+    if count is not None:
+        from segagent_rt.data.synthetic import write_scenes
+
+        seeds = range(seed, seed + count)
+        scenes = (make_scene(number, side, expressions) for number in seeds)
+        typer.echo(write_scenes(output or Path("scenes"), scenes))
+        return
+    output = output or Path("scene.png")
     scene = make_scene(seed, side, expressions)
     write_whole(output, png(scene.image))
     document = {

@@ -84,8 +84,8 @@ def write_coco(path: Path, samples: Sequence[Sample]) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    pictures = {name: at for at, name in enumerate(dict.fromkeys(s.name for s in samples), 1)}
-    sizes = {sample.name: sample.size for sample in samples}
+    sizes = {sample.file_name: sample.size for sample in samples}
+    pictures = {name: at for at, name in enumerate(sizes, 1)}
     unique = len({sample.id for sample in samples}) == len(samples)
     document = {
         "images": [
@@ -93,7 +93,7 @@ def write_coco(path: Path, samples: Sequence[Sample]) -> None:
             for name, at in pictures.items()
         ],
         "annotations": [
-            _annotation(sample, sample.id if unique else at, pictures[sample.name])
+            _annotation(sample, sample.id if unique else at, pictures[sample.file_name])
             for at, sample in enumerate(samples, 1)
         ],
         "categories": [{"id": 1, "name": "object"}],

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 from filelock import FileLock, Timeout
 
 from segagent_rt.errors import DataInvalid, OutputError
 from segagent_rt.files import check_writable
+
+Tell: TypeAlias = Callable[[int, int], None]
+"""Called with the number of pieces done and to do, those of earlier runs not counted."""
 
 
 class Journal:

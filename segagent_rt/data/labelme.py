@@ -126,7 +126,7 @@ def write_labelme(path: Path, samples: Sequence[Sample]) -> None:
         "version": VERSION,
         "flags": {},
         "shapes": [_shape(sample) for sample in samples if sample.mask.mask().any()],
-        "imagePath": str(samples[0].name),
+        "imagePath": samples[0].image.name,
         "imageData": None,
         "imageHeight": height,
         "imageWidth": width,

@@ -29,7 +29,8 @@ class RecordedStep:
     """A turn that made a mask.
 
     Attributes:
-        click: None in a first step that gave the segmenter a box only.
+        click: None in a first step that gave the segmenter a box only, and, without a box, in one
+            that stands for the mask that the walk began with.
         mask: None if the file says none was made.
         reply: as it came; None if nobody was asked. It rates the mask before this one.
         rating: of this step's mask, 0..1, if it was rated.
@@ -57,26 +58,31 @@ class Recording:
     def size(self) -> Size:
         return self.target.size
 
+    @property
+    def started(self) -> bool:
+        """Whether the first step is a mask that the walk began with."""
+        return bool(self.steps) and self.steps[0].click is None and self.steps[0].box is None
+
 
 def record(question: Question, trajectory: Trajectory) -> Recording:
     """Keep of a walk what predictions files hold."""
-    made = [step for step in trajectory.steps if step.click and step.prediction]
-    ratings = [rating for _, rating in trajectory.candidates]
+    made: list[tuple[Click | None, Box | None, str | None]] = [
+        (step.click, step.turn.box, step.turn.reply) for step in trajectory.steps if step.click
+    ]
+    if trajectory.prior is not None:
+        made.insert(0, (None, None, None))
     steps = tuple(
-        RecordedStep(
-            step.click,
-            step.turn.box,
-            RunLengths.of(step.prediction.mask()) if step.prediction else None,
-            step.turn.reply,
-            rating,
+        RecordedStep(click, box, RunLengths.of(prediction.mask()), reply, rating)
+        for (click, box, reply), (prediction, rating) in zip(
+            made, trajectory.candidates, strict=True
         )
-        for step, rating in zip(made, ratings, strict=True)
     )
     replies = [step.turn.reply for step in trajectory.steps]
     last = replies[-1] if replies else None
     sample = question.sample
-    name = sample.name if isinstance(sample.name, str) else sample.image.name
-    return Recording(name, question.expression, sample.mask, steps, last, trajectory.stop)
+    return Recording(
+        sample.file_name, question.expression, sample.mask, steps, last, trajectory.stop
+    )
 
 
 def looks_like_predictions(document: Any) -> bool:

@@ -6,11 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from segagent_rt.data.polygons import fill_polygons
 from segagent_rt.data.record import RunLengths
 from segagent_rt.errors import DataInvalid
 from segagent_rt.image import MAX_MEGAPIXELS, mask_to_rle, rle_to_mask
 from segagent_rt.types import Size
+
+LONGEST_OUTLINE = 1_000_000
+"""Pixels along all polygons of an object: a few numbers must not cost hours of drawing."""
 
 _NAMES = {
     dict: "an object",
@@ -18,6 +23,7 @@ _NAMES = {
     str: "text",
     int: "a whole number",
     float: "a number",
+    bool: "true or false",
     object: "text, a number, a list or an object",
 }
 
@@ -96,6 +102,8 @@ def segmentation(value: Any, size: Size, where: str) -> RunLengths:
     """
     if isinstance(value, list):
         return RunLengths.of(fill_polygons(_polygons(value, where), size))
+    if not isinstance(value, dict):
+        raise DataInvalid(f"{where}: the mask is neither run lengths nor polygons")
     claimed = [expect(n, int, f"{where}: `size`") for n in field(value, "size", list, where)]
     if claimed != list(size):
         raise DataInvalid(
@@ -123,7 +131,15 @@ def _polygons(value: list[Any], where: str) -> list[list[float]]:
         if len(points) < 6 or len(points) % 2 or not all(abs(n) < 1e6 for n in points):
             raise DataInvalid(f"{place} is not a list of at least three points")
         polygons.append(points)
+    if sum(map(_outline, polygons)) > LONGEST_OUTLINE:
+        raise DataInvalid(f"{where}: the outline is longer than {LONGEST_OUTLINE} pixels")
     return polygons
+
+
+def _outline(polygon: list[float]) -> float:
+    """How long a polygon is, each edge counted along its longer axis."""
+    points = np.asarray(polygon).reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, -1, axis=0)).max(axis=1).sum())
 
 
 def captions(value: Any, where: str) -> tuple[str, ...]:

@@ -66,6 +66,11 @@ class Sample:
         """Height and width of the image."""
         return self.mask.size
 
+    @property
+    def file_name(self) -> str:
+        """The image's name as text, where the data set gives a number too."""
+        return self.name if isinstance(self.name, str) else self.image.name
+
 
 @dataclass(frozen=True, slots=True)
 class Question:

@@ -38,7 +38,7 @@ def records_of(document: Any, name: str) -> list[tuple[str, Any]]:
     listed = document if isinstance(document, list) else field(document, "data", list, name)
     if not listed:
         raise DataInvalid(f"{name} holds no record")
-    return [(f"{name}, record {number}", record) for number, record in enumerate(listed)]
+    return [(f"{name}, record {number}", record) for number, record in enumerate(listed, 1)]
 
 
 def read_segagent(document: Any, name: str, images: ImageFolders) -> list[Sample]:

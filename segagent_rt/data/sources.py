@@ -12,10 +12,16 @@ from segagent_rt.data.coco import looks_like_coco, read_coco
 from segagent_rt.data.folders import looks_like_folder, read_folder
 from segagent_rt.data.images import ImageFolders
 from segagent_rt.data.labelme import looks_like_labelme, read_labelme
-from segagent_rt.data.reading import read_json
+from segagent_rt.data.predictions import Recording, looks_like_predictions, read_predictions
+from segagent_rt.data.reading import read_bytes, read_json
 from segagent_rt.data.record import Sample
 from segagent_rt.data.refcoco import Split, read_refer, refer_folder, splits_named
 from segagent_rt.data.segagent import looks_like_segagent, read_segagent
+from segagent_rt.data.trajectories import (
+    Demonstration,
+    looks_like_trajectories,
+    read_trajectories,
+)
 from segagent_rt.errors import DataInvalid
 
 Reader: TypeAlias = Callable[[Any, str, ImageFolders], list[Sample]]
@@ -68,14 +74,18 @@ def open_all(names: list[str], places: Places) -> list[DataSet]:
         DataInvalid: one cannot be read, or two have the same title.
     """
     opened = [found for name in names for found in open_data(name, places)]
-    titles = [found.title for found in opened]
+    check_titles([found.title for found in opened])
+    return opened
+
+
+def check_titles(titles: list[str]) -> None:
+    """Raise `DataInvalid` if two are the same: results are named after them."""
     twice = next((title for title in titles if titles.count(title) > 1), None)
     if twice is not None:
         raise DataInvalid(
             f"two data sets are called {twice}, and so would their results be",
             hint="run them one after the other, each with its own -o",
         )
-    return opened
 
 
 def open_data(name: str, places: Places) -> list[DataSet]:
@@ -107,6 +117,34 @@ def read_file(path: Path, places: Places) -> list[Sample]:
         f"{path} is of no known format",
         hint="SegAgent's data files, COCO instances, labelme, or a folder of pictures and masks",
     )
+
+
+def recordings_in(name: str) -> list[Recording] | None:
+    """The recordings of a predictions file; None if the name stands for anything else.
+
+    Raises:
+        DataInvalid: it is a predictions file, but not what its format says.
+    """
+    path = Path(name)
+    if not path.is_file() or not read_bytes(path).lstrip().startswith(b"["):
+        return None
+    document = read_json(path)
+    return read_predictions(document, path.name) if looks_like_predictions(document) else None
+
+
+def open_trajectories(name: str, places: Places) -> list[Demonstration]:
+    """The demonstrations of a file of trajectories.
+
+    Raises:
+        DataInvalid: it is none.
+    """
+    path = Path(name)
+    document = read_json(path)
+    if not looks_like_trajectories(document):
+        raise DataInvalid(
+            f"{path} holds no trajectories", hint="make some: segagent-rt trajectories --help"
+        )
+    return read_trajectories(document, path.name, places.beside(path.parent))
 
 
 def _read_split(split: Split, places: Places) -> list[Sample]:

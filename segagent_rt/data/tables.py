@@ -17,8 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from segagent_rt.data.reading import read_bytes
-from segagent_rt.errors import DataInvalid
 from segagent_rt.files import write_whole
 
 COLUMNS = ("image_name", "mask_idx", "iou", "caption")
@@ -95,32 +93,3 @@ def write_tables(stem: Path, click: int | None, overlaps: Sequence[Overlap]) -> 
     write_whole(table, stream.getvalue().encode())
     write_whole(text, f"class_iou: {class_iou}\nglobal_iou: {global_iou}\n".encode())
     return [table, text]
-
-
-def read_table(path: Path) -> list[Row]:
-    """The lines of a table.
-
-    Raises:
-        DataInvalid: no such file, or another kind of file.
-    """
-    try:
-        lines = list(csv.reader(io.StringIO(read_bytes(path).decode("utf-8"), newline="")))
-        if not lines or tuple(lines[0]) != COLUMNS:
-            raise DataInvalid(f"{path} does not begin with the columns {', '.join(COLUMNS)}")
-        return [Row(image, int(at), float(iou), said) for image, at, iou, said in lines[1:]]
-    except (ValueError, csv.Error) as error:
-        raise DataInvalid(f"{path} is not a table of IoUs: {error}") from None
-
-
-def read_summary(path: Path) -> tuple[float, float]:
-    """`class_iou` and `global_iou` of a text of two figures.
-
-    Raises:
-        DataInvalid: no such file, or another kind of file.
-    """
-    try:
-        lines = read_bytes(path).decode("utf-8").splitlines()
-        found = {name: float(value) for name, value in (line.split(": ") for line in lines)}
-        return found["class_iou"], found["global_iou"]
-    except (ValueError, KeyError):
-        raise DataInvalid(f"{path} does not hold class_iou and global_iou") from None

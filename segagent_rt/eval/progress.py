@@ -10,10 +10,14 @@ class Progress:
 
     def __init__(self) -> None:
         self._start = time.monotonic()
+        self._said = 0.0
 
     def says(self, done: int, total: int) -> str:
-        """`12 of 340, 3 min left`."""
+        """`12 of 340, 3 min left`; nothing if it has just said something, except at the end."""
         passed = time.monotonic() - self._start
+        if done < total and passed - self._said < 1:
+            return ""
+        self._said = passed
         left = passed / done * (total - done) if done else 0.0
         return f"{done} of {total}, {in_words(left)} left"
 

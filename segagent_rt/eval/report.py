@@ -1,8 +1,9 @@
 """The files that an evaluation leaves, named after its data set.
 
-`T.json` holds the predictions in SegAgent's schema, `T_clicknew2None.csv` and its text the tables
-of SegAgent's own rule (`T.full_...` those of another), `T.figures.json` the figures. None of them
-depends on how often the run was broken off. Timings, which do, are in `T.timings.json`.
+`T.predictions.json` holds the predictions in SegAgent's schema, `T_clicknew2None.csv` and its text
+the tables of SegAgent's own rule (`T.full_...` those of another), `T.figures.json` the figures.
+None of them depends on how often the run was broken off. Timings, which do, are in
+`T.timings.json`.
 """
 
 from __future__ import annotations
@@ -37,19 +38,19 @@ class Report:
 
     def write_walks(self, answered: Answered) -> dict[str, Any]:
         """Predictions and timings; returns the latter."""
-        write_predictions(self.path(".json"), answered.records)
+        write_predictions(self.path(".predictions.json"), answered.records)
         timings = latencies(answered.entries)
         write_whole(self.path(".timings.json"), _document(timings))
         return timings
 
     def write_figures(
-        self, recordings: Sequence[Recording], choice: Choice, budget: int
+        self, recordings: Sequence[Recording], choice: Choice, budget: int, about: dict[str, Any]
     ) -> dict[str, Any]:
-        """Tables and figures; returns the latter."""
+        """Tables and figures; returns the latter. `about` says where they come from."""
         measured = [measure(recording) for recording in recordings]
         rule = "" if choice.rule == "ref" else f".{choice.rule}"
         write_tables(self.path(rule), choice.click, overlaps(measured, choice))
-        found = {"data": self.title, **figures(measured, choice, budget)}
+        found = {"data": self.title, **figures(measured, choice, budget), **about}
         write_whole(self.path(".figures.json"), _document(found))
         return found
 

@@ -52,8 +52,22 @@ class Measured:
         return self.pairs[min(step, len(self.pairs) - 1)]
 
     @property
+    def first(self) -> int:
+        """Index of the first step that clicked: the mask that a walk began with is not one."""
+        return int(self.recording.started)
+
+    @property
+    def best(self) -> Pair:
+        """The pair of the mask that is truly the best."""
+        return max(self.pairs, key=lambda pair: _share(*pair), default=self.nothing)
+
+    @property
     def ious(self) -> list[float]:
-        return [both / either if either else 1.0 for both, either in self.pairs]
+        return [_share(both, either) for both, either in self.pairs]
+
+
+def _share(both: int, either: int) -> float:
+    return both / either if either else 1.0
 
 
 def measure(recording: Recording) -> Measured:
@@ -73,12 +87,15 @@ def figures(measured: Sequence[Measured], choice: Choice, budget: int) -> dict[s
     `one_shot` is the mask after the first click, or after the first box where the MLLM gave one.
     Under the rule `ref` walks without a mask are left out, as in SegAgent's own evaluation; under
     the others they count as empty masks. `early` is what walking only until a mask is accepted
-    would have returned.
+    would have returned, `truth_best` what is possible: the best mask of each walk. `refined`, if
+    walks began with a mask: its gIoU, the mean gain, and the share of masks that lost.
     """
     chosen = [(m, select(m.recording, choice.rule, choice.click)) for m in measured]
     kept = [(m, at) for m, at in chosen if not _dropped(m, at, choice)]
     noc = {
-        f"{100 * target:.0f}": _mean(number_of_clicks(m.ious, target, budget) for m in measured)
+        f"{100 * target:.0f}": _mean(
+            number_of_clicks(m.ious[m.first :], target, budget) for m in measured
+        )
         for target in NOC_TARGETS
     }
     boxes = sum(bool(m.recording.steps and m.recording.steps[0].box) for m in measured)
@@ -88,11 +105,13 @@ def figures(measured: Sequence[Measured], choice: Choice, budget: int) -> dict[s
         "click_id": choice.click,
         **_ious([m.after(at) for m, at in kept]),
         "left_out": len(measured) - len(kept),
-        "one_shot": {**_ious([m.after(0) for m in measured]), "boxes": boxes},
+        "one_shot": {**_ious([m.after(m.first) for m in measured]), "boxes": boxes},
+        "truth_best": _ious([m.best for m in measured]),
         "early": _early(measured, EARLY),
-        "by_click": [_ious([m.after(at) for m in measured]) for at in range(budget)],
+        "by_click": [_ious([m.after(m.first + at) for m in measured]) for at in range(budget)],
         "noc": noc,
-        "clicks_mean": _mean(len(m.pairs) for m in measured),
+        "clicks_mean": _mean(len(m.pairs) - m.first for m in measured),
+        "refined": _refined([(m, at) for m, at in kept if m.first]),
         "predicted_iou_mae": _mean(abs(error) for m in measured for error in _errors(m)),
         "stops": dict(Counter(m.recording.stop or "unknown" for m in measured).most_common()),
     }
@@ -115,13 +134,29 @@ def _dropped(measured: Measured, at: int | None, choice: Choice) -> bool:
     return at is None or measured.recording.steps[at].mask is None
 
 
+LOST = 0.02
+"""A mask that was there already is worse if its IoU fell by more than this."""
+
+
+def _refined(chosen: Sequence[tuple[Measured, int | None]]) -> dict[str, Any] | None:
+    if not chosen:
+        return None
+    gains = [_share(*m.after(at)) - _share(*m.after(0)) for m, at in chosen]
+    return {
+        "start": _ious([m.after(0) for m, _ in chosen]),
+        "gain": _mean(gains),
+        "worse": _mean(gain < -LOST for gain in gains),
+    }
+
+
 def _early(measured: Sequence[Measured], accept: float) -> dict[str, Any]:
     short = [shortened(m.recording.steps, accept) for m in measured]
+    clicks = (len(steps) - m.first for m, steps in zip(measured, short, strict=True))
     best = [best_rated([step.rating for step in steps]) if steps else None for steps in short]
     return {
         "accept": accept,
         **_ious([m.after(at) for m, at in zip(measured, best, strict=True)]),
-        "clicks_mean": _mean(len(steps) for steps in short),
+        "clicks_mean": _mean(clicks),
     }
 
 

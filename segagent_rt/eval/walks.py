@@ -2,43 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from segagent_rt import loop
 from segagent_rt.annotators.oracle import OracleAnnotator
+from segagent_rt.data.easel import Easel
 from segagent_rt.data.images import missing_images
-from segagent_rt.data.journal import Journal
+from segagent_rt.data.journal import Journal, Tell
 from segagent_rt.data.predictions import Recording, describe_recording, read_recording, record
 from segagent_rt.data.record import Question, questions
 from segagent_rt.data.sources import DataSet
 from segagent_rt.errors import DataInvalid, InputError
-from segagent_rt.loop import Rules
+from segagent_rt.eval.degrade import degraded
 from segagent_rt.runtime import Canvas, Runtime
-from segagent_rt.types import Trajectory
+from segagent_rt.scenes.dice import Dice
+from segagent_rt.search import Tree, explore
+from segagent_rt.segmenters.prediction import GivenMask
+from segagent_rt.types import Mask, Trajectory
 
 AnnotatorName: TypeAlias = Literal["mllm", "oracle"]
-Tell: TypeAlias = Callable[[int, int], None]
+StartName: TypeAlias = Literal["nothing", "degraded"]
 
 
 @dataclass(frozen=True, slots=True)
 class Walker:
-    """Answers questions: the bundle's MLLM clicks, or the simulated annotator."""
+    """Answers questions: the bundle's MLLM clicks, or the simulated annotator.
+
+    `start` is what a walk begins with: no mask, or the true one spoilt.
+    """
 
     runtime: Runtime
-    rules: Rules
+    tree: Tree
     annotator: AnnotatorName = "mllm"
+    start: StartName = "nothing"
 
     def heading(self, data: DataSet) -> dict[str, Any]:
         """What a journal of such walks is about: what decides their content."""
         return {
-            "data": data.digest,
+            "digest": data.digest,
             "bundle": self.runtime.bundle.digest,
             "annotator": self.annotator,
-            "max_clicks": self.rules.max_clicks,
-            "accept": self.rules.accept,
+            "start": self.start,
+            "max_clicks": self.tree.rules.max_clicks,
+            "accept": self.tree.rules.accept,
+            "candidates": self.tree.candidates,
+            "temperature": self.tree.temperature,
+            "seed": self.tree.seed,
         }
 
     def walk(self, canvas: Canvas, question: Question) -> Trajectory:
@@ -46,14 +56,25 @@ class Walker:
 
         Raises:
             ExpressionRefused: the annotator cannot take the expression.
+            DataInvalid: the mask cannot be spoilt.
         """
+        target, prior = question.sample.mask.mask(), None
+        if self.start == "degraded":
+            prior = _spoilt(target, question)
+        said, tree = question.expression, self.tree
         if self.annotator == "mllm":
-            return canvas.annotate(question.expression, rules=self.rules)
-        view = OracleAnnotator(question.sample.mask.mask()).look(canvas.image)
-        segmenter = self.runtime.segmenter
-        return loop.annotate(
-            question.expression, view, segmenter, canvas.embedding, rules=self.rules
-        )
+            steps = canvas.explore(said, tree=tree, prior=prior)
+        else:
+            view, segmenter = OracleAnnotator(target).look(canvas.image), self.runtime.segmenter
+            steps = explore(said, view, segmenter, canvas.embedding, tree=tree, prior=prior)
+        return Trajectory(said, tuple(steps), prior)
+
+
+def _spoilt(target: Mask, question: Question) -> GivenMask:
+    mask = degraded(target, Dice("degraded", question.key))
+    if mask is None:
+        raise DataInvalid(f"the mask of `{question.expression}` is too small to be spoilt")
+    return GivenMask(mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +113,10 @@ def answer_all(
     asked = [q for q in list(questions(data.samples))[:limit] if q.sample.image not in absent]
     todo = [question for question in asked if question.key not in journal.done]
     refused = list[tuple[str, str]]()
-    canvas = _Easel(walker.runtime)
+    easel = Easel(walker.runtime)
     for done, question in enumerate(todo, 1):
         try:
-            entry = _answer(walker, canvas.show(question), question)
+            entry = _answer(walker, easel.show(question.sample), question)
         except InputError as error:
             refused.append((question.sample.source, str(error)))
         else:
@@ -109,35 +130,3 @@ def _answer(walker: Walker, canvas: Canvas, question: Question) -> dict[str, Any
     trajectory = walker.walk(canvas, question)
     seconds = [{**step.turn.seconds, **step.seconds} for step in trajectory.steps]
     return {"record": describe_recording(record(question, trajectory)), "seconds": seconds}
-
-
-class _Easel:
-    """Holds the canvas of the last image: questions about one image follow each other."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self._shown: tuple[Path, Canvas] | None = None
-
-    def show(self, question: Question) -> Canvas:
-        """The canvas of a question's image.
-
-        Raises:
-            ImageUnreadable: it cannot be read.
-            DataInvalid: it is not of the size that the data says.
-        """
-        path = question.sample.image
-        if self._shown is None or self._shown[0] != path:
-            self._shown = path, self._runtime.open(path)
-        canvas = self._shown[1]
-        check_size(canvas.image.shape, question.sample.size, path)
-        return canvas
-
-
-def check_size(shape: Sequence[int], size: tuple[int, int], path: Path) -> None:
-    """Raise `DataInvalid` unless an image is of the size that its data says."""
-    if tuple(shape[:2]) != size:
-        raise DataInvalid(
-            f"{path} is {shape[0]} x {shape[1]} pixels high and wide, "
-            f"its data says {size[0]} x {size[1]}",
-            hint="is it the picture that was annotated?",
-        )

@@ -60,6 +60,13 @@ def test_the_budget_is_kept(terminal, scene_file, tmp_path):
     assert len(result["clicks"]) == 1
 
 
+def test_several_candidates_are_tried(terminal, scene_file, tmp_path):
+    how = ("--candidates", 3, "--max-clicks", 2, "-o", tmp_path)
+    first, again = (terminal("run", scene_file, TEXT, *how).out for _ in range(2))
+    assert first == again
+    assert first.startswith(str(tmp_path / "scene.1.mask.png"))
+
+
 def test_a_deadline_of_nothing_says_so(terminal, scene_file, tmp_path):
     done = terminal("run", scene_file, TEXT, "-o", tmp_path, "--deadline-ms", "0")
     assert done.code == 0, done.err

@@ -1,0 +1,186 @@
+"""Trajectories as training data: for each click the picture as it was shown, and what was said.
+
+Two formats: LLaMA-Factory's (sharegpt with pictures, `dataset_info.json`, recipes), and that of
+Qwen-VL's own finetune.py.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from segagent_rt.data.easel import check_size
+from segagent_rt.data.journal import Tell
+from segagent_rt.data.record import corners
+from segagent_rt.data.trajectories import Demonstration
+from segagent_rt.errors import DataInvalid
+from segagent_rt.files import write_whole
+from segagent_rt.image import load_image, overlay
+from segagent_rt.mllm.prompts import Preset
+from segagent_rt.types import RgbImage
+
+QUALITY = 75
+"""Of the JPEG files, with 4:2:0 colours: what SegAgent's own code shows its MLLM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A picture with the mask so far painted over it, the question, and the answer.
+
+    `picture` is a path below the folder of the training data, with forward slashes.
+    """
+
+    picture: str
+    instruction: str
+    reply: str
+
+
+def lessons(
+    demonstrations: Sequence[Demonstration], preset: Preset, folder: Path, tell: Tell
+) -> Iterator[Lesson]:
+    """One lesson for each click and expression; the pictures are written below `folder`.
+
+    The reply rates the mask that the picture shows, as SegAgent's does.
+
+    Raises:
+        ImageUnreadable: a picture is not there, or damaged.
+        DataInvalid: one is not of the size that the data says.
+    """
+    for at, demonstration in enumerate(demonstrations):
+        sample = demonstration.sample
+        pixels = load_image(sample.image)
+        check_size(pixels.shape, sample.size, sample.image)
+        box = corners(sample.mask.mask())
+        for step, made in enumerate(demonstration.clicks):
+            mask, iou = demonstration.shown[step]
+            picture = f"images/{at:06d}.{step:02d}.jpg"
+            write_whole(folder / picture, _jpeg(overlay(pixels, mask.mask())))
+            for said in sample.expressions:
+                reply = preset.reply.write(
+                    made.click, sample.size, iou=iou, box=box, expression=said
+                )
+                yield Lesson(picture, preset.instruction.replace("{expression}", said), reply)
+        tell(at + 1, len(demonstrations))
+
+
+def _jpeg(pixels: RgbImage) -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=QUALITY, subsampling="4:2:0")
+    return stream.getvalue()
+
+
+def write_llama_factory(folder: Path, taught: Sequence[Lesson]) -> None:
+    """`segagent.json`, `dataset_info.json`, and a recipe for each family of models.
+
+    `llamafactory-cli train FOLDER/qwen3-vl.yaml` trains on it.
+    """
+    listed = [
+        {
+            "messages": [
+                {"role": "user", "content": f"<image>{lesson.instruction}"},
+                {"role": "assistant", "content": lesson.reply},
+            ],
+            "images": [lesson.picture],
+        }
+        for lesson in taught
+    ]
+    tags = {f"{name}_tag": name for name in ("role", "content", "user", "assistant")}
+    about = {
+        "segagent": {
+            "file_name": "segagent.json",
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages", "images": "images"},
+            "tags": tags,
+        }
+    }
+    write_whole(folder / "segagent.json", _document(listed))
+    write_whole(folder / "dataset_info.json", _document(about))
+    for name, (model, template) in MODELS.items():
+        recipe = RECIPE.format(
+            model=model, template=template, folder=json.dumps(str(folder.resolve())), name=name
+        )
+        write_whole(folder / f"{name}.yaml", recipe.encode())
+
+
+MODELS: Mapping[str, tuple[str, str]] = {
+    "qwen2-vl": ("Qwen/Qwen2-VL-7B-Instruct", "qwen2_vl"),
+    "qwen2.5-vl": ("Qwen/Qwen2.5-VL-7B-Instruct", "qwen2_vl"),
+    "qwen3-vl": ("Qwen/Qwen3-VL-8B-Instruct", "qwen3_vl_nothink"),
+}
+"""Checkpoints and LLaMA-Factory's templates for them."""
+
+RECIPE = """\
+# SegAgent's setting (paper, section C.1): all of the language model, the vision tower frozen.
+model_name_or_path: {model}
+image_max_pixels: 262144  # the same when the model is exported: points depend on it
+trust_remote_code: false
+
+stage: sft
+do_train: true
+finetuning_type: full
+freeze_vision_tower: true
+freeze_multi_modal_projector: false
+
+dataset: segagent
+dataset_dir: {folder}
+template: {template}
+cutoff_len: 2048
+
+output_dir: saves/{name}-segagent
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 128  # divided by the number of GPUs
+learning_rate: 1.0e-5
+num_train_epochs: 2.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.01
+bf16: true
+"""
+
+
+def write_qwen_vl(folder: Path, taught: Sequence[Lesson]) -> None:
+    """`qwen-vl.json` for Qwen-VL's finetune.py, which is to be run inside of the folder."""
+    listed = [
+        {
+            "id": f"segagent_{number}",
+            "conversations": [
+                {
+                    "from": "user",
+                    "value": f"Picture 1: <img>{lesson.picture}</img>\n{lesson.instruction}",
+                },
+                {"from": "assistant", "value": lesson.reply},
+            ],
+        }
+        for number, lesson in enumerate(taught)
+    ]
+    write_whole(folder / "qwen-vl.json", _document(listed))
+
+
+def _document(content: Any) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+Teach: TypeAlias = Callable[[Path, Sequence[Lesson]], None]
+
+TARGETS: Mapping[str, tuple[Teach, str]] = {
+    "llama-factory": (write_llama_factory, "segagent-rated"),
+    "qwen-vl": (write_qwen_vl, "segagent"),
+}
+"""What writes a training format, and the preset of its replies."""
+
+
+def check_preset(name: str, presets: Mapping[str, Preset]) -> Preset:
+    """A preset of that name whose replies do not depend on the size that a model resizes to.
+
+    Raises:
+        DataInvalid: there is none.
+    """
+    usable = [known for known, preset in presets.items() if preset.reply.unit != "pixels"]
+    if name not in usable:
+        raise DataInvalid(f"there is no preset {name} for training", hint=", ".join(usable))
+    return presets[name]

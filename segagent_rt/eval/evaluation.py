@@ -1,0 +1,133 @@
+"""An evaluation from the data to the files it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segagent_rt.data.journal import Journal, Tell
+from segagent_rt.data.predictions import Recording
+from segagent_rt.data.sources import DataSet
+from segagent_rt.errors import BatchFailed, DataInvalid
+from segagent_rt.eval.report import Report
+from segagent_rt.eval.scores import LOST, Choice
+from segagent_rt.eval.walks import Answered, Walker, answer_all
+
+NAMED = 5
+"""So many missing pictures or refused questions are named in a message; the figures name all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What is asked of every data set.
+
+    Attributes:
+        folder: where the files go.
+        choice: which mask of a walk counts.
+        limit: only so many questions of each data set; None for all.
+        restart: forget what an earlier run has done.
+        pictures: draw a picture of every chosen mask.
+    """
+
+    folder: Path
+    choice: Choice
+    limit: int | None = None
+    restart: bool = False
+    pictures: bool = False
+
+    def walk(self, data: DataSet, walker: Walker, tell: Tell) -> dict[str, Any]:
+        """Walk what is not done yet, and write all files; returns the figures.
+
+        Raises:
+            DataInvalid: no question could be answered.
+        """
+        report = Report(self.folder, data.title)
+        heading, path = walker.heading(data), report.path(".journal.jsonl")
+        with Journal(path, heading, overwrite=self.restart) as journal:
+            answered = answer_all(data, walker, journal, tell, self.limit)
+        if not answered.questions:
+            raise DataInvalid(f"{data.title}: {_and_why(answered)}", hint=_HINT)
+        timings = report.write_walks(answered)
+        about = {
+            **heading,
+            "missing": [str(path) for path in answered.missing],
+            "refused": [f"{place}: {why}" for place, why in answered.refused],
+        }
+        recordings = answered.recordings
+        found = report.write_figures(recordings, self.choice, walker.tree.rules.max_clicks, about)
+        if self.pictures:
+            images = [question.sample.image for question in answered.questions]
+            report.draw(recordings, images, self.choice)
+        return {**found, "milliseconds": timings}
+
+    def score(self, title: str, recordings: list[Recording]) -> dict[str, Any]:
+        """Figures and tables of walks that were recorded elsewhere or earlier."""
+        report = Report(self.folder, title)
+        budget = max(len(recording.steps) for recording in recordings)
+        return report.write_figures(recordings[: self.limit], self.choice, budget, {})
+
+
+def title_of(predictions: str) -> str:
+    """What results of a predictions file are named after."""
+    return Path(predictions).stem.removesuffix(".predictions")
+
+
+_HINT = "name the folder of the pictures with --images"
+
+
+def check_complete(figures: list[dict[str, Any]]) -> None:
+    """Raise `BatchFailed` if a picture was missing or a question refused, and name them."""
+    missing = [name for each in figures for name in each.get("missing", ())]
+    refused = [text for each in figures for text in each.get("refused", ())]
+    if missing or refused:
+        raise BatchFailed(_told(missing, refused), hint=_HINT if missing else None)
+
+
+def _and_why(answered: Answered) -> str:
+    missing = [str(path) for path in answered.missing]
+    told = _told(missing, [f"{place}: {why}" for place, why in answered.refused])
+    return f"no question could be answered; {told}" if told else "there is no question"
+
+
+def _told(missing: list[str], refused: list[str]) -> str:
+    parts = (
+        ("pictures are not there", missing),
+        ("questions could not be put", refused),
+    )
+    return "; ".join(f"{len(all_)} {what} ({_first(all_)})" for what, all_ in parts if all_)
+
+
+def _first(names: list[str]) -> str:
+    more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def summary_lines(figures: dict[str, Any]) -> Iterator[str]:
+    """The main figures for people, one to a line."""
+    shot, early, best = figures["one_shot"], figures["early"], figures["truth_best"]
+    yield f"{figures['data']}: {figures['samples']} expressions, {figures['left_out']} left out"
+    yield f"  {'':24s}{'cIoU':>8s}{'gIoU':>8s}"
+    for name, pair in (
+        (f"selected ({_chosen(figures)})", figures),
+        ("first click alone", shot),
+        (f"accepted at {early['accept']}", early),
+        ("truly best", best),
+        *((f"after click {at}", pair) for at, pair in enumerate(figures["by_click"], 1)),
+    ):
+        yield f"  {name:24s}{pair['ciou']:8.4f}{pair['giou']:8.4f}"
+    if refined := figures["refined"]:
+        begun = refined["start"]["giou"]
+        yield f"  started from gIoU {begun:.4f}, gained {refined['gain']:.4f} each"
+        yield f"  {100 * refined['worse']:.1f} % lost more than {LOST}"
+    noc = "  ".join(f"@{target} {value:.2f}" for target, value in figures["noc"].items())
+    yield f"  clicks needed: {noc}    used: {figures['clicks_mean']:.2f}"
+    for stage, spread in figures.get("milliseconds", {}).items():
+        spread = "  ".join(f"{name} {value}" for name, value in spread.items())
+        yield f"  {stage:12s} ms  {spread}"
+
+
+def _chosen(figures: dict[str, Any]) -> str:
+    click = figures["click_id"]
+    return figures["select"] if click is None else f"click {click}"

@@ -1,0 +1,81 @@
+"""Rates annotations by the MLLM's predicted IoU, and sorts the doubtful ones out.
+
+SegAgent's annotation filtering (supplement, table 3): one look at each mask, no click.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from segagent_rt.data.easel import Easel
+from segagent_rt.data.images import missing_images
+from segagent_rt.data.journal import Tell
+from segagent_rt.data.record import Sample
+from segagent_rt.errors import InputError
+from segagent_rt.runtime import Canvas, Runtime
+from segagent_rt.segmenters.prediction import GivenMask
+from segagent_rt.types import Mask, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """A sample with its rating, 0..1, or with a sentence that says why it has none."""
+
+    sample: Sample
+    rating: float | None
+    problem: str | None = None
+
+
+def rate(canvas: Canvas, mask: Mask, expressions: Sequence[str]) -> float:
+    """The predicted IoU of a mask, 0..1: the mean over what is said of it.
+
+    Raises:
+        ExpressionRefused: the MLLM cannot take an expression.
+        InputError: its replies rate nothing.
+    """
+    given = GivenMask(mask)
+    turns = canvas.view.rate([Request(given, text) for text in expressions])
+    ratings = [turn.predicted_iou for turn in turns if turn.predicted_iou is not None]
+    if not ratings:
+        raise InputError(
+            "this bundle's MLLM does not rate masks",
+            hint="its reply protocol needs {iou}: one fine-tuned on SegAgent's data has it",
+        )
+    return float(np.mean(ratings))
+
+
+def rate_all(samples: Sequence[Sample], runtime: Runtime, tell: Tell) -> Iterator[Rated]:
+    """Every sample with its rating; `tell` is called with the number of those done and of all."""
+    absent, easel = set(missing_images(list(samples))), Easel(runtime)
+    for done, sample in enumerate(samples, 1):
+        if sample.image in absent:
+            yield Rated(sample, None, f"the picture {sample.image} is not there")
+        else:
+            try:
+                rating = rate(easel.show(sample), sample.mask.mask(), sample.expressions)
+                yield Rated(sample, rating)
+            except InputError as error:
+                yield Rated(sample, None, str(error))
+        tell(done, len(samples))
+
+
+def filtered(
+    document: Mapping[str, Any], rated: Sequence[Rated], below: float | None
+) -> dict[str, Any]:
+    """A COCO document without the annotations rated below a share of 1.
+
+    Those that stay carry `predicted_iou`; those that could not be rated stay as they are.
+    """
+    ratings = {each.sample.id: each.rating for each in rated}
+    kept = []
+    for annotation in document["annotations"]:
+        rating = ratings[annotation["id"]]
+        if rating is None:
+            kept.append(annotation)
+        elif below is None or rating >= below:
+            kept.append({**annotation, "predicted_iou": round(rating, 4)})
+    return {**document, "annotations": kept}

@@ -1,0 +1,142 @@
+"""`segagent-rt convert`: other formats, and training data that says what the runtime will read."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from segagent_rt.data.sources import Places, open_data, open_trajectories
+from segagent_rt.image import jpeg_round_trip, load_image, overlay
+from segagent_rt.mllm.prompts import PRESETS, SEGAGENT
+from tests.data.datasets import EVERY, picture, segagent, trajectories
+
+
+@pytest.fixture
+def clicks(tmp_path):
+    return trajectories(tmp_path)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("kind", ["segagent", "coco"])
+def test_every_format_becomes_a_data_file_and_coco(terminal, tmp_path, name, kind):
+    data = EVERY[name][0](tmp_path)
+    done = terminal("convert", data, "--to", kind, "--root", tmp_path, "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    (source,) = open_data(data, Places(tmp_path))
+    (path,) = (tmp_path / "out").iterdir()
+    (found,) = open_data(str(path), Places(images=tmp_path))
+    assert [(s.expressions, s.mask) for s in found.samples] == [
+        (s.expressions, s.mask) for s in source.samples
+    ]
+    if kind == "coco":
+        files = [image["file_name"] for image in json.loads(path.read_text())["images"]]
+        assert all(isinstance(file, str) for file in files)
+
+
+def test_labelme_has_a_file_for_each_image(terminal, tmp_path):
+    done = terminal("convert", segagent(tmp_path), "--to", "labelme", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"meadow.json", "harbour.json"}
+    (found,) = open_data(str(tmp_path / "out"), Places(images=tmp_path))
+    assert len(found.samples) == 3
+
+
+def test_llama_factory_gets_pictures_questions_and_replies(terminal, tmp_path, clicks):
+    """The picture shows the mask before the click, the reply rates that mask."""
+    out = tmp_path / "out"
+    done = terminal("convert", clicks, "--to", "llama-factory", "-o", out)
+    assert done.code == 0, done.err
+    samples = json.loads((out / "segagent.json").read_text())
+    assert len(samples) == 2 * 4, "two clicks for four expressions"
+    assert done.out == f"{out}\t8 samples\n"
+    said = [sample["messages"][0]["content"] for sample in samples]
+    assert said[0] == "<image>" + SEGAGENT.replace("{expression}", "the red circle")
+    assert all(text.count("<image>") == 1 for text in said)
+    shown = open_trajectories(clicks, Places())
+    first, second = samples[0], samples[2]
+    size = shown[0].sample.size
+    protocol = PRESETS["segagent-rated"].reply
+    for sample, click, iou in (
+        (first, shown[0].clicks[0].click, 0.0),
+        (second, shown[0].clicks[1].click, shown[0].clicks[0].iou),
+    ):
+        reading = protocol.read(sample["messages"][1]["content"], size)
+        assert reading.action == click
+        assert reading.iou == int(100 * iou) / 100
+    before = shown[0].clicks[0].mask.mask()
+    for sample, pixels in (
+        (first, picture("meadow")), (second, overlay(picture("meadow"), before)),
+    ):  # fmt: skip
+        assert np.array_equal(load_image(out / sample["images"][0]), jpeg_round_trip(pixels))
+
+
+def test_llama_factorys_other_files(terminal, tmp_path, clicks):
+    out = tmp_path / "out"
+    terminal("convert", clicks, "--to", "llama-factory", "-o", out)
+    about = json.loads((out / "dataset_info.json").read_text())["segagent"]
+    assert (out / about["file_name"]).is_file()
+    assert about["formatting"] == "sharegpt"
+    assert about["tags"] == {
+        "role_tag": "role", "content_tag": "content",
+        "user_tag": "user", "assistant_tag": "assistant",
+    }  # fmt: skip
+    for name in ("qwen2-vl", "qwen2.5-vl", "qwen3-vl"):
+        recipe = (out / f"{name}.yaml").read_text()
+        lines = dict(
+            line.split(" #")[0].split(": ", 1)
+            for line in recipe.splitlines()
+            if line and not line.startswith("#")
+        )
+        assert json.loads(lines["dataset_dir"]) == str(out)
+        assert lines["dataset"] == "segagent"
+        assert lines["template"].startswith("qwen")
+
+
+def test_qwen_vl_gets_its_own_format_and_replies_with_the_expression(terminal, tmp_path, clicks):
+    out = tmp_path / "out"
+    terminal("convert", clicks, "--to", "qwen-vl", "-o", out)
+    samples = json.loads((out / "qwen-vl.json").read_text())
+    question, answer = samples[0]["conversations"]
+    assert question["from"] == "user"
+    assert question["value"] == (
+        "Picture 1: <img>images/000000.00.jpg</img>\n"
+        + SEGAGENT.replace("{expression}", "the red circle")
+    )
+    assert answer["value"].startswith("<ref>the red circle</ref> Current IOU: 0  Positive point: (")
+    assert (out / "images" / "000000.00.jpg").is_file()
+
+
+def test_a_preset_can_be_chosen(terminal, tmp_path, clicks):
+    how = ("--to", "qwen-vl", "-o", tmp_path / "out", "--preset")
+    assert terminal("convert", clicks, *how, "segagent-box").code == 0
+    samples = json.loads((tmp_path / "out" / "qwen-vl.json").read_text())
+    assert "<box>(" in samples[0]["conversations"][1]["value"]
+    done = terminal("convert", clicks, *how, "qwen2.5-vl")
+    assert done.code == 1
+    assert "no preset qwen2.5-vl for training" in done.err
+
+
+def test_what_cannot_be_converted(terminal, tmp_path, clicks):
+    assert terminal("convert", clicks, "--to", "pdf").code == 2
+    done = terminal("convert", segagent(tmp_path), "--to", "qwen-vl", "-o", tmp_path / "out")
+    assert done.code == 1
+    assert "holds no trajectories" in done.err
+    (tmp_path / "meadow.jpg").unlink()
+    done = terminal("convert", clicks, "--to", "qwen-vl", "-o", tmp_path / "out")
+    assert done.code == 1
+    assert "there is no file" in done.err
+    assert not (tmp_path / "out" / "qwen-vl.json").exists()
+
+
+def test_images_of_one_name_are_no_two_files_of_labelme(terminal, tmp_path):
+    from tests.data.datasets import segagent_document
+
+    document = segagent_document()
+    document["data"][0]["image_name"] = "other/meadow.jpg"
+    (tmp_path / "f.json").write_text(json.dumps(document))
+    done = terminal("convert", tmp_path / "f.json", "--to", "labelme", "-o", tmp_path / "out")
+    assert done.code == 1
+    assert "would be one file" in done.err
+    assert not (tmp_path / "out").exists()
