@@ -65,7 +65,7 @@ class Evaluation:
     def score(self, title: str, recordings: list[Recording]) -> dict[str, Any]:
         """Figures and tables of walks that were recorded elsewhere or earlier."""
         report = Report(self.folder, title)
-        budget = max(len(recording.steps) for recording in recordings)
+        budget = max(len(recording.steps) - recording.started for recording in recordings)
         return report.write_figures(recordings[: self.limit], self.choice, budget, {})
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from segagent_rt.data.predictions import Recording, write_predictions
+from segagent_rt.data.record import RunLengths
 from segagent_rt.data.tables import write_tables
 from segagent_rt.draw import draw_overlay, png
-from segagent_rt.errors import InputError
 from segagent_rt.eval.latency import latencies
 from segagent_rt.eval.scores import Choice, Measured, figures, measure, overlaps
 from segagent_rt.eval.selection import select
@@ -54,28 +54,19 @@ class Report:
         write_whole(self.path(".figures.json"), _document(found))
         return found
 
-    def draw(
-        self, recordings: Sequence[Recording], images: Sequence[Path], choice: Choice
-    ) -> list[Path]:
-        """A picture of each chosen mask; returns images that could not be read."""
-        unread = []
+    def draw(self, recordings: Sequence[Recording], images: Sequence[Path], choice: Choice) -> None:
+        """A picture of each chosen mask."""
         for number, (recording, image) in enumerate(zip(recordings, images, strict=True), 1):
-            try:
-                pixels = load_image(image)
-            except InputError:
-                unread.append(image)
-                continue
             at = select(recording, choice.rule, choice.click)
-            shown = _picture(measure(recording), at, pixels)
+            shown = _picture(measure(recording), at, load_image(image))
             write_whole(self.folder / f"{self.title}.pictures" / f"{number:05d}.png", shown)
-        return unread
 
 
 def _picture(measured: Measured, at: int | None, pixels: Any) -> bytes:
     recording = measured.recording
     steps = recording.steps[: 0 if at is None else at + 1]
     packed = steps[-1].mask if steps else None
-    mask = recording.target.mask() & False if packed is None else packed.mask()
+    mask = (packed or RunLengths.empty(recording.size)).mask()
     clicks = [step.click for step in steps if step.click is not None]
     both, either = measured.after(at)
     value = both / either if either else 1.0

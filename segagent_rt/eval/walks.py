@@ -108,9 +108,10 @@ def answer_all(
 
     `tell` is called with the number of walks done and to do, those of earlier runs not counted.
     """
-    missing = missing_images(data.samples)
+    wanted = list(questions(data.samples))[:limit]
+    missing = missing_images([question.sample for question in wanted])
     absent = set(missing)
-    asked = [q for q in list(questions(data.samples))[:limit] if q.sample.image not in absent]
+    asked = [question for question in wanted if question.sample.image not in absent]
     todo = [question for question in asked if question.key not in journal.done]
     refused = list[tuple[str, str]]()
     easel = Easel(walker.runtime)

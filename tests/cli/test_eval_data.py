@@ -139,6 +139,7 @@ def test_missing_pictures_are_counted_and_named_and_the_others_done(terminal, tm
     assert f"1 pictures are not there ({tmp_path / 'meadow.jpg'})" in done.err
     written = json.loads((tmp_path / "out" / "objects.figures.json").read_text())
     assert (written["samples"], written["missing"]) == (1, [str(tmp_path / "meadow.jpg")])
+    assert terminal("eval", data, *ORACLE, "-o", tmp_path / "none", "--limit", 3).code == 1
     segagent(tmp_path)
     assert terminal("eval", data, *ORACLE, "-o", tmp_path / "out").code == 0, "and can be added"
     assert json.loads((tmp_path / "out" / "objects.figures.json").read_text())["samples"] == 4
