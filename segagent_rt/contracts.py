@@ -170,7 +170,7 @@ def _parse_union(content: Any, kinds: tuple[Any, ...], where: str) -> Any:
 
 def _expect(right: bool, content: Any, where: str, wanted: str) -> Any:
     if not right:
-        raise ManifestInvalid(f"{where}: {json.dumps(content)[:60]} is not {wanted}")
+        raise ManifestInvalid(f"{where}: {json.dumps(content, default=str)[:60]} is not {wanted}")
     return content
 
 

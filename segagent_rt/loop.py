@@ -30,15 +30,15 @@ class Rules:
     Attributes:
         max_clicks: the budget (7 in SegAgent, section 5.1).
         accept: a mask that the annotator rates this high is good enough; None to never accept.
-        patience: stop once this many masks in a row were rated no better than an earlier one;
-            None to go on.
-        deadline: seconds after which the best mask so far is the result; a call that is running
-            then is stopped.
+        patience: as many masks in a row rated no better than an earlier one; None to go on.
+        settles: whether a click that leaves the mask as it was is the last.
+        deadline: seconds after which the best mask so far is the result; a running call is stopped.
     """
 
     max_clicks: int = 7
     accept: float | None = 0.9
     patience: int | None = None
+    settles: bool = True
     deadline: float | None = None
 
     def verdict(self, turn: Turn, clicks: int, ratings: Sequence[float | None]) -> Stop | None:
@@ -96,7 +96,7 @@ def walk(
         except (Interrupted, NotReady):
             yield Step(turn, None, prediction, watch.seconds, "deadline")
             return
-        settled = prediction is not None and after.agrees(prediction)
+        settled = rules.settles and prediction is not None and after.agrees(prediction)
         prediction = after
         yield Step(turn, turn.action, after, watch.seconds, "unchanged" if settled else None)
         if settled:  # the annotator would see the same picture and say the same again

@@ -57,6 +57,8 @@ class Runtime:
     where: Where
     placements: dict[str, Placement] = field(default_factory=dict)
     """Where each graph that was loaded runs, by part and role."""
+    watch: Callable[[str, Session], Session] | None = None
+    """Puts a meter around each session that is loaded, given part and role."""
     _sessions: list[Session] = field(default_factory=list)
 
     @cached_property
@@ -76,8 +78,9 @@ class Runtime:
     def _open(self, part: Part, role: str) -> Session:
         opened = part.open(role, self.where)
         self._sessions.append(opened.session)
-        self.placements[f"{part.manifest.kind} {role}"] = opened.placement
-        return opened.session
+        name = f"{part.manifest.kind} {role}"
+        self.placements[name] = opened.placement
+        return opened.session if self.watch is None else self.watch(name, opened.session)
 
     def open(self, image: str | Path | RgbImage) -> Canvas:
         """Put an image (a path, or uint8 [H, W, 3] RGB) on a canvas.

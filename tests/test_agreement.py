@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from segagent_rt.bench.one_by_one import OneByOne
 from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.errors import GateFailed
 from segagent_rt.mllm.language import LanguageModel
@@ -16,7 +17,6 @@ from segagent_rt.runtime import load
 from segagent_rt.types import Click, Turn
 from segagent_rt_export.agreement import (
     LEAST,
-    Plainly,
     check_gate,
     compare,
     in_thousandths,
@@ -83,7 +83,7 @@ def test_states_are_walks_from_the_clean_picture(met):
 def test_an_annotator_agrees_with_itself(runtime, met):
     mine = said(runtime.annotator, met)
     assert compare(mine, mine)["same_click"] == 1.0
-    plain = said(Plainly(runtime.annotator), met)
+    plain = said(replace(runtime.annotator, writing=OneByOne), met)
     assert [turn.reply for turn in plain] == [turn.reply for turn in mine]
 
 

@@ -8,7 +8,7 @@ write without a grammar.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,14 +16,12 @@ from typing import Any
 import numpy as np
 
 from segagent_rt import loop
-from segagent_rt.annotators.mllm import MllmAnnotator, MllmView
+from segagent_rt.annotators.mllm import MllmAnnotator
+from segagent_rt.bench.one_by_one import OneByOne
 from segagent_rt.errors import GateFailed
 from segagent_rt.loop import Rules
 from segagent_rt.metrics import iou
-from segagent_rt.mllm.constrained import Pick, Prompt, Writer, Written
-from segagent_rt.mllm.language import Cache, LanguageModel
-from segagent_rt.reply import Automaton
-from segagent_rt.reply import State as Node
+from segagent_rt.mllm.language import LanguageModel
 from segagent_rt.runtime import Runtime
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Annotator, Click, Request, RgbImage, Segmenter, Turn
@@ -63,47 +61,6 @@ def turns(annotator: Annotator, states: Iterable[State]) -> Iterator[Turn]:
         if view is None or state.image is not image:
             image, view = state.image, annotator.look(state.image)
         yield view.propose([state.request])[0][0]
-
-
-class OneByOne(Writer):
-    """Decoding the plain way: every token is fed alone, and chosen among those allowed."""
-
-    def write(
-        self,
-        cache: Cache,
-        prompt: Prompt,
-        automaton: Automaton,
-        pick: Pick,
-        until: Callable[[Node], bool],
-    ) -> Written:
-        logits = self._model.feed(cache, prompt.embeddings, prompt.positions)[0]
-        tokens, state, calls = list[int](), automaton.start, 0
-        while True:
-            allowed = list(automaton.edges(state))
-            rows = [self._row[token] for token in allowed] if len(allowed) > 1 else [0]
-            token = allowed[int(np.argmax(logits[rows]))]
-            tokens.append(token)
-            state = automaton.edges(state)[token]
-            if until(state):
-                return Written(tuple(tokens), (), calls)
-            position = prompt.following(1, skip=len(tokens) - 1)
-            logits = self._model.feed(cache, self._model.embed([token]), position)[0]
-            calls += 1
-
-
-@dataclass(frozen=True, slots=True)
-class Plainly:
-    """An MLLM whose replies are decoded one token at a time."""
-
-    annotator: MllmAnnotator
-
-    def check(self, expression: str) -> str:
-        return self.annotator.check(expression)
-
-    def look(self, image: RgbImage) -> MllmView:
-        view = self.annotator.look(image)
-        view._writer = OneByOne(self.annotator.model, self.annotator.settings.head_rows)
-        return view
 
 
 class TiedHead:
@@ -191,7 +148,7 @@ def measure_agreement(
     assert isinstance(shipped, MllmAnnotator)
     met = list(walked_states(runtime, states, first))
     said = list(turns(shipped, met))
-    plain = turns(Plainly(shipped), met)
+    plain = turns(replace(shipped, writing=OneByOne), met)
     free = list(turns(without_grammar(shipped), met))
     true = list(turns(annotator, met))
     scaled = [

@@ -63,7 +63,8 @@ class MllmSettings:
 class MllmAnnotator:
     """Chooses clicks with a vision tower and a language model.
 
-    `specials` are the tokens that steer the model; expressions may not contain them.
+    `specials` are the tokens that steer the model; expressions may not contain them. `writing` is
+    how replies are decoded within the grammar.
     """
 
     tower: Tower
@@ -72,6 +73,7 @@ class MllmAnnotator:
     decode: Decode
     settings: MllmSettings
     specials: frozenset[int] = frozenset()
+    writing: type[Writer] = Writer
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _grammars: dict[str, Automaton] = field(default_factory=dict)
 
@@ -155,7 +157,7 @@ class MllmView:
         self._annotator, self._image = annotator, image
         self._size: Size = (image.shape[0], image.shape[1])
         self._clean = annotator.tower.resize(image)
-        self._writer = Writer(annotator.model, annotator.settings.head_rows)
+        self._writer = annotator.writing(annotator.model, annotator.settings.head_rows)
         self._blank: _Sight | None = None
         self._painted: _Sight | None = None
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-RAILS = Path("/sys/class/hwmon")
+HWMON = Path("/sys/class/hwmon")
+WHOLE, SHARES = "VDD_IN", ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
+"""Rails of a Jetson: Nano, NX measure the whole module with one, AGX with these together."""
 PERIOD = 0.02
 """Seconds between readings of a power rail."""
 
@@ -42,28 +44,35 @@ class EnergyMeter:
         assert self._reader is not None
         total, before = 0.0, time.perf_counter()
         while not self._stop.wait(PERIOD):
+            try:
+                watts = self._reader()
+            except Exception:  # a rail that vanishes, a driver that is reset: no figure then
+                self.joules = None
+                return
             now = time.perf_counter()
-            total, before = total + self._reader() * (now - before), now
+            total, before = total + watts * (now - before), now
             self.joules = total
 
 
 def _jetson() -> Reader | None:
-    """The input rail of a Jetson's INA3221: millivolts times milliamperes."""
-    for label in sorted(RAILS.glob("hwmon*/in*_label")):
+    """The input rails of a Jetson's INA3221: millivolts times milliamperes."""
+    rails: dict[str, tuple[Path, Path]] = {}
+    for label in sorted(HWMON.glob("hwmon*/in*_label")):
         try:
             name = label.read_text("ascii").strip()
-        except OSError:
+        except (OSError, ValueError):
             continue
-        if name in ("VDD_IN", "VIN_SYS_5V0", "VDD_GPU_SOC"):
-            number = label.name[2:-6]
-            volts = label.with_name(f"in{number}_input")
-            amperes = label.with_name(f"curr{number}_input")
-            return partial(_product, volts, amperes)
+        number = label.name[2:-6]
+        rails[name] = label.with_name(f"in{number}_input"), label.with_name(f"curr{number}_input")
+    if WHOLE in rails:
+        return partial(_watts, [rails[WHOLE]])
+    if all(name in rails for name in SHARES):
+        return partial(_watts, [rails[name] for name in SHARES])
     return None
 
 
-def _product(volts: Path, amperes: Path) -> float:
-    return int(volts.read_text("ascii")) * int(amperes.read_text("ascii")) / 1e6
+def _watts(rails: Sequence[tuple[Path, Path]]) -> float:
+    return sum(int(v.read_text("ascii")) * int(a.read_text("ascii")) for v, a in rails) / 1e6
 
 
 def _nvml() -> Reader | None:

@@ -83,10 +83,18 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit of the checkout, or the version of the installed package."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    """The commit of the checkout that this file is tracked in, or the version that is installed."""
+    here = Path(__file__)
+    tracked = _git(here.parent, "ls-files", "--error-unmatch", here.name)
+    commit = tracked and _git(here.parent, "describe", "--always", "--dirty")
+    return commit or f"version {__version__}"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """What git prints; nothing if it fails or is not there."""
+    command = ["git", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
-        return f"version {__version__}"
+        return ""
     return done.stdout.strip()

@@ -1,4 +1,4 @@
-"""Time spent inside graphs, by role."""
+"""Time spent inside graphs."""
 
 from __future__ import annotations
 
@@ -13,30 +13,35 @@ import numpy.typing as npt
 from segagent_rt.types import Feed, Resident, Session
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A graph ran from `start` to `end`, by the clock of `time.perf_counter`."""
+
+    graph: str
+    start: float
+    end: float
+
+
 @dataclass(slots=True)
 class GraphMeter:
-    """Counts calls and seconds of the sessions that it wraps."""
+    """Notes the calls of the sessions that it wraps, whichever thread makes them."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
+    _calls: list[Call] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def wrap(self, role: str, session: Session) -> Session:
+    def wrap(self, graph: str, session: Session) -> Session:
         """The same session, measured."""
-        return MeteredSession(session, role, self)
+        return MeteredSession(session, graph, self)
 
-    def add(self, role: str, seconds: float) -> None:
-        """Count one call."""
+    def add(self, call: Call) -> None:
+        """Note a call that has ended."""
         with self._lock:
-            self.seconds[role] = self.seconds.get(role, 0.0) + seconds
-            self.calls[role] = self.calls.get(role, 0) + 1
+            self._calls.append(call)
 
-    def take(self) -> tuple[dict[str, float], dict[str, int]]:
-        """Seconds and calls since the last time, by role."""
+    def take(self) -> list[Call]:
+        """The calls that ended since the last time."""
         with self._lock:
-            taken = dict(self.seconds), dict(self.calls)
-            self.seconds.clear()
-            self.calls.clear()
+            taken, self._calls = self._calls, []
         return taken
 
 
@@ -45,7 +50,7 @@ class MeteredSession:
     """A session that tells a meter about its calls."""
 
     session: Session
-    role: str
+    graph: str
     meter: GraphMeter
 
     def run(
@@ -60,10 +65,35 @@ class MeteredSession:
         try:
             return self.session.run(feeds, outputs, into=into, keep=keep)
         finally:
-            self.meter.add(self.role, time.perf_counter() - start)
+            self.meter.add(Call(self.graph, start, time.perf_counter()))
 
     def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Resident:
         return self.session.allocate(shape, dtype)
 
     def close(self) -> None:
         self.session.close()
+
+
+def seconds_by_graph(calls: Sequence[Call]) -> dict[str, float]:
+    """Seconds inside each graph."""
+    seconds: dict[str, float] = {}
+    for call in calls:
+        seconds[call.graph] = seconds.get(call.graph, 0.0) + call.end - call.start
+    return seconds
+
+
+def count_by_graph(calls: Sequence[Call]) -> dict[str, int]:
+    """How often each graph ran."""
+    counts: dict[str, int] = {}
+    for call in calls:
+        counts[call.graph] = counts.get(call.graph, 0) + 1
+    return counts
+
+
+def covered_seconds(calls: Sequence[Call]) -> float:
+    """Seconds in which at least one graph ran; calls side by side count once."""
+    total, until = 0.0, float("-inf")
+    for call in sorted(calls, key=lambda call: call.start):
+        total += max(0.0, call.end - max(call.start, until))
+        until = max(until, call.end)
+    return total

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from segagent_rt.bench.packaged import packaged
 from segagent_rt.contracts import parse
 from segagent_rt.errors import InputError, ManifestInvalid
 from segagent_rt.loop import Rules
@@ -69,22 +70,42 @@ def read_scenario(where: str | Path) -> Scenario:
     path = known.get(str(where), Path(where))
     try:
         content = tomllib.loads(path.read_text("utf-8"))
-        scenario: Scenario = parse({"name": path.stem, **content}, Scenario, str(path))
+        scenario: Scenario = parse({**content, "name": path.stem}, Scenario, str(path))
+        _check(scenario)
     except OSError:
         raise InputError(
             f"there is no scenario `{where}`", hint="packaged ones: " + ", ".join(known)
         ) from None
-    except (tomllib.TOMLDecodeError, ManifestInvalid) as error:
+    except ManifestInvalid as error:
+        raise InputError(f"not a scenario: {error}", hint="compare a packaged one") from None
+    except ValueError as error:  # not UTF-8, not TOML, or a figure out of bounds
         raise InputError(
             f"{path} is not a scenario: {error}", hint="compare a packaged one"
         ) from None
     return scenario
 
 
+def _check(scenario: Scenario) -> None:
+    """Bound what a file may ask for."""
+    for name, (least, most) in _BOUNDS.items():
+        value = getattr(scenario, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if not values or not all(least <= each <= most for each in values):
+            raise ValueError(f"`{name}` must lie between {least} and {most}")
+
+
+_BOUNDS = {
+    "scenes": (1, 100_000),
+    "seed": (0, 2**31),
+    "side": (32, 4096),
+    "clicks": (1, 100),
+    "accept": (0, 1),
+    "expressions": (1, 256),
+    "shares": (0, 1),
+    "warm_up": (0, 1000),
+}
+
+
 def packaged_scenarios() -> dict[str, Path]:
     """Name and path of every scenario that comes with the package."""
-    package = Path(__file__).parents[1]
-    for folder in (package / "scenarios", package.parent / "benchmarks" / "scenarios"):
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-    return {}
+    return {path.stem: path for path in sorted(packaged("scenarios").glob("*.toml"))}

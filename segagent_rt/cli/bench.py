@@ -10,6 +10,9 @@ from typing import Annotated, Any, Optional
 import typer
 
 from segagent_rt.cli.parameters import BackendOption, JsonOption, ThreadsOption
+from segagent_rt.errors import ExtraMissing, GateFailed
+
+SCENARIOS = ("one", "many", "deadline")
 
 
 def command(
@@ -22,6 +25,14 @@ def command(
         typer.Option("--scenario", "-s", help="A packaged scenario, or a TOML file; repeatable."),
     ] = None,
     list_scenarios: Annotated[bool, typer.Option("--list", help="Name the scenarios.")] = False,
+    against: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="`reference`: side by side with plain PyTorch (extra `export`)."),
+    ] = None,
+    weights: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="For the reference: the folder of the training.", readable=False),
+    ] = None,
     output: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--output", "-o", help="Write the document here as well.", readable=False),
@@ -30,38 +41,84 @@ def command(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Warm-up is apart; every figure says of how many runs it is."""
+    """Warm-up is apart; every figure says of how many runs it is. `bench report` draws results."""
     from segagent_rt.bench.machine import describe_machine, measure_ceilings, peak_bytes
     from segagent_rt.bench.measure import run_scenario
     from segagent_rt.bench.meter import GraphMeter
     from segagent_rt.bench.scenario import packaged_scenarios, read_scenario
-    from segagent_rt.files import write_whole
+    from segagent_rt.files import check_writable, write_whole
     from segagent_rt.runtime import load
 
     if list_scenarios:
         typer.echo("\n".join(packaged_scenarios()))
         return
-    chosen = [read_scenario(name) for name in scenario or ["one", "many", "deadline"]]
+    if against not in (None, "reference"):
+        raise typer.BadParameter("--against takes `reference`")
+    if against and len(scenario or ()) > 1:
+        raise typer.BadParameter("--against takes one --scenario")
+    chosen = [read_scenario(name) for name in scenario or (("one",) if against else SCENARIOS)]
+    if output is not None:
+        check_writable(output.parent)
     meter = GraphMeter()
     start = time.perf_counter()
     with load(bundle, backend=backend, threads=threads) as runtime:
-        runtime.wrap = meter.wrap
+        runtime.watch = meter.wrap
         _ = runtime.segmenter, runtime.annotator
         document: dict[str, Any] = {
             "schema": 1,
+            "load_ms": round(1000 * (time.perf_counter() - start), 1),
             "machine": describe_machine(),
             "ceilings": measure_ceilings(),
             "bundle": {"name": runtime.bundle.index.name, "digest": runtime.bundle.digest},
             "backend": backend,
-            "threads": threads,
-            "load_ms": round(1000 * (time.perf_counter() - start), 1),
-            "scenarios": {s.name: run_scenario(runtime, meter, s, _tell) for s in chosen},
+            "threads": threads or describe_machine()["cores"],
         }
+        if against:
+            document |= _race(runtime, meter, chosen[0], weights)
+        else:
+            found = {s.name: run_scenario(runtime, meter, s, _tell) for s in chosen}
+            document["scenarios"] = found
     document["peak_megabytes"] = round((peak_bytes() or 0) / 1e6, 1)
     text = json.dumps(document, indent=1)
     if output is not None:
         write_whole(output, (text + "\n").encode())
     typer.echo(text if as_json else _table(document))
+    if document.get("parity") is False:
+        raise GateFailed(
+            "the two runtimes do not make the same clicks and masks, so no speed-up is told",
+            hint="`parity_figures` in --json says how far apart they are",
+        )
+
+
+def _race(runtime: Any, meter: Any, scenario: Any, weights: Path | None) -> dict[str, Any]:
+    from segagent_rt.bench.against import Race
+
+    contender = open_contender(runtime.bundle, weights, runtime.where.threads)
+    return Race(runtime, meter, contender, scenario).run(_tell)
+
+
+def open_contender(bundle: Any, weights: Path | None, threads: int | None) -> Any:
+    """The packaged reference loop; its file is no module of this package, for it needs torch.
+
+    Raises:
+        ExtraMissing: torch or transformers are not installed.
+    """
+    import importlib.util
+    import sys
+
+    from segagent_rt.bench.packaged import packaged
+
+    spec = importlib.util.spec_from_file_location(
+        "segagent_rt_reference", packaged("reference") / "loop.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError:
+        raise ExtraMissing("bench --against reference", "export") from None
+    return module.open_reference(bundle, weights, threads)
 
 
 def _tell(what: str) -> None:
@@ -72,8 +129,10 @@ def _table(document: dict[str, Any]) -> str:
     """The main figures as text."""
     machine = document["machine"]
     lines = ["", f"{machine['processor']}, {machine['cores']} cores, {document['bundle']['name']}"]
-    for name, figures in document["scenarios"].items():
-        lines += ["", f"{name}:"]
+    if "ratios" in document:
+        lines += _comparison(document)
+    for name, figures in document.get("scenarios", document.get("stages", {})).items():
+        lines += ["", f"{name}, milliseconds:"]
         for path, spread in _spreads(figures):
             row = "  ".join(f"{key} {spread[key]:9.2f}" for key in ("p50", "p90", "p99", "max"))
             lines.append(f"  {path:34s} {row}  n {spread['n']}")
@@ -81,6 +140,26 @@ def _table(document: dict[str, Any]) -> str:
             if key in figures:
                 lines.append(f"  {key:34s} {figures[key]}")
     return "\n".join(lines)
+
+
+def _comparison(document: dict[str, Any]) -> list[str]:
+    """The ratios, or that there are none to tell."""
+    lines = ["", f"against plain PyTorch, {document['clicks']} clicks:"]
+    for name, ratio in document["ratios"].items():
+        told = "not told"
+        if ratio is not None:
+            told = "{median:.2f} times as fast (p10 {p10:.2f}, p90 {p90:.2f}, n {n})".format(
+                **ratio
+            )
+        lines.append(f"  {name:34s} {told}")
+    for name, accuracy in document["accuracy"].items():
+        lines.append(f"  {'miou ' + name:34s} {accuracy['miou']}")
+    parity = document["parity_figures"]
+    for key in ("same_clicks", "mask_iou", "states"):
+        lines.append(f"  {'parity: ' + key:34s} {parity[key]}")
+    for key in ("decoder_calls_after_prefill", "tokens_per_reply", "token_equality"):
+        lines.append(f"  {key:34s} {document[key]}")
+    return lines
 
 
 def _spreads(figures: dict[str, Any], path: str = "") -> Any:

@@ -1,15 +1,16 @@
 """Jump-forward decoding equals masked greedy decoding, one token at a time, token for token."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from segagent_rt.annotators.mllm import MllmView
 from segagent_rt.annotators.oracle import next_click
+from segagent_rt.bench.one_by_one import OneByOne
 from segagent_rt.mllm.constrained import Prompt, Writer, greedy
 from segagent_rt.runtime import load
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Request
-from segagent_rt_export.agreement import OneByOne
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +38,7 @@ def states(runtime, count):
 
 
 def replies(canvas, request, writer):
-    view = MllmView(canvas.runtime.annotator, canvas.image)
-    view._writer = writer(
-        canvas.runtime.annotator.model, canvas.runtime.annotator.settings.head_rows
-    )
+    view = replace(canvas.runtime.annotator, writing=writer).look(canvas.image)
     return view.propose([request])[0][0].reply
 
 

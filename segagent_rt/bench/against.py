@@ -1,0 +1,189 @@
+"""Our walks and another runtime's, in turn on the same scenes: ratios, with the parity of both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from segagent_rt.annotators.mllm import MllmAnnotator
+from segagent_rt.bench.meter import GraphMeter, count_by_graph
+from segagent_rt.bench.one_by_one import OneByOne
+from segagent_rt.bench.parity import ParityGate, State, parity_figures, replay
+from segagent_rt.bench.scenario import Scenario
+from segagent_rt.bench.spread import ratio_spread, spread
+from segagent_rt.bench.walks import Question, Record, figures, final_mask, question, timed_walk
+from segagent_rt.loop import Rules
+from segagent_rt.metrics import iou
+from segagent_rt.runtime import Runtime
+from segagent_rt.scenes import Scene
+from segagent_rt.types import Request, RgbImage, Trajectory
+
+DECODER = "mllm decoder"
+
+Tell = Callable[[str], None]
+
+
+class Contender(Protocol):
+    """Another way to do the same walk with the same weights."""
+
+    def describe(self) -> dict[str, Any]:
+        """What it is: libraries, precision, threads; plain data."""
+
+    def annotate(self, image: RgbImage, expression: str, clicks: int) -> Trajectory:
+        """Make so many clicks; fewer only if a reply holds none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lap:
+    """One scene: the other's walk, ours with as many clicks, ours with the rules that stop it."""
+
+    scene: Scene
+    theirs: Record
+    same: Record
+    stop: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """Our replies on the states of our walks, against one-token masked greedy decoding."""
+
+    equal: list[bool]
+    calls: list[int]
+    """Decoder calls after the one that reads the prompt."""
+    tokens: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """Who runs, on what."""
+
+    runtime: Runtime
+    meter: GraphMeter
+    contender: Contender
+    scenario: Scenario
+
+    def run(self, tell: Tell, gate: ParityGate | None = None) -> dict[str, Any]:
+        """The document of a comparison. Ratios are None where the gate is not passed."""
+        laps = []
+        for number, scene in enumerate(self.scenario.draw()):
+            laps.append(self._lap(scene, number))
+            tell(f"{self.scenario.name}: {number + 1}")
+        laps = laps[self.scenario.warm_up :]
+        gate = gate or ParityGate()
+        states, replies = list[State](), Replies([], [], [])
+        for lap in laps:
+            states += replay(self.runtime.open(lap.scene.image), lap.theirs.found, gate)
+            self._check_replies(lap, replies)
+            tell(f"{self.scenario.name}: comparing")
+        return {
+            "scenario": self.scenario.name,
+            "clicks": self.scenario.clicks,
+            "reference": self.contender.describe() | self._their_replies(laps),
+            **_verdict(laps, parity_figures(states, gate), gate),
+            "decoder_calls_after_prefill": _mean(replies.calls),
+            "most_decoder_calls_after_prefill": max(replies.calls, default=0),
+            "tokens_per_reply": _mean(replies.tokens),
+            "token_equality": _mean(replies.equal),
+            "stages": {
+                "ours": figures([lap.same for lap in laps]),
+                "ours_with_stop": figures([lap.stop for lap in laps]),
+                "reference": figures([lap.theirs for lap in laps]),
+            },
+        }
+
+    def _lap(self, scene: Scene, number: int) -> Lap:
+        """The three walks, beginning with another one each time."""
+        asked, rules = question(scene), self.scenario.rules
+        fixed = Rules(self.scenario.clicks, accept=None, settles=False)
+        works = [
+            lambda: self._theirs(scene, asked),
+            lambda: timed_walk(self.runtime.open(scene.image), self.meter, fixed, asked),
+            lambda: timed_walk(self.runtime.open(scene.image), self.meter, rules, asked),
+        ]
+        done: dict[int, Record] = {}
+        for turn in range(len(works)):
+            at = (number + turn) % len(works)
+            done[at] = works[at]()
+        return Lap(scene, *(done[at] for at in range(len(works))))
+
+    def _theirs(self, scene: Scene, asked: Question) -> Record:
+        start = time.perf_counter()
+        found = self.contender.annotate(scene.image, asked.expression, self.scenario.clicks)
+        mask = final_mask(found, asked.target)
+        seconds = time.perf_counter() - start
+        return Record(found, seconds, iou(mask, asked.target), {}, {}, 0.0)
+
+    def _check_replies(self, lap: Lap, replies: Replies) -> None:
+        """Decode every reply of our walk again, with and without jump-forward."""
+        annotator = self.runtime.annotator
+        if not isinstance(annotator, MllmAnnotator) or annotator.settings.decoding == "free":
+            return
+        fast = annotator.look(lap.scene.image)
+        slow = replace(annotator, writing=OneByOne).look(lap.scene.image)
+        shown = None
+        for step in lap.same.found.steps:
+            if step.click is None:
+                break
+            request = [Request(shown, lap.same.found.expression)]
+            self.meter.take()
+            reply = fast.propose(request)[0][0].reply
+            replies.calls.append(count_by_graph(self.meter.take()).get(DECODER, 1) - 1)
+            replies.equal.append(slow.propose(request)[0][0].reply == reply)
+            replies.tokens.append(len(annotator.encode(reply)))
+            shown = step.prediction
+
+    def _their_replies(self, laps: Sequence[Lap]) -> dict[str, float | None]:
+        annotator = self.runtime.annotator
+        if not isinstance(annotator, MllmAnnotator):
+            return {}
+        said = [step.turn.reply for lap in laps for step in lap.theirs.found.steps]
+        return {"tokens_per_reply": _mean([len(annotator.encode(reply)) for reply in said])}
+
+
+def _verdict(laps: Sequence[Lap], parity: dict[str, Any], gate: ParityGate) -> dict[str, Any]:
+    """Ratios where they may be told, and what they rest on."""
+    theirs, same, stop = (
+        [getattr(lap, name) for lap in laps] for name in ("theirs", "same", "stop")
+    )
+    accuracy = {
+        "ours": _accuracy(stop),
+        "ours_same_clicks": _accuracy(same),
+        "reference": _accuracy(theirs),
+    }
+    least = accuracy["reference"]["miou"] - gate.accuracy
+    passed = bool(parity["passed"])
+    told = {
+        name: ratio_spread([w.seconds for w in theirs], [w.seconds for w in ours])
+        if passed and accuracy[key]["miou"] >= least
+        else None
+        for name, key, ours in (
+            ("same_clicks", "ours_same_clicks", same),
+            ("with_stop", "ours", stop),
+        )
+    }
+    return {
+        "parity": passed,
+        "parity_figures": parity,
+        "ratios": told,
+        "accuracy": accuracy,
+        "seconds": {
+            "ours": spread([w.seconds for w in same], scale=1),
+            "ours_with_stop": spread([w.seconds for w in stop], scale=1),
+            "reference": spread([w.seconds for w in theirs], scale=1),
+        },
+    }
+
+
+def _accuracy(walks: Sequence[Record]) -> dict[str, float]:
+    return {
+        "miou": round(float(np.mean([walk.iou for walk in walks])), 4),
+        "clicks_mean": round(float(np.mean([walk.clicks for walk in walks])), 3),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(float(np.mean(values)), 4) if values else None

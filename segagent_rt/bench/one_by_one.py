@@ -1,0 +1,39 @@
+"""Masked greedy decoding, one token at a time: what jump-forward decoding must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from segagent_rt.mllm.constrained import Pick, Prompt, Writer, Written
+from segagent_rt.mllm.language import Cache
+from segagent_rt.reply import Automaton, State
+
+
+class OneByOne(Writer):
+    """The plain way: every token is fed alone, and picked among those that the grammar allows."""
+
+    def write(
+        self,
+        cache: Cache,
+        prompt: Prompt,
+        automaton: Automaton,
+        pick: Pick,
+        until: Callable[[State], bool],
+    ) -> Written:
+        """As jump-forward decoding, but what is forced is fed alone too."""
+        logits = self._model.feed(cache, prompt.embeddings, prompt.positions)[0]
+        tokens, choices, state = list[int](), [], automaton.start
+        while True:
+            token, *others = automaton.edges(state)
+            if others:
+                choice = self._choice(automaton, state, logits)
+                token = choice.tokens[pick(np.log(choice.chances))]
+                choices.append(choice)
+            tokens.append(token)
+            state = automaton.edges(state)[token]
+            if until(state):
+                return Written(tuple(tokens), tuple(choices), len(tokens) - 1)
+            position = prompt.following(1, skip=len(tokens) - 1)
+            logits = self._model.feed(cache, self._model.embed([token]), position)[0]

@@ -1,0 +1,131 @@
+"""One walk, measured; and what many of them come to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from segagent_rt.bench.meter import GraphMeter, count_by_graph, covered_seconds, seconds_by_graph
+from segagent_rt.bench.spread import spread
+from segagent_rt.loop import Rules
+from segagent_rt.metrics import iou
+from segagent_rt.runtime import Canvas
+from segagent_rt.scenes import Scene
+from segagent_rt.types import Mask, Step, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of an image, and the mask that answers it, bool [H, W]."""
+
+    expression: str
+    target: Mask
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What was seen of one walk: its seconds, IoU, and seconds and calls of every graph.
+
+    `covered` are the seconds in which at least one graph ran.
+    """
+
+    found: Trajectory
+    seconds: float
+    iou: float
+    graphs: dict[str, float]
+    calls: dict[str, int]
+    covered: float
+
+    @property
+    def clicks(self) -> int:
+        return len(self.found.clicks)
+
+    @property
+    def turns(self) -> int:
+        """How often the annotator was asked: once for each click, and for the last rating."""
+        return len(self.found.steps)
+
+
+def question(scene: Scene, number: int = 0) -> Question:
+    """One of the scene's expressions; numbers beyond the last start again."""
+    said = scene.expressions[number % len(scene.expressions)]
+    return Question(said.text, scene.mask(said.target))
+
+
+def timed_walk(canvas: Canvas, meter: GraphMeter, rules: Rules, asked: Question) -> Record:
+    """Annotate with everything measured; the mask is drawn at full size inside the time."""
+    meter.take()
+    start = time.perf_counter()
+    found = canvas.annotate(asked.expression, rules=rules)
+    mask = final_mask(found, asked.target)
+    seconds = time.perf_counter() - start
+    calls = meter.take()
+    return Record(
+        found, seconds, iou(mask, asked.target), seconds_by_graph(calls), count_by_graph(calls),
+        covered_seconds(calls),
+    )  # fmt: skip
+
+
+def final_mask(found: Trajectory, like: Mask) -> Mask:
+    """The mask that is returned; an empty one if there is none."""
+    return np.zeros_like(like) if found.prediction is None else found.prediction.mask()
+
+
+def figures(walks: Sequence[Record]) -> dict[str, Any]:
+    """Spreads in milliseconds of whole walks, stages, clicks by number and graphs; accuracy.
+
+    A stage or a graph counts in every walk, with 0 where it did not occur.
+    """
+    stages = [_stages(walk.found.steps) for walk in walks]
+    graphs = _names([walk.graphs for walk in walks])
+    clicks = sum(walk.clicks for walk in walks)
+    return {
+        "total": spread([walk.seconds for walk in walks]),
+        "per_click": spread([walk.seconds / max(walk.clicks, 1) for walk in walks]),
+        "by_click": _by_click(walks),
+        "stages": {n: spread([s.get(n, 0.0) for s in stages]) for n in _names(stages)},
+        "graphs": {n: spread([w.graphs.get(n, 0.0) for w in walks]) for n in graphs},
+        "calls_per_click": {
+            n: round(sum(w.calls.get(n, 0) for w in walks) / max(clicks, 1), 3) for n in graphs
+        },
+        "glue_share": _glue_share(walks) if graphs else None,
+        "clicks_mean": round(clicks / len(walks), 3),
+        "stops": _counts([str(walk.found.stop) for walk in walks]),
+        "miou": round(float(np.mean([walk.iou for walk in walks])), 4),
+    }
+
+
+def _glue_share(walks: Sequence[Record]) -> float:
+    """Median share of a walk in which no graph runs."""
+    return round(float(np.median([1 - walk.covered / walk.seconds for walk in walks])), 4)
+
+
+def _by_click(walks: Sequence[Record]) -> dict[str, Any]:
+    """Whole turns by the number of their click, from 1."""
+    times: dict[str, list[float]] = {}
+    for walk in walks:
+        for number, step in enumerate(walk.found.steps, 1):
+            if step.click is not None:
+                spent = step.seconds.get("annotate", 0.0) + step.seconds.get("segment", 0.0)
+                times.setdefault(str(number), []).append(spent)
+    return {number: spread(values) for number, values in times.items()}
+
+
+def _stages(steps: Sequence[Step]) -> dict[str, float]:
+    stages: dict[str, float] = {}
+    for step in steps:
+        for name, seconds in {**step.turn.seconds, **step.seconds}.items():
+            stages[name] = stages.get(name, 0.0) + seconds
+    return stages
+
+
+def _names(of: Sequence[dict[str, float]]) -> list[str]:
+    return sorted({name for each in of for name in each})
+
+
+def _counts(names: Sequence[str]) -> dict[str, int]:
+    return {name: names.count(name) for name in sorted(set(names))}

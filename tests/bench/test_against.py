@@ -1,0 +1,83 @@
+"""Side by side: a ratio is told only behind the parity of the same run."""
+
+import pytest
+
+from segagent_rt.bench.against import Race
+from segagent_rt.bench.meter import GraphMeter
+from segagent_rt.bench.parity import ParityGate, State, parity_figures, same_action
+from segagent_rt.bench.scenario import Scenario
+from segagent_rt.runtime import load
+from segagent_rt.types import Click, Malformed
+from tests.bench.twins import Twin
+
+SCENARIO = Scenario("small", "one", scenes=2, side=96, clicks=2, warm_up=1)
+LENIENT = ParityGate(accuracy=1.0)
+
+
+@pytest.fixture(scope="module")
+def race():
+    meter = GraphMeter()
+    with load(threads=1) as runtime:
+        runtime.watch = meter.wrap
+        yield lambda **twin: Race(runtime, meter, Twin(runtime, **twin), SCENARIO)
+
+
+def test_a_slower_twin_is_told_apart_by_its_time_alone(race):
+    found = race(pause=0.2).run(lambda _: None, LENIENT)
+    assert found["parity"] is True
+    assert found["parity_figures"]["same_clicks"] == 1.0
+    assert found["parity_figures"]["mask_iou"] == 1.0
+    assert found["parity_figures"]["states"] == 4
+    for ratio in found["ratios"].values():
+        assert set(ratio) == {"median", "p10", "p90", "n"}
+        assert ratio["n"] == 2
+    assert found["ratios"]["same_clicks"]["median"] > 1
+    assert set(found["accuracy"]) == {"ours", "ours_same_clicks", "reference"}
+    assert found["accuracy"]["reference"]["clicks_mean"] == 2.0
+    assert found["accuracy"]["ours_same_clicks"]["clicks_mean"] == 2.0
+    assert set(found["stages"]) == {"ours", "ours_with_stop", "reference"}
+
+
+def test_replies_are_those_of_masked_greedy_decoding_in_fewer_calls(race):
+    found = race().run(lambda _: None, LENIENT)
+    assert found["token_equality"] == 1.0
+    assert found["decoder_calls_after_prefill"] <= found["most_decoder_calls_after_prefill"] <= 8
+    assert found["tokens_per_reply"] > found["decoder_calls_after_prefill"]
+
+
+def test_no_ratio_is_told_of_one_that_clicks_otherwise(race):
+    found = race(pause=0.2, flipped=True).run(lambda _: None, LENIENT)
+    assert found["parity"] is False
+    assert found["parity_figures"]["same_clicks"] == 0.0
+    assert found["ratios"] == {"same_clicks": None, "with_stop": None}
+
+
+def test_no_ratio_is_told_where_accuracy_was_paid_for_it(race):
+    impossible = ParityGate(accuracy=-2.0)
+    found = race(pause=0.2).run(lambda _: None, impossible)
+    assert found["parity"] is True
+    assert found["ratios"] == {"same_clicks": None, "with_stop": None}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same"),
+    [
+        (Click(10, 10, True), Click(13, 14, True), True),
+        (Click(10, 10, True), Click(14, 14, True), False),
+        (Click(10, 10, True), Click(10, 10, False), False),
+        (Click(10, 10, True), Malformed("mumble"), False),
+        (Malformed("mumble"), Malformed("no point"), True),
+    ],
+)
+def test_clicks_are_the_same_with_one_sign_and_a_small_distance(ours, theirs, same):
+    assert same_action(ours, theirs, near=5.0) is same
+
+
+def test_the_gate_holds_clicks_and_masks_to_its_limits():
+    gate = ParityGate(clicks=0.75, masks=0.9)
+    good, bad = State(True, 0.95), State(False, 0.95)
+    assert parity_figures([good, good, good, bad], gate)["passed"]
+    assert not parity_figures([good, good, bad, bad], gate)["passed"]
+    assert not parity_figures([good, State(True, 0.5)], gate)["passed"]
+    assert not parity_figures([State(True, None)], gate)["passed"], "there was never a mask"
+    assert not parity_figures([], gate)["passed"]

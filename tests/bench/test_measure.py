@@ -1,0 +1,94 @@
+"""Every kind of scenario on the bundle that ships; figures are whole, not good."""
+
+import numpy as np
+import pytest
+
+from segagent_rt.bench.machine import describe_machine, measure_ceilings
+from segagent_rt.bench.measure import run_scenario
+from segagent_rt.bench.meter import GraphMeter
+from segagent_rt.bench.scenario import Scenario
+from segagent_rt.runtime import load
+
+SPREAD = {"p50", "p90", "p99", "max", "mean", "n"}
+WALKS = {
+    "total", "per_click", "by_click", "stages", "graphs", "calls_per_click", "glue_share",
+    "clicks_mean", "stops", "miou",
+}  # fmt: skip
+FRAME = {"kind", "scenes", "seed", "joules"}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    meter = GraphMeter()
+    with load(threads=1) as runtime:
+        runtime.watch = meter.wrap
+        yield lambda scenario: run_scenario(runtime, meter, scenario, lambda _: None)
+
+
+def small(kind, **more):
+    return Scenario("small", kind, scenes=2, side=96, clicks=2, warm_up=1, accept=0.0, **more)
+
+
+def test_one_tells_the_whole_its_parts_and_accuracy(measured):
+    found = measured(small("one"))
+    assert set(found) == FRAME | WALKS | {"first"}
+    assert set(found["total"]) == SPREAD
+    assert found["total"]["n"] == 2, "the warm-up is apart"
+    assert {"annotate", "segment", "vision", "language"} <= set(found["stages"])
+    assert set(found["graphs"]) == {
+        "mllm vision", "mllm decoder", "segmenter encoder", "segmenter decoder",
+    }  # fmt: skip
+    parts = found["stages"]["annotate"]["mean"] + found["stages"]["segment"]["mean"]
+    assert parts <= found["total"]["mean"]
+    assert 0 < found["glue_share"] < 1
+    assert sum(found["stops"].values()) == 2
+    assert 0 <= found["miou"] <= 1
+
+
+def test_sequence_tells_frames_per_second(measured):
+    found = measured(small("sequence"))
+    assert set(found) == FRAME | WALKS | {"first", "frames_per_second", "memory_growth"}
+    assert found["frames_per_second"] == pytest.approx(1000 / found["total"]["p50"], abs=0.01)
+    assert found["memory_growth"] is None, "too few images to tell"
+
+
+def test_many_compares_a_shared_canvas_with_fresh_ones(measured):
+    found = measured(small("many", expressions=(1, 2)))
+    assert set(found) == FRAME | {"expressions"}
+    assert set(found["expressions"]) == {"1", "2"}
+    for figures in found["expressions"].values():
+        assert set(figures) == {"shared", "fresh", "masks_per_second", "gain"}
+
+
+def test_deadline_tells_whether_walks_ended_in_time(measured):
+    found = measured(small("deadline", shares=(0.5,)))
+    assert set(found) == FRAME | {"whole", "shares"}
+    assert set(found["whole"]) == WALKS
+    share = found["shares"]["0.5"]
+    assert set(share) == {"deadline", "tolerance", "in_time", "late", "with_mask", "miou"}
+    assert share["deadline"] == pytest.approx(found["whole"]["total"]["p50"] / 2, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_walks_end_by_their_deadline(measured):
+    """99 % within max(10 ms, 5 %), on a machine that has nothing else to do."""
+    scenario = Scenario("slow", "deadline", scenes=200, side=256, accept=0.0)
+    found = measured(scenario)
+    assert {share: figures["in_time"] for share, figures in found["shares"].items()} == {
+        "0.25": pytest.approx(1, abs=0.01),
+        "0.5": pytest.approx(1, abs=0.01),
+        "0.75": pytest.approx(1, abs=0.01),
+    }
+
+
+def test_ceilings_are_those_of_a_machine_and_not_of_a_dream():
+    found = measure_ceilings(0.1)
+    assert set(found) == {"gflops", "gbytes_per_second"}
+    assert all(0.1 < value < 1e6 for value in found.values())
+
+
+def test_the_machine_is_described_without_naming_a_person_or_a_path():
+    found = describe_machine()
+    assert {"processor", "cores", "commit", "packages", "load", "python"} <= set(found)
+    assert "/home" not in str(found)
+    assert np.isfinite(found["cores"])

@@ -1,0 +1,36 @@
+"""A contender for tests: our own runtime again, slower, and wrong if told so."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from segagent_rt.loop import Rules
+from segagent_rt.runtime import Runtime
+from segagent_rt.types import Click, Step, Trajectory
+
+
+@dataclass(frozen=True)
+class Twin:
+    runtime: Runtime
+    pause: float = 0.0
+    flipped: bool = False
+    """Whether its clicks have the wrong sign."""
+
+    def describe(self) -> dict[str, Any]:
+        return {"twin": True}
+
+    def annotate(self, image, expression, clicks):
+        time.sleep(self.pause)
+        rules = Rules(clicks, accept=None, settles=False)
+        found = self.runtime.open(image).annotate(expression, rules=rules)
+        steps = [step for step in found.steps if step.click is not None]
+        return Trajectory(expression, tuple(map(self._said, steps)))
+
+    def _said(self, step: Step) -> Step:
+        action = step.turn.action
+        if not self.flipped:
+            return step
+        wrong = Click(action.x, action.y, not action.positive)
+        return replace(step, click=wrong, turn=replace(step.turn, action=wrong))

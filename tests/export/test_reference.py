@@ -1,0 +1,179 @@
+"""The plain loop that benchmarks compare with: the bundle's models on the bundle's pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from segagent_rt.backends import Runtime as Where
+from segagent_rt.backends.onnxruntime import open_session
+from segagent_rt.bench.against import Race
+from segagent_rt.bench.meter import GraphMeter
+from segagent_rt.bench.parity import ParityGate
+from segagent_rt.bench.scenario import Scenario
+from segagent_rt.bundle import open_bundle, open_part
+from segagent_rt.cli.bench import open_contender
+from segagent_rt.errors import InputError
+from segagent_rt.image import jpeg_round_trip
+from segagent_rt.runtime import load, open_mllm
+from segagent_rt.scenes import make_scene
+from segagent_rt.segmenters.click_net import ClickNet, ClickNetSettings
+from segagent_rt.types import Click
+from segagent_rt_export.precision import Precision
+from segagent_rt_export.segmenters.click_net import export_click_net
+from segagent_rt_export.tiny import export_mllm, export_tiny
+from segagent_rt_export.train import mllm_net
+from segagent_rt_export.train.segmenter_net import SegmenterNet
+from segagent_rt_export.train.tokenizer import build_tokenizer
+
+pytestmark = [
+    pytest.mark.export,
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # torch's own exporter
+]
+
+REPLY = " Current IOU: 40  Positive point: (517, 238)<|im_end|>"
+SCENE = make_scene(3, 256).image
+SCENARIO = Scenario("small", "one", scenes=1, side=96, clicks=2, warm_up=1)
+LENIENT = ParityGate(masks=0.0, accuracy=1.0)
+"""The segmenter of these tests is not trained: 8 bits move its masks a little."""
+
+
+def new_mllm():
+    torch.manual_seed(0)
+    return mllm_net.TinyMllm(mllm_net.tiny_config(build_tokenizer().get_vocab()))
+
+
+def new_segmenter():
+    torch.manual_seed(0)
+    return SegmenterNet().eval()
+
+
+def finish_training(folder, mllm):
+    folder.mkdir()
+    torch.save({"net": new_segmenter().state_dict()}, folder / "segmenter.pt")
+    parts = {f"net.{name}": value for name, value in mllm.state_dict().items()}
+    torch.save({"parts": parts}, folder / "seeing.pt")
+    return folder
+
+
+def teach(mllm, loop, steps=60):
+    """Train the model to give one reply, whatever it sees."""
+    picture = np.full((256, 256, 3), 128, np.uint8)
+    inputs = loop.inputs(picture, "the red circle")
+    tokens = build_tokenizer().encode(REPLY, add_special_tokens=False).ids
+    answer = torch.tensor([tokens])
+    for name in ("attention_mask", "mm_token_type_ids"):
+        more = torch.full_like(answer, int(name == "attention_mask"))
+        inputs[name] = torch.cat([inputs[name], more.to(inputs[name].dtype)], 1)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], 1)
+    language = mllm.language.parameters()
+    optimiser = torch.optim.Adam(language, 2e-3)
+    for _ in range(steps):
+        logits = mllm.model(**inputs).logits[0, -len(tokens) - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits, answer[0])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss < 0.1
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    """A training folder and the bundle made of it; the model knows one reply."""
+    base = tmp_path_factory.mktemp("reference")
+    mllm = new_mllm()
+    fresh = finish_training(base / "fresh", mllm)
+    export_tiny(fresh, base / "first", "seeing")
+    teach(mllm, open_contender(open_bundle(base / "first"), fresh, 1))
+    folder = finish_training(base / "taught", mllm.eval())
+    export_tiny(folder, base / "bundle", "seeing")
+    return folder, base / "bundle"
+
+
+@pytest.fixture(scope="module")
+def loop(training):
+    folder, bundle = training
+    return open_contender(open_bundle(bundle), folder, 1)
+
+
+def test_it_is_plain_float32_torch_with_fused_attention(loop):
+    told = loop.describe()
+    assert told["precision"] == "float32"
+    assert told["attention"] == "sdpa"
+    assert told["threads"] == 1
+    assert told["overlay_file"] == "JPEG", "this model says the same whatever it sees"
+
+
+@torch.no_grad()
+def test_its_prompt_and_pixels_are_those_of_the_runtime(loop, tmp_path):
+    """Logits of the first token of the reply, in full precision on both sides."""
+    mllm = new_mllm().eval()
+    mllm.model.load_state_dict(loop._nets.mllm.state_dict())
+    export_mllm(mllm, build_tokenizer(), tmp_path / "mllm", Precision(), Precision())
+    part, where = open_part(tmp_path / "mllm", "mllm"), Where("cpu", 1)
+    annotator = open_mllm(part, lambda part, role: part.session(role, where))
+    picture = SCENE
+    lead, tail = annotator.prompt("the red circle")
+    seen = annotator.tower.embed(picture)
+    x = np.concatenate(
+        [annotator.model.embed(lead), seen.embeddings, annotator.model.embed(tail)], axis=1
+    )
+    positions = annotator.settings.language.rope.before_text(len(lead), seen.grid)
+    after = positions.max() + 1 + np.arange(len(tail))
+    positions = np.concatenate([positions, np.broadcast_to(after, (3, len(tail)))], axis=1)
+    ours = annotator.model.feed(annotator.model.new_cache(x.shape[1]), x, positions)[0]
+    inputs = loop.inputs(picture, "the red circle")
+    theirs = loop._nets.mllm(**inputs).logits[0, -1][list(annotator.settings.head_rows)].numpy()
+    assert np.abs(ours - theirs).max() < 1e-3 * theirs.std()
+
+
+@torch.inference_mode()
+def test_its_segmenter_is_the_one_that_was_exported(loop, tmp_path):
+    graphs = export_click_net(new_segmenter(), tmp_path)
+    encoder, decoder = (open_session(graphs[r], Where("cpu", 1)) for r in ("encoder", "decoder"))
+    net = ClickNet(encoder, decoder, ClickNetSettings())
+    image = np.ascontiguousarray(SCENE[:120, :200])
+    clicks = [Click(30, 40, True), Click(150, 90, False)]
+    ours = theirs = None
+    embedding, maps = net.encode(image), loop._encode(image)
+    for count in (1, 2):
+        ours = net.decode(embedding, clicks[:count], prior=ours)
+        theirs = loop._segment(maps, clicks[:count], theirs, image)
+        assert np.abs(ours.logits - theirs.logits).max() < 1e-3
+        assert theirs.mask().shape == (120, 200)
+
+
+def test_pictures_pass_through_a_file(loop):
+    picture = np.ascontiguousarray(SCENE[:96, :96])
+    assert np.array_equal(loop._through_file(picture), jpeg_round_trip(picture))
+
+
+def test_both_click_alike_and_so_the_ratio_is_told(training, loop):
+    meter = GraphMeter()
+    with load(training[1], threads=1) as runtime:
+        runtime.watch = meter.wrap
+        found = Race(runtime, meter, loop, SCENARIO).run(lambda _: None, LENIENT)
+    assert found["parity"] is True
+    assert found["parity_figures"]["same_clicks"] == 1.0
+    assert found["parity_figures"]["states"] == 2
+    assert found["reference"]["tokens_per_reply"] == found["tokens_per_reply"] + 1, "the end token"
+    assert found["ratios"]["same_clicks"]["n"] == 1
+    assert {"encode", "annotate", "segment"} <= set(found["stages"]["reference"]["stages"])
+
+
+def test_a_model_that_talks_nonsense_is_not_compared(training, tmp_path):
+    nonsense = finish_training(tmp_path / "nonsense", new_mllm())
+    meter = GraphMeter()
+    with load(training[1], threads=1) as runtime:
+        runtime.watch = meter.wrap
+        other = open_contender(runtime.bundle, nonsense, 1)
+        found = Race(runtime, meter, other, SCENARIO).run(lambda _: None, LENIENT)
+    assert found["parity"] is False
+    assert found["ratios"] == {"same_clicks": None, "with_stop": None}
+    assert found["accuracy"]["reference"]["clicks_mean"] == 0.0
+
+
+def test_a_folder_without_a_training_is_refused(training, tmp_path):
+    with pytest.raises(InputError, match="holds no finished training"):
+        open_contender(open_bundle(training[1]), tmp_path, 1)
