@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segagent_rt.bench.one_by_one import OneByOne
 from segagent_rt.annotators.mllm import MllmAnnotator
+from segagent_rt.bench.one_by_one import OneByOne
 from segagent_rt.errors import GateFailed
 from segagent_rt.mllm.language import LanguageModel
 from segagent_rt.mllm.pictures import Squash

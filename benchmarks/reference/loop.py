@@ -34,9 +34,9 @@ from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.prediction import LogitsPrediction
 from segagent_rt.timing import Stopwatch
 from segagent_rt.types import Click, Prediction, RgbImage, Step, Trajectory, Turn
-from segagent_rt_export.train.mllm_net import TinyMllm, tiny_config
+from segagent_rt_export.tiny import trained_nets
+from segagent_rt_export.train.main import last_stage
 from segagent_rt_export.train.segmenter_net import SIDE, SegmenterNet
-from segagent_rt_export.train.tokenizer import build_tokenizer
 
 END = "<|im_end|>"
 LONGEST = 128
@@ -49,7 +49,7 @@ OverlayFile: TypeAlias = Literal["JPEG", "BMP"]
 
 @dataclass(frozen=True, slots=True)
 class Nets:
-    """The two models, in float32 on the CPU."""
+    """The two models, in float32 on the CPU; `mllm` is transformers' own class."""
 
     mllm: Any
     segmenter: SegmenterNet
@@ -202,33 +202,10 @@ def open_reference(bundle: Bundle, training: Path | None, threads: int | None) -
 
 def nets_of(bundle: Bundle, training: Path | None) -> Nets:
     """The one place where weights come from."""
-    if training is not None:
-        return _from_training(training)
-    raise InputError(
-        f"the weights of {bundle.folder} cannot be read back into torch",
-        hint="name the folder of the training that it was exported from: --weights FOLDER",
-    )
-
-
-def _from_training(folder: Path) -> Nets:
-    from segagent_rt_export.train.main import last_stage
-
-    mllm, segmenter = new_mllm(), SegmenterNet()
-    try:
-        parts = _state(folder / f"{last_stage(folder)}.pt")["parts"]
-        segmenter.load_state_dict(_state(folder / "segmenter.pt")["net"])
-    except FileNotFoundError as error:
+    if training is None:
         raise InputError(
-            f"{folder} holds no finished training", hint=f"`segagent-rt train`: {error}"
-        ) from None
-    mllm.load_state_dict({k[4:]: v for k, v in parts.items() if k.startswith("net.")})
-    return Nets(mllm.model.float().eval(), segmenter.float().eval())
-
-
-def new_mllm() -> TinyMllm:
-    """The shipped architecture with fresh weights."""
-    return TinyMllm(tiny_config(build_tokenizer().get_vocab()))
-
-
-def _state(path: Path) -> dict[str, Any]:
-    return dict(torch.load(path, map_location="cpu", weights_only=True))
+            f"the weights of {bundle.folder} cannot be read back into torch",
+            hint="name the folder of the training that it was exported from: --weights FOLDER",
+        )
+    segmenter, mllm = trained_nets(training, last_stage(training))
+    return Nets(mllm.model.float(), segmenter.float())

@@ -58,6 +58,9 @@ def build_app(arguments: list[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
+    if arguments[:2] == ["bench", "report"]:
+        app.add_typer(import_module("segagent_rt.cli.bench_report").app, name="bench")
+        return app
     asked = [name for name in arguments[:1] if name in COMMANDS]
     for name in asked or COMMANDS:
         module = import_module(f"segagent_rt.cli.{name}")

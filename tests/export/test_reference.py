@@ -14,7 +14,7 @@ from segagent_rt.bench.parity import ParityGate
 from segagent_rt.bench.scenario import Scenario
 from segagent_rt.bundle import open_bundle, open_part
 from segagent_rt.cli.bench import open_contender
-from segagent_rt.errors import InputError
+from segagent_rt.errors import SegagentError
 from segagent_rt.image import jpeg_round_trip
 from segagent_rt.runtime import load, open_mllm
 from segagent_rt.scenes import make_scene
@@ -33,6 +33,7 @@ pytestmark = [
 ]
 
 REPLY = " Current IOU: 40  Positive point: (517, 238)<|im_end|>"
+TOKENS = len(build_tokenizer().encode(REPLY, add_special_tokens=False).ids)
 SCENE = make_scene(3, 256).image
 SCENARIO = Scenario("small", "one", scenes=1, side=96, clicks=2, warm_up=1)
 LENIENT = ParityGate(masks=0.0, accuracy=1.0)
@@ -53,29 +54,26 @@ def finish_training(folder, mllm):
     folder.mkdir()
     torch.save({"net": new_segmenter().state_dict()}, folder / "segmenter.pt")
     parts = {f"net.{name}": value for name, value in mllm.state_dict().items()}
-    torch.save({"parts": parts}, folder / "seeing.pt")
+    torch.save({"parts": parts}, folder / "speaking.pt")
     return folder
 
 
-def teach(mllm, loop, steps=60):
-    """Train the model to give one reply, whatever it sees."""
-    picture = np.full((256, 256, 3), 128, np.uint8)
-    inputs = loop.inputs(picture, "the red circle")
-    tokens = build_tokenizer().encode(REPLY, add_special_tokens=False).ids
-    answer = torch.tensor([tokens])
-    for name in ("attention_mask", "mm_token_type_ids"):
-        more = torch.full_like(answer, int(name == "attention_mask"))
-        inputs[name] = torch.cat([inputs[name], more.to(inputs[name].dtype)], 1)
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], 1)
-    language = mllm.language.parameters()
-    optimiser = torch.optim.Adam(language, 2e-3)
-    for _ in range(steps):
-        logits = mllm.model(**inputs).logits[0, -len(tokens) - 1 : -1]
+def teach(mllm, loop, steps=80):
+    """Train the model to give one reply, whatever it sees and is asked."""
+    answer = torch.tensor([build_tokenizer().encode(REPLY, add_special_tokens=False).ids])
+    optimiser = torch.optim.Adam(mllm.language.parameters(), 2e-3)
+    for step in range(steps):
+        scene = make_scene(100 + step % 8, 256)
+        inputs = loop.inputs(scene.image, scene.expressions[0].text)
+        more = {"input_ids": answer, "attention_mask": torch.ones_like(answer)}
+        more["mm_token_type_ids"] = torch.zeros_like(answer, dtype=torch.int32)
+        inputs |= {name: torch.cat([inputs[name], rest], 1) for name, rest in more.items()}
+        logits = mllm.model(**inputs).logits[0, -TOKENS - 1 : -1]
         loss = torch.nn.functional.cross_entropy(logits, answer[0])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    assert loss < 0.1
+    assert loss < 0.05
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +82,10 @@ def training(tmp_path_factory):
     base = tmp_path_factory.mktemp("reference")
     mllm = new_mllm()
     fresh = finish_training(base / "fresh", mllm)
-    export_tiny(fresh, base / "first", "seeing")
+    export_tiny(fresh, base / "first", "speaking")
     teach(mllm, open_contender(open_bundle(base / "first"), fresh, 1))
     folder = finish_training(base / "taught", mllm.eval())
-    export_tiny(folder, base / "bundle", "seeing")
+    export_tiny(folder, base / "bundle", "speaking")
     return folder, base / "bundle"
 
 
@@ -157,7 +155,7 @@ def test_both_click_alike_and_so_the_ratio_is_told(training, loop):
     assert found["parity"] is True
     assert found["parity_figures"]["same_clicks"] == 1.0
     assert found["parity_figures"]["states"] == 2
-    assert found["reference"]["tokens_per_reply"] == found["tokens_per_reply"] + 1, "the end token"
+    assert found["reference"]["tokens_per_reply"] == TOKENS
     assert found["ratios"]["same_clicks"]["n"] == 1
     assert {"encode", "annotate", "segment"} <= set(found["stages"]["reference"]["stages"])
 
@@ -175,5 +173,5 @@ def test_a_model_that_talks_nonsense_is_not_compared(training, tmp_path):
 
 
 def test_a_folder_without_a_training_is_refused(training, tmp_path):
-    with pytest.raises(InputError, match="holds no finished training"):
+    with pytest.raises(SegagentError, match="holds no finished training"):
         open_contender(open_bundle(training[1]), tmp_path, 1)

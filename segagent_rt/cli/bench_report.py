@@ -1,0 +1,49 @@
+"""Turn the results of benchmarks into tables and plots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segagent_rt.errors import ExtraMissing, GateFailed
+
+app = typer.Typer(help="Turn the results of benchmarks into tables and plots.")
+
+
+@app.callback()
+def _bench() -> None:
+    """Makes `report` a command of `bench`."""
+
+
+@app.command("report")
+def command(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="Where results/ lies and README.md and plots/ go.", readable=False),
+    ] = Path("benchmarks"),
+    check: Annotated[bool, typer.Option("--check", help="Only say if it is current.")] = False,
+) -> None:
+    """Reads results/*.json; writes README.md and plots/*.svg. Needs the extra `bench`."""
+    from segagent_rt.bench import report
+    from segagent_rt.files import write_whole
+
+    results = report.read_results(folder / "results")
+    page, text = folder / "README.md", report.page(results)
+    if check:
+        there = all((folder / path).is_file() for path in (page.name, *report.plots(results)))
+        if not there or page.read_text("utf-8") != text:
+            raise GateFailed(
+                f"{page} is not what {folder / 'results'} gives",
+                hint=f"segagent-rt bench report {folder}",
+            )
+        return
+    try:
+        from segagent_rt.bench.plots import draw
+    except ModuleNotFoundError:
+        raise ExtraMissing("bench report", "bench") from None
+    for path, content in draw(results).items():
+        write_whole(folder / path, content)
+    write_whole(page, text.encode())
+    typer.echo(page)

@@ -1,0 +1,105 @@
+"""Results become tables and curves; what is not told in a result is not told in the report."""
+
+import pytest
+
+from segagent_rt.bench.report import (
+    Result,
+    by_click,
+    over_time,
+    page,
+    plots,
+    read_results,
+    stage_stacks,
+)
+from segagent_rt.errors import InputError
+
+
+def spread(value):
+    return {"p50": value, "p90": value, "p99": value, "max": value, "mean": value, "n": 7}
+
+
+WALKS = {
+    "total": spread(30.0),
+    "by_click": {"1": spread(20.0), "2": spread(10.0)},
+    "stages": {"vision": spread(12.0), "language": spread(8.0), "annotate": spread(20.5)},
+    "miou": 0.91,
+}
+HEAD = {"schema": 1, "machine": {"processor": "a chip", "cores": 2}, "bundle": {"name": "tiny"}}
+ONE = Result("one", HEAD | {"scenarios": {"one": WALKS}})
+DEADLINE = Result(
+    "late",
+    HEAD | {
+        "scenarios": {
+            "deadline": {
+                "whole": WALKS,
+                "shares": {
+                    "0.5": {"deadline": 15.0, "miou": 0.6, "in_time": 1.0},
+                    "0.25": {"deadline": 7.5, "miou": 0.2, "in_time": 1.0},
+                },
+            }
+        }
+    },
+)  # fmt: skip
+
+
+def race(parity):
+    ratio = {"median": 8.25, "p10": 8.0, "p90": 9.0, "n": 7} if parity else None
+    return Result(
+        "against",
+        HEAD | {
+            "clicks": 7, "reference": {"torch": "2"}, "parity": parity,
+            "parity_figures": {"states": 49, "same_clicks": 0.98, "mask_iou": 0.99},
+            "ratios": {"same_clicks": ratio, "with_stop": ratio},
+            "accuracy": {"ours": {"miou": 0.9, "clicks_mean": 1.5}},
+            "decoder_calls_after_prefill": 7.5, "tokens_per_reply": 20.0, "token_equality": 1.0,
+            "stages": {"ours": WALKS, "reference": WALKS},
+        },
+    )  # fmt: skip
+
+
+def test_curves_are_read_from_the_documents():
+    assert stage_stacks([ONE]) == {"one: one": {"vision": 12.0, "language": 8.0}}
+    assert by_click([ONE]) == {"one: one": [(1.0, 20.0), (2.0, 10.0)]}
+    assert over_time([ONE]) == {}
+    assert over_time([DEADLINE]) == {"late: deadline": [(7.5, 0.2), (15.0, 0.6), (30.0, 0.91)]}
+
+
+def test_the_page_shows_machine_percentiles_and_accuracy():
+    text = page([ONE])
+    assert "processor a chip" in text
+    assert "| total | 30.0 | 30.0 | 30.0 | 30.0 | 7 |" in text
+    assert "miou 0.91" in text
+    assert "![Stages of a walk](plots/stages.svg)" in text
+    assert "plots/time.svg" not in text
+    assert list(plots([DEADLINE])) == ["plots/time.svg"]
+
+
+def test_ratios_are_shown_with_their_spread():
+    text = page([race(parity=True)])
+    assert "| same_clicks | 8.25 | 8.0 | 9.0 | 7 |" in text
+    assert "Parity holds over 49 states" in text
+
+
+def test_a_race_without_parity_shows_no_ratio():
+    text = page([race(parity=False)])
+    assert "| same_clicks | not told |" in text
+    assert "Parity FAILS" in text
+
+
+def test_other_documents_with_percentiles_are_tables_too():
+    """As `benchmarks/cold.py` writes them."""
+    text = page([Result("cold", {"run": {"wall_ms": spread(900.0)}, "clicks": 2})])
+    assert "| run.wall_ms | 900.0 |" in text
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\x00"])
+def test_a_file_that_is_no_result_is_named(tmp_path, content):
+    (tmp_path / "broken.json").write_text(content)
+    with pytest.raises(InputError, match=r"broken\.json"):
+        read_results(tmp_path)
+
+
+def test_a_folder_without_results_says_how_to_get_some(tmp_path):
+    with pytest.raises(InputError) as caught:
+        read_results(tmp_path)
+    assert "bench --output" in caught.value.hint
