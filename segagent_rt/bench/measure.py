@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from segagent_rt.bench.energy import EnergyMeter, find_meter
+from segagent_rt.bench.levers import compare_levers
 from segagent_rt.bench.machine import resident_bytes
 from segagent_rt.bench.meter import GraphMeter
 from segagent_rt.bench.scenario import Scenario
@@ -31,6 +32,7 @@ def run_scenario(
     """Run one scenario; figures in milliseconds unless they say otherwise."""
     work = {
         "one": _one, "sequence": _sequence, "many": _many, "deadline": _deadline,
+        "levers": _levers,
     }[scenario.kind]  # fmt: skip
     with EnergyMeter(find_meter()) as energy:
         found = work(runtime, meter, scenario, tell)
@@ -111,6 +113,10 @@ def _timed(canvases: Iterable[Canvas], asked: Sequence[Question], scenario: Scen
     for canvas, each in zip(canvases, asked, strict=True):
         final_mask(canvas.annotate(each.expression, rules=scenario.rules), each.target)
     return time.perf_counter() - start
+
+
+def _levers(runtime: Runtime, meter: GraphMeter, scenario: Scenario, tell: Tell) -> dict[str, Any]:
+    return compare_levers(runtime, scenario, tell)
 
 
 def _deadline(

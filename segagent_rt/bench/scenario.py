@@ -19,7 +19,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Kind: TypeAlias = Literal["one", "many", "sequence", "deadline"]
+Kind: TypeAlias = Literal["one", "many", "sequence", "deadline", "levers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Scenario:
     Attributes:
         kind: `one`, an image and an expression at a time; `many`, several expressions on one image;
             `sequence`, a new frame for each expression, as in a video; `deadline`, the loop stopped
-            at shares of its usual time.
+            at shares of its usual time; `levers`, each lever let go.
         scenes: how many, from `seed` on.
         clicks: the budget for each expression.
         accept: the rating at which a mask is good enough; 0 to use up the budget.

@@ -69,6 +69,17 @@ def test_deadline_tells_whether_walks_ended_in_time(measured):
     assert share["deadline"] == pytest.approx(found["whole"]["total"]["p50"] / 2, rel=1e-3)
 
 
+def test_levers_tells_what_each_brings(measured):
+    found = measured(small("levers"))
+    assert set(found) == FRAME | {"total", "times_as_long_without"}
+    assert set(found["times_as_long_without"]) == {
+        "jump_forward", "overlap", "masks_on_demand", "kept_canvas", "stop_rules",
+    }  # fmt: skip
+    for ratio in found["times_as_long_without"].values():
+        assert ratio["n"] == 2
+        assert ratio["median"] > 0
+
+
 @pytest.mark.slow
 def test_walks_end_by_their_deadline(measured):
     """99 % within max(10 ms, 5 %), on a machine that has nothing else to do."""
