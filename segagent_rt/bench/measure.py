@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from segagent_rt.bench.energy import EnergyMeter, find_meter
 from segagent_rt.bench.levers import compare_levers
@@ -24,6 +26,8 @@ Tell = Callable[[str], None]
 
 SETTLED = 50
 """Images after which a process should need no more memory."""
+DIFFERENT = 64
+"""Scenes that an endurance run takes in turn."""
 
 
 def run_scenario(
@@ -32,6 +36,7 @@ def run_scenario(
     """Run one scenario; figures in milliseconds unless they say otherwise."""
     work = {
         "one": _one, "sequence": _sequence, "many": _many, "deadline": _deadline,
+        "endurance": _endurance,
         "levers": _levers,
     }[scenario.kind]  # fmt: skip
     with EnergyMeter(find_meter()) as energy:
@@ -56,24 +61,34 @@ def _sequence(
     runtime: Runtime, meter: GraphMeter, scenario: Scenario, tell: Tell
 ) -> dict[str, Any]:
     """Frames come one after the other; the graphs and their buffers stay."""
-    resident: list[int | None] = []
-
-    def told(what: str) -> None:
-        resident.append(resident_bytes())
-        tell(what)
-
-    found = _one(runtime, meter, scenario, told)
+    found = _one(runtime, meter, scenario, tell)
     found["frames_per_second"] = round(1000 / found["total"]["p50"], 2)
-    found["memory_growth"] = _growth(resident)
     return found
 
 
-def _growth(resident: Sequence[int | None]) -> float | None:
-    """Share by which memory grew after the first images; None if there were no more than those."""
-    if len(resident) <= SETTLED or resident[SETTLED - 1] is None:
-        return None
-    before, after = resident[SETTLED - 1], resident[-1]
-    return round(after / before - 1, 4) if before and after else None
+def _endurance(
+    runtime: Runtime, meter: GraphMeter, scenario: Scenario, tell: Tell
+) -> dict[str, Any]:
+    """Image after image, nothing kept of any: does memory stay? The same few scenes come again."""
+    scenes = list(islice(scenario.draw(), DIFFERENT))
+    seconds, resident = np.zeros(scenario.scenes), np.zeros(scenario.scenes)
+    for number in range(scenario.scenes):
+        scene = scenes[number % len(scenes)]
+        record = timed_walk(runtime.open(scene.image), meter, scenario.rules, question(scene))
+        seconds[number], resident[number] = record.seconds, resident_bytes() or 0
+        tell(f"{scenario.name}: {number + 1}")
+    first, later = resident[:SETTLED], resident[SETTLED:]
+    known = len(later) > 0 and first[-1] > 0
+    return {
+        "total": spread(seconds[scenario.warm_up :].tolist()),
+        "resident_megabytes": _thinned(resident / 1e6),
+        "memory_growth": round(float(later.max() / first[-1]) - 1, 4) if known else None,
+    }
+
+
+def _thinned(values: npt.NDArray[np.float64]) -> list[float]:
+    """About twenty of the values, the last among them."""
+    return [round(float(value), 1) for value in values[:: -max(len(values) // 20, 1)][::-1]]
 
 
 def _many(runtime: Runtime, meter: GraphMeter, scenario: Scenario, tell: Tell) -> dict[str, Any]:

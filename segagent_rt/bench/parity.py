@@ -25,8 +25,8 @@ class ParityGate:
         accuracy: most that the mean IoU of final masks may lie below the other's.
     """
 
-    near: float = 0.03
-    clicks: float = 0.9
+    near: float = 0.015
+    clicks: float = 0.95
     masks: float = 0.95
     accuracy: float = 0.005
 

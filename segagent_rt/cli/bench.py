@@ -64,14 +64,15 @@ def command(
     with load(bundle, backend=backend, threads=threads) as runtime:
         runtime.watch = meter.wrap
         _ = runtime.segmenter, runtime.annotator
+        loaded, machine = time.perf_counter() - start, describe_machine()
         document: dict[str, Any] = {
             "schema": 1,
-            "load_ms": round(1000 * (time.perf_counter() - start), 1),
-            "machine": describe_machine(),
+            "load_ms": round(1000 * loaded, 1),
+            "machine": machine,
             "ceilings": measure_ceilings(),
             "bundle": {"name": runtime.bundle.index.name, "digest": runtime.bundle.digest},
             "backend": backend,
-            "threads": threads or describe_machine()["cores"],
+            "threads": threads or machine["cores"],
         }
         if against:
             document |= _race(runtime, meter, chosen[0], weights)

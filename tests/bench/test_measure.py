@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from segagent_rt.bench import measure
 from segagent_rt.bench.machine import describe_machine, measure_ceilings
 from segagent_rt.bench.measure import run_scenario
 from segagent_rt.bench.meter import GraphMeter
@@ -47,9 +48,19 @@ def test_one_tells_the_whole_its_parts_and_accuracy(measured):
 
 def test_sequence_tells_frames_per_second(measured):
     found = measured(small("sequence"))
-    assert set(found) == FRAME | WALKS | {"first", "frames_per_second", "memory_growth"}
+    assert set(found) == FRAME | WALKS | {"first", "frames_per_second"}
     assert found["frames_per_second"] == pytest.approx(1000 / found["total"]["p50"], abs=0.01)
-    assert found["memory_growth"] is None, "too few images to tell"
+
+
+def test_endurance_tells_how_memory_grew(measured, monkeypatch):
+    monkeypatch.setattr(measure, "SETTLED", 2)
+    sizes = iter([90e6, 100e6, 101e6, 110e6])
+    monkeypatch.setattr(measure, "resident_bytes", lambda: next(sizes))
+    found = measured(Scenario("small", "endurance", scenes=4, side=96, clicks=1, warm_up=1))
+    assert set(found) == FRAME | {"total", "resident_megabytes", "memory_growth"}
+    assert found["memory_growth"] == 0.1
+    assert found["resident_megabytes"] == [90.0, 100.0, 101.0, 110.0]
+    assert found["total"]["n"] == 3
 
 
 def test_many_compares_a_shared_canvas_with_fresh_ones(measured):
