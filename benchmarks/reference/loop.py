@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
@@ -207,5 +208,13 @@ def nets_of(bundle: Bundle, training: Path | None) -> Nets:
             f"the weights of {bundle.folder} cannot be read back into torch",
             hint="name the folder of the training that it was exported from: --weights FOLDER",
         )
-    segmenter, mllm = trained_nets(training, last_stage(training))
+    stage = last_stage(training)
+    try:
+        segmenter, mllm = trained_nets(training, stage)
+    except (OSError, RuntimeError, LookupError, ValueError, EOFError, UnpicklingError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0][:80]
+        raise InputError(
+            f"{training} holds checkpoints that cannot be read: {why}",
+            hint="was the training written by this version?",
+        ) from None
     return Nets(mllm.model.float(), segmenter.float())

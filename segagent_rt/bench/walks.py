@@ -92,11 +92,18 @@ def figures(walks: Sequence[Record]) -> dict[str, Any]:
         "calls_per_click": {
             n: round(sum(w.calls.get(n, 0) for w in walks) / max(clicks, 1), 3) for n in graphs
         },
+        "per_call": {n: _per_call(walks, n) for n in graphs},
         "glue_share": _glue_share(walks) if graphs else None,
         "clicks_mean": round(clicks / len(walks), 3),
         "stops": _counts([str(walk.found.stop) for walk in walks]),
         "miou": round(float(np.mean([walk.iou for walk in walks])), 4),
     }
+
+
+def _per_call(walks: Sequence[Record], graph: str) -> float:
+    """Mean milliseconds of a call of a graph."""
+    seconds = sum(walk.graphs.get(graph, 0.0) for walk in walks)
+    return round(1000 * seconds / sum(walk.calls.get(graph, 0) for walk in walks), 4)
 
 
 def _glue_share(walks: Sequence[Record]) -> float:

@@ -45,6 +45,7 @@ def command(
     from segagent_rt.bench.machine import describe_machine, measure_ceilings, peak_bytes
     from segagent_rt.bench.measure import run_scenario
     from segagent_rt.bench.meter import GraphMeter
+    from segagent_rt.bench.roofline import roofline, weight_bytes
     from segagent_rt.bench.scenario import packaged_scenarios, read_scenario
     from segagent_rt.files import check_writable, write_whole
     from segagent_rt.runtime import load
@@ -65,11 +66,12 @@ def command(
         runtime.watch = meter.wrap
         _ = runtime.segmenter, runtime.annotator
         loaded, machine = time.perf_counter() - start, describe_machine()
+        ceilings = measure_ceilings()
         document: dict[str, Any] = {
             "schema": 1,
             "load_ms": round(1000 * loaded, 1),
             "machine": machine,
-            "ceilings": measure_ceilings(),
+            "ceilings": ceilings,
             "bundle": {"name": runtime.bundle.index.name, "digest": runtime.bundle.digest},
             "backend": backend,
             "threads": threads or machine["cores"],
@@ -79,6 +81,13 @@ def command(
         else:
             found = {s.name: run_scenario(runtime, meter, s, _tell) for s in chosen}
             document["scenarios"] = found
+            document["roofline"] = {
+                name: roofline(
+                    weight_bytes(runtime), ceilings["gbytes_per_second"], figures["per_call"]
+                )
+                for name, figures in found.items()
+                if "per_call" in figures
+            }
     document["peak_megabytes"] = round((peak_bytes() or 0) / 1e6, 1)
     text = json.dumps(document, indent=1)
     if output is not None:

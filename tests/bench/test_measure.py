@@ -12,7 +12,8 @@ from segagent_rt.runtime import load
 
 SPREAD = {"p50", "p90", "p99", "max", "mean", "n"}
 WALKS = {
-    "total", "per_click", "by_click", "stages", "graphs", "calls_per_click", "glue_share",
+    "total", "per_click", "by_click", "stages", "graphs", "calls_per_click", "per_call",
+    "glue_share",
     "clicks_mean", "stops", "miou",
 }  # fmt: skip
 FRAME = {"kind", "scenes", "seed", "joules"}

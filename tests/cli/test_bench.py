@@ -40,7 +40,7 @@ def test_the_document_is_printed_and_written(terminal, scenario, tmp_path):
     assert done.code == 0, done.err
     document = json.loads(done.out)
     assert document == json.loads(path.read_text())
-    assert set(document) == HEAD | {"scenarios"}
+    assert set(document) == HEAD | {"scenarios", "roofline"}
     assert document["threads"] == 1
     assert document["scenarios"]["small"]["total"]["n"] == 2
 

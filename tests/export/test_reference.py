@@ -14,7 +14,7 @@ from segagent_rt.bench.parity import ParityGate
 from segagent_rt.bench.scenario import Scenario
 from segagent_rt.bundle import open_bundle, open_part
 from segagent_rt.cli.bench import open_contender
-from segagent_rt.errors import SegagentError
+from segagent_rt.errors import InputError, SegagentError
 from segagent_rt.image import jpeg_round_trip
 from segagent_rt.runtime import load, open_mllm
 from segagent_rt.scenes import make_scene
@@ -174,4 +174,11 @@ def test_a_model_that_talks_nonsense_is_not_compared(training, tmp_path):
 
 def test_a_folder_without_a_training_is_refused(training, tmp_path):
     with pytest.raises(SegagentError, match="holds no finished training"):
+        open_contender(open_bundle(training[1]), tmp_path, 1)
+
+
+def test_damaged_checkpoints_are_refused(training, tmp_path):
+    for name in ("segmenter.pt", "speaking.pt"):
+        (tmp_path / name).write_bytes(b"not a checkpoint")
+    with pytest.raises(InputError, match="cannot be read"):
         open_contender(open_bundle(training[1]), tmp_path, 1)
