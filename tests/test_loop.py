@@ -89,6 +89,13 @@ def test_a_mask_that_no_longer_changes_ends_the_walk():
     assert [rating for _, rating in found.candidates] == [0.4, 0.4]
 
 
+def test_a_walk_that_does_not_settle_uses_its_budget_up():
+    same = [Click(20, 30, positive=True)] * 5
+    found, _ = run(ScriptedAnnotator(same, [0.0, 0.4, 0.4, 0.4]), Rules(3, settles=False))
+    assert found.stop == "budget"
+    assert len(found.clicks) == 3
+
+
 def test_a_malformed_reply_ends_the_walk_and_keeps_the_mask():
     class Mumbling(ScriptedAnnotator):
         def look(self, image):
