@@ -172,13 +172,13 @@ def test_a_model_that_talks_nonsense_is_not_compared(training, tmp_path):
     assert found["accuracy"]["reference"]["clicks_mean"] == 0.0
 
 
-def test_a_folder_without_a_training_is_refused(training, tmp_path):
+def test_a_folder_without_a_training_is_refused(tmp_path):
     with pytest.raises(SegagentError, match="holds no finished training"):
-        open_contender(open_bundle(training[1]), tmp_path, 1)
+        open_contender(open_bundle(), tmp_path, 1)
 
 
-def test_damaged_checkpoints_are_refused(training, tmp_path):
+def test_damaged_checkpoints_are_refused(tmp_path):
     for name in ("segmenter.pt", "speaking.pt"):
         (tmp_path / name).write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match="cannot be read"):
-        open_contender(open_bundle(training[1]), tmp_path, 1)
+        open_contender(open_bundle(), tmp_path, 1)
