@@ -11,7 +11,15 @@ import matplotlib
 matplotlib.use("svg")
 from matplotlib import pyplot
 
-from segagent_rt.bench.report import Curve, Result, by_click, over_time, plots, stage_stacks
+from segagent_rt.bench.report import (
+    PARTS,
+    Curve,
+    Result,
+    by_click,
+    over_time,
+    plots,
+    stage_stacks,
+)
 
 SIZE = (7.5, 3.5)
 
@@ -38,7 +46,7 @@ def draw_stacks(stacks: Mapping[str, Mapping[str, float]]) -> bytes:
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.set_xlabel("milliseconds (medians)")
     axes.invert_yaxis()
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", ncols=len(PARTS), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return _svg(figure)
 
 
@@ -50,6 +58,7 @@ def draw_curves(curves: Mapping[str, Curve], x: str, y: str) -> bytes:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize="small")
     return _svg(figure)
 

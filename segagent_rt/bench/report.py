@@ -115,6 +115,8 @@ def page(results: Sequence[Result]) -> str:
             lines += [*_comparison(result.document), ""]
         for name, figures in result.scenarios().items():
             lines += [*_table(name, figures), ""]
+        for graphs in result.document.get("roofline", {}).values():
+            lines += [*_roofline(graphs), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -171,8 +173,17 @@ def _table(name: str, figures: Document) -> Iterator[str]:
         yield "\n" + ", ".join(scalars) + "."
 
 
+def _roofline(graphs: Document) -> Iterator[str]:
+    """A graph's call against reading its weights once at this machine's bandwidth."""
+    yield "| weights read once | MB | floor | call | floor / call |\n|---|---|---|---|---|"
+    for name, row in graphs.items():
+        share = f"{row['percent']} %"
+        yield _row(name, [row["bytes"] / 1e6, row["floor_ms"], row["call_ms"], share])
+
+
 def _row(name: str, cells: Sequence[Any]) -> str:
-    return f"| {name} | {' | '.join(str(cell) for cell in cells)} |"
+    shown = (str(round(cell, 2) if isinstance(cell, float) else cell) for cell in cells)
+    return f"| {name} | {' | '.join(shown)} |"
 
 
 def spreads(figures: Document, path: str = "") -> Iterator[tuple[str, Document]]:
