@@ -83,7 +83,7 @@ class Race:
             "scenario": self.scenario.name,
             "clicks": self.scenario.clicks,
             "reference": self.contender.describe() | self._their_replies(laps),
-            **_verdict(laps, parity_figures(states, gate), gate),
+            **verdict(laps, parity_figures(states, gate), gate),
             "decoder_calls_after_prefill": _mean(replies.calls),
             "most_decoder_calls_after_prefill": max(replies.calls, default=0),
             "tokens_per_reply": _mean(replies.tokens),
@@ -144,7 +144,7 @@ class Race:
         return {"tokens_per_reply": _mean([len(annotator.encode(reply)) for reply in said])}
 
 
-def _verdict(laps: Sequence[Lap], parity: dict[str, Any], gate: ParityGate) -> dict[str, Any]:
+def verdict(laps: Sequence[Lap], parity: dict[str, Any], gate: ParityGate) -> dict[str, Any]:
     """Ratios where they may be told, and what they rest on."""
     theirs, same, stop = (
         [getattr(lap, name) for lap in laps] for name in ("theirs", "same", "stop")

@@ -1,8 +1,7 @@
-"""A contender for tests: our own runtime again, slower, and wrong if told so."""
+"""A contender for tests: our own runtime again, wrong if told so."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +13,6 @@ from segagent_rt.types import Click, Step, Trajectory
 @dataclass(frozen=True)
 class Twin:
     runtime: Runtime
-    pause: float = 0.0
     flipped: bool = False
     """Whether its clicks have the wrong sign."""
 
@@ -22,7 +20,6 @@ class Twin:
         return {"twin": True}
 
     def annotate(self, image, expression, clicks):
-        time.sleep(self.pause)
         rules = Rules(clicks, accept=None, settles=False)
         found = self.runtime.open(image).annotate(expression, rules=rules)
         steps = [step for step in found.steps if step.click is not None]
