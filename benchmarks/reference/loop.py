@@ -36,6 +36,8 @@ from segagent_rt.segmenters.prediction import LogitsPrediction
 from segagent_rt.timing import Stopwatch
 from segagent_rt.types import Click, Prediction, RgbImage, Step, Trajectory, Turn
 from segagent_rt_export.tiny import trained_nets
+from segagent_rt_export.train.initial_mllm import initial_mllm
+from segagent_rt_export.train.initial_segmenter import initial_segmenter
 from segagent_rt_export.train.main import last_stage
 from segagent_rt_export.train.segmenter_net import SIDE, SegmenterNet
 
@@ -202,12 +204,10 @@ def open_reference(bundle: Bundle, training: Path | None, threads: int | None) -
 
 
 def nets_of(bundle: Bundle, training: Path | None) -> Nets:
-    """The one place where weights come from."""
+    """The one place where weights come from: a training's checkpoints, or the bundle itself."""
     if training is None:
-        raise InputError(
-            f"the weights of {bundle.folder} cannot be read back into torch",
-            hint="name the folder of the training that it was exported from: --weights FOLDER",
-        )
+        net = initial_mllm(bundle.part("mllm"))
+        return Nets(net.model.float().eval(), initial_segmenter(bundle.part("segmenter")).eval())
     stage = last_stage(training)
     try:
         segmenter, mllm = trained_nets(training, stage)
