@@ -1,6 +1,6 @@
-"""The README's generated parts: prints its test command, checks or rewrites the rest.
+"""The README's generated parts: prints its commands, checks or rewrites the rest.
 
-python .ci/readme.py test     the command block marked as the test command
+python .ci/readme.py install  the command block marked as the install command; `test` likewise
 python .ci/readme.py check    fails if a generated part is stale
 python .ci/readme.py write    rewrites the generated parts
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 _PART = re.compile(r"<!-- generated: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
-_TEST = re.compile(r"<!-- test command -->\n```\w*\n(.*?)```", re.DOTALL)
+_COMMAND = r"<!-- {} command -->\n```\w*\n(.*?)```"
 
 
 def help_of(*arguments: str) -> str:
@@ -45,10 +45,10 @@ def rendered(text: str) -> str:
 
 
 def main(what: str) -> int:
-    """Do one of the three."""
+    """Do one of the four."""
     readme = ROOT / "README.md"
-    if what == "test":
-        found = _TEST.search(readme.read_text("utf-8"))
+    if what in ("install", "test"):
+        found = re.search(_COMMAND.format(what), readme.read_text("utf-8"), re.DOTALL)
         print(found[1] if found else "false")
         return 0
     stale = 0

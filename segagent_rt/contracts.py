@@ -53,8 +53,8 @@ Profile: TypeAlias = Mapping[str, Range]
 class Variant:
     """One set of graphs of a part: the same function at some precision, for some kind of device.
 
-    `graphs` maps a role (`encoder`, `decoder`, `vision`, `language`, ...) to a file; `profiles` says,
-    by role, for which shapes an engine is built.
+    `graphs` maps a role (`encoder`, `decoder`, `vision`, `language`, ...) to a file; `profiles`
+    says, by role, for which shapes an engine is built.
     """
 
     device: Literal["cpu", "gpu", "any"]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+collect_ignore = [] if find_spec("torch") else ["export"]
+"""The runtime is tested without torch as well, as its users have it."""
 
 
 @pytest.fixture(scope="session", autouse=True)

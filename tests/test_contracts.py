@@ -50,7 +50,10 @@ def test_a_manifest_survives_the_disk(tmp_path):
 
 def test_nested_values_are_built_with_their_types():
     found = parse(
-        {"kind": "a", "share": 1, "inner": {"pair": [1, 2], "words": ["x"]}, "table": {"k": {"pair": [3, 4]}}},
+        {
+            "kind": "a", "share": 1, "inner": {"pair": [1, 2], "words": ["x"]},
+            "table": {"k": {"pair": [3, 4]}},
+        },
         Outer, "here",
     )  # fmt: skip
     assert found == Outer("a", 1.0, Inner((1, 2), ("x",)), {"k": Inner((3, 4))})
@@ -60,7 +63,7 @@ def test_nested_values_are_built_with_their_types():
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"kind": "c", "share": 1.0}, "here: kind: \"c\" is not one of"),
+        ({"kind": "c", "share": 1.0}, 'here: kind: "c" is not one of'),
         ({"kind": "a"}, "here: field `share` is missing"),
         ({"kind": "a", "share": True}, "here: share: true is not float"),
         ({"kind": "a", "share": 1.0, "extra": 1}, "here: unknown field `extra`"),
@@ -76,7 +79,12 @@ def test_what_is_wrong_and_where_is_said(content, said):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("{", "is not JSON"), ("[]", "schema None"), ('{"schema": 99}', "schema 99"), ("\xff", "JSON")],
+    [
+        ("{", "is not JSON"),
+        ("[]", "schema None"),
+        ('{"schema": 99}', "schema 99"),
+        ("\xff", "JSON"),
+    ],
 )
 def test_files_that_are_no_manifest_are_refused(tmp_path, text, said):
     path = tmp_path / "bundle.json"

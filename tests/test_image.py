@@ -1,4 +1,4 @@
-"""Pixels: reading every kind of file, the overlay's arithmetic, masks at other sizes, run lengths."""
+"""Pixels: every kind of file, the overlay's arithmetic, masks at other sizes, run lengths."""
 
 import hashlib
 import io
@@ -42,7 +42,7 @@ def test_overlay_is_the_mean_with_green_cut_to_whole_numbers():
 def test_overlay_equals_the_integer_rule_and_leaves_the_rest(mask):
     image = RNG.integers(0, 256, (*mask.shape, 3), dtype=np.uint8)
     wanted = image.copy()
-    wanted[mask] = (image[mask].astype(int) + [0, 255, 0]) >> 1
+    wanted[mask] = (image[mask].astype(int) + np.array([0, 255, 0])) >> 1
     before = image.copy()
     assert np.array_equal(overlay(image, mask), wanted)
     assert np.array_equal(image, before), "the image itself is not painted"
@@ -52,7 +52,7 @@ def test_overlay_equals_the_integer_rule_and_leaves_the_rest(mask):
 def test_every_mode_becomes_rgb(mode):
     grey = RNG.integers(0, 256, (9, 7), dtype=np.uint8)
     if mode == "I;16":
-        picture = Image.fromarray((grey.astype(np.uint16) * 257))
+        picture = Image.fromarray(grey.astype(np.uint16) * 257)
     else:
         picture = Image.fromarray(grey).convert("RGB").convert(mode)
     image = decode_image(encoded(picture, "TIFF" if mode == "CMYK" else "PNG"))
@@ -154,15 +154,13 @@ def test_run_lengths_are_cocos():
     mask[1:4, 2:5] = True
     assert mask_to_rle(mask) == {"size": [5, 6], "counts": ";320004"}
     assert np.array_equal(rle_to_mask({"size": [5, 6], "counts": [11, 3, 2, 3, 2, 3, 6]}), mask)
-    noisy = np.random.RandomState(0).rand(37, 53) < 0.5  # noqa: NPY002 (a stream that never changes)
+    noisy = np.random.RandomState(0).rand(37, 53) < 0.5
     noisy[:, 10:30], noisy[:20, 40:] = True, False
     digest = hashlib.sha256(mask_to_rle(noisy)["counts"].encode()).hexdigest()
     assert digest == "35488aa7bce7b7e2d6078b70891822c51e531c2cdd5b3232e57891812cc54e9e"
 
 
-@pytest.mark.parametrize(
-    "counts", [[1, 2], [31], [-1, 31], "~~~", "o", [10, 25]], ids=str
-)
+@pytest.mark.parametrize("counts", [[1, 2], [31], [-1, 31], "~~~", "o", [10, 25]], ids=str)
 def test_run_lengths_that_do_not_fill_the_picture_are_refused(counts):
     with pytest.raises(ValueError, match="run lengths"):
         rle_to_mask({"size": [5, 6], "counts": counts})

@@ -29,8 +29,10 @@ def spell(automaton, text):
 
 
 def test_the_point_is_row_then_column_over_1000():
-    """Golden: SegAgent's prompt says (x, y), its code reads (y, x); see evaltools/model_loader.py."""
-    reading = SEGAGENT.read("<ref>the chicken</ref> Current IOU: 87  Positive point: (588, 116)", SIZE)
+    """Golden: SegAgent's prompt says (x, y), its code (evaltools/model_loader.py) reads (y, x)."""
+    reading = SEGAGENT.read(
+        "<ref>the chicken</ref> Current IOU: 87  Positive point: (588, 116)", SIZE
+    )
     assert reading.action == Click(x=74, y=282, positive=True)
     assert reading.iou == 0.87
 
@@ -42,7 +44,9 @@ def test_the_box_is_x_then_y_over_999_cut_to_whole_pixels():
 
 def test_rounding_is_to_even_and_the_last_value_stays_inside():
     assert SEGAGENT.read("Positive point: (1000, 1000)", SIZE).action == Click(639, 479, True)
-    assert SEGAGENT.read("Positive point: (5, 5)", (100, 300)).action == Click(x=2, y=0, positive=True)
+    assert SEGAGENT.read("Positive point: (5, 5)", (100, 300)).action == Click(
+        x=2, y=0, positive=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,9 +72,7 @@ def test_a_rating_above_100_is_none():
     assert SEGAGENT.read("Current IOU: 150  Positive point: (1, 2)", SIZE).iou is None
 
 
-@given(
-    x=st.integers(0, 639), y=st.integers(0, 479), positive=st.booleans(), iou=st.floats(0, 1)
-)
+@given(x=st.integers(0, 639), y=st.integers(0, 479), positive=st.booleans(), iou=st.floats(0, 1))
 def test_what_is_written_is_read_back_within_a_unit(x, y, positive, iou):
     text = SEGAGENT.write(Click(x, y, positive), SIZE, iou=iou)
     reading = SEGAGENT.read(text, SIZE)
@@ -97,7 +99,11 @@ def test_digits_are_a_branch_because_numbers_are_not_padded():
 def test_the_rating_goes_to_100_and_coordinates_to_999():
     grammar = compile_grammar(SEGAGENT, characters, "", SIZE)
     spell(grammar, " Current IOU: 100  Negative point: (0, 999)")
-    for wrong in (" Current IOU: 101", " Current IOU: 05", " Current IOU: 7  Positive point: (1000"):
+    for wrong in (
+        " Current IOU: 101",
+        " Current IOU: 05",
+        " Current IOU: 7  Positive point: (1000",
+    ):
         with pytest.raises(AssertionError):
             spell(grammar, wrong)
 

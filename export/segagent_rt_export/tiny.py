@@ -42,17 +42,22 @@ many tokens are fed at once, and so jump-forward stays exact."""
 
 def export_tiny(training: Path, target: Path, mllm_stage: str) -> None:
     """Write the bundle from the checkpoints in a training folder."""
-    segmenter = SegmenterNet()
-    segmenter.load_state_dict(_state(training / "segmenter.pt")["net"])
-    tokenizer = build_tokenizer()
-    net = mllm_net.TinyMllm(mllm_net.tiny_config(tokenizer.get_vocab()))
-    weights = _state(training / f"{mllm_stage}.pt")["parts"]
-    net.load_state_dict({k[4:]: v for k, v in weights.items() if k.startswith("net.")})
+    segmenter, net = trained_nets(training, mllm_stage)
     with new_part(target) as folder:
         export_segmenter(segmenter, folder / "segmenter")
-        export_mllm(net, tokenizer, folder / "mllm", VISION, LANGUAGE)
+        export_mllm(net, build_tokenizer(), folder / "mllm", VISION, LANGUAGE)
         about = "Knows coloured shapes; trained by segagent-rt on its own synthetic scenes"
         write_index(folder, BundleIndex("tiny", {"segmenter": "segmenter", "mllm": "mllm"}, about))
+
+
+def trained_nets(training: Path, mllm_stage: str) -> tuple[SegmenterNet, mllm_net.TinyMllm]:
+    """Both nets, from the checkpoints in a training folder."""
+    segmenter = SegmenterNet()
+    segmenter.load_state_dict(_state(training / "segmenter.pt")["net"])
+    net = mllm_net.TinyMllm(mllm_net.tiny_config(build_tokenizer().get_vocab()))
+    weights = _state(training / f"{mllm_stage}.pt")["parts"]
+    net.load_state_dict({k[4:]: v for k, v in weights.items() if k.startswith("net.")})
+    return segmenter.eval(), net.eval()
 
 
 def _state(path: Path) -> dict[str, Any]:

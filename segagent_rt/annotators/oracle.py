@@ -8,7 +8,7 @@ what is too much.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import cv2
@@ -66,7 +66,7 @@ class OracleAnnotator:
     """
 
     target: Mask
-    reply: ReplyProtocol = ReplyProtocol()
+    reply: ReplyProtocol = field(default_factory=ReplyProtocol)
 
     def check(self, expression: str) -> str:
         return expression

@@ -9,9 +9,13 @@ import typer
 
 from segagent_rt.errors import ExtraMissing
 
+WHAT = ("segmenter", "mllm", "all", "bundle", "report")
+
 
 def command(
-    what: Annotated[str, typer.Argument(help="segmenter, mllm or all.")] = "all",
+    what: Annotated[
+        str, typer.Argument(help="segmenter, mllm or all; then bundle; then report.")
+    ] = "all",
     folder: Annotated[
         Path, typer.Option("--folder", help="Checkpoints and logs; an earlier run continues.")
     ] = Path("training"),
@@ -20,12 +24,35 @@ def command(
         float, typer.Option(min=0.0001, help="Share of the full number of samples.")
     ] = 1.0,
     processes: Annotated[int, typer.Option(min=1, help="Processes that train together.")] = 2,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The bundle to write, or to report on.")
+    ] = Path("engines/tiny"),
+    scenes: Annotated[
+        int, typer.Option(min=5, help="Scenes and states that a bundle is judged by.")
+    ] = 500,
+    allow_below_gate: Annotated[
+        bool, typer.Option("--allow-below-gate", help="Write a bundle that differs too much.")
+    ] = False,
 ) -> None:
-    """Resumable: run it again after a kill. Needs the extra `export`."""
+    """Resumable: run it again after a kill. Needs the extra `export`.
+
+    `bundle` exports the checkpoints and judges what comes out; `report` writes docs/training.md.
+    """
+    if what not in WHAT:
+        raise typer.BadParameter(f"say one of {', '.join(WHAT)}")
     try:
         from segagent_rt_export.train.main import Plan, train
+        from segagent_rt_export.train.report import write_report
+        from segagent_rt_export.train.ship import Trial, ship
     except ModuleNotFoundError:
         raise ExtraMissing("train", "export") from None
-    if what not in ("segmenter", "mllm", "all"):
-        raise typer.BadParameter("say segmenter, mllm or all")
-    train(Plan(what, folder, seed, scale, processes))  # type: ignore[arg-type]
+    if what == "bundle":
+        ship(folder, output, Trial(scenes, scenes, not allow_below_gate), _tell)
+    elif what == "report":
+        write_report(folder, output, Path("docs"))
+    else:
+        train(Plan(what, folder, seed, scale, processes))  # type: ignore[arg-type]
+
+
+def _tell(what: str) -> None:
+    typer.echo(what, err=True)

@@ -150,7 +150,10 @@ def test_expressions_in_other_letters_are_taken(terminal, tmp_path, out, text):
     check_clean(terminal("run", path, text, "-o", out, "--max-clicks", "1"), out, 0)
 
 
-@pytest.mark.parametrize("name", ["Füße.png", "狗 和 猫.png", "a b'c\"d.png", "-dash.png", "ñ" * 60 + ".png"])
+NAMES = ["Füße.png", "狗 和 猫.png", "a b'c\"d.png", "-dash.png", "ñ" * 60 + ".png"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_file_names_with_other_letters(terminal, tmp_path, out, name):
     path = tmp_path / name
     path.write_bytes(PNG)

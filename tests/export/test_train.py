@@ -98,7 +98,7 @@ def test_facts_by_hand():
     mask[100:140, 200:240] = True
     facts = gather_facts(objects, labels, mask)
     assert facts.iou.tolist() == [0.0, 1.0]
-    assert facts.ranks[0, 0].tolist() == [0, 1, 0, 1], "leftmost, not rightmost, topmost, not lowest"
+    assert facts.ranks[0, 0].tolist() == [0, 1, 0, 1], "leftmost and topmost of the two"
     assert facts.ranks[0, 1].tolist() == [-100] * 4, "the only red one"
     assert facts.extremes[1, 0].tolist() == [1.0, 0.0]
     assert not facts.negative[0], "an untouched object is clicked, whatever else is covered"

@@ -5,31 +5,11 @@ import pytest
 
 from segagent_rt.annotators.mllm import MllmView
 from segagent_rt.annotators.oracle import next_click
-from segagent_rt.mllm.constrained import Prompt, Writer, Written, greedy
+from segagent_rt.mllm.constrained import Prompt, Writer, greedy
 from segagent_rt.runtime import load
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Request
-
-
-class OneByOne(Writer):
-    """The plain way: every token is fed alone, and chosen among those allowed."""
-
-    def write(self, cache, prompt, automaton, pick, until):
-        logits = self._model.feed(cache, prompt.embeddings, prompt.positions)[0]
-        tokens, state, calls = [], automaton.start, 0
-        while True:
-            allowed = list(automaton.edges(state))
-            if len(allowed) == 1:
-                token = allowed[0]
-            else:
-                token = allowed[int(np.argmax([logits[self._row[t]] for t in allowed]))]
-            tokens.append(token)
-            state = automaton.edges(state)[token]
-            if until(state):
-                return Written(tuple(tokens), (), calls)
-            position = prompt.following(1, skip=len(tokens) - 1)
-            logits = self._model.feed(cache, self._model.embed([token]), position)[0]
-            calls += 1
+from segagent_rt_export.agreement import OneByOne
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +38,9 @@ def states(runtime, count):
 
 def replies(canvas, request, writer):
     view = MllmView(canvas.runtime.annotator, canvas.image)
-    view._writer = writer(canvas.runtime.annotator.model, canvas.runtime.annotator.settings.head_rows)
+    view._writer = writer(
+        canvas.runtime.annotator.model, canvas.runtime.annotator.settings.head_rows
+    )
     return view.propose([request])[0][0].reply
 
 
@@ -67,7 +49,8 @@ def test_jump_forward_equals_masked_greedy(runtime, count):
     different = [
         (fast, plain)
         for canvas, request in states(runtime, count)
-        if (fast := replies(canvas, request, Writer)) != (plain := replies(canvas, request, OneByOne))
+        if (fast := replies(canvas, request, Writer))
+        != (plain := replies(canvas, request, OneByOne))
     ]
     assert different == []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,8 @@ import torch
 from filelock import FileLock
 from torch import multiprocessing, nn
 
+from segagent_rt_export.errors import TrainingMissing
+from segagent_rt_export.parts import write_json
 from segagent_rt_export.train.mllm import MllmRecipe, new_parts, train_seeing, train_speaking
 from segagent_rt_export.train.pool import Pool, load_pool, sloppy_pool
 from segagent_rt_export.train.rollout import roll_out
@@ -20,9 +22,11 @@ from segagent_rt_export.train.segmenter import SegmenterRecipe, train_segmenter
 from segagent_rt_export.train.segmenter_net import SegmenterNet
 from segagent_rt_export.train.team import Team, run_team
 
-POOL_SCENES, ROLLOUT_SCENES = 12_000, 3000
+POOL_SCENES, ROLLOUT_SCENES = 8000, 3000
 ROUNDS = 2
 """Times that the model is trained on the masks of its own loop."""
+STAGES = ("segmenter", "seeing", "speaking", *(f"polishing-{n}" for n in range(ROUNDS)))
+PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ def train(plan: Plan) -> None:
     """Train to the end. One training at a time works in a folder."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(plan.folder / ".lock"):
+        _remember(plan)
         if plan.what == "all":
             _side_by_side(partial(_segmenter_and_pool, plan), partial(_seeing, plan))
         elif plan.what == "segmenter":
@@ -76,12 +81,21 @@ def train(plan: Plan) -> None:
             run_team(partial(_speak, plan, f"polishing-{number}"), plan.processes)
 
 
+def _remember(plan: Plan) -> None:
+    """Keep what decides the weights beside them."""
+    recipes = {"segmenter": asdict(plan.segmenter), "mllm": asdict(plan.mllm)}
+    about = {"seed": plan.seed, "scale": plan.scale, "processes": plan.processes}
+    write_json(plan.folder / PLAN_FILE, {**about, **recipes})
+
+
 def last_stage(folder: Path) -> str:
     """The last stage of the MLLM that has a checkpoint in a training folder."""
-    stages = ["seeing", "speaking", *(f"polishing-{n}" for n in range(ROUNDS))]
-    found = [stage for stage in stages if (folder / f"{stage}.pt").exists()]
-    if not found:
-        raise FileNotFoundError(f"{folder} holds no checkpoint of the MLLM")
+    found = [stage for stage in STAGES[1:] if (folder / f"{stage}.pt").exists()]
+    if not found or not (folder / "segmenter.pt").exists():
+        raise TrainingMissing(
+            f"{folder} holds no finished training",
+            hint=f"segagent-rt train all --folder {folder}",
+        )
     return found[-1]
 
 

@@ -28,7 +28,7 @@ class MllmRecipe:
     """What decides the weights."""
 
     seed: int = 0
-    seeing_images: int = 180_000
+    seeing_images: int = 250_000
     seeing_batch: int = 16
     speaking_images: int = 240_000
     speaking_batch: int = 24

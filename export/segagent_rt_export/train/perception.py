@@ -33,6 +33,9 @@ SHOWN = 0.08
 BITS = 4
 """Patch maps have BITS x BITS values for each patch."""
 
+SHAPE_FIRST = 4.5
+"""Weight of naming the shape: of all facts the last to be learnt, and half of all words need it."""
+
 _SLOTS = {
     "there": 1,
     "colour": len(COLOURS),
@@ -172,7 +175,7 @@ def perception_loss(
     losses = {
         "there": F.binary_cross_entropy_with_logits(slots["there"][..., 0], shown.float()),
         "colour": F.cross_entropy(said["colour"], true["colour"]),
-        "shape": 1.5 * F.cross_entropy(said["shape"], true["shape"]),
+        "shape": SHAPE_FIRST * F.cross_entropy(said["shape"], true["shape"]),
         "size": 0.3 * F.cross_entropy(said["size"], true["size"]),
         "radius": 2 * F.smooth_l1_loss(said["radius"][:, 0], true["radius"], beta=0.1),
         "covered": 2 * F.smooth_l1_loss(slots["covered"][..., 0], targets.covered, beta=0.1),
@@ -185,8 +188,8 @@ def perception_loss(
     losses["error_maps"] = F.binary_cross_entropy_with_logits(last[..., :bits], targets.last)
     names = targets.patch_names.flatten(0, 1)
     colour, shape = last[..., bits:].flatten(0, 1).split([len(COLOURS), len(SHAPES)], -1)
-    losses["patch"] = 0.3 * F.cross_entropy(colour, names[:, 0]) + 0.5 * F.cross_entropy(
-        shape, names[:, 1]
+    losses["patch"] = 0.3 * F.cross_entropy(colour, names[:, 0]) + SHAPE_FIRST / 3 * (
+        F.cross_entropy(shape, names[:, 1])
     )
     return torch.stack(list(losses.values())).sum(), losses | _figures(said, true, centre, painted)
 

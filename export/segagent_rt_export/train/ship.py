@@ -1,0 +1,118 @@
+"""From a training folder to the bundle that ships: exported, judged, and described."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from segagent_rt.contracts import MANIFEST_FILE, Manifest, read_json
+from segagent_rt.eval.scenes import SceneSuite, evaluate_scenes
+from segagent_rt.loop import Rules
+from segagent_rt.runtime import Runtime, load
+from segagent_rt.scenes import GENERATOR
+from segagent_rt_export.agreement import check_gate, measure_agreement
+from segagent_rt_export.parts import new_part, write_json
+from segagent_rt_export.tiny import export_tiny, trained_nets
+from segagent_rt_export.train.as_trained import annotator_as_trained, segmenter_as_trained
+from segagent_rt_export.train.main import PLAN_FILE, STAGES, last_stage
+from segagent_rt_export.train.tokenizer import build_tokenizer
+
+EVAL_SEED, AGREEMENT_SEED = 1000, 5000
+"""First scenes of what is measured; training draws its scenes by other names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """How much is measured before a bundle may ship, and whether the gate decides."""
+
+    states: int = 500
+    scenes: int = 500
+    gated: bool = True
+
+
+def ship(training: Path, target: Path, trial: Trial, tell: Callable[[str], None]) -> None:
+    """Write the bundle to `target`, its figures in its manifests.
+
+    Raises:
+        GateFailed: it is not what was trained; nothing is written.
+    """
+    stage = last_stage(training)
+    with new_part(target) as folder:
+        bundle = folder / "bundle"
+        tell(f"export {stage}")
+        export_tiny(training, bundle, stage)
+        with load(bundle) as runtime:
+            tell(f"compare {trial.states} replies with the weights before export")
+            agreement = _agreement(runtime, training, stage, trial.states)
+            if trial.gated:
+                check_gate(agreement)
+            figures = evaluate(runtime, trial.scenes, tell)
+        origin = provenance(training)
+        seen = {"oracle_miou_by_click": figures["scenes"]["oracle_miou_by_click"]}
+        _describe(bundle / "segmenter" / MANIFEST_FILE, origin, seen)
+        _describe(bundle / "mllm" / MANIFEST_FILE, origin, {"agreement": agreement, **figures})
+        for path in list(bundle.iterdir()):
+            path.rename(folder / path.name)
+        bundle.rmdir()
+
+
+def _agreement(runtime: Runtime, training: Path, stage: str, states: int) -> dict[str, Any]:
+    segmenter, net = trained_nets(training, stage)
+    true = annotator_as_trained(net, build_tokenizer())
+    return measure_agreement(runtime, true, segmenter_as_trained(segmenter), states, AGREEMENT_SEED)
+
+
+def evaluate(runtime: Runtime, scenes: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Figures on held-out scenes, and first clicks without or with a wrong expression."""
+
+    def run(ablate: Any, rules: Rules) -> dict[str, Any]:
+        tell(f"evaluate {scenes} scenes, expressions {ablate}")
+        suite = SceneSuite(scenes, EVAL_SEED, ablate=ablate)
+        return evaluate_scenes(runtime, suite, rules, lambda _: None)
+
+    main = run("none", Rules())
+    for volatile in ("bundle", "seconds"):
+        main.pop(volatile)
+    return {
+        "scenes": main,
+        "ablations": {
+            ablate: {"first_click_hit": run(ablate, Rules(max_clicks=1))["first_click_hit"]}
+            for ablate in ("remove", "shuffle")
+        },
+    }
+
+
+def provenance(training: Path) -> dict[str, Any]:
+    """Recipe, samples seen, and the commit whose code trained."""
+    plan = training / PLAN_FILE
+    logs = {stage: training / f"{stage}.jsonl" for stage in STAGES}
+    last = {
+        stage: json.loads(path.read_text("utf-8").splitlines()[-1])
+        for stage, path in logs.items()
+        if path.exists()
+    }
+    return {
+        "trained_by": "segagent-rt train all",
+        "generator": GENERATOR,
+        "plan": json.loads(plan.read_text("utf-8")) if plan.exists() else None,
+        "samples": {stage: row["seen"] for stage, row in last.items()},
+        "cpu_minutes": {stage: row["cpu_minutes"] for stage, row in last.items()},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _describe(path: Path, origin: dict[str, Any], verified: dict[str, Any]) -> None:
+    manifest: Manifest = read_json(path, Manifest)
+    write_json(path, replace(manifest, provenance=origin, verified=verified))
