@@ -87,8 +87,13 @@ class Part:
         return Graph(self.file(file), digest, self.manifest.kind, role, name, variant)
 
     def weights(self, graph: str) -> list[str]:
-        """The .data files that a graph names as the place of its weights."""
-        candidates = [name for name in sorted(self.manifest.files) if name.endswith(".data")]
+        """The .data files beside a graph that it names as the place of its weights."""
+        beside = PurePosixPath(graph).parent
+        candidates = [
+            name
+            for name in sorted(self.manifest.files)
+            if name.endswith(".data") and PurePosixPath(name).parent == beside
+        ]
         if not candidates or self.file(graph).stat().st_size == 0:
             return []
         with (

@@ -174,6 +174,9 @@ class Canvas:
 
 OpenSession = Callable[[Part, str], Session]
 
+SAMS = ("sam", "sam_hq", "mobile_sam", "sam2", "edgetam")
+"""Families of segmenters that are used as SAM is; their settings tell them apart."""
+
 MLLMS = ("qwen_vl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava")
 """Families of MLLMs."""
 
@@ -190,6 +193,11 @@ def open_segmenter(part: Part, open_session: OpenSession) -> Segmenter:
         from segagent_rt.segmenters.simple_click import SimpleClick, SimpleClickSettings
 
         return SimpleClick(open_session(part, "net"), part.settings(SimpleClickSettings))
+    if family in SAMS:
+        from segagent_rt.segmenters.sam import Sam, SamSettings
+
+        encoder, decoder = open_session(part, "encoder"), open_session(part, "decoder")
+        return Sam(encoder, decoder, part.settings(SamSettings))
     raise _unknown(part)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segagent_rt.errors import SegagentError
+from segagent_rt.errors import InputError, SegagentError
 
 
 class CheckpointInvalid(SegagentError):
@@ -11,3 +11,15 @@ class CheckpointInvalid(SegagentError):
 
 class TrainingMissing(SegagentError):
     """A folder does not hold the checkpoints that are asked for."""
+
+
+class RecipeInvalid(InputError):
+    """A recipe is not what its format says."""
+
+
+class SourceMissing(InputError):
+    """A checkpoint that a recipe names is not on this machine."""
+
+
+class TooLittleRoom(InputError):
+    """The disk or the memory does not hold what an export needs."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,13 +15,14 @@ from typing import Any
 
 from segagent_rt import contracts
 from segagent_rt.contracts import BundleIndex, FileRecord, Manifest, PartName, Variant
+from segagent_rt.files import write_whole
 
 
 @contextmanager
 def new_part(target: Path) -> Iterator[Path]:
     """A scratch folder that becomes `target` if the block ends well, and vanishes if not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    scratch = target.with_name(f".{target.name}-{os.getpid()}")
+    scratch.mkdir(parents=True)
     try:
         yield scratch
         old = target.with_name(f".{target.name}-old")
@@ -73,7 +74,7 @@ def write_index(folder: Path, index: BundleIndex) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a dataclass as JSON."""
-    path.write_text(json.dumps(contracts.to_json(value), indent=1) + "\n", "utf-8")
+    write_whole(path, (json.dumps(contracts.to_json(value), indent=1) + "\n").encode())
 
 
 def tool_versions() -> dict[str, str]:

@@ -24,6 +24,7 @@ COMMANDS = {
     "bench": "measure latency by stage",
     "scene": "draw a synthetic scene",
     "train": "train the models that ship",
+    "export": "turn checkpoints into a bundle",
     "build": "build engines for this GPU",
     "inspect": "show what a bundle is",
     "doctor": "show what this machine can do",

@@ -22,11 +22,12 @@ torch = pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("transformers", reason="needs the extra `export`")
 
 from segagent_rt_export.mllm.export import export_mllm_graphs, export_mllm_tables  # noqa: E402
+from segagent_rt_export.mllm.published_v1 import QwenVlV1  # noqa: E402
 from segagent_rt_export.mllm.source import Choices, MllmSource, read_source  # noqa: E402
 from segagent_rt_export.parts import PartDraft, write_manifest  # noqa: E402
 from segagent_rt_export.precision import MllmPrecision  # noqa: E402
 from tests.export.mllm import small_models  # noqa: E402
-from tests.export.mllm.qwen_vl_v1 import SIZES, QwenVlV1, make_state  # noqa: E402
+from tests.export.mllm.qwen_vl_v1 import SIZES, make_state  # noqa: E402
 
 NAMES = (*small_models.FAMILIES, "qwen_vl")
 
@@ -78,7 +79,7 @@ def small(tmp_path_factory: Any, tokenizer: Any) -> Callable[[str], Small]:
                 torch.save(state, folder / "pytorch_model.bin")
                 (folder / "config.json").write_text(json.dumps(SIZES))
                 (folder / "qwen.tiktoken").write_bytes(v1_ranks(tokenizer))
-                made[name] = Small(name, folder, QwenVlV1(state))
+                made[name] = Small(name, folder, QwenVlV1(state, SIZES))
             else:
                 family = small_models.FAMILIES[name]
                 model = small_models.save_family(family, folder, tokenizer)

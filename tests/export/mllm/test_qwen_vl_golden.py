@@ -15,12 +15,13 @@ from segagent_rt.mllm.vision import cut_patches
 from segagent_rt_export.graph import new_graph
 from segagent_rt_export.mllm.language import build_decoder, build_head
 from segagent_rt_export.mllm.names import rename, split_v1
+from segagent_rt_export.mllm.published_v1 import QwenVlV1
 from segagent_rt_export.mllm.shards import open_shards
 from segagent_rt_export.mllm.source import read_model
 from segagent_rt_export.mllm.weights import Checkpoint, row_pieces
 from segagent_rt_export.precision import Precision
 from tests.export.mllm.measuring import CLOSE, distance
-from tests.export.mllm.qwen_vl_v1 import SIZES, QwenVlV1
+from tests.export.mllm.qwen_vl_v1 import SIZES
 
 pytestmark = pytest.mark.export
 

@@ -1,0 +1,239 @@
+"""Carry out a plan: each part is made and verified aside, then moved into place whole."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from os.path import relpath
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from filelock import FileLock, Timeout
+
+from segagent_rt.bundle import Part, open_part
+from segagent_rt.contracts import (
+    BUNDLE_FILE,
+    MANIFEST_FILE,
+    PARTS,
+    BundleIndex,
+    PartName,
+    Variant,
+    read_json,
+)
+from segagent_rt.errors import GateFailed, ManifestInvalid, OutputError
+from segagent_rt.runtime import open_segmenter
+from segagent_rt.types import Segmenter
+from segagent_rt_export.mllm.export import export_mllm_graphs, export_mllm_tables
+from segagent_rt_export.mllm.progress import counted
+from segagent_rt_export.mllm.published import open_published
+from segagent_rt_export.mllm.shallow import export_shallow, layers_that_fit, shallow
+from segagent_rt_export.mllm.source import MllmSource
+from segagent_rt_export.parts import PartDraft, new_part, write_index, write_manifest
+from segagent_rt_export.plan import PartPlan, Plan, fits_gate
+from segagent_rt_export.recipe import MllmRecipe, SegmenterRecipe, VariantName
+from segagent_rt_export.segmenters.exported import ExportedSegmenter
+from segagent_rt_export.segmenters.families import export_segmenter
+from segagent_rt_export.segmenters.storing import store_as
+from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
+from segagent_rt_export.verdict import Gate, Verdict
+from segagent_rt_export.verify import CPU, verify_published, verify_replies, verify_segmenter
+
+Tell: TypeAlias = Callable[[str], None]
+
+ZERO_SHOT = ("qwen2.5-vl", "qwen3-vl", "box-then-clicks")
+"""Presets that ask models for clicks which were never trained to make them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """The gate, and whether what does not pass it is written all the same."""
+
+    gate: Gate = field(default_factory=Gate)
+    forgiving: bool = False
+
+    def record(self, part: PartName, verdict: Verdict) -> dict[str, Any]:
+        """What the manifest says.
+
+        Raises:
+            GateFailed: the part did not pass.
+        """
+        if not verdict.passed and not self.forgiving:
+            raise GateFailed(
+                f"the {part} is not what was published: {verdict.failures[0]}",
+                hint="leave that variant out, or use --allow-below-gate, which records it",
+            )
+        return verdict.record()
+
+
+def carry_out(plan: Plan, judge: Judge, tell: Tell) -> None:
+    """Export what the plan says is pending, then write the bundle's index.
+
+    Raises:
+        OutputError: the disk is full, or cannot be written.
+        CheckpointInvalid: a checkpoint turns out to be of another kind than it seemed.
+        GateFailed: a part is not what was published; the parts before it are finished.
+    """
+    places = {part.name: part.finished or part.target for part in plan.parts}
+    try:
+        with _alone(plan.target):
+            for part in plan.pending:
+                _make(part, places, judge, tell)
+            index_parts(plan, places)
+    except OSError as error:
+        raise OutputError(
+            f"{plan.target} cannot be written: {error.strerror or error}",
+            hint="finished parts are kept; make room and run the command again with --resume",
+        ) from error
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Nobody else writes into the folder meanwhile; what a killed export left there is removed."""
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(target / ".lock", timeout=0):
+            for name in PARTS:
+                _tidy(target, name)
+            yield
+    except Timeout:
+        raise OutputError(f"another export is writing into {target}") from None
+
+
+def _tidy(target: Path, name: PartName) -> None:
+    """Finish the moving of a part that was stopped half-way; forget what was not finished."""
+    former = target / f".{name}-old"
+    if former.exists() and not (target / name).exists():
+        former.rename(target / name)
+    for left in target.glob(f".{name}-*"):
+        shutil.rmtree(left)
+
+
+def _make(part: PartPlan, places: Mapping[PartName, Path], judge: Judge, tell: Tell) -> None:
+    def say(text: str) -> None:
+        tell(f"{part.name}: {text}")
+
+    with new_part(part.target) as folder:
+        if isinstance(part.recipe, SegmenterRecipe):
+            make_segmenter(part, folder, judge, say)
+        else:
+            make_mllm(part, folder, places.get("segmenter"), judge, say)
+
+
+def index_parts(plan: Plan, places: Mapping[PartName, Path]) -> None:
+    """Write bundle.json. What the bundle had before, or the folder holds, stays part of it."""
+    target = plan.target
+    paths: dict[PartName, str] = {
+        name: name for name in PARTS if (target / name / MANIFEST_FILE).is_file()
+    }
+    with suppress(ManifestInvalid):  # there may be none yet
+        paths |= read_json(target / BUNDLE_FILE, BundleIndex).parts
+    paths |= {name: Path(relpath(place, target)).as_posix() for name, place in places.items()}
+    target.mkdir(parents=True, exist_ok=True)
+    write_index(target, BundleIndex(plan.recipe.name, paths, plan.recipe.about))
+
+
+def make_segmenter(part: PartPlan, folder: Path, judge: Judge, tell: Tell) -> None:
+    """Write a segmenter's part into a folder."""
+    assert isinstance(part.recipe, SegmenterRecipe)
+    whole = folder / REFERENCE
+    whole.mkdir()
+    tell("tracing the graphs")
+    exported = export_segmenter(part.recipe, part.source, whole)
+    names = {role: path.name for role, path in exported.graphs.items()}
+    variants: dict[str, Variant] = {}
+    for name in _with_reference(part.recipe.variants):
+        kind = SEGMENTER_VARIANTS[name]
+        if name != REFERENCE:
+            tell(f"storing {name}")
+            store_as(exported.graphs, folder / name, kind)
+        graphs = {role: f"{name}/{file}" for role, file in names.items()}
+        variants[name] = Variant(kind.device, kind.precision, graphs)
+    draft = _draft(part, exported, variants)
+    opened = _described(folder, draft)
+    verdict = verify_segmenter(opened, exported.checks, judge.gate, tell)
+    _finish(part, folder, draft, judge.record("segmenter", verdict))
+
+
+def _draft(part: PartPlan, exported: ExportedSegmenter, variants: dict[str, Variant]) -> PartDraft:
+    provenance = {**exported.provenance, "order": part.order}
+    return PartDraft("segmenter", exported.family, exported.settings, variants, provenance)
+
+
+def make_mllm(
+    part: PartPlan, folder: Path, segmenter: Path | None, judge: Judge, tell: Tell
+) -> None:
+    """Write an MLLM's part into a folder."""
+    source, recipe = part.mllm, part.recipe
+    assert source is not None
+    assert isinstance(recipe, MllmRecipe)
+    comparable = fits_gate(part)
+    variants: dict[str, Variant] = {}
+    for name in _with_reference(recipe.variants) if comparable else recipe.variants:
+        kind = MLLM_VARIANTS[name]
+        (folder / name).mkdir()
+        watched = counted(source, partial(_tell_share, tell, name))
+        paths = export_mllm_graphs(watched, folder / name, kind.arithmetic, kind.dialect)
+        graphs = {role: f"{name}/{path.name}" for role, path in paths.items()}
+        variants[name] = Variant(kind.device, kind.precision, graphs, kind.dialect)
+    tell("writing the embeddings")
+    export_mllm_tables(source, folder)
+    provenance = {**source.provenance, "order": part.order}
+    draft = PartDraft("mllm", source.family, source.settings, variants, provenance)
+    opened = _described(folder, draft)
+    verdict = _published(part, source, opened, judge.gate, tell)
+    if comparable:
+        masks = None if segmenter is None else _open_segmenter(segmenter)
+        verdict = verdict.and_also(verify_replies(opened, masks, judge.gate, tell))
+    else:
+        verdict = verdict.and_also(Verdict(failures=("its variants were not compared",)))
+    record = judge.record("mllm", verdict)
+    asked = recipe.preset in ZERO_SHOT
+    record["quality"] = (
+        "not measured; the model was not trained for this task" if asked else "not measured"
+    )
+    _finish(part, folder, draft, record)
+
+
+def _tell_share(tell: Tell, variant: str, share: float) -> None:
+    tell(f"writing {variant}, {share:.0%}")
+
+
+def _published(part: PartPlan, source: MllmSource, opened: Part, gate: Gate, tell: Tell) -> Verdict:
+    """Against torch: the reference, or its first layers where it does not fit into memory twice."""
+    layers = layers_that_fit(source)
+    published = open_published(part.source, source, part.adapter, layers)
+    if layers == source.model.language.layers and REFERENCE in opened.manifest.variants:
+        return verify_published(opened, published, gate, tell)
+    scratch = opened.folder / "shallow"
+    tell(f"writing the first {layers} layers")
+    reference = export_shallow(shallow(source, layers), scratch, opened.folder)
+    verdict = verify_published(reference, published, gate, tell)
+    shutil.rmtree(scratch)
+    return verdict
+
+
+def _open_segmenter(folder: Path) -> Segmenter:
+    part = open_part(folder, "segmenter")
+    return open_segmenter(part, lambda part, role: part.session(role, CPU))
+
+
+def _with_reference(variants: tuple[VariantName, ...]) -> list[VariantName]:
+    """The variants, and the reference that they are compared with."""
+    return list(dict.fromkeys((*variants, REFERENCE)))
+
+
+def _described(folder: Path, draft: PartDraft) -> Part:
+    """The part as it lies in the folder, the reference included."""
+    write_manifest(folder, draft)
+    return open_part(folder, draft.kind)
+
+
+def _finish(part: PartPlan, folder: Path, draft: PartDraft, verified: dict[str, Any]) -> None:
+    """Drop a reference that was not asked for, and describe what remains."""
+    wanted: dict[str, Variant] = {name: draft.variants[name] for name in part.recipe.variants}
+    if REFERENCE not in wanted:
+        shutil.rmtree(folder / REFERENCE)
+    write_manifest(folder, replace(draft, variants=wanted, verified=verified))

@@ -1,0 +1,141 @@
+"""The published model that an export is compared with: transformers' own code, or for Qwen-VL ours
+in plain torch, from the image to the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from segagent_rt.mllm.pictures import Smart
+from segagent_rt.types import RgbImage
+from segagent_rt_export.mllm.chats import PICTURES
+from segagent_rt_export.mllm.lora import Adapted, adapt
+from segagent_rt_export.mllm.names import common_name
+from segagent_rt_export.mllm.published_v1 import QwenVlV1
+from segagent_rt_export.mllm.shards import open_shards, read_object
+from segagent_rt_export.mllm.source import MllmSource
+from segagent_rt_export.mllm.weights import Stored
+
+Floats = npt.NDArray[np.float32]
+
+_PROCESSORS = {
+    "qwen2_vl": ("qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"),
+    "qwen2_5_vl": ("qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"),
+    "qwen3_vl": ("qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"),
+    "clip": ("clip.image_processing_pil_clip", "CLIPImageProcessorPil"),
+    "llava": ("llava.image_processing_pil_llava", "LlavaImageProcessorPil"),
+}
+"""Image processors that need no torchvision: module below `transformers.models`, and class."""
+
+
+class Published(Protocol):
+    """An MLLM in torch, float32, without a cache."""
+
+    def picture(self, image: RgbImage) -> Tensor:
+        """Embeddings of a picture, [tokens, hidden]."""
+
+    def logits(self, image: RgbImage, lead: list[int], tail: list[int]) -> Floats:
+        """Logits [len(tail), V] of the tokens behind a picture."""
+
+
+def open_published(
+    folder: Path, source: MllmSource, adapter: Path | None, layers: int
+) -> Published:
+    """The model of a folder with the first so many layers of its language model."""
+    if source.family == "qwen_vl":
+        sizes = read_object(folder / "config.json") | {"num_hidden_layers": layers}
+        stored = open_shards(folder)
+        if adapter is not None:
+            stored = adapt(stored, adapter, lambda name: name)
+        return QwenVlV1(OnDisk(stored), sizes)
+    return FromTransformers(folder, source, layers)
+
+
+class OnDisk(Mapping[str, Tensor]):
+    """Tensors that are read when they are asked for."""
+
+    def __init__(self, stored: Mapping[str, Stored]) -> None:
+        self._stored = stored
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.from_numpy(np.array(self._stored[name].read()))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+
+class FromTransformers:
+    """A model in transformers, asked in its own way, with its own image processor."""
+
+    def __init__(self, folder: Path, source: MllmSource, layers: int) -> None:
+        from transformers import AutoConfig, AutoModelForImageTextToText
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config.text_config.num_hidden_layers = layers
+        self._model = AutoModelForImageTextToText.from_pretrained(
+            folder, config=config, dtype=torch.float32, trust_remote_code=False,
+            local_files_only=True, attn_implementation="eager",
+        ).eval()  # fmt: skip
+        self._merge(source)
+        self._processor = _processor(folder, source)
+        picture = source.tokenizer.token_to_id(PICTURES[source.family])
+        assert picture is not None
+        self._picture = int(picture)
+
+    @torch.no_grad()
+    def _merge(self, source: MllmSource) -> None:
+        """Put an adapter's changes into the weights."""
+        for name, weight in self._model.named_parameters():
+            stored = source.weights.tensors.get(common_name(source.family, name))
+            if isinstance(stored, Adapted):
+                weight.copy_(torch.from_numpy(stored.read()))
+
+    @torch.no_grad()
+    def picture(self, image: RgbImage) -> Tensor:
+        features = self._model.model.get_image_features(**self._inputs(image))
+        return torch.cat(list(features.pooler_output)).flatten(0, -2)
+
+    @torch.no_grad()
+    def logits(self, image: RgbImage, lead: Sequence[int], tail: Sequence[int]) -> Floats:
+        inputs, count = self._inputs(image), len(self.picture(image))
+        ids = torch.tensor([[*lead, *[self._picture] * count, *tail]])
+        if "image_grid_thw" in inputs:
+            inputs["mm_token_type_ids"] = (ids == self._picture).int()
+        found: Tensor = self._model(input_ids=ids, **inputs).logits[0]
+        return np.asarray(found[-len(tail) :].numpy())
+
+    def _inputs(self, image: RgbImage) -> dict[str, Tensor]:
+        return dict(self._processor(images=[image], return_tensors="pt"))
+
+
+def _processor(folder: Path, source: MllmSource) -> Any:
+    """The image processor that the folder configures, with the export's limits on sizes."""
+    own, shared = folder / "preprocessor_config.json", folder / "processor_config.json"
+    settings: dict[str, Any] = {}
+    if own.is_file():
+        settings = read_object(own)
+    elif shared.is_file():
+        settings = read_object(shared).get("image_processor", {})
+    family = source.family
+    if family == "llava" and not settings.get("do_pad"):
+        family = "clip"
+    resize = source.settings.vision.resize
+    if isinstance(resize, Smart):
+        settings["size"] = {"shortest_edge": resize.least, "longest_edge": resize.most}
+    module, name = _PROCESSORS[family]
+    kind = getattr(import_module(f"transformers.models.{module}"), name)
+    dropped = ("image_processor_type", "processor_class", "min_pixels", "max_pixels")
+    return kind(**{key: value for key, value in settings.items() if key not in dropped})

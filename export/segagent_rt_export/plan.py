@@ -1,0 +1,265 @@
+"""What an export will do, what it takes, and whether this machine has it: all before any work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import segagent_rt
+from segagent_rt.contracts import MANIFEST_FILE, Manifest, PartName, read_json, to_json
+from segagent_rt.errors import ManifestInvalid, OutputError
+from segagent_rt.files import check_writable
+from segagent_rt.memory import free_memory
+from segagent_rt_export.errors import CheckpointInvalid, TooLittleRoom
+from segagent_rt_export.mllm.shards import open_shards
+from segagent_rt_export.mllm.source import Choices, MllmSource, read_source
+from segagent_rt_export.precision import Precision
+from segagent_rt_export.recipe import MllmRecipe, Recipe, SegmenterRecipe
+from segagent_rt_export.sources import locate
+from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
+
+BASE_MEMORY = 1_500_000_000
+"""Bytes that torch, the graphs and a picture's activations take beside weights."""
+
+BYTES: Mapping[str, float] = {"fp32": 4.0, "8bit": 1.0, "int8": 1.0, "4bit": 0.5}
+"""Of a weight, by scheme; blocks add a scale of four bytes each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes: of the finished part, of the disk while it is made, of memory to make it, and of
+    memory to compare its variants."""
+
+    part: int
+    disk: int
+    memory: int
+    gate: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartPlan:
+    """One part: where it comes from and goes, and a finished one that makes the work needless.
+
+    `order` names everything that decides the part's content.
+    """
+
+    name: PartName
+    recipe: SegmenterRecipe | MllmRecipe
+    source: Path
+    target: Path
+    order: str
+    need: Need
+    mllm: MllmSource | None = None
+    adapter: Path | None = None
+    finished: Path | None = None
+
+    @property
+    def state(self) -> str:
+        """Whether it is exported, kept, or shared with another bundle."""
+        if self.finished is None:
+            return "exported"
+        return "kept" if self.finished == self.target else "shared"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A bundle to be made in `target`."""
+
+    recipe: Recipe
+    target: Path
+    parts: tuple[PartPlan, ...]
+
+    @property
+    def pending(self) -> list[PartPlan]:
+        """The parts that must be exported."""
+        return [part for part in self.parts if part.finished is None]
+
+
+def make_plan(recipe: Recipe, target: Path, *, resume: bool, below_gate: bool) -> Plan:
+    """Find and understand all sources.
+
+    Args:
+        recipe: what is asked for.
+        target: the bundle's folder.
+        resume: keep finished parts of the folder instead of making them again.
+        below_gate: finished parts may be used though they did not pass the gate.
+
+    Raises:
+        SourceMissing: a checkpoint is not there.
+        CheckpointInvalid: one is damaged, or of another family than the recipe says.
+        OutputError: the folder cannot be written, or holds something else.
+    """
+    check_writable(target)
+    beside = Path(recipe.folder)
+    parts = []
+    for name, part in recipe.parts.items():
+        planned = _plan_part(name, part, beside, target / name)
+        places = [planned.target] if resume else []
+        places += (p.parent for p in sorted(target.parent.glob(f"*/{name}/{MANIFEST_FILE}")))
+        usable = (place for place in places if resume or place != planned.target)
+        finished = next((p for p in usable if _fulfils(p, planned.order, below_gate)), None)
+        parts.append(replace(planned, finished=finished))
+    return Plan(recipe, target, tuple(parts))
+
+
+def _plan_part(
+    name: PartName, recipe: SegmenterRecipe | MllmRecipe, beside: Path, target: Path
+) -> PartPlan:
+    if target.exists() and not (target / MANIFEST_FILE).is_file():
+        raise OutputError(
+            f"{target} exists and is no part of a bundle", hint="choose another folder with -o"
+        )
+    source = locate(recipe.source, beside, recipe.origin)
+    if isinstance(recipe, SegmenterRecipe):
+        need = need_of_segmenter(recipe, source)
+        return PartPlan(name, recipe, source, target, _order(recipe, source, None), need)
+    adapter = None if recipe.adapter is None else locate(recipe.adapter, beside)
+    mllm = read_mllm(recipe, source, adapter)
+    need, order = need_of_mllm(recipe, mllm), _order(recipe, source, adapter)
+    return PartPlan(name, recipe, source, target, order, need, mllm, adapter)
+
+
+def read_mllm(recipe: MllmRecipe, source: Path, adapter: Path | None) -> MllmSource:
+    """An MLLM's checkpoint, understood; its weights stay on disk."""
+    choices = Choices(
+        preset=recipe.preset,
+        decoding=recipe.decoding,
+        adapter=adapter,
+        most_pixels=recipe.most_pixels,
+        jpeg=recipe.jpeg,
+    )
+    found = read_source(source, choices)
+    if found.family != recipe.family:
+        raise CheckpointInvalid(
+            f"{source} holds a model of the family {found.family}, not {recipe.family}",
+            hint="the recipe names the family; is this the right folder?",
+        )
+    return found
+
+
+def need_of_segmenter(recipe: SegmenterRecipe, source: Path) -> Need:
+    """Checkpoints in a file are taken to be fp32, as all published ones are."""
+    if source.is_dir():
+        count = sum(math.prod(tensor.shape) for tensor in open_shards(source).values())
+    else:
+        count = source.stat().st_size // 4
+    sizes = [_size(count, SEGMENTER_VARIANTS[name].linear) for name in recipe.variants]
+    whole = 4 * count
+    scratch = 0 if REFERENCE in recipe.variants else whole
+    memory = BASE_MEMORY + 4 * whole
+    return Need(sum(sizes), sum(sizes) + scratch, memory, memory)
+
+
+def need_of_mllm(recipe: MllmRecipe, source: MllmSource) -> Need:
+    """An estimate from the shapes alone."""
+    tower, decoder, table, largest = _counts(source)
+    sizes = {
+        name: _size(tower, MLLM_VARIANTS[name].arithmetic.vision)
+        + _size(decoder, MLLM_VARIANTS[name].arithmetic.language)
+        for name in {*recipe.variants, REFERENCE}
+    }
+    part = sum(sizes[name] for name in recipe.variants) + 4 * table
+    scratch = 0 if REFERENCE in recipe.variants else sizes[REFERENCE]
+    # In fp32 a tensor on its way is there three times, what torch is compared with twice.
+    memory = BASE_MEMORY + max(12 * largest, 8 * (tower + table))
+    gate = BASE_MEMORY + sizes[REFERENCE] + max(sizes[name] for name in recipe.variants)
+    return Need(part, part + scratch, memory, gate)
+
+
+def _counts(source: MllmSource) -> tuple[int, int, int, int]:
+    """Weights of the tower, of the decoder's layers, of the embeddings, of the largest tensor."""
+    tower = decoder = table = largest = 0
+    for name, tensor in source.weights.tensors.items():
+        count = math.prod(tensor.shape)
+        largest = max(largest, count)
+        if name.startswith("visual."):
+            tower += count
+        elif name == "language.embed_tokens.weight":
+            table = count
+        elif name.startswith("language.") or source.settings.decoding == "free":
+            decoder += count
+    return tower, decoder, table, largest
+
+
+def _size(count: int, precision: Precision) -> int:
+    scales = 4 / precision.block if precision.scheme in ("8bit", "4bit") else 0
+    return int(count * (BYTES[precision.scheme] + scales))
+
+
+def check_room(plan: Plan, *, below_gate: bool) -> None:
+    """Refuse what the disk or the memory cannot hold.
+
+    Args:
+        plan: what is to be done.
+        below_gate: variants need not be compared, if memory does not allow it.
+
+    Raises:
+        TooLittleRoom: one of them is too small.
+    """
+    existing = next(f for f in (plan.target, *plan.target.resolve().parents) if f.exists())
+    disk, free = sum(part.need.disk for part in plan.pending), shutil.disk_usage(existing).free
+    less = "fewer variants take less, and so does one part at a time: --variant, --only"
+    if disk > free:
+        raise TooLittleRoom(_short(disk, f"of the disk that holds {existing}", free), hint=less)
+    memory = free_memory()
+    for part in plan.pending:
+        if memory is not None and part.need.memory > memory:
+            raise TooLittleRoom(_short(part.need.memory, "of memory", memory), hint=less)
+        if memory is not None and not below_gate and part.need.gate > memory:
+            raise TooLittleRoom(
+                _short(part.need.gate, "of memory to compare variants", memory),
+                hint="--allow-below-gate exports without comparing them, and records that",
+            )
+
+
+def _short(needed: int, what: str, free: int) -> str:
+    return f"the export takes about {needed / 1e9:.1f} GB {what}, {free / 1e9:.1f} GB are free"
+
+
+def fits_gate(part: PartPlan) -> bool:
+    """Whether the variants of a part can be compared in the memory that is free."""
+    free = free_memory()
+    return free is None or part.need.gate <= free
+
+
+def describe(plan: Plan) -> Iterator[str]:
+    """The plan in words, a line for each part and one for the whole."""
+    for part in plan.parts:
+        what = f"{part.name}: {part.recipe.family} from {part.source}"
+        if part.finished is None:
+            variants = ", ".join(part.recipe.variants)
+            yield f"{what}, {variants}, about {part.need.part / 1e6:.0f} MB"
+        else:
+            yield f"{what}, {part.state}: {part.finished}"
+    if plan.pending:
+        disk = sum(part.need.disk for part in plan.pending) / 1e9
+        memory = max(max(part.need.memory, part.need.gate) for part in plan.pending) / 1e9
+        yield f"takes about {disk:.1f} GB of disk while it works, and {memory:.1f} GB of memory"
+
+
+def _order(part: SegmenterRecipe | MllmRecipe, source: Path, adapter: Path | None) -> str:
+    """Names what a part is made of; files count by name, size and date."""
+    recipe = {k: v for k, v in to_json(part).items() if k not in ("origin", "source", "adapter")}
+    files = [file for place in (source, adapter) if place for file in _files(place)]
+    stamps = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    told = json.dumps([recipe, stamps, segagent_rt.__version__], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _files(place: Path) -> list[Path]:
+    return sorted(p for p in place.iterdir() if p.is_file()) if place.is_dir() else [place]
+
+
+def _fulfils(folder: Path, order: str, below_gate: bool) -> bool:
+    """Whether a folder holds the finished part of an order."""
+    try:
+        manifest = read_json(folder / MANIFEST_FILE, Manifest)
+    except ManifestInvalid:
+        return False
+    passed = manifest.verified.get("gate") == "passed"
+    return manifest.provenance.get("order") == order and (passed or below_gate)

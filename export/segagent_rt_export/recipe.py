@@ -1,0 +1,195 @@
+"""Recipes: which checkpoints become a bundle, and how. TOML files; no torch is needed to read one.
+
+Tracked recipes lie in `engines/` of a checkout and are installed with the package; a recipe is
+named by its file's name, or by a path.
+"""
+
+from __future__ import annotations
+
+import sys
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import segagent_rt
+from segagent_rt.contracts import PARTS, PartName, parse
+from segagent_rt.errors import ManifestInvalid
+from segagent_rt.mllm.prompts import PRESETS
+from segagent_rt_export.errors import RecipeInvalid
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+LONGEST = 100_000
+"""Bytes of a recipe."""
+
+SegmenterFamily: TypeAlias = Literal[
+    "simple_click", "sam", "sam_hq", "mobile_sam", "sam2", "edgetam"
+]
+MllmFamily: TypeAlias = Literal["qwen_vl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava"]
+VariantName: TypeAlias = Literal["reference", "cpu-8bit", "cpu-fast", "cpu-4bit"]
+"""What each means is in `variants`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmenterRecipe:
+    """How a segmenter is exported.
+
+    Attributes:
+        source: where the checkpoint is, see `sources`.
+        variants: of those that suit a device the first is used.
+        origin: where people get the checkpoint, for the error when it is not there.
+        side: of the square that the net sees; SimpleClick only, 448 if left out.
+        flip: average with the mirrored picture; SimpleClick only, on if left out.
+    """
+
+    family: SegmenterFamily
+    source: str
+    variants: tuple[VariantName, ...]
+    origin: str = ""
+    side: int | None = None
+    flip: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MllmRecipe:
+    """How an MLLM is exported.
+
+    Attributes:
+        source, variants, origin: as for segmenters.
+        preset: the instruction and the form of the reply; the family's own if left out.
+        decoding: within the reply grammar, or free.
+        adapter: where a LoRA adapter is that is to be merged.
+        most_pixels: pixels of the largest picture, if fewer than the checkpoint allows.
+        jpeg: painted images pass through a JPEG file, as in SegAgent's own code.
+    """
+
+    family: MllmFamily
+    source: str
+    variants: tuple[VariantName, ...]
+    origin: str = ""
+    preset: str | None = None
+    decoding: Literal["grammar", "free"] = "grammar"
+    adapter: str | None = None
+    most_pixels: int | None = None
+    jpeg: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A bundle to be made. Relative sources are looked up beside the recipe, then here."""
+
+    name: str
+    about: str = ""
+    segmenter: SegmenterRecipe | None = None
+    mllm: MllmRecipe | None = None
+    folder: str = "."
+
+    @property
+    def parts(self) -> dict[PartName, SegmenterRecipe | MllmRecipe]:
+        """What is to be exported, by part."""
+        found: dict[PartName, SegmenterRecipe | MllmRecipe | None]
+        found = {"segmenter": self.segmenter, "mllm": self.mllm}
+        return {name: part for name in PARTS if (part := found[name]) is not None}
+
+    @property
+    def sources(self) -> list[str]:
+        """Every checkpoint that is read."""
+        adapter = self.mllm.adapter if self.mllm else None
+        return [part.source for part in self.parts.values()] + ([adapter] if adapter else [])
+
+    def narrowed(self, only: PartName | None, variants: tuple[str, ...]) -> Recipe:
+        """The recipe for one part alone, or with other variants than it names.
+
+        Raises:
+            RecipeInvalid: it has no such part, or there is no such variant.
+        """
+        if only is not None and only not in self.parts:
+            raise RecipeInvalid(f"the recipe {self.name} has no {only}")
+        for variant in variants:
+            _expect_one_of(variant, typing.get_args(VariantName), "the variant")
+        named = typing.cast(tuple[VariantName, ...], variants)
+        segmenter = self.segmenter if only != "mllm" else None
+        mllm = self.mllm if only != "segmenter" else None
+        if segmenter and named:
+            segmenter = replace(segmenter, variants=named)
+        if mllm and named:
+            mllm = replace(mllm, variants=named)
+        narrowed = replace(self, segmenter=segmenter, mllm=mllm)
+        _check(narrowed, self.name)
+        return narrowed
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        RecipeInvalid: not TOML, or a field is missing, unknown, mistyped or has no such value.
+    """
+    try:
+        if path.stat().st_size > LONGEST:
+            raise RecipeInvalid(f"{path} is too long for a recipe")
+        content: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise RecipeInvalid(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise RecipeInvalid(f"{path} is not TOML: {' '.join(str(error).split())[:120]}") from error
+    try:
+        recipe: Recipe = parse({"name": path.stem, **content, "folder": str(path.parent)}, Recipe,
+                               str(path))  # fmt: skip
+    except ManifestInvalid as error:
+        raise RecipeInvalid(str(error), hint="engines/README.md explains every field") from None
+    _check(recipe, str(path))
+    return recipe
+
+
+def _check(recipe: Recipe, where: str) -> None:
+    """What the types do not say."""
+    if not recipe.parts:
+        raise RecipeInvalid(
+            f"{where} has neither a segmenter nor an MLLM", hint="add [segmenter] or [mllm]"
+        )
+    for name, part in recipe.parts.items():
+        if not part.variants or len(set(part.variants)) < len(part.variants):
+            raise RecipeInvalid(f"{where}: {name}: variants must name each variant once")
+    segmenter, mllm = recipe.segmenter, recipe.mllm
+    if segmenter and segmenter.family != "simple_click":
+        for field in ("side", "flip"):
+            if getattr(segmenter, field) is not None:
+                raise RecipeInvalid(f"{where}: segmenter: {field} is for simple_click only")
+    if mllm and mllm.preset is not None:
+        _expect_one_of(mllm.preset, tuple(PRESETS), f"{where}: mllm: preset")
+
+
+def _expect_one_of(found: str, known: tuple[str, ...], what: str) -> None:
+    if found not in known:
+        raise RecipeInvalid(f"{what} `{found[:60]}` is unknown", hint="choose " + ", ".join(known))
+
+
+def tracked_recipes() -> Iterator[Path]:
+    """The recipes that come with this package, by name."""
+    package = Path(segagent_rt.__file__).parent
+    for folder in (package / "recipes", package.parent / "engines"):
+        if found := sorted(folder.glob("*.toml")):
+            yield from found
+            return
+
+
+def find_recipe(where: str) -> Path:
+    """The file of a recipe: a path, or the name of a tracked one.
+
+    Raises:
+        RecipeInvalid: there is none.
+    """
+    if Path(where).is_file():
+        return Path(where)
+    for path in tracked_recipes():
+        if path.stem == where:
+            return path
+    raise RecipeInvalid(
+        f"there is no recipe `{where}`", hint="`segagent-rt export --list` shows those that are"
+    )

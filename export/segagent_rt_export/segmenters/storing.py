@@ -1,0 +1,119 @@
+"""From a segmenter's traced graphs to those of a variant: weights in fewer bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from segagent_rt_export.packing import LEAST, pack_convolutions
+from segagent_rt_export.precision import Precision, quantise_blocks
+from segagent_rt_export.segmenters.tracing import INLINE_LIMIT
+from segagent_rt_export.variants import SegmenterVariant
+
+LIBRARY = "com.microsoft"
+"""ONNX Runtime's own operators."""
+
+
+def store_as(graphs: Mapping[str, Path], folder: Path, variant: SegmenterVariant) -> None:
+    """Write the graphs again, under the same names in another folder, as a variant stores them."""
+    folder.mkdir()
+    for path in graphs.values():
+        model = onnx.load(path)
+        store_matrices(model, variant.linear)
+        if variant.convolutions == "8bit":
+            pack_convolutions(model)
+        save(model, folder / path.name)
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model; large weights go beside it."""
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > INLINE_LIMIT
+    beside = f"{path.name}.data"
+    onnx.save_model(model, str(path), save_as_external_data=large, location=beside)
+
+
+def store_matrices(model: onnx.ModelProto, precision: Precision) -> None:
+    """Replace products with constant matrices by those of a precision, in place."""
+    if precision.scheme == "fp32":
+        return
+    rewrite = _Rewriting(model, precision)
+    for node in list(model.graph.node):
+        rewrite.take(node)
+    rewrite.finish()
+
+
+class _Rewriting:
+    """One pass over a graph; a matrix that several products use is stored once."""
+
+    def __init__(self, model: onnx.ModelProto, precision: Precision) -> None:
+        self._model, self._precision = model, precision
+        self._weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._nodes: list[NodeProto] = []
+        self._stored: dict[str, tuple[int, int]] = {}
+        self._quantised: set[str] = set()
+
+    def take(self, node: NodeProto) -> None:
+        tensor = self._weights.get(node.input[1]) if node.op_type == "MatMul" else None
+        if tensor is None or len(tensor.dims) != 2 or np.prod(tensor.dims) < LEAST:
+            self._nodes.append(node)
+        elif self._precision.scheme == "int8":
+            self._dynamic(node, tensor)
+        else:
+            self._blocks(node, tensor)
+
+    def finish(self) -> None:
+        """Put the nodes into the graph, and forget weights that nobody reads any more."""
+        graph = self._model.graph
+        del graph.node[:]
+        graph.node.extend(self._nodes)
+        read = {name for node in graph.node for name in node.input}
+        for name in self._stored:
+            if name not in read:
+                graph.initializer.remove(self._weights[name])
+        domains = {opset.domain for opset in self._model.opset_import}
+        if any(node.domain == LIBRARY for node in self._nodes) and LIBRARY not in domains:
+            self._model.opset_import.append(helper.make_opsetid(LIBRARY, 1))
+
+    def _store(self, name: str, **values: np.ndarray) -> None:
+        tensors = [numpy_helper.from_array(v, f"{name}_{kind}") for kind, v in values.items()]
+        self._model.graph.initializer.extend(tensors)
+
+    def _blocks(self, node: NodeProto, tensor: TensorProto) -> None:
+        name, block = tensor.name, self._precision.block
+        bits = 8 if self._precision.scheme == "8bit" else 4
+        if name not in self._stored:
+            matrix = np.ascontiguousarray(numpy_helper.to_array(tensor).T, np.float32)
+            codes, scales = quantise_blocks(matrix, bits, block)
+            self._store(name, codes=codes, scales=scales)
+            self._stored[name] = (matrix.shape[1], matrix.shape[0])
+        inner, outer = self._stored[name]
+        self._nodes.append(
+            helper.make_node(
+                "MatMulNBits", [node.input[0], f"{name}_codes", f"{name}_scales"], node.output,
+                domain=LIBRARY, K=inner, N=outer, bits=bits, block_size=block, accuracy_level=4,
+            )
+        )  # fmt: skip
+
+    def _dynamic(self, node: NodeProto, tensor: TensorProto) -> None:
+        name, x, out = tensor.name, node.input[0], node.output[0]
+        if name not in self._stored:
+            matrix = numpy_helper.to_array(tensor)
+            scale = np.maximum(np.abs(matrix).max(0), 1e-12).astype(np.float32) / 127
+            self._store(name, codes=np.rint(matrix / scale).astype(np.int8), scales=scale)
+            self._stored[name] = (matrix.shape[0], matrix.shape[1])
+        if x not in self._quantised:
+            self._quantised.add(x)
+            names = [f"{x}_codes", f"{x}_scale", f"{x}_zero"]
+            self._nodes.append(helper.make_node("DynamicQuantizeLinear", [x], names))
+        steps = [
+            ("MatMulInteger", [f"{x}_codes", f"{name}_codes", f"{x}_zero"], f"{out}_whole", {}),
+            ("Cast", [f"{out}_whole"], f"{out}_real", {"to": TensorProto.FLOAT}),
+            ("Mul", [f"{x}_scale", f"{name}_scales"], f"{out}_scale", {}),
+            ("Mul", [f"{out}_real", f"{out}_scale"], out, {}),
+        ]
+        for kind, inputs, output, attributes in steps:
+            self._nodes.append(helper.make_node(kind, inputs, [output], **attributes))

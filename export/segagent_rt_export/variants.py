@@ -1,0 +1,57 @@
+"""Named variants: how precise the graphs of a part are, and for what they are made.
+
+The `reference` is what every other variant is compared with; it runs everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from segagent_rt_export.precision import MllmPrecision, Precision
+from segagent_rt_export.recipe import VariantName
+
+REFERENCE: VariantName = "reference"
+BLOCK = 32
+"""Weights that share a scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmenterVariant:
+    """`linear` is for matrix products; `convolutions` of 8 bits are unpacked when loaded."""
+
+    precision: str
+    linear: Precision
+    device: Literal["cpu", "any"] = "cpu"
+    convolutions: Literal["fp32", "8bit"] = "fp32"
+
+
+@dataclass(frozen=True, slots=True)
+class MllmVariant:
+    """Precisions of the vision tower and the language model, and the dialect of their graphs."""
+
+    precision: str
+    arithmetic: MllmPrecision
+    device: Literal["cpu", "any"] = "cpu"
+    dialect: Literal["ort", "portable"] = "ort"
+
+
+_WHOLE, _FAST = Precision(), Precision("int8")
+_EIGHT, _FOUR = Precision("8bit", BLOCK), Precision("4bit", BLOCK)
+
+SEGMENTER_VARIANTS: Mapping[VariantName, SegmenterVariant] = {
+    REFERENCE: SegmenterVariant("fp32", _WHOLE, "any"),
+    "cpu-8bit": SegmenterVariant("weights 8 bit", _EIGHT, convolutions="8bit"),
+    "cpu-fast": SegmenterVariant("matrix products int8, convolutions 8 bit", _FAST,
+                                 convolutions="8bit"),
+    "cpu-4bit": SegmenterVariant("matrices 4 bit, convolutions 8 bit", _FOUR,
+                                 convolutions="8bit"),
+}  # fmt: skip
+
+MLLM_VARIANTS: Mapping[VariantName, MllmVariant] = {
+    REFERENCE: MllmVariant("fp32", MllmPrecision(_WHOLE, _WHOLE), "any", "portable"),
+    "cpu-8bit": MllmVariant("vision 8 bit, language 8 bit", MllmPrecision(_EIGHT, _EIGHT)),
+    "cpu-fast": MllmVariant("vision int8, language int8", MllmPrecision(_FAST, _FAST)),
+    "cpu-4bit": MllmVariant("vision 8 bit, language 4 bit", MllmPrecision(_EIGHT, _FOUR)),
+}

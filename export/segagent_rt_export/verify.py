@@ -1,0 +1,343 @@
+"""The gate: what was exported is compared with what was published, before it becomes a bundle.
+
+Graphs against torch, the runtime's host rules against the authors', and every variant against the
+reference by what it does: clicks and masks over recorded states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from segagent_rt.annotators.mllm import MllmAnnotator
+from segagent_rt.annotators.oracle import next_click
+from segagent_rt.backends import Runtime
+from segagent_rt.bundle import Part
+from segagent_rt.examples import Watched
+from segagent_rt.metrics import iou
+from segagent_rt.runtime import open_mllm, open_segmenter
+from segagent_rt.types import Array, Click, Mask, Request, Segmenter, Session, Turn
+from segagent_rt_export.mllm.published import Published
+from segagent_rt_export.segmenters.exported import Check
+from segagent_rt_export.segmenters.published import host_of, levels_apart, prompts_apart
+from segagent_rt_export.states import State, pictures, scenes, states
+from segagent_rt_export.variants import REFERENCE
+from segagent_rt_export.verdict import Case, Gate, Verdict, shortfalls, summarise
+
+CPU = Runtime("cpu")
+
+CLICKS = 4
+"""Clicks on each scene when segmenters are compared."""
+
+SIZES = ((140, 196), (97, 331), (300, 120), (64, 64), (211, 223))
+"""Heights and widths of pictures: grids that windows do not divide, enlarged ones, shrunk ones."""
+
+FORCED = 5
+"""Tokens that are read at once behind a filled cache; the ones after that one by one."""
+
+Tell: TypeAlias = Callable[[str], None]
+Answers: TypeAlias = Sequence[tuple[State, Turn]]
+
+
+class Opened:
+    """A part's graphs, opened once each: some roles of one variant, all others of the reference."""
+
+    def __init__(self, part: Part, variant: str = REFERENCE, roles: Collection[str] = ()) -> None:
+        self._part, self._variant, self._roles = part, variant, roles
+        self._sessions: list[Session] = []
+
+    def __call__(self, part: Part, role: str) -> Session:
+        variant = self._variant if role in self._roles else REFERENCE
+        self._sessions.append(part.session(role, CPU, variant))
+        return self._sessions[-1]
+
+    def segmenter(self) -> Segmenter:
+        return open_segmenter(self._part, self)
+
+    def annotator(self) -> MllmAnnotator:
+        return open_mllm(self._part, self)
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for session in self._sessions:
+            session.close()
+
+
+def verify_segmenter(part: Part, checks: Sequence[Check], gate: Gate, tell: Tell) -> Verdict:
+    """Compare a segmenter's part, which holds the reference and all its variants."""
+    tell("comparing the graphs with torch")
+    numbers: dict[str, Any] = {"graphs": graph_errors(part, checks)}
+    failures = [
+        f"the graph `{role}` is {error:.1e} away from torch, {gate.graph_error:.0e} is allowed"
+        for role, error in numbers["graphs"].items()
+        if not error <= gate.graph_error
+    ]
+    tell("comparing what the net is shown")
+    numbers["host"], complaints = _host(part, gate)
+    failures += complaints
+    tell("recording what the reference draws")
+    with Opened(part) as opened:
+        drawn = list(_drawn(opened.segmenter(), gate.scenes))
+    numbers["variants"] = {}
+    for variant in _others(part):
+        tell(f"comparing {variant}")
+        found, complaints = _segmenter_variant(part, variant, drawn, gate)
+        numbers["variants"][variant] = found
+        failures += complaints
+    return Verdict(numbers, tuple(failures))
+
+
+def graph_errors(part: Part, checks: Sequence[Check]) -> dict[str, float]:
+    """For each role the worst error of the reference, as a share of the largest magnitude."""
+    errors: dict[str, float] = {}
+    for check in checks:
+        with Opened(part) as opened:
+            found = opened(part, check.role).run(check.feeds, list(check.expected))
+        worst = max(_relative(found[name], wanted) for name, wanted in check.expected.items())
+        errors[check.role] = max(errors.get(check.role, 0.0), worst)
+    return {role: float(f"{error:.3g}") for role, error in errors.items()}
+
+
+def _relative(found: Array, wanted: Array) -> float:
+    if found.shape != wanted.shape:
+        return float("inf")
+    apart = np.abs(np.asarray(found, np.float64) - wanted).max()
+    return float(apart / max(np.abs(wanted).max(), 1e-12))
+
+
+def _host(part: Part, gate: Gate) -> tuple[dict[str, float], list[str]]:
+    """One click on a picture that is larger than what the net sees, and not square."""
+    settings = dict(part.manifest.settings)
+    side = settings["side"] * 3 // 2
+    image = np.ascontiguousarray(next(scenes(1, side)).image[: side * 3 // 4])
+    size, click = (image.shape[0], image.shape[1]), Click(side // 3, side // 5, True)
+    watched: dict[str, Watched] = {}
+    with Opened(part) as opened:
+
+        def watch(part: Part, role: str) -> Session:
+            watched[role] = Watched(opened(part, role))
+            return watched[role]
+
+        segmenter = open_segmenter(part, watch)
+        mask = segmenter.decode(segmenter.encode(image), [click]).mask()
+    runs = {role: session.examples[0] for role, session in watched.items()}
+    host = host_of(part.manifest.family, _Named(settings))
+    shown = runs[host.role][0]["image"][0]
+    feeds, outputs = runs[list(runs)[-1]]
+    prompt = host.prompt(click, size)
+    given = [np.asarray(feeds[name])[: len(value)] for name, value in prompt.items()]
+    numbers = {
+        "picture_error": round(levels_apart(shown, host.picture(image)), 4),
+        "prompt_error": round(prompts_apart(given, list(prompt.values())), 4),
+        "mask_iou": round(iou(mask, host.mask(outputs, size)), 4),
+    }
+    complaints = []
+    if not numbers["picture_error"] <= gate.picture_error:
+        complaints.append("the net is shown another picture than its authors show it")
+    if not numbers["prompt_error"] <= 1e-2:
+        complaints.append("the net is shown clicks in other places than its authors show them")
+    if not numbers["mask_iou"] >= gate.mask_iou:
+        complaints.append("masks are drawn otherwise than the net's authors draw them")
+    return numbers, complaints
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Settings by attribute."""
+
+    fields: Mapping[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        return self.fields[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A scene, the clicks that the reference led to, and its last mask."""
+
+    image: Array
+    clicks: tuple[Click, ...]
+    mask: Mask
+
+
+def _drawn(segmenter: Segmenter, count: int) -> Iterator[Drawn]:
+    for scene in scenes(count):
+        target = scene.mask(scene.expressions[0].target)
+        embedding, prediction = segmenter.encode(scene.image), None
+        mask, clicks = np.zeros_like(target), list[Click]()
+        for _ in range(CLICKS):
+            click = next_click(target, mask)
+            if click is None:
+                break
+            clicks.append(click)
+            prediction = segmenter.decode(embedding, clicks, prior=prediction)
+            mask = prediction.mask()
+        yield Drawn(scene.image, tuple(clicks), mask)
+
+
+def _replayed(segmenter: Segmenter, drawn: Drawn) -> Mask:
+    embedding, prediction = segmenter.encode(drawn.image), None
+    for count in range(1, len(drawn.clicks) + 1):
+        prediction = segmenter.decode(embedding, drawn.clicks[:count], prior=prediction)
+    assert prediction is not None
+    return prediction.mask()
+
+
+def _segmenter_variant(
+    part: Part, variant: str, drawn: Sequence[Drawn], gate: Gate
+) -> tuple[dict[str, Any], list[str]]:
+    def measure(roles: Collection[str]) -> dict[str, Any]:
+        with Opened(part, variant, roles) as opened:
+            segmenter = opened.segmenter()
+            ious = [iou(_replayed(segmenter, one), one.mask) for one in drawn]
+        return {
+            "states": len(ious),
+            "mask_iou_mean": round(float(np.mean(ious)), 4),
+            "mask_iou_worst": round(min(ious), 4),
+        }
+
+    return _judged(part, variant, measure, gate)
+
+
+def verify_published(part: Part, published: Published, gate: Gate, tell: Tell) -> Verdict:
+    """Compare the reference of an MLLM's part with the published model."""
+    tell("comparing the graphs with torch")
+    with Opened(part) as opened:
+        errors = published_errors(opened.annotator(), published)
+    failures = [
+        f"the {what} is {error:.1e} deviations away from torch, {gate.graph_error:.0e} is allowed"
+        for what, error in errors.items()
+        if not error <= gate.graph_error
+    ]
+    layers = part.manifest.settings["language"]["layers"]
+    return Verdict({"graphs": errors, "layers_compared": layers}, tuple(failures))
+
+
+def verify_replies(part: Part, segmenter: Segmenter | None, gate: Gate, tell: Tell) -> Verdict:
+    """Compare what an MLLM's variants answer with what the reference answers.
+
+    Args:
+        part: holds the reference and all variants.
+        segmenter: turns clicks into the masks that are compared, if there is one.
+        gate: where the line is.
+        tell: is told what is going on.
+    """
+    found: dict[str, Any] = {}
+    failures: list[str] = []
+    if variants := _others(part):
+        tell("recording what the reference answers")
+        with Opened(part) as opened:
+            annotator = opened.annotator()
+            answers = [(state, _answer(annotator, state)) for state in states(gate.scenes)]
+    for variant in variants:
+        tell(f"comparing {variant}")
+        found[variant], complaints = _mllm_variant(part, variant, answers, segmenter, gate)
+        failures += complaints
+    return Verdict({"variants": found}, tuple(failures))
+
+
+def published_errors(annotator: MllmAnnotator, published: Published) -> dict[str, float]:
+    """Errors in standard deviations of the published values: of picture embeddings, and of logits
+    (prompt at once, then several tokens at once, then one by one)."""
+    embeddings, logits = 0.0, 0.0
+    for image in pictures(SIZES):
+        seen = annotator.tower.embed(annotator.tower.resize(image)).embeddings[0]
+        embeddings = max(embeddings, _deviations(seen, published.picture(image).numpy()))
+        logits = max(logits, _logits_apart(annotator, published, image))
+    return {"picture": float(f"{embeddings:.3g}"), "logits": float(f"{logits:.3g}")}
+
+
+def _logits_apart(annotator: MllmAnnotator, published: Published, image: Array) -> float:
+    model, rope = annotator.model, annotator.settings.language.rope
+    rows = list(annotator.settings.head_rows)
+    lead, tail = annotator.prompt("the mug behind the 2nd laptop")
+    more = annotator.encode(" Current IOU: 45  Positive point: (12")
+    theirs = published.logits(image, lead, tail + more)[len(tail) - 1 :]
+    seen = annotator.tower.embed(annotator.tower.resize(image))
+    x = np.concatenate([model.embed(lead), seen.embeddings, model.embed(tail)], axis=1)
+    before = rope.before_text(len(lead), seen.grid)
+    after = before.max() + 1 + np.arange(len(tail) + len(more))
+    positions = np.concatenate([before, np.broadcast_to(after, (3, len(after)))], axis=1)
+    start, cache = x.shape[1], model.new_cache(positions.shape[1])
+    found = [model.feed(cache, x, positions[:, :start])]
+    steps = [slice(0, FORCED), *(slice(at, at + 1) for at in range(FORCED, len(more)))]
+    for step in steps:
+        count = len(more[step])
+        place = positions[:, start:][:, step]
+        found.append(model.feed(cache, model.embed(more[step]), place, rows=count))
+    ours = np.concatenate(found)
+    return float(np.abs(ours - theirs[:, rows]).max() / theirs.std())
+
+
+def _deviations(found: Array, wanted: Array) -> float:
+    if found.shape != wanted.shape:
+        return float("inf")
+    return float(np.abs(found - wanted).max() / wanted.std())
+
+
+def _answer(annotator: MllmAnnotator, state: State) -> Turn:
+    expression = state.expression
+    return annotator.look(state.image).propose([Request(state.prediction, expression)])[0][0]
+
+
+def _mllm_variant(
+    part: Part, variant: str, answers: Answers, segmenter: Segmenter | None, gate: Gate
+) -> tuple[dict[str, Any], list[str]]:
+    def measure(roles: Collection[str]) -> dict[str, Any]:
+        with Opened(part, variant, roles) as opened:
+            annotator = opened.annotator()
+            found = [_answer(annotator, state) for state, _ in answers]
+        pairs = zip(answers, found, strict=True)
+        return summarise([_case(state, said, turn, segmenter) for (state, said), turn in pairs])
+
+    return _judged(part, variant, measure, gate)
+
+
+def _case(state: State, wanted: Turn, found: Turn, segmenter: Segmenter | None) -> Case:
+    size = state.image.shape[0], state.image.shape[1]
+    same: float | None = None
+    if segmenter is not None:
+        alike = (wanted.action, wanted.box) == (found.action, found.box)
+        same = 1.0 if alike else iou(*(_mask(segmenter, state, turn) for turn in (wanted, found)))
+    return Case(state.name, wanted, found, size, same)
+
+
+def _mask(segmenter: Segmenter, state: State, turn: Turn) -> Mask:
+    """The mask after a turn; without a click it stays as it was."""
+    prior = state.prediction
+    if isinstance(turn.action, Click):
+        embedding = segmenter.encode(state.image)
+        return segmenter.decode(embedding, [turn.action], prior=prior, box=turn.box).mask()
+    return np.zeros(state.image.shape[:2], np.bool_) if prior is None else prior.mask()
+
+
+def _others(part: Part) -> list[str]:
+    return [name for name in part.manifest.variants if name != REFERENCE]
+
+
+def _judged(
+    part: Part, variant: str, measure: Callable[[Collection[str]], dict[str, Any]], gate: Gate
+) -> tuple[dict[str, Any], list[str]]:
+    """Measure a variant; if it falls short, find out which of its graphs is to blame."""
+    roles = [role for role in part.roles if role in part.manifest.variants[variant].graphs]
+    numbers = measure(roles)
+    short = list(shortfalls(numbers, gate))
+    if not short:
+        return numbers, []
+    alone = {role: measure([role]) for role in roles}
+    blamed = min(alone, key=lambda role: _goodness(alone[role]))
+    numbers["blamed"] = blamed
+    return numbers, [f"{variant}: {why}; keep its {blamed} at higher precision" for why in short]
+
+
+def _goodness(numbers: Mapping[str, Any]) -> tuple[float, float]:
+    masks, apart = numbers.get("mask_iou_mean"), numbers.get("distance_median")
+    return (
+        float(numbers.get("agreement", 1.0)) + (1.0 if masks is None else float(masks)),
+        -float(apart or 0.0),
+    )

@@ -1,0 +1,109 @@
+"""Turn checkpoints into a bundle: exported, quantised, compared with what was published."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from segagent_rt.errors import ExtraMissing
+
+if TYPE_CHECKING:
+    from segagent_rt_export.plan import Plan
+
+EXTRA = ("torch", "transformers", "onnx", "onnxscript", "safetensors")
+"""What the extra `export` installs."""
+
+
+def command(
+    recipe: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="A recipe's name or path.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", help="The bundle's folder; engines/NAME if left out."),
+    ] = None,
+    only: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="segmenter or mllm: export this part alone."),
+    ] = None,
+    variant: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="A variant instead of those that the recipe names; may be repeated."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="List the recipes that come along.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the parts that an earlier run finished.")
+    ] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch models of hubs that are not here yet.")
+    ] = False,
+    below_gate: Annotated[
+        bool,
+        typer.Option(
+            "--allow-below-gate", help="Write what is not good enough, too, and record that."
+        ),
+    ] = False,
+) -> None:
+    """Needs the extra `export`. What was compared, and how well it did, is in the manifest."""
+    from segagent_rt_export.recipe import find_recipe, read_recipe
+
+    if show:
+        _list()
+        return
+    if recipe is None:
+        raise typer.BadParameter("name a recipe, or see --list")
+    if only not in (None, "segmenter", "mllm"):
+        raise typer.BadParameter("--only takes segmenter or mllm")
+    found = read_recipe(find_recipe(recipe)).narrowed(only, tuple(variant or ()))  # type: ignore[arg-type]
+    if not all(map(find_spec, EXTRA)):
+        raise ExtraMissing("export", "export")
+    from segagent_rt_export.exporter import Judge, carry_out
+    from segagent_rt_export.plan import check_room, describe, make_plan
+    from segagent_rt_export.sources import fetch_missing
+
+    if download:
+        fetch_missing(found.sources, _tell)
+    target = output or Path("engines") / found.name
+    plan = make_plan(found, target, resume=resume, below_gate=below_gate)
+    for line in describe(plan):
+        typer.echo(line, err=True)
+    check_room(plan, below_gate=below_gate)
+    carry_out(plan, Judge(forgiving=below_gate), _tell)
+    _report(plan)
+
+
+def _list() -> None:
+    """A line for each tracked recipe: its name, its families, what it is."""
+    from segagent_rt_export.recipe import read_recipe, tracked_recipes
+
+    for path in tracked_recipes():
+        found = read_recipe(path)
+        families = " + ".join(part.family for part in found.parts.values())
+        typer.echo(f"{found.name}\t{families}\t{found.about}")
+
+
+def _tell(text: str) -> None:
+    """Progress on stderr: one line that changes on a terminal, a line each elsewhere."""
+    if sys.stderr.isatty():
+        typer.echo(f"\r{text[:78]:78s}", nl=False, err=True)
+    else:
+        typer.echo(text, err=True)
+
+
+def _report(plan: Plan) -> None:
+    """Tab-separated: each part, what became of it, its size, the gate's verdict, its folder."""
+    from segagent_rt.bundle import open_bundle
+
+    if sys.stderr.isatty():
+        typer.echo(err=True)
+    bundle = open_bundle(plan.target)
+    for part in plan.parts:
+        opened = bundle.part(part.name)
+        size = sum(record.size for record in opened.manifest.files.values())
+        gate = opened.manifest.verified.get("gate", "not compared")
+        typer.echo(f"{part.name}\t{part.state}\t{size / 1e6:.1f} MB\t{gate}\t{opened.folder}")

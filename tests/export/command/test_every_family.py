@@ -1,0 +1,93 @@
+"""Every family that a recipe may name, end to end at reduced size: from a checkpoint in its real
+format to a bundle that passed the gate and runs."""
+
+from __future__ import annotations
+
+import typing
+
+import pytest
+
+from segagent_rt.bundle import open_bundle
+from segagent_rt.draw import png
+from segagent_rt.scenes import make_scene
+from segagent_rt_export import exporter
+from segagent_rt_export.exporter import Judge, carry_out
+from segagent_rt_export.plan import make_plan
+from segagent_rt_export.recipe import MllmFamily, SegmenterFamily, read_recipe, tracked_recipes
+from segagent_rt_export.verdict import Gate
+from tests.export.command.checkpoints import MADE
+
+pytestmark = [pytest.mark.export, pytest.mark.slow]
+
+QUICK = Gate(scenes=2)
+
+
+@pytest.fixture
+def export(recipe, tmp_path):
+    def run(*variants: str, forgiving: bool = False, **families: str):
+        target = tmp_path / "bundle"
+        plan = make_plan(recipe(*variants, **families), target, resume=False, below_gate=False)
+        carry_out(plan, Judge(QUICK, forgiving), lambda text: None)
+        return open_bundle(target)
+
+    return run
+
+
+def test_there_is_a_small_checkpoint_of_every_family():
+    assert set(MADE) == {*typing.get_args(SegmenterFamily), *typing.get_args(MllmFamily)}
+
+
+@pytest.mark.parametrize("family", typing.get_args(SegmenterFamily))
+def test_a_segmenter(export, terminal, tmp_path, family):
+    bundle = export("cpu-8bit", "cpu-fast", "reference", segmenter=family, forgiving=True)
+    verified = bundle.part("segmenter").manifest.verified
+    print(family, {k: v for k, v in verified.items() if k != "variants"}, verified["variants"])
+    assert max(verified["graphs"].values()) <= 1e-4
+    assert verified["host"]["mask_iou"] >= 0.98
+    assert not [why for why in verified.get("failures", []) if "cpu-" not in why]
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(png(make_scene(3, 300).image))
+    done = terminal("run", photo, "--click", "+120,80", "-b", bundle.folder, "-o", tmp_path)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("family", typing.get_args(MllmFamily))
+def test_an_mllm(export, family):
+    bundle = export("cpu-8bit", "cpu-4bit", "reference", mllm=family, forgiving=True)
+    verified = bundle.part("mllm").manifest.verified
+    print(family, verified["graphs"], verified["variants"])
+    assert max(verified["graphs"].values()) <= 1e-4
+    assert not [why for why in verified.get("failures", []) if "cpu-" not in why]
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen_vl"])
+def test_a_model_that_torch_cannot_hold_is_compared_by_its_first_layers(
+    export, monkeypatch, family
+):
+    monkeypatch.setattr(exporter, "layers_that_fit", lambda source: 1)
+    verified = export("cpu-8bit", mllm=family, forgiving=True).part("mllm").manifest.verified
+    assert verified["layers_compared"] == 1
+    assert max(verified["graphs"].values()) <= 1e-4
+
+
+def test_variants_that_do_not_fit_into_memory_are_not_said_to_be_compared(export, monkeypatch):
+    monkeypatch.setattr(exporter, "fits_gate", lambda part: False)
+    bundle = export("cpu-8bit", mllm="qwen2_vl", forgiving=True)
+    verified = bundle.part("mllm").manifest.verified
+    assert verified["gate"] == "below, allowed"
+    assert verified["failures"] == ["its variants were not compared"]
+    assert not list(bundle.folder.rglob("shallow"))
+
+
+def test_the_tracked_recipes_at_reduced_size(sources, tmp_path):
+    """As they are, but for the checkpoints."""
+    for path in tracked_recipes():
+        text = path.read_text("utf-8")
+        for part in read_recipe(path).parts.values():
+            text = text.replace(f'source = "{part.source}"', f'source = "{sources(part.family)}"')
+        mine = tmp_path / path.name
+        mine.write_text(text)
+        target = tmp_path / "engines" / path.stem
+        plan = make_plan(read_recipe(mine), target, resume=False, below_gate=True)
+        carry_out(plan, Judge(QUICK, forgiving=True), lambda text: None)
+        assert set(open_bundle(target).parts) == {"segmenter", "mllm"}

@@ -1,0 +1,182 @@
+"""`segagent-rt export`: a bundle that runs, parts that are kept and shared, and refusals that come
+before any work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segagent_rt.bundle import open_bundle
+from segagent_rt.draw import png
+from segagent_rt.scenes import make_scene
+from segagent_rt_export import exporter, plan
+from segagent_rt_export.mllm import export as mllm_export
+
+pytestmark = pytest.mark.export
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: Any, recipe_text: Any) -> Path:
+    """A folder with a recipe, `pair.toml`, in which bundles are made."""
+    folder = tmp_path_factory.mktemp("bundles")
+    text = recipe_text("cpu-8bit", segmenter="sam", mllm="qwen2_5_vl")
+    (folder / "pair.toml").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def pair(places: Path, terminal: Any) -> Path:
+    """The bundle of the recipe, exported once."""
+    bundle = places / "pair"
+    if not (bundle / "bundle.json").is_file():
+        done = terminal("export", places / "pair.toml", "-o", bundle)
+        assert done.code == 0, done.err
+        assert [line.split("\t")[:2] for line in done.out.splitlines()] == [
+            ["segmenter", "exported"], ["mllm", "exported"],
+        ]  # fmt: skip
+        assert "GB of memory" in done.err
+        assert "mllm: writing cpu-8bit, 40%" in done.err
+    return bundle
+
+
+def test_the_bundle_runs_with_words_and_with_clicks(pair, terminal, tmp_path):
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(png(make_scene(3, 300).image))
+    words = terminal("run", photo, "the red circle", "-b", pair, "-o", tmp_path / "words")
+    assert words.code == 0, words.err
+    clicks = terminal("run", photo, "--click", "+120,80", "-b", pair, "-o", tmp_path / "clicks")
+    assert clicks.code == 0, clicks.err
+    assert (tmp_path / "clicks" / "photo.1.mask.png").is_file()
+
+
+def test_the_manifest_holds_every_number_and_inspect_prints_them(pair, terminal):
+    document = json.loads(terminal("inspect", pair, "--verify", "--json").out)
+    segmenter, mllm = (document["parts"][n]["verified"] for n in ("segmenter", "mllm"))
+    assert segmenter["gate"] == mllm["gate"] == "passed"
+    assert max(segmenter["graphs"].values()) < 1e-4
+    assert segmenter["host"]["mask_iou"] > 0.99
+    assert segmenter["variants"]["cpu-8bit"]["mask_iou_mean"] >= 0.98
+    assert max(mllm["graphs"].values()) < 1e-4
+    assert mllm["variants"]["cpu-8bit"]["states"] == 24
+    assert mllm["quality"] == "not measured"
+    assert document["strangers"] == []
+    said = terminal("inspect", pair).out
+    assert "agreement: 1.0" in said
+    assert "mask_iou_mean" in said
+
+
+def test_a_reference_that_nobody_asked_for_is_gone(pair):
+    assert not list(pair.rglob("reference"))
+    for part in open_bundle(pair).parts.values():
+        assert list(part.manifest.variants) == ["cpu-8bit"]
+
+
+def test_resume_keeps_finished_parts(pair, places, terminal, monkeypatch):
+    monkeypatch.setattr(exporter, "make_segmenter", None)
+    monkeypatch.setattr(exporter, "make_mllm", None)
+    digest = open_bundle(pair).digest
+    done = terminal("export", places / "pair.toml", "-o", pair, "--resume")
+    assert done.code == 0, done.err
+    assert [line.split("\t")[1] for line in done.out.splitlines()] == ["kept", "kept"]
+    assert open_bundle(pair).digest == digest
+
+
+def test_another_bundle_of_the_same_mllm_shares_its_part(pair, places, terminal, recipe_text):
+    text = recipe_text("cpu-8bit", mllm="qwen2_5_vl") + recipe_text("cpu-fast", segmenter="sam")
+    (places / "other.toml").write_text(text)
+    done = terminal("export", places / "other.toml", "-o", places / "other")
+    assert done.code == 0, done.err
+    assert [line.split("\t")[1] for line in done.out.splitlines()] == ["exported", "shared"]
+    assert not (places / "other" / "mllm").exists()
+    other = open_bundle(places / "other")
+    assert other.index.parts["mllm"] == "../pair/mllm"
+    assert other.part("mllm").digest == open_bundle(pair).part("mllm").digest
+
+
+def test_one_part_alone_and_the_other_later(places, terminal, monkeypatch, tmp_path):
+    bundle = tmp_path / "halves"
+    done = terminal("export", places / "pair.toml", "-o", bundle, "--only", "segmenter")
+    assert done.code == 0, done.err
+    assert set(open_bundle(bundle).parts) == {"segmenter"}
+    done = terminal(
+        "export", places / "pair.toml", "-o", bundle, "--only", "mllm", "--allow-below-gate",
+        "--variant", "cpu-4bit",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert set(open_bundle(bundle).parts) == {"segmenter", "mllm"}
+    assert list(open_bundle(bundle).part("mllm").manifest.variants) == ["cpu-4bit"]
+
+
+def test_a_failure_half_way_leaves_finished_parts_and_nothing_else(
+    places, terminal, monkeypatch, tmp_path
+):
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    bundle = tmp_path / "broken"
+    monkeypatch.setattr(mllm_export, "build_decoder", full)
+    done = terminal("export", places / "pair.toml", "-o", bundle)
+    assert done.code == 1
+    assert "No space left on device" in done.err
+    assert "--resume" in done.err
+    assert sorted(p.name for p in bundle.iterdir() if p.name != ".lock") == ["segmenter"]
+    monkeypatch.undo()
+
+
+def test_what_a_killed_export_left_is_removed(pair, places, terminal):
+    (pair / ".mllm-123").mkdir()
+    shutil.move(pair / "segmenter", pair / ".segmenter-old")
+    done = terminal("export", places / "pair.toml", "-o", pair, "--resume", "--only", "mllm")
+    assert done.code == 0, done.err
+    assert not list(pair.glob(".mllm-*"))
+    assert set(open_bundle(pair).parts) == {"segmenter", "mllm"}
+
+
+def refused(done: Any, said: str, hint: str = "") -> None:
+    assert done.code in (1, 2)
+    assert said in done.err
+    assert hint in done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
+
+
+def test_refusals_come_before_any_work(places, terminal, tmp_path, monkeypatch, recipe_text):
+    for name in ("make_segmenter", "make_mllm"):
+        monkeypatch.setattr(exporter, name, None)
+    target = tmp_path / "never"
+    refused(terminal("export"), "name a recipe")
+    refused(terminal("export", "pear"), "there is no recipe `pear`", "--list")
+    recipe = places / "pair.toml"
+    refused(terminal("export", recipe, "--only", "head"), "--only takes segmenter or mllm")
+    refused(terminal("export", recipe, "--variant", "fast", "-o", target), "`fast` is unknown")
+    text = recipe_text("cpu-8bit", mllm="qwen2_5_vl")
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text(text.replace('family = "qwen2_5_vl"', 'family = "qwen3_vl"'))
+    refused(terminal("export", wrong, "-o", target), "of the family qwen2_5_vl, not qwen3_vl")
+    wrong.write_text(text.replace('source = "', 'source = "/nowhere'))
+    refused(terminal("export", wrong, "-o", target), "there is no checkpoint /nowhere")
+    with monkeypatch.context() as patch:
+        patch.setattr("segagent_rt.cli.export.find_spec", lambda name: None)
+        done = terminal("export", recipe, "-o", target)
+        refused(done, "needs packages that are not installed", "segagent-rt[export]")
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "free_memory", lambda: 1000)
+        refused(terminal("export", recipe, "-o", target), "GB of memory", "--only")
+    with monkeypatch.context() as patch:
+        patch.setattr(plan.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+        refused(terminal("export", recipe, "-o", target), "of the disk that holds")
+    assert not target.exists()
+    (target / "segmenter").mkdir(parents=True)
+    (target / "segmenter" / "thesis.docx").touch()
+    refused(terminal("export", recipe, "-o", target), "is no part of a bundle")
+
+
+def test_the_list_needs_no_torch(terminal, monkeypatch):
+    monkeypatch.setattr("segagent_rt.cli.export.find_spec", lambda name: None)
+    done = terminal("export", "--list")
+    assert done.code == 0
+    assert "segagent-qwen-simpleclick-l\tsimple_click + qwen_vl\t" in done.out

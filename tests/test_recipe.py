@@ -1,0 +1,167 @@
+"""Recipes and the sources that they name: read strictly, without torch, errors of one sentence."""
+
+from __future__ import annotations
+
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+
+from segagent_rt.mllm.prompts import PRESETS
+from segagent_rt.runtime import MLLMS, SAMS
+from segagent_rt_export.errors import RecipeInvalid, SourceMissing
+from segagent_rt_export.hub import HubModel
+from segagent_rt_export.recipe import (
+    MllmFamily,
+    SegmenterFamily,
+    VariantName,
+    find_recipe,
+    read_recipe,
+    tracked_recipes,
+)
+from segagent_rt_export.sources import locate, parse_source
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+SEGMENTER = '[segmenter]\nfamily = "sam"\nsource = "a"\nvariants = ["cpu-8bit"]\n'
+MLLM = '[mllm]\nfamily = "qwen2_vl"\nsource = "b"\nvariants = ["cpu-8bit"]\n'
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str) -> Path:
+        path = tmp_path / "mine.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_the_tracked_recipes_are_read_and_cover_the_pairs_people_want():
+    found = {path.stem: read_recipe(path) for path in tracked_recipes()}
+    families = {tuple(part.family for part in r.parts.values()) for r in found.values()}
+    assert {
+        ("simple_click", "qwen_vl"), ("sam", "qwen_vl"), ("edgetam", "qwen2_5_vl"),
+        ("sam2", "qwen2_5_vl"), ("mobile_sam", "qwen2_5_vl"), ("edgetam", "qwen3_vl"),
+        ("sam2", "qwen3_vl"), ("mobile_sam", "qwen3_vl"),
+    } <= families  # fmt: skip
+    assert all(recipe.name == stem and recipe.about for stem, recipe in found.items())
+
+
+def test_every_tracked_recipe_is_installed_with_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    for path in (ROOT / "engines").glob("*.toml"):
+        assert included[f"engines/{path.name}"] == f"segagent_rt/recipes/{path.name}"
+
+
+def test_the_readme_names_every_family_variant_and_preset():
+    text = (ROOT / "engines" / "README.md").read_text()
+    names = [*map(typing.get_args, (SegmenterFamily, MllmFamily, VariantName)), tuple(PRESETS)]
+    assert [n for group in names for n in group if n not in text] == []
+
+
+def test_the_runtime_knows_every_family_that_a_recipe_may_name():
+    assert set(typing.get_args(MllmFamily)) == set(MLLMS)
+    assert set(typing.get_args(SegmenterFamily)) == {*SAMS, "simple_click"}
+
+
+def test_every_variant_is_defined_for_both_parts():
+    from segagent_rt_export.variants import MLLM_VARIANTS, SEGMENTER_VARIANTS
+
+    names = set(typing.get_args(VariantName))
+    assert set(MLLM_VARIANTS) == set(SEGMENTER_VARIANTS) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[segmenter", "is not TOML"),
+        ("", "neither a segmenter nor an MLLM"),
+        ("colour = 1\n" + SEGMENTER, "unknown field `colour`"),
+        (SEGMENTER + 'varaints = ["reference"]\n', "unknown field `varaints`"),
+        (SEGMENTER.replace("source", "sauce"), "unknown field `sauce`"),
+        (SEGMENTER.replace('"sam"', '"sam3"'), '"sam3" is not one of'),
+        (SEGMENTER.replace("cpu-8bit", "cpu-9bit"), '"cpu-9bit" is not one of'),
+        (SEGMENTER.replace('["cpu-8bit"]', "[]"), "must name each variant once"),
+        (SEGMENTER.replace('"cpu-8bit"', '"cpu-8bit", "cpu-8bit"'), "each variant once"),
+        (SEGMENTER.replace('["cpu-8bit"]', '"cpu-8bit"'), "is not a list"),
+        (SEGMENTER + "side = 448\n", "side is for simple_click only"),
+        (MLLM + 'preset = "segagnet"\n', "preset `segagnet` is unknown"),
+        (MLLM + 'most_pixels = "many"\n', '"many" is not int'),
+        ("x = " + "1" * 200_000, "is too long"),
+    ],
+)
+def test_mistakes_are_named(write, text, said):
+    with pytest.raises(RecipeInvalid, match=said) as caught:
+        read_recipe(write(text))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_part_alone_and_other_variants(write):
+    recipe = read_recipe(write(SEGMENTER + MLLM))
+    assert recipe.name == "mine"
+    assert list(recipe.narrowed("mllm", ()).parts) == ["mllm"]
+    for part in recipe.narrowed(None, ("reference", "cpu-4bit")).parts.values():
+        assert part.variants == ("reference", "cpu-4bit")
+    with pytest.raises(RecipeInvalid, match="has no mllm"):
+        read_recipe(write(SEGMENTER)).narrowed("mllm", ())
+    with pytest.raises(RecipeInvalid, match="`fast` is unknown") as caught:
+        recipe.narrowed(None, ("fast",))
+    assert "cpu-fast" in caught.value.hint
+
+
+def test_recipes_are_found_by_name_and_by_path(write):
+    assert find_recipe("qwen3-vl-2b-edgetam").is_file()
+    path = write(SEGMENTER)
+    assert find_recipe(str(path)) == path
+    with pytest.raises(RecipeInvalid, match="no recipe `qwen9`"):
+        find_recipe("qwen9")
+
+
+@pytest.mark.parametrize(
+    ("text", "model"),
+    [
+        ("hf:Qwen/Qwen3-VL-2B-Instruct", HubModel("hf", "Qwen", "Qwen3-VL-2B-Instruct")),
+        ("ms:a/b.c@v1.0", HubModel("ms", "a", "b.c", "v1.0")),
+        ("hf:a/b@refs/pr/1", HubModel("hf", "a", "b", "refs/pr/1")),
+    ],
+)
+def test_models_of_hubs(text, model):
+    assert parse_source(text) == model
+
+
+@pytest.mark.parametrize(
+    "text", ["hf:", "hf:a", "ms:a/b/c", "hf:../b", "hf:a/..", "hf:a/b@", "hf:a/b@../c", "hf:-x/y"]
+)
+def test_what_names_no_model_is_refused(text):
+    with pytest.raises(RecipeInvalid, match="names no model"):
+        parse_source(text)
+
+
+def test_a_model_that_is_not_there_comes_with_the_command_that_downloads_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceMissing, match=r"not in checkpoints/a/b") as caught:
+        locate("hf:a/b@v1", tmp_path)
+    assert "hf download a/b --revision v1 --local-dir checkpoints/a/b" in caught.value.hint
+    with pytest.raises(SourceMissing) as caught:
+        locate("ms:a/b", tmp_path)
+    assert "modelscope download --model a/b --local_dir checkpoints/a/b" in caught.value.hint
+    (tmp_path / "checkpoints" / "a" / "b").mkdir(parents=True)
+    assert locate("hf:a/b@v1", tmp_path) == Path("checkpoints/a/b")
+
+
+def test_a_file_that_is_not_there_comes_with_its_origin(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceMissing, match=r"no checkpoint x\.pth") as caught:
+        locate("x.pth", tmp_path / "recipes", "https://example.org")
+    assert "https://example.org" in caught.value.hint
+    beside = tmp_path / "recipes" / "x.pth"
+    beside.parent.mkdir()
+    beside.touch()
+    assert locate("x.pth", tmp_path / "recipes") == beside
