@@ -170,14 +170,10 @@ def make_mllm(
     assert source is not None
     assert isinstance(recipe, MllmRecipe)
     comparable = fits_gate(part)
-    variants: dict[str, Variant] = {}
-    for name in _with_reference(recipe.variants) if comparable else recipe.variants:
-        kind = MLLM_VARIANTS[name]
-        (folder / name).mkdir()
-        watched = counted(source, partial(_tell_share, tell, name))
-        paths = export_mllm_graphs(watched, folder / name, kind.arithmetic, kind.dialect)
-        graphs = {role: f"{name}/{path.name}" for role, path in paths.items()}
-        variants[name] = Variant(kind.device, kind.precision, graphs, kind.dialect)
+    names = _with_reference(recipe.variants) if comparable else recipe.variants
+    variants: dict[str, Variant] = {
+        name: _write_variant(source, name, folder, tell) for name in names
+    }
     tell("writing the embeddings")
     export_mllm_tables(source, folder)
     provenance = {**source.provenance, "order": part.order}
@@ -189,12 +185,19 @@ def make_mllm(
         verdict = verdict.and_also(verify_replies(opened, masks, judge.gate, tell))
     else:
         verdict = verdict.and_also(Verdict(failures=("its variants were not compared",)))
-    record = judge.record("mllm", verdict)
-    asked = recipe.preset in ZERO_SHOT
-    record["quality"] = (
-        "not measured; the model was not trained for this task" if asked else "not measured"
-    )
-    _finish(part, folder, draft, record)
+    quality = "not measured"
+    if recipe.preset in ZERO_SHOT:
+        quality += "; the model was not trained for this task"
+    _finish(part, folder, draft, {**judge.record("mllm", verdict), "quality": quality})
+
+
+def _write_variant(source: MllmSource, name: VariantName, folder: Path, tell: Tell) -> Variant:
+    kind = MLLM_VARIANTS[name]
+    (folder / name).mkdir()
+    watched = counted(source, partial(_tell_share, tell, name))
+    paths = export_mllm_graphs(watched, folder / name, kind.arithmetic, kind.dialect)
+    graphs = {role: f"{name}/{path.name}" for role, path in paths.items()}
+    return Variant(kind.device, kind.precision, graphs, kind.dialect)
 
 
 def _tell_share(tell: Tell, variant: str, share: float) -> None:
@@ -235,5 +238,5 @@ def _finish(part: PartPlan, folder: Path, draft: PartDraft, verified: dict[str, 
     """Drop a reference that was not asked for, and describe what remains."""
     wanted: dict[str, Variant] = {name: draft.variants[name] for name in part.recipe.variants}
     if REFERENCE not in wanted:
-        shutil.rmtree(folder / REFERENCE)
+        shutil.rmtree(folder / REFERENCE, ignore_errors=True)  # it may not have been written
     write_manifest(folder, replace(draft, variants=wanted, verified=verified))

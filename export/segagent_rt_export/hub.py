@@ -28,6 +28,9 @@ Tell: TypeAlias = Callable[[str], None]
 TIMEOUT, BLOCK, LONGEST_LISTING = 30.0, 1 << 20, 50_000_000
 """Seconds without an answer, bytes read at once, bytes of a list of files."""
 
+STEPS = 20
+"""How often the progress of a file is told."""
+
 NAMES = re.compile(
     r"(config|preprocessor_config|processor_config|generation_config|tokenizer|adapter_config)\.json"
     r"|(model|adapter_model)[\w.-]*\.safetensors(\.index\.json)?|qwen\.tiktoken"
@@ -164,11 +167,13 @@ def _fetch(model: HubModel, file: Remote, folder: Path, tell: Tell) -> None:
         with _explained(model), _open(model, file.url, start) as answer:
             whole = getattr(answer, "status", 200) != 206
             with path.open("wb" if whole else "ab") as stream:
-                done = 0 if whole else start
+                done, told = 0 if whole else start, -1
                 while done <= file.size and (block := answer.read(BLOCK)):
                     stream.write(block)
                     done += len(block)
-                    tell(f"downloading {file.name}, {min(done / max(file.size, 1), 1):.0%}")
+                    if (step := min(STEPS * done // max(file.size, 1), STEPS)) > told:
+                        told = step
+                        tell(f"downloading {file.name}, {step / STEPS:.0%}")
         if done < file.size:
             raise SourceMissing(
                 f"the download of {file.name} of {model} broke off", hint="run the command again"

@@ -20,6 +20,7 @@ from segagent_rt.examples import Watched
 from segagent_rt.metrics import iou
 from segagent_rt.runtime import open_mllm, open_segmenter
 from segagent_rt.types import Array, Click, Mask, Request, Segmenter, Session, Turn
+from segagent_rt_export.lint import lint
 from segagent_rt_export.mllm.published import Published
 from segagent_rt_export.segmenters.exported import Check
 from segagent_rt_export.segmenters.published import host_of, levels_apart, prompts_apart
@@ -77,6 +78,7 @@ def verify_segmenter(part: Part, checks: Sequence[Check], gate: Gate, tell: Tell
         for role, error in numbers["graphs"].items()
         if not error <= gate.graph_error
     ]
+    failures += lint(part)
     tell("comparing what the net is shown")
     numbers["host"], complaints = _host(part, gate)
     failures += complaints
@@ -112,8 +114,7 @@ def _relative(found: Array, wanted: Array) -> float:
 
 def _host(part: Part, gate: Gate) -> tuple[dict[str, float], list[str]]:
     """One click on a picture that is larger than what the net sees, and not square."""
-    settings = dict(part.manifest.settings)
-    side = settings["side"] * 3 // 2
+    side = part.manifest.settings["side"] * 3 // 2
     image = np.ascontiguousarray(next(scenes(1, side)).image[: side * 3 // 4])
     size, click = (image.shape[0], image.shape[1]), Click(side // 3, side // 5, True)
     watched: dict[str, Watched] = {}
@@ -126,7 +127,7 @@ def _host(part: Part, gate: Gate) -> tuple[dict[str, float], list[str]]:
         segmenter = open_segmenter(part, watch)
         mask = segmenter.decode(segmenter.encode(image), [click]).mask()
     runs = {role: session.examples[0] for role, session in watched.items()}
-    host = host_of(part.manifest.family, _Named(settings))
+    host = host_of(part.manifest)
     shown = runs[host.role][0]["image"][0]
     feeds, outputs = runs[list(runs)[-1]]
     prompt = host.prompt(click, size)
@@ -144,16 +145,6 @@ def _host(part: Part, gate: Gate) -> tuple[dict[str, float], list[str]]:
     if not numbers["mask_iou"] >= gate.mask_iou:
         complaints.append("masks are drawn otherwise than the net's authors draw them")
     return numbers, complaints
-
-
-@dataclass(frozen=True)
-class _Named:
-    """Settings by attribute."""
-
-    fields: Mapping[str, Any]
-
-    def __getattr__(self, name: str) -> Any:
-        return self.fields[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +219,7 @@ def verify_replies(part: Part, segmenter: Segmenter | None, gate: Gate, tell: Te
         tell: is told what is going on.
     """
     found: dict[str, Any] = {}
-    failures: list[str] = []
+    failures = list(lint(part))
     if variants := _others(part):
         tell("recording what the reference answers")
         with Opened(part) as opened:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from segagent_rt.contracts import Manifest
 from segagent_rt.types import Click, Mask, RgbImage, Size
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -41,11 +42,12 @@ class Host(Protocol):
         """The mask that a graph's outputs mean."""
 
 
-def host_of(family: str, settings: Any) -> Host:
-    """A family's host; the settings only say how large the square is."""
-    if family == "simple_click":
-        return SimpleClickHost(settings.side, settings.radius, settings.threshold)
-    return SamHost(settings.side, family in SQUASHED)
+def host_of(manifest: Manifest) -> Host:
+    """A family's host; of the settings only sizes and the threshold are taken over."""
+    settings, side = manifest.settings, manifest.settings["side"]
+    if manifest.family == "simple_click":
+        return SimpleClickHost(side, settings["radius"], settings["threshold"])
+    return SamHost(side, manifest.family in SQUASHED)
 
 
 @dataclass(frozen=True, slots=True)
