@@ -24,6 +24,7 @@ from segagent_rt_export.agreement import (
     walked_states,
     without_grammar,
 )
+from segagent_rt_export.precision import Precision
 
 STATES = 24
 
@@ -94,7 +95,7 @@ def test_planted_faults_fall_below_the_bar(runtime, met, plant):
 
 
 def test_without_its_grammar_the_model_writes_on_to_its_end_token(runtime, met):
-    free = next(iter(turns(without_grammar(runtime.annotator), met)))
+    free = next(iter(turns(without_grammar(runtime.annotator, Precision("8bit")), met)))
     assert "<|im_end|>" not in free.reply
 
 

@@ -8,23 +8,29 @@ write without a grammar.
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from segagent_rt import loop
 from segagent_rt.annotators.mllm import MllmAnnotator
+from segagent_rt.backends import Runtime as Where
+from segagent_rt.backends import open_session
 from segagent_rt.bench.one_by_one import OneByOne
 from segagent_rt.errors import GateFailed
-from segagent_rt.loop import Rules
 from segagent_rt.metrics import iou
 from segagent_rt.mllm.language import LanguageModel
 from segagent_rt.runtime import Runtime
 from segagent_rt.scenes import make_scene
-from segagent_rt.types import Annotator, Click, Request, RgbImage, Segmenter, Turn
+from segagent_rt.types import Annotator, Click, Request, RgbImage, Segmenter, Session, Turn
+from segagent_rt_export.graph import new_graph
+from segagent_rt_export.mllm.language import build_head
+from segagent_rt_export.precision import Precision
 
 NEAR = 15
 """Clicks this close, in thousandths of the picture's sides, are the same click."""
@@ -42,12 +48,13 @@ class State:
 
 
 def walked_states(runtime: Runtime, count: int, first: int, side: int = 256) -> Iterator[State]:
-    """States of a bundle's own walks over generated scenes: the clean picture, then its masks."""
+    """States of a bundle's own walks, by the default rules, over generated scenes: the clean
+    picture, then its masks."""
     found, seed = 0, first
     while found < count:
         scene = make_scene(seed, side)
         said = scene.expressions[0].text
-        walked = runtime.open(scene.image).annotate(said, rules=Rules(4, accept=None))
+        walked = runtime.open(scene.image).annotate(said)
         shown = [None, *(prediction for prediction, _ in walked.candidates)]
         for prediction in shown[: count - found]:
             yield State(scene.image, Request(prediction, said))
@@ -63,26 +70,24 @@ def turns(annotator: Annotator, states: Iterable[State]) -> Iterator[Turn]:
         yield view.propose([state.request])[0][0]
 
 
-class TiedHead:
-    """The whole output head of a model whose head is its table of embeddings, as a session."""
-
-    def __init__(self, table: Any) -> None:
-        self._table = np.asarray(table, np.float32)
-
-    def run(self, feeds: Any, outputs: Any, *, into: Any = None, keep: Any = ()) -> dict[str, Any]:
-        return {"logits": feeds["hidden"] @ self._table.T}
-
-    def allocate(self, shape: Any, dtype: Any) -> Any:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Nothing is held."""
+def whole_head(table: Any, precision: Precision) -> Session:
+    """The output head over the whole vocabulary, stored as the rows in the decoder are; `table`
+    [V, hidden] is that of the embeddings, which is tied to it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "head.onnx"
+        with new_graph(path) as graph:
+            build_head(graph, [np.asarray(table, np.float32)], table.shape[1], precision)
+        return open_session(path, Where("cpu"))
 
 
-def without_grammar(annotator: MllmAnnotator, end: str = "<|im_end|>") -> MllmAnnotator:
-    """The same MLLM, writing whatever it finds likeliest up to its end token."""
+def without_grammar(
+    annotator: MllmAnnotator, precision: Precision, end: str = "<|im_end|>"
+) -> MllmAnnotator:
+    """The same MLLM, writing whatever it finds likeliest up to its end token; `precision` is its
+    language model's."""
     model = annotator.model
-    whole = LanguageModel(model._session, model._table, model.settings, TiedHead(model._table))
+    head = whole_head(model._table, precision)
+    whole = LanguageModel(model._session, model._table, model.settings, head)
     stops = tuple(annotator.encode(end))
     free = copy.copy(annotator)
     free.model, free.settings = whole, replace(annotator.settings, decoding="free", stops=stops)
@@ -139,6 +144,7 @@ def measure_agreement(
     runtime: Runtime,
     annotator: MllmAnnotator,
     segmenter: Segmenter,
+    precision: Precision,
     states: int = 500,
     first: int = 5000,
 ) -> dict[str, Any]:
@@ -149,7 +155,7 @@ def measure_agreement(
     met = list(walked_states(runtime, states, first))
     said = list(turns(shipped, met))
     plain = turns(replace(shipped, writing=OneByOne), met)
-    free = list(turns(without_grammar(shipped), met))
+    free = list(turns(without_grammar(shipped, precision), met))
     true = list(turns(annotator, met))
     scaled = [
         [in_thousandths(turn, state.image) for turn, state in zip(side, met, strict=True)]

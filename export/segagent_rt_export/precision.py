@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from segagent_rt_export.graph import GraphBuilder, Weight
 
-Scheme: TypeAlias = Literal["fp32", "8bit", "4bit", "int8"]
+Scheme: TypeAlias = Literal["fp32", "8bit", "4bit", "int8", "stored"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,9 @@ class Precision:
     """`8bit` and `4bit`: weights in blocks with one scale each; in ONNX Runtime's dialect
     activations are quantised on the fly (MatMulNBits, accuracy level 4), in the portable one
     weights are unpacked (DequantizeLinear). `int8`: one scale per output channel, activations one
-    per tensor (MatMulInteger), ONNX Runtime only. `fp32`: as they are.
+    per tensor (MatMulInteger), ONNX Runtime only. `stored`: eight bits on disk, unpacked once, at
+    load, and multiplied in fp32: for small models, whose results then depend on rounding no more.
+    `fp32`: as they are.
     """
 
     scheme: Scheme = "fp32"
@@ -31,7 +33,7 @@ class Precision:
         weight = np.asarray(weight, np.float32)
         if self.scheme == "fp32":
             y = graph.node("MatMul", [x, graph.weight(weight.T)])
-        elif graph.dialect == "portable":
+        elif graph.dialect == "portable" or self.scheme == "stored":
             y = graph.node("MatMul", [x, self._unpacked(graph, weight)])
         elif self.scheme == "int8":
             y = _dynamic_int8(graph, x, weight)
@@ -66,7 +68,7 @@ class Precision:
             codes, scales = quantise_symmetric(weight, 8, inputs)
             inputs_of = [graph.weight(codes.T), graph.weight(scales[:, 0])]
             return graph.node("DequantizeLinear", inputs_of, axis=1)
-        bits = 8 if self.scheme == "8bit" else 4
+        bits = 4 if self.scheme == "4bit" else 8
         codes, scales = quantise_symmetric(weight, bits, self.block)
         stored = codes.T
         if bits == 8:

@@ -35,9 +35,9 @@ from segagent_rt_export.train.questions import PROTOCOL
 from segagent_rt_export.train.segmenter_net import SIDE, SegmenterNet
 from segagent_rt_export.train.tokenizer import PROMPT, build_tokenizer
 
-VISION, LANGUAGE = Precision("int8"), Precision("8bit", 32)
-"""The language model's activations are quantised row by row: its results do not depend on how
-many tokens are fed at once, and so jump-forward stays exact."""
+VISION, LANGUAGE = Precision("stored", 16), Precision("stored", 16)
+"""Arithmetic in fp32: what the language model computes does not depend on how many tokens are fed
+at once, and so jump-forward stays exact."""
 
 
 def export_tiny(training: Path, target: Path, mllm_stage: str) -> None:
@@ -90,7 +90,7 @@ def export_mllm(
     with new_graph(folder / "vision.onnx") as g:
         tower_shape().build(g, StateDict(state, "model.visual."), vision_precision)
     language = StateDict(state, "model.language_model.")
-    table = language("embed_tokens.weight")
+    table = np.asarray(language("embed_tokens.weight"), np.float16).astype(np.float32)
     head = table[list(settings.head_rows)]
     with new_graph(folder / "decoder.onnx") as g:
         build_decoder(g, language_shape(), language, head, language_precision)

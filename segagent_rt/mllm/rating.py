@@ -11,7 +11,8 @@ def rating_of(written: Written, automaton: Automaton) -> float | None:
 
     The digits written are only the likeliest; their neighbours' chances say on which side the
     truth lies. A number that begins with another digit than the one written counts as the middle
-    of its ten.
+    of its ten; with a 1, as a hundred or as the middle of 10 to 19, as far as a 9 or a 0 and a 2
+    are likely beside it.
     """
     digits = [c for c in written.choices if automaton.rating_digits(c.state) is not None]
     if not digits:
@@ -23,8 +24,18 @@ def rating_of(written: Written, automaton: Automaton) -> float | None:
         if digit == int(_likeliest(first, automaton)):
             total += chance * _second(digit, later, automaton)
         else:
-            total += chance * (10 * digit + 4.5 if digit else 0.0)
+            total += chance * _first(digit, first, automaton)
     return float(min(total, 100.0) / 100)
+
+
+def _first(digit: int, choice: Choice, automaton: Automaton) -> float:
+    """Expected number of which no more than the first digit is known."""
+    if digit != 1:
+        return 10 * digit + 4.5 if digit else 0.0
+    chances = dict(zip(choice.tokens, choice.chances, strict=True))
+    beside = {int(automaton.digits[token]): chance for token, chance in chances.items()}
+    few, many = beside[0] + beside[2], beside[9]
+    return float((few * 14.5 + many * 100.0) / (few + many)) if few + many else 14.5
 
 
 def _likeliest(choice: Choice, automaton: Automaton) -> str:

@@ -91,7 +91,9 @@ def _precision(graph: onnx.GraphProto) -> Precision:
     kinds = {node.op_type for node in graph.node}
     if "MatMulInteger" in kinds:
         return Precision("int8")
-    return Precision("8bit" if "MatMulNBits" in kinds else "fp32")
+    if "MatMulNBits" in kinds:
+        return Precision("8bit")
+    return Precision("stored" if "DequantizeLinear" in kinds else "fp32")
 
 
 def _unfolded(vision: Mapping[str, Weight]) -> dict[str, Weight]:

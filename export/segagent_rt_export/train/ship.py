@@ -16,7 +16,7 @@ from segagent_rt.runtime import Runtime, load
 from segagent_rt.scenes import GENERATOR
 from segagent_rt_export.agreement import check_gate, measure_agreement
 from segagent_rt_export.parts import new_part, write_json
-from segagent_rt_export.tiny import export_tiny, trained_nets
+from segagent_rt_export.tiny import LANGUAGE, export_tiny, trained_nets
 from segagent_rt_export.train.as_trained import annotator_as_trained, segmenter_as_trained
 from segagent_rt_export.train.main import PLAN_FILE, STAGES, last_stage
 from segagent_rt_export.train.tokenizer import build_tokenizer
@@ -63,7 +63,9 @@ def ship(training: Path, target: Path, trial: Trial, tell: Callable[[str], None]
 def _agreement(runtime: Runtime, training: Path, stage: str, states: int) -> dict[str, Any]:
     segmenter, net = trained_nets(training, stage)
     true = annotator_as_trained(net, build_tokenizer())
-    return measure_agreement(runtime, true, segmenter_as_trained(segmenter), states, AGREEMENT_SEED)
+    return measure_agreement(
+        runtime, true, segmenter_as_trained(segmenter), LANGUAGE, states, AGREEMENT_SEED
+    )
 
 
 def evaluate(runtime: Runtime, scenes: int, tell: Callable[[str], None]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def read_settings(part: Part, family: str, into: type[S]) -> S:
 
 @dataclass(frozen=True, slots=True)
 class StoredGraph:
-    """A graph and its constants by name, those of convolutions unpacked from eight bits."""
+    """A graph and its constants by name, those stored in eight bits unpacked."""
 
     graph: onnx.GraphProto
     values: Mapping[str, Weight]
@@ -123,14 +123,19 @@ def _loose_ends(graph: onnx.GraphProto) -> Iterator[str]:
 def _unpacked_convolutions(
     graph: onnx.GraphProto, values: Mapping[str, Weight]
 ) -> dict[str, Weight]:
-    """Inverse of `pack_convolutions`."""
+    """Inverse of `pack_convolutions`, and of linear layers that are `stored`."""
     unpacked = {}
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and len(node.input) == 2:
             codes, scales = (values.get(name, np.zeros(0)) for name in node.input)
-            if codes.shape[:1] == scales.shape:
-                shape = (-1, *(1,) * (codes.ndim - 1))
-                unpacked[node.output[0]] = codes.astype(np.float32) * scales.reshape(shape)
+            options = {attribute.name: attribute.i for attribute in node.attribute}
+            axis, block = options.get("axis", 1), options.get("block_size", 0)
+            if block:
+                scales = np.repeat(scales, block, axis)
+            elif codes.shape[axis : axis + 1] == scales.shape:
+                scales = scales.reshape([-1 if at == axis else 1 for at in range(codes.ndim)])
+            if scales.ndim == codes.ndim:
+                unpacked[node.output[0]] = codes.astype(np.float32) * scales
     return unpacked
 
 

@@ -1,0 +1,54 @@
+"""The rating is what the model expects, not only what it writes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from segagent_rt.mllm.constrained import Choice, Written
+from segagent_rt.mllm.rating import rating_of
+from segagent_rt.reply import ReplyProtocol, compile_grammar
+
+
+def characters(text):
+    return [ord(letter) for letter in text]
+
+
+GRAMMAR = compile_grammar(ReplyProtocol(), characters, "", (100, 100))
+
+
+def written(*chances):
+    """A reply whose rating's digits were chosen with these chances, each a dict of digits."""
+    state, choices = GRAMMAR.start, []
+    for wanted in chances:
+        while len(edges := GRAMMAR.edges(state)) == 1:
+            ((_, state),) = edges.items()
+        tokens = tuple(GRAMMAR.edges(state))
+        shares = np.array([wanted.get(GRAMMAR.digits.get(token, "end"), 0.0) for token in tokens])
+        choices.append(Choice(state, tokens, shares))
+        state = GRAMMAR.edges(state)[tokens[int(shares.argmax())]]
+    return Written((), tuple(choices), 0)
+
+
+def test_certain_digits_are_the_rating():
+    assert rating_of(written({"8": 1.0}, {"7": 1.0}), GRAMMAR) == pytest.approx(0.87)
+
+
+def test_a_zero_is_nothing():
+    assert rating_of(written({"0": 1.0}), GRAMMAR) == 0.0
+
+
+def test_neighbouring_tens_pull():
+    found = rating_of(written({"8": 0.6, "7": 0.4}, {"0": 1.0}), GRAMMAR)
+    assert found == pytest.approx(0.6 * 0.80 + 0.4 * 0.745)
+
+
+def test_a_one_beside_a_nine_begins_a_hundred():
+    """Nearly perfect masks are rated 9x or 100; a 1 that counted as 10 to 19 would halve them."""
+    found = rating_of(written({"9": 0.8, "1": 0.2}, {"6": 1.0}), GRAMMAR)
+    assert found == pytest.approx(0.8 * 0.96 + 0.2 * 1.0)
+
+
+def test_a_one_beside_a_zero_or_a_two_begins_a_number_below_twenty():
+    found = rating_of(written({"2": 0.7, "1": 0.3}, {"1": 1.0}), GRAMMAR)
+    assert found == pytest.approx(0.7 * 0.21 + 0.3 * 0.145)
