@@ -53,7 +53,7 @@ BACKENDS = {
         provider="CUDAExecutionProvider", memory="cuda",
     ),
     "tensorrt": Backend(
-        "tensorrt", 'pip install "segagent-rt[tensorrt]"; on a Jetson: docs/jetson.md', _TENSORRT,
+        "tensorrt", 'pip install "segagent-rt[tensorrt]"; a Jetson has it from JetPack', _TENSORRT,
         nvidia=True,
     ),
     "rtx": Backend("tensorrt_rtx", 'pip install "segagent-rt[rtx]"', _TENSORRT, nvidia=True),

@@ -63,7 +63,7 @@ def _library(backend: str) -> Library:
             continue
     raise BackendMissing(
         "neither TensorRT nor TensorRT-RTX is installed",
-        hint='docs/jetson.md for a Jetson; pip install "segagent-rt[rtx]" for a PC',
+        hint='pip install "segagent-rt[rtx]" on a PC; a Jetson has TensorRT from JetPack',
     )
 
 
