@@ -71,7 +71,9 @@ def wrong_rope(annotator):
 
 def broken_scale(annotator):
     made = faulty(annotator)
-    made.model._table = np.asarray(annotator.model._table, np.float32) * 1.7
+    table = np.array(annotator.model._table, np.float32)
+    table[:, ::2] *= 4  # as if every other block had lost two bits
+    made.model._table = table
     return made
 
 
