@@ -91,9 +91,11 @@ def _precision(graph: onnx.GraphProto) -> Precision:
     kinds = {node.op_type for node in graph.node}
     if "MatMulInteger" in kinds:
         return Precision("int8")
+    options = [attribute for node in graph.node for attribute in node.attribute]
+    block = next((option.i for option in options if option.name == "block_size"), 32)
     if "MatMulNBits" in kinds:
-        return Precision("8bit")
-    return Precision("stored" if "DequantizeLinear" in kinds else "fp32")
+        return Precision("8bit", block)
+    return Precision("stored" if "DequantizeLinear" in kinds else "fp32", block)
 
 
 def _unfolded(vision: Mapping[str, Weight]) -> dict[str, Weight]:
