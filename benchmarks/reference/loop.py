@@ -44,7 +44,7 @@ from segagent_rt_export.train.segmenter_net import SIDE, SegmenterNet
 END = "<|im_end|>"
 LONGEST = 128
 """Tokens after which a reply that does not end is cut."""
-PROBE_SCENES, PROBE_SEED, PROBE_CLICKS = 4, 90_000, 2
+PROBE_SCENES, PROBE_SEED, PROBE_CLICKS = 6, 90_000, 7
 """Walks that tell whether JPEG files change the clicks."""
 
 OverlayFile: TypeAlias = Literal["JPEG", "BMP"]
