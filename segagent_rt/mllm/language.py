@@ -66,7 +66,8 @@ class LanguageModel:
         settings: LanguageSettings,
         head: Session | None = None,
     ) -> None:
-        self._session, self._table, self._head = session, table, head
+        self._session, self._head = session, head
+        self._table = np.asarray(table)  # no `memmap`, whose every slice costs
         self.settings = settings
 
     def new_cache(self, tokens: int) -> Cache:
