@@ -101,6 +101,18 @@ class Asker:
             )
         return cleaned
 
+    def prompt(self, expression: str) -> tuple[list[int], list[int]]:
+        """The tokens before and behind the picture."""
+        tokens = self.encode(self.settings.prompt.replace("{expression}", expression))
+        at = tokens.index(self.encode(self.settings.picture)[-1])
+        return tokens[:at], tokens[at + 1 :]
+
+    def room(self, visual: int) -> int:
+        """Cache rows that the longest conversation about a picture of so many tokens needs."""
+        settings = self.settings
+        expressions = settings.longest_expression * (2 if settings.echoes else 1)
+        return visual + sum(map(len, self.prompt(""))) + expressions + LONGEST
+
     def grammar(self, expression: str, frame: Size) -> Automaton | None:
         """The reply grammar, compiled; one for all expressions unless replies repeat them. None if
         decoding is free."""
@@ -146,18 +158,6 @@ class MllmAnnotator(Asker):
     model: LanguageModel
     writing: type[Writer] = Writer
     _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def prompt(self, expression: str) -> tuple[list[int], list[int]]:
-        """The tokens before and behind the picture."""
-        tokens = self.encode(self.settings.prompt.replace("{expression}", expression))
-        at = tokens.index(self.encode(self.settings.picture)[-1])
-        return tokens[:at], tokens[at + 1 :]
-
-    def room(self, visual: int) -> int:
-        """Cache rows that the longest conversation about a picture of so many tokens needs."""
-        settings = self.settings
-        expressions = settings.longest_expression * (2 if settings.echoes else 1)
-        return visual + sum(map(len, self.prompt(""))) + expressions + LONGEST
 
     def look(self, image: RgbImage) -> MllmView:
         return MllmView(self, image)
