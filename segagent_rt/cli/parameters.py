@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeAlias, get_args
 
 import typer
 
 from segagent_rt.types import Click
+
+if TYPE_CHECKING:
+    from segagent_rt.data.crew import Cluster
 
 BundleOption: TypeAlias = Annotated[
     Optional[str],  # noqa: UP045 (Typer reads the annotation at run time, on Python 3.10 too)
@@ -41,6 +44,14 @@ CandidatesOption: TypeAlias = Annotated[
 TemperatureOption: TypeAlias = Annotated[
     float, typer.Option("--temperature", min=0.01, help="Of the draws, with several candidates.")
 ]
+RayOption: TypeAlias = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--ray", help="Spread the work: `local`, or the address of a Ray cluster."),
+]
+WorkersOption: TypeAlias = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--workers", min=1, help="Workers of --ray; as many as there are CPUs."),
+]
 
 _CLICK = re.compile(r"([+-])?\s*(\d+)\s*,\s*(\d+)")
 
@@ -67,6 +78,19 @@ def one_of(kinds: Any, value: str, option: str) -> Any:
     if value not in (*names, last):
         raise typer.BadParameter(f"{option} is {', '.join(names)} or {last}, not `{value}`")
     return value
+
+
+def cluster_of(address: str | None, workers: int | None) -> Cluster:
+    """Where `--ray` and `--workers` say to work.
+
+    Raises:
+        typer.BadParameter: workers, but no cluster.
+    """
+    from segagent_rt.data.crew import Cluster
+
+    if workers is not None and address is None:
+        raise typer.BadParameter("--workers needs --ray, such as --ray local")
+    return Cluster(address, workers)
 
 
 def telling(title: str) -> Callable[[int, int], None]:

@@ -15,8 +15,11 @@ from segagent_rt.cli.parameters import (
     ImagesOption,
     JsonOption,
     OutputOption,
+    RayOption,
     RootOption,
     ThreadsOption,
+    WorkersOption,
+    cluster_of,
     one_of,
     telling,
 )
@@ -56,12 +59,15 @@ def command(
     bundle: BundleOption = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
+    ray: RayOption = None,
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Writes <data>.trajectories.json in SegAgent's schema.
 
     The simulated annotator clicks with the bundle's segmenter. A broken run goes on where it was.
     """
+    from segagent_rt.data.crew import spreading
     from segagent_rt.data.demonstrate import AfterLoss, Limits
     from segagent_rt.data.generation import Generation, generate, replay
     from segagent_rt.data.sources import Places, open_all, open_trajectories
@@ -69,7 +75,7 @@ def command(
     from segagent_rt.files import check_writable
     from segagent_rt.runtime import load
 
-    places = Places(root, images)
+    places, cluster = Places(root, images), cluster_of(ray, workers)
     with load(bundle, backend=backend, threads=threads) as runtime:
         if check:
             found = [shown for name in data for shown in open_trajectories(name, places)]
@@ -78,18 +84,20 @@ def command(
         check_writable(output)
         limits = Limits(max_clicks, good, least_gain, one_of(AfterLoss, after_loss, "--after-loss"))
         starts = [one_of(StartKind, kind, "--start") for kind in start or ["empty"]]
-        how = Generation(limits, tuple(dict.fromkeys(starts)), seed)
-        made = [
-            generate(
-                each,
-                runtime,
-                how,
-                output / f"{each.title}.trajectories.json",
-                telling(each.title),
-                restart=overwrite,
-            )
-            for each in open_all(data, places)
-        ]
+        how = Generation(limits, tuple(dict.fromkeys(starts)), seed, restart=overwrite)
+        opened = open_all(data, places)
+        with spreading(cluster, runtime, how.demonstrator) as spread:
+            made = [
+                generate(
+                    each,
+                    runtime,
+                    how,
+                    output / f"{each.title}.trajectories.json",
+                    spread,
+                    telling(each.title),
+                )
+                for each in opened
+            ]
     _report(made, as_json)
 
 
