@@ -83,12 +83,14 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A file of trajectories: how many there are, how many clicks they hold, what was left out."""
+    """A file of trajectories: how many there are, how many clicks they hold, how many of these
+    stand in place of an MLLM's, and what was left out."""
 
     path: Path
     trajectories: int
     clicks: int
     problems: list[str]
+    replaced: int = 0
 
 
 def _bench(easel: Easel, sample: Sample) -> Bench:
