@@ -96,7 +96,7 @@ def mllm(tmp_path_factory: Any, recipe_text: Any, sources: Any) -> Made:
     bundle = export(text, tmp_path_factory.mktemp("mllm"), Judge(QUICK))
     folder = sources("qwen2_5_vl")
     source = read_source(folder)
-    published = open_published(folder, source, None, source.model.language.layers)
+    published = open_published(folder, source, None)
 
     def verify(part: Part) -> Verdict:
         verdict = verify_published(part, published, QUICK, quiet)
