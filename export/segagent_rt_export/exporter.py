@@ -36,9 +36,10 @@ from segagent_rt_export.recipe import MllmRecipe, SegmenterRecipe, VariantName
 from segagent_rt_export.segmenters.exported import ExportedSegmenter
 from segagent_rt_export.segmenters.families import export_segmenter
 from segagent_rt_export.segmenters.storing import store_as
+from segagent_rt_export.streaming import CPU
 from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
 from segagent_rt_export.verdict import Gate, Verdict
-from segagent_rt_export.verify import CPU, verify_published, verify_replies, verify_segmenter
+from segagent_rt_export.verify import verify_published, verify_replies, verify_segmenter
 
 Tell: TypeAlias = Callable[[str], None]
 

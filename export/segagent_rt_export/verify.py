@@ -39,7 +39,8 @@ FORCED = 5
 """Tokens that are read at once behind a filled cache; the ones after that one by one."""
 
 Tell: TypeAlias = Callable[[str], None]
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class Opened:

@@ -38,7 +38,7 @@ def _no_parameters() -> Iterator[None]:
     def hollow(self: nn.Module, name: str, held: nn.Parameter | None) -> None:
         register(self, name, None if held is None else _hollow(held))
 
-    nn.Module.register_parameter = hollow  # type: ignore[method-assign]
+    nn.Module.register_parameter = hollow  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
