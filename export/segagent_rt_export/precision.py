@@ -116,9 +116,7 @@ def quantise_blocks(
     return codes, scales.reshape(-1)
 
 
-def _quantise(
-    grouped: Weight, bits: int
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+def _quantise(grouped: Weight, bits: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     """Codes and scales of [rows, blocks, block]."""
     middle = 1 << (bits - 1)
     at = np.abs(grouped).argmax(-1, keepdims=True)

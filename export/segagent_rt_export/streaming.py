@@ -57,7 +57,7 @@ class Pieces:
     """A graph on disk, cut. Its folder must be writable while it is run."""
 
     def __init__(self, path: Path, budget: int | None = None) -> None:
-        self.folder = path.parent
+        self.name, self.folder = path.stem, path.parent
         self._path = path
         model = onnx.load(path, load_external_data=False)
         self._opsets = tuple(model.opset_import)
@@ -92,7 +92,9 @@ class Pieces:
         path = self._path.with_name(f".{self._path.stem}-piece.onnx")
         try:
             path.write_bytes(model.SerializeToString())
-            return open_session(path, CPU)
+            # Quantised products are much slower with weights as they lie in the file.
+            plain = not any(node.domain for node in piece.nodes)
+            return open_session(path, Runtime("cpu", brief=plain))
         finally:
             path.unlink(missing_ok=True)
 
@@ -144,10 +146,14 @@ def size_of(tensor: onnx.TensorProto) -> int:
 
 
 class Convoy:
-    """Tasks that go on at the same time, so that what they ask of a graph is answered together."""
+    """Tasks that go on at the same time, so that what they ask of a graph is answered together.
 
-    def __init__(self) -> None:
+    `tell` is told of every pass of questions through a graph.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
         self._asked: SimpleQueue[_Asked | None] = SimpleQueue()
+        self._tell, self._passes = tell, 0
 
     def ask(self, pieces: Pieces, question: Question) -> Values:
         """The answer, as soon as every other task asks for something too, or has ended."""
@@ -167,9 +173,24 @@ class Convoy:
                 going -= asked is None
                 waiting += [] if asked is None else [asked]
                 if waiting and len(waiting) == going:
-                    _answer(waiting)
+                    self._answer(waiting)
                     waiting = []
         return [end.result() for end in ends]
+
+    def _answer(self, waiting: Sequence[_Asked]) -> None:
+        """Answer everything that is asked, graph by graph."""
+        for pieces in dict.fromkeys(asked.pieces for asked in waiting):
+            together = [asked for asked in waiting if asked.pieces is pieces]
+            self._passes += 1
+            self._tell(f"pass {self._passes}: {len(together)} at once through the {pieces.name}")
+            try:
+                answers = pieces.answer([asked.question for asked in together])
+            except BaseException as error:
+                for asked in together:
+                    asked.answer.set_exception(error)
+                continue
+            for asked, found in zip(together, answers, strict=True):
+                asked.answer.set_result(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,20 +198,6 @@ class _Asked:
     pieces: Pieces
     question: Question
     answer: Future[Values]
-
-
-def _answer(waiting: Sequence[_Asked]) -> None:
-    """Answer everything that is asked, graph by graph."""
-    for pieces in dict.fromkeys(asked.pieces for asked in waiting):
-        together = [asked for asked in waiting if asked.pieces is pieces]
-        try:
-            answers = pieces.answer([asked.question for asked in together])
-        except BaseException as error:
-            for asked in together:
-                asked.answer.set_exception(error)
-            continue
-        for asked, found in zip(together, answers, strict=True):
-            asked.answer.set_result(found)
 
 
 class Spilled:

@@ -35,8 +35,8 @@ CLICKS = 4
 SIZES = ((140, 196), (97, 331), (300, 120), (64, 64), (211, 223))
 """Heights and widths of pictures: grids that windows do not divide, enlarged ones, shrunk ones."""
 
-FORCED = 5
-"""Tokens that are read at once behind a filled cache; the ones after that one by one."""
+STEPS = (slice(0, 5), slice(5, 6), slice(6, 7), slice(7, None))
+"""Tokens that are read at once behind a filled cache."""
 
 Tell: TypeAlias = Callable[[str], None]
 A = TypeVar("A")
@@ -46,7 +46,7 @@ B = TypeVar("B")
 class Opened:
     """A part's graphs, opened once each: some roles of one variant, all others of the reference.
 
-    `streamed` graphs are never in memory whole; what is asked of them in one `each` goes together.
+    With a convoy they run in pieces, and what is asked of them in one `each` goes together.
     """
 
     def __init__(
@@ -54,11 +54,10 @@ class Opened:
         part: Part,
         variant: str = REFERENCE,
         roles: Collection[str] = (),
-        *,
-        streamed: bool = False,
+        convoy: Convoy | None = None,
     ) -> None:
         self._part, self._variant, self._roles = part, variant, roles
-        self._convoy = Convoy() if streamed else None
+        self._convoy = convoy
         self._sessions: list[Session] = []
 
     def __call__(self, part: Part, role: str) -> Session:
@@ -227,8 +226,8 @@ def verify_published(
 ) -> Verdict:
     """Compare the reference of an MLLM's part with the published model."""
     tell("comparing the graphs with torch")
-    with Opened(part, streamed=streamed) as opened:
-        errors = published_errors(opened, published)
+    with Opened(part, convoy=Convoy(tell) if streamed else None) as opened:
+        errors = published_errors(opened, published, tell)
     failures = [
         f"the {what} is {error:.1e} deviations away from torch, {gate.graph_error:.0e} is allowed"
         for what, error in errors.items()
@@ -250,17 +249,17 @@ def verify_replies(
         streamed: whether the graphs run in pieces.
     """
     found: dict[str, Any] = {}
-    failures = list(lint(part))
+    failures, convoy = list(lint(part)), Convoy(tell) if streamed else None
     if variants := _others(part):
         tell("recording what the reference answers")
         recorded = list(states(gate.scenes))
-        with Opened(part, streamed=streamed) as opened:
+        with Opened(part, convoy=convoy) as opened:
             answers = list(zip(recorded, opened.each(_answer, recorded), strict=True))
     for variant in variants:
         tell(f"comparing {variant}")
 
         def measure(roles: Collection[str], variant: str = variant) -> dict[str, Any]:
-            with Opened(part, variant, roles, streamed=streamed) as opened:
+            with Opened(part, variant, roles, convoy) as opened:
                 turns = opened.each(_answer, recorded)
             pairs = zip(answers, turns, strict=True)
             return summarise([_case(state, said, turn, segmenter) for (state, said), turn in pairs])
@@ -270,13 +269,14 @@ def verify_replies(
     return Verdict({"variants": found}, tuple(failures))
 
 
-def published_errors(opened: Opened, published: Published) -> dict[str, float]:
+def published_errors(opened: Opened, published: Published, tell: Tell) -> dict[str, float]:
     """Errors in standard deviations of the published values: of picture embeddings, and of logits
-    (prompt at once, then several tokens at once, then one by one)."""
+    (prompt at once, then several tokens at once, two alone, and the rest at once)."""
     images = list(pictures(SIZES))
     found = opened.each(_seen_and_said, images)
     embeddings, logits = 0.0, 0.0
-    for image, ours in zip(images, found, strict=True):
+    for number, (image, ours) in enumerate(zip(images, found, strict=True), 1):
+        tell(f"asking torch, picture {number} of {len(images)}")
         embeddings = max(embeddings, _deviations(ours.seen, published.picture(image).numpy()))
         theirs = published.logits(image, ours.lead, ours.tail)[-len(ours.logits) :]
         apart = np.abs(ours.logits - theirs[:, ours.rows]).max() / theirs.std()
@@ -308,8 +308,7 @@ def _seen_and_said(annotator: MllmAnnotator, image: Array) -> Said:
     positions = np.concatenate([before, np.broadcast_to(after, (3, len(after)))], axis=1)
     start, cache = x.shape[1], model.new_cache(positions.shape[1])
     logits = [model.feed(cache, x, positions[:, :start])]
-    steps = [slice(0, FORCED), *(slice(at, at + 1) for at in range(FORCED, len(more)))]
-    for step in steps:
+    for step in STEPS:
         count = len(more[step])
         place = positions[:, start:][:, step]
         logits.append(model.feed(cache, model.embed(more[step]), place, rows=count))

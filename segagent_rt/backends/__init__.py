@@ -30,10 +30,14 @@ Refused = Mapping[str, SegagentError]
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """Where graphs run: the backend, and how many threads it may use (None: every core)."""
+    """Where graphs run: the backend, and how many threads it may use (None: every core).
+
+    A `brief` session runs so few times that arranging weights for speed does not pay.
+    """
 
     backend: str = "auto"
     threads: int | None = None
+    brief: bool = False
 
 
 def open_session(graph: Path, runtime: Runtime) -> Session:

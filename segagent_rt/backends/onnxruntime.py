@@ -178,6 +178,8 @@ def _options(runtime: Runtime) -> ort.SessionOptions:
     # A loop goes from graph to graph: threads of the one before, still spinning, would take the
     # cores from the next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if runtime.brief:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     return options
 
 

@@ -41,8 +41,11 @@ def chain(tmp_path: Path) -> Path:
     return path
 
 
+def quiet(text: str) -> None: ...
+
+
 def ask(session: Any, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Two calls, the second on what the first left in the buffers."""
+    """Two calls, the second on what the first left in the buffers. Sums may go in another order."""
     rng = np.random.default_rng(seed)
     buffers = [session.allocate((seed + 1, WIDTH), np.float32) for _ in range(LAYERS)]
     for _ in range(2):
@@ -56,13 +59,13 @@ def ask(session: Any, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
 @pytest.mark.parametrize("layers", [1, 2, LAYERS])
 def test_pieces_compute_what_the_graph_computes(chain, monkeypatch, layers):
     monkeypatch.setattr(streaming, "PIECE", layers * LAYER)
-    whole, convoy = open_session(chain, CPU), Convoy()
+    whole, convoy = open_session(chain, CPU), Convoy(quiet)
     streamed = Streamed(chain, convoy)
     found = convoy.travel([partial(ask, streamed, seed) for seed in range(4)])
     for seed, (y, buffers) in enumerate(found):
         wanted, kept = ask(whole, seed)
-        np.testing.assert_allclose(y, wanted, atol=1e-6)
-        np.testing.assert_allclose(buffers, kept, atol=1e-6)
+        np.testing.assert_allclose(y, wanted, atol=1e-5)
+        np.testing.assert_allclose(buffers, kept, atol=1e-5)
     assert sorted(path.name for path in chain.parent.iterdir()) == ["chain.onnx", "chain.onnx.data"]
 
 
@@ -78,7 +81,7 @@ def test_no_piece_is_larger_than_it_may_be(chain):
 
 def test_a_piece_is_loaded_once_for_everybody(chain, monkeypatch):
     monkeypatch.setattr(streaming, "PIECE", LAYER)
-    loaded, convoy = [], Convoy()
+    loaded, convoy = [], Convoy(quiet)
     original = streaming.open_session
     monkeypatch.setattr(
         streaming, "open_session", lambda *given: loaded.append(1) or original(*given)
@@ -91,7 +94,7 @@ def test_a_piece_is_loaded_once_for_everybody(chain, monkeypatch):
 
 
 def test_a_task_that_fails_holds_nobody_up(chain):
-    convoy, ended = Convoy(), []
+    convoy, ended = Convoy(quiet), []
     session = Streamed(chain, convoy)
 
     def stumble() -> None:
@@ -108,7 +111,7 @@ def test_a_task_that_fails_holds_nobody_up(chain):
 
 def test_a_graph_that_cannot_be_loaded_ends_every_task(chain):
     chain.with_name("chain.onnx.data").unlink()
-    convoy = Convoy()
+    convoy = Convoy(quiet)
     session = Streamed(chain, convoy)
     with pytest.raises(Exception, match="chain"):
         convoy.travel([partial(ask, session, seed) for seed in range(3)])

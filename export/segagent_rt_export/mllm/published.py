@@ -123,11 +123,15 @@ class FromTransformers:
         picture = source.tokenizer.token_to_id(PICTURES[source.family])
         assert picture is not None
         self._picture = int(picture)
+        self._seen: tuple[RgbImage, Tensor] | None = None
 
     @torch.no_grad()
     def picture(self, image: RgbImage) -> Tensor:
-        features = self._model.model.get_image_features(**self._inputs(image))
-        return torch.cat(list(features.pooler_output)).flatten(0, -2)
+        """Embeddings of a picture; those of the last one are kept."""
+        if self._seen is None or self._seen[0] is not image:
+            features = self._model.model.get_image_features(**self._inputs(image))
+            self._seen = image, torch.cat(list(features.pooler_output)).flatten(0, -2)
+        return self._seen[1]
 
     @torch.no_grad()
     def logits(self, image: RgbImage, lead: Sequence[int], tail: Sequence[int]) -> Floats:
