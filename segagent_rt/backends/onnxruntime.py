@@ -184,6 +184,8 @@ def _options(runtime: Runtime) -> ort.SessionOptions:
     if runtime.profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(runtime.profile)
+    if runtime.brief:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     return options
 
 
