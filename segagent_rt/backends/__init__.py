@@ -33,7 +33,8 @@ class Runtime:
     """Where graphs run: the backend, and how many threads it may use (None: every core).
 
     `profile` begins the path of a file that ONNX Runtime writes, when a session is closed, with
-    what each node did. A `brief` session runs so few times that arranging weights for speed does not pay.
+    what each node did. A `brief` session runs so few times that arranging weights for speed does
+    not pay.
     """
 
     backend: str = "auto"
