@@ -92,7 +92,10 @@ class Opened:
 def _twin(annotator: MllmAnnotator) -> MllmAnnotator:
     """Another annotator with the same graphs."""
     one = annotator
-    return MllmAnnotator(one.tower, one.model, one.encode, one.decode, one.settings, one.specials)
+    return MllmAnnotator(
+        encode=one.encode, decode=one.decode, settings=one.settings, specials=one.specials,
+        tower=one.tower, model=one.model,
+    )  # fmt: skip
 
 
 def verify_segmenter(part: Part, checks: Sequence[Check], gate: Gate, tell: Tell) -> Verdict:

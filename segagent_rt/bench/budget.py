@@ -86,8 +86,11 @@ def budget(bundle: Bundle, where: Board) -> Budget:
 def chosen(part: Part) -> str:
     """The variant that runs on a board with a GPU: made for one, or for anything, or the first."""
     variants = part.manifest.variants
-    best = {device: name for name, found in reversed(variants.items()) for device in [found.device]}
-    return best.get("gpu") or best.get("any") or next(iter(variants))
+    for device in ("gpu", "any"):
+        for name, variant in variants.items():
+            if variant.device == device:
+                return name
+    return next(iter(variants))
 
 
 def _need(part: Part, name: str) -> Need:

@@ -72,5 +72,5 @@ def _cores(runtime: Runtime) -> int:
 
 
 def _steepest(curve: Mapping[str, Mapping[str, Any]]) -> float:
-    points = [(float(figure), times["p50"]) for figure, times in curve.items()]
+    points = [(float(figure), float(times["p50"])) for figure, times in curve.items()]
     return round(max((t2 / t1) / (x2 / x1) for (x1, t1), (x2, t2) in pairwise(points)), 3)
