@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,8 @@ from segagent_rt_export.train.team import Team, run_team
 
 POOL_SCENES, ROLLOUT_SCENES = 8000, 30_000
 PLAN_FILE = "plan.json"
+MEAN = "mean"
+"""The stage that ships: the mean of the weights at the ends of the last two rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ def train(plan: Plan) -> None:
         for number in range(plan.rounds):
             _make(plan.folder / f"rollout-{number}.npz", partial(_rollout, plan, number))
             run_team(partial(_speak, plan, f"polishing-{number}"), plan.processes)
+        _average(plan.folder, [_round(number) for number in range(plan.rounds)[-2:]])
 
 
 def _remember(plan: Plan) -> None:
@@ -126,7 +129,7 @@ def begin(init: Path, plan: Plan) -> None:
 def stages_of(folder: Path) -> list[str]:
     """The stages that have a checkpoint in a training folder, in their order."""
     rounds = sorted(int(p.stem.rpartition("-")[2]) for p in folder.glob("polishing-*.pt"))
-    stages = ["segmenter", "seeing", "speaking", *(f"polishing-{number}" for number in rounds)]
+    stages = ["segmenter", "seeing", "speaking", *map(_round, rounds), MEAN]
     return [stage for stage in stages if (folder / f"{stage}.pt").exists()]
 
 
@@ -178,11 +181,25 @@ def _pool(plan: Plan) -> Pool:
     return sloppy_pool(net, plan.count(POOL_SCENES), plan.seed)
 
 
+def _round(number: int) -> str:
+    """The name of a round's stage; what comes before the first round for -1."""
+    return f"polishing-{number}" if number >= 0 else "speaking"
+
+
+def _average(folder: Path, stages: Sequence[str]) -> None:
+    """Write the mean of the stages' weights as the last stage."""
+    if not stages:
+        return
+    states = [_state(folder / f"{stage}.pt")["parts"] for stage in stages]
+    mean = {name: torch.stack([s[name] for s in states]).mean(0) for name in states[0]}
+    torch.save({"parts": mean}, folder / f"{MEAN}.pt")
+
+
 def _rollout(plan: Plan, number: int) -> Pool:
     from segagent_rt_export.tiny import export_tiny
 
     bundle = plan.folder / "bundle"
-    export_tiny(plan.folder, bundle, last_stage(plan.folder))
+    export_tiny(plan.folder, bundle, _round(number - 1))
     return roll_out(bundle, plan.count(ROLLOUT_SCENES), plan.seed, number, plan.processes)
 
 
@@ -196,8 +213,7 @@ def _speak(plan: Plan, stage: str, team: Team) -> None:
             rate=recipe.polishing_rate,
             listening_share=0.0,
         )
-        number = int(stage.rpartition("-")[2])
-        before = f"polishing-{number - 1}" if number else "speaking"
+        before = _round(int(stage.rpartition("-")[2]) - 1)
     _load(parts, plan.folder / f"{before}.pt")
     pools = [load_pool(path) for path in sorted(plan.folder.glob("*.npz"))]
     train_speaking(recipe, plan.folder, parts, pools, team, stage)
