@@ -13,6 +13,7 @@ from segagent_rt.annotators.mllm import MllmSettings
 from segagent_rt.bench.boards import Board
 from segagent_rt.bundle import Bundle, Part
 from segagent_rt.contracts import Variant
+from segagent_rt.errors import ManifestInvalid
 from segagent_rt.memory import BUILD_BASE, BUILD_FACTOR
 from segagent_rt.mllm.pictures import Smart
 from segagent_rt.runtime import open_asker
@@ -84,10 +85,17 @@ def budget(bundle: Bundle, where: Board) -> Budget:
 
 
 def chosen(part: Part) -> str:
-    """The variant that runs on a board with a GPU: made for one, or for anything, or the first."""
+    """The variant that runs on a board with a GPU: made for one, or else for anything.
+
+    Raises:
+        ManifestInvalid: there is none.
+    """
     variants = part.manifest.variants
-    best = {device: name for name, found in reversed(variants.items()) for device in [found.device]}
-    return best.get("gpu") or best.get("any") or next(iter(variants))
+    for device in ("gpu", "any", "cpu"):
+        for name, variant in variants.items():
+            if variant.device == device:
+                return name
+    raise ManifestInvalid(f"{part.folder} has no variant")
 
 
 def _need(part: Part, name: str) -> Need:

@@ -17,6 +17,7 @@ from segagent_rt.errors import EngineRefused
 from segagent_rt_export.graph import new_graph
 from segagent_rt_export.mllm.export import export_mllm_graphs
 from segagent_rt_export.mllm.language import build_decoder
+from segagent_rt_export.mllm.profiles import mllm_profiles
 from segagent_rt_export.mllm.source import read_source
 from segagent_rt_export.mllm.weights import StateDict
 from segagent_rt_export.precision import MllmPrecision, Precision
@@ -48,8 +49,8 @@ def library():
     return load("rtx")
 
 
-def build(library, path: Path) -> None:
-    plan = library.build(path, (), b"", lambda phase: None).plan
+def build(library, path: Path, profiles=()) -> None:
+    plan = library.build(path, profiles, b"", lambda phase: None).plan
     print(f"{path.name} {path.stat().st_size / 1e6:.2f} MB, engine {len(plan) / 1e6:.2f} MB")
     assert len(plan) > 1000
 
@@ -97,5 +98,7 @@ def test_a_segmenter(library, sources, tmp_path, family):
 @pytest.mark.parametrize("family", typing.get_args(MllmFamily))
 def test_an_mllm(library, sources, tmp_path, family, name):
     source = read_source(sources(family))
-    for path in export_mllm_graphs(source, tmp_path, PRECISIONS[name], "portable").values():
-        build(library, path)
+    graphs = export_mllm_graphs(source, tmp_path, PRECISIONS[name], "portable")
+    profiles = mllm_profiles(graphs, source.asker)
+    for role, path in graphs.items():
+        build(library, path, profiles[role])
