@@ -151,7 +151,7 @@ def make_segmenter(part: PartPlan, folder: Path, judge: Judge, tell: Tell) -> No
             tell(f"storing {name}")
             store_as(exported.graphs, folder / name, kind)
         graphs = {role: f"{name}/{file}" for role, file in names.items()}
-        variants[name] = Variant(kind.device, kind.precision, graphs)
+        variants[name] = Variant(kind.device, kind.precision, graphs, kind.dialect)
     draft = _draft(part, exported, variants)
     opened = _described(folder, draft)
     verdict = verify_segmenter(opened, exported.checks, judge.gate, tell)

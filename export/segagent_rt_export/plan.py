@@ -26,7 +26,7 @@ from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARI
 BASE_MEMORY = 1_500_000_000
 """Bytes that torch, the graphs and a picture's activations take beside weights."""
 
-BYTES: Mapping[str, float] = {"fp32": 4.0, "8bit": 1.0, "int8": 1.0, "4bit": 0.5}
+BYTES: Mapping[str, float] = {"fp32": 4.0, "fp16": 2.0, "8bit": 1.0, "int8": 1.0, "4bit": 0.5}
 """Of a weight, by scheme; blocks add a scale of four bytes each."""
 
 

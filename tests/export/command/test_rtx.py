@@ -24,10 +24,12 @@ from segagent_rt_export.precision import MllmPrecision, Precision
 from segagent_rt_export.recipe import MllmFamily, SegmenterFamily, SegmenterRecipe
 from segagent_rt_export.segmenters.click_net import export_click_net
 from segagent_rt_export.segmenters.families import export_segmenter
+from segagent_rt_export.segmenters.storing import store_as
 from segagent_rt_export.tiny import language_shape, mllm_settings, tower_shape
 from segagent_rt_export.train.mllm_net import TinyMllm, tiny_config
 from segagent_rt_export.train.segmenter_net import SegmenterNet
 from segagent_rt_export.train.tokenizer import build_tokenizer
+from segagent_rt_export.variants import SEGMENTER_VARIANTS
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra `rtx`")
 
@@ -38,6 +40,7 @@ pytestmark = [
 
 PRECISIONS = {
     "fp32": MllmPrecision(),
+    "fp16": MllmPrecision(Precision("fp16"), Precision("fp16")),
     "blocks": MllmPrecision(Precision("8bit"), Precision("4bit")),
 }
 
@@ -90,8 +93,11 @@ def test_the_mllm_that_ships(library, tmp_path, name):
 def test_a_segmenter(library, sources, tmp_path, family):
     source = sources(family)
     recipe = SegmenterRecipe(family, str(source), ("reference",))
-    for path in export_segmenter(recipe, source, tmp_path).graphs.values():
+    graphs = export_segmenter(recipe, source, tmp_path).graphs
+    store_as(graphs, tmp_path / "half", SEGMENTER_VARIANTS["gpu-fp16"])
+    for path in graphs.values():
         build(library, path)
+        build(library, tmp_path / "half" / path.name)
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
