@@ -1,8 +1,8 @@
 """Products in 16 bits, for GPUs: typed into the graph, because builders take no wish for a
 precision any more.
 
-Only what is multiplied with weights. What comes out is 32 bits wide again, and so are norms, softmax
-and the bias of attention.
+Only what is multiplied with weights. What comes out is 32 bits wide again, and so are norms,
+softmax and the bias of attention.
 """
 
 from __future__ import annotations
