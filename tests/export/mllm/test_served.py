@@ -1,5 +1,5 @@
-"""`transformers serve`, a real server of others, with a small LLaVA: through our client it says what
-our runtime says with the same weights in this process.
+"""`transformers serve`, a real server of others, with a small LLaVA: through our client it says
+what our runtime says with the same weights in this process.
 
 LLaVA, because transformers' processors of Qwen's models want torchvision.
 """
