@@ -15,6 +15,7 @@
     ├── BackendError              a runtime library cannot be used
     │   ├── BackendMissing
     │   └── BackendUnavailable
+    ├── ClusterError              a Ray cluster cannot be reached, or lost its workers
     ├── AnnotatorError            a server did not answer, or not in a usable way
     ├── ExtraMissing              a command needs an extra that is not installed
     ├── GateFailed                a parity or benchmark gate (exit code 3)
@@ -89,6 +90,10 @@ class BackendMissing(BackendError):
 
 class BackendUnavailable(BackendError):
     """A runtime library is installed, but does not work here."""
+
+
+class ClusterError(SegagentError):
+    """A Ray cluster cannot be reached, is too small, or lost its workers."""
 
 
 class AnnotatorError(SegagentError):

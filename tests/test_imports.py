@@ -5,7 +5,7 @@ import sys
 
 FORBIDDEN = (
     "torch", "transformers", "onnx", "onnxscript", "tensorrt", "tensorrt_rtx", "cuda",
-    "segagent_rt_export",
+    "segagent_rt_export", "ray",
 )  # fmt: skip
 
 PROGRAM = """

@@ -201,6 +201,7 @@ class MllmView:
         self._annotator, self._image = annotator, image
         self._size: Size = (image.shape[0], image.shape[1])
         self._clean = annotator.tower.resize(image)
+        self._lead = annotator.model.embed(annotator.prompt("")[0])
         self._writer = annotator.writing(annotator.model, annotator.settings.head_rows)
         self._blank: _Sight | None = None
         self._painted: list[_Sight] = []
@@ -285,10 +286,9 @@ class MllmView:
                 self._spare.append(sight.cache)
 
     def _sight(self, prediction: Prediction | None, seen: Seen, cache: Cache | None) -> _Sight:
-        annotator = self._annotator
-        lead, _ = annotator.prompt("")
-        embeddings = np.concatenate([annotator.model.embed(lead), seen.embeddings], axis=1)
-        positions = annotator.settings.language.rope.before_text(len(lead), seen.grid)
+        annotator, lead = self._annotator, self._lead
+        embeddings = np.concatenate([lead, seen.embeddings], axis=1)
+        positions = annotator.settings.language.rope.before_text(lead.shape[1], seen.grid)
         room = annotator.room(seen.embeddings.shape[1])
         if cache is None or cache.capacity < room:
             cache = annotator.model.new_cache(room)

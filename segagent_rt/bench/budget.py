@@ -13,7 +13,6 @@ from segagent_rt.annotators.mllm import MllmSettings
 from segagent_rt.bench.boards import Board
 from segagent_rt.bundle import Bundle, Part
 from segagent_rt.contracts import Variant
-from segagent_rt.errors import ManifestInvalid
 from segagent_rt.memory import BUILD_BASE, BUILD_FACTOR
 from segagent_rt.mllm.pictures import Smart
 from segagent_rt.runtime import open_asker
@@ -85,17 +84,13 @@ def budget(bundle: Bundle, where: Board) -> Budget:
 
 
 def chosen(part: Part) -> str:
-    """The variant that runs on a board with a GPU: made for one, or else for anything.
-
-    Raises:
-        ManifestInvalid: there is none.
-    """
+    """The variant that runs on a board with a GPU: made for one, or for anything, or the first."""
     variants = part.manifest.variants
-    for device in ("gpu", "any", "cpu"):
+    for device in ("gpu", "any"):
         for name, variant in variants.items():
             if variant.device == device:
                 return name
-    raise ManifestInvalid(f"{part.folder} has no variant")
+    return next(iter(variants))
 
 
 def _need(part: Part, name: str) -> Need:

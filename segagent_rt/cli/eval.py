@@ -15,14 +15,18 @@ from segagent_rt.cli.parameters import (
     ImagesOption,
     JsonOption,
     OutputOption,
+    RayOption,
     RootOption,
     TemperatureOption,
     ThreadsOption,
+    WorkersOption,
+    cluster_of,
     one_of,
     telling,
 )
 
 if TYPE_CHECKING:
+    from segagent_rt.data.crew import Cluster
     from segagent_rt.data.sources import Places
     from segagent_rt.eval.evaluation import Evaluation
     from segagent_rt.eval.walks import Walker
@@ -78,6 +82,8 @@ def command(
     bundle: BundleOption = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
+    ray: RayOption = None,
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """On data: cIoU, gIoU, clicks needed and used, latency; predictions and tables as SegAgent's.
@@ -93,7 +99,9 @@ def command(
     from segagent_rt.runtime import load
     from segagent_rt.search import Tree
 
-    choice = Choice(one_of(Rule, select, "--select"), click_id)
+    choice, cluster = Choice(one_of(Rule, select, "--select"), click_id), cluster_of(ray, workers)
+    if ray is not None and not data:
+        raise typer.BadParameter("--ray needs data: write scenes with `segagent-rt scene --count`")
     with load(bundle, backend=backend, threads=threads) as runtime:
         if not data:
             found = _on_scenes(runtime, (scenes, seed, ablate), Rules(max_clicks))
@@ -103,8 +111,8 @@ def command(
         names = [f"{name}_{part}" for name in data for part in split] if split else data
         tree = Tree(Rules(max_clicks, accept=None), candidates, temperature)
         who = one_of(AnnotatorName, annotator, "--annotator")
-        walker = Walker(runtime, tree, who, one_of(StartName, start, "--start"))
-        figures = _on_data(names, Places(root, images), asked, walker)
+        walker = Walker(tree, who, one_of(StartName, start, "--start"))
+        figures = _on_data(names, Places(root, images), asked, walker, runtime, cluster)
     if as_json:
         typer.echo(json.dumps({"results": figures}))
     else:
@@ -113,9 +121,15 @@ def command(
 
 
 def _on_data(
-    names: list[str], places: Places, asked: Evaluation, walker: Walker
+    names: list[str],
+    places: Places,
+    asked: Evaluation,
+    walker: Walker,
+    runtime: Runtime,
+    cluster: Cluster,
 ) -> list[dict[str, Any]]:
     """Every file is read before the first walk: a mistake in the last one shows at once."""
+    from segagent_rt.data.crew import spreading
     from segagent_rt.data.sources import check_titles, open_all, recordings_in
     from segagent_rt.eval.evaluation import title_of
     from segagent_rt.files import check_writable
@@ -126,7 +140,13 @@ def _on_data(
     recorded = [(title_of(name), found) for name, found in recordings.items() if found]
     check_titles([title for title, _ in recorded] + [each.title for each in opened])
     scored = [asked.score(title, found) for title, found in recorded]
-    return scored + [asked.walk(each, walker, telling(each.title)) for each in opened]
+    if not opened:
+        return scored
+    with spreading(cluster, runtime, walker.answerer) as spread:
+        return scored + [
+            asked.walk(each, walker.heading(each, runtime), spread, telling(each.title))
+            for each in opened
+        ]
 
 
 def _on_scenes(runtime: Runtime, which: tuple[int, int, Any], rules: Rules) -> dict[str, Any]:

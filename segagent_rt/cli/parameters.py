@@ -13,6 +13,7 @@ from segagent_rt.types import Click
 
 if TYPE_CHECKING:
     from segagent_rt.annotators.endpoint import Endpoint
+    from segagent_rt.data.crew import Cluster
 
 BundleOption: TypeAlias = Annotated[
     Optional[str],  # noqa: UP045 (Typer reads the annotation at run time, on Python 3.10 too)
@@ -62,6 +63,14 @@ AllowHostOption: TypeAlias = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--allow-host", help="Another machine that pictures may be sent to."),
 ]
+RayOption: TypeAlias = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--ray", help="Spread the work: `local`, or the address of a Ray cluster."),
+]
+WorkersOption: TypeAlias = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--workers", min=1, help="Workers of --ray; as many as there are CPUs."),
+]
 
 _CLICK = re.compile(r"([+-])?\s*(\d+)\s*,\s*(\d+)")
 
@@ -105,6 +114,19 @@ def one_of(kinds: Any, value: str, option: str) -> Any:
     if value not in (*names, last):
         raise typer.BadParameter(f"{option} is {', '.join(names)} or {last}, not `{value}`")
     return value
+
+
+def cluster_of(address: str | None, workers: int | None) -> Cluster:
+    """Where `--ray` and `--workers` say to work.
+
+    Raises:
+        typer.BadParameter: workers, but no cluster.
+    """
+    from segagent_rt.data.crew import Cluster
+
+    if workers is not None and address is None:
+        raise typer.BadParameter("--workers needs --ray, such as --ray local")
+    return Cluster(address, workers)
 
 
 def telling(title: str) -> Callable[[int, int], None]:

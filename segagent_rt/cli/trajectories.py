@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -15,8 +15,11 @@ from segagent_rt.cli.parameters import (
     ImagesOption,
     JsonOption,
     OutputOption,
+    RayOption,
     RootOption,
     ThreadsOption,
+    WorkersOption,
+    cluster_of,
     one_of,
     telling,
 )
@@ -24,6 +27,7 @@ from segagent_rt.errors import BatchFailed, GateFailed
 
 if TYPE_CHECKING:
     from segagent_rt.data.generation import Made, Replayed
+    from segagent_rt.data.sources import DataSet
 
 LEAST_SAME = 0.99
 """Fewer trajectories that replay to the same masks are a failed gate."""
@@ -51,25 +55,35 @@ def command(
         typer.Option(help="A click that gains less: end there, or discard it and go on."),
     ] = "end",
     seed: Annotated[int, typer.Option(help="Of the random starts.")] = 0,
+    star: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Add a StaR+ round: the bundle's MLLM walks so many clicks."),
+    ] = None,
     output: OutputOption = Path("segagent-trajectories"),
     overwrite: Annotated[bool, typer.Option(help="Start anew, do not go on.")] = False,
     bundle: BundleOption = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
+    ray: RayOption = None,
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Writes <data>.trajectories.json in SegAgent's schema.
 
     The simulated annotator clicks with the bundle's segmenter. A broken run goes on where it was.
+    With --star, <data>.star.trajectories.json holds them again, and the MLLM's own walks, in which
+    the annotator's clicks replace those that made a mask no better.
     """
+    from segagent_rt.data.crew import spreading
     from segagent_rt.data.demonstrate import AfterLoss, Limits
     from segagent_rt.data.generation import Generation, generate, replay
     from segagent_rt.data.sources import Places, open_all, open_trajectories
+    from segagent_rt.data.star import Round, add_round
     from segagent_rt.data.trajectories import StartKind
     from segagent_rt.files import check_writable
     from segagent_rt.runtime import load
 
-    places = Places(root, images)
+    places, cluster = Places(root, images), cluster_of(ray, workers)
     with load(bundle, backend=backend, threads=threads) as runtime:
         if check:
             found = [shown for name in data for shown in open_trajectories(name, places)]
@@ -78,19 +92,25 @@ def command(
         check_writable(output)
         limits = Limits(max_clicks, good, least_gain, one_of(AfterLoss, after_loss, "--after-loss"))
         starts = [one_of(StartKind, kind, "--start") for kind in start or ["empty"]]
-        how = Generation(limits, tuple(dict.fromkeys(starts)), seed)
-        made = [
-            generate(
-                each,
-                runtime,
-                how,
-                output / f"{each.title}.trajectories.json",
-                telling(each.title),
-                restart=overwrite,
-            )
-            for each in open_all(data, places)
-        ]
+        how = Generation(limits, tuple(dict.fromkeys(starts)), seed, restart=overwrite)
+        opened = open_all(data, places)
+        with spreading(cluster, runtime, how.demonstrator) as spread:
+            made = [
+                generate(each, runtime, how, _file(output, each), spread, telling(each.title))
+                for each in opened
+            ]
+        if star is not None:
+            more = Round(replace(limits, most=star), restart=overwrite)
+            with spreading(cluster, runtime, more.walker) as spread:
+                made += [
+                    add_round(each, first, runtime, more, spread, telling(f"{each.title}, StaR+"))
+                    for each, first in zip(opened, made, strict=True)
+                ]
     _report(made, as_json)
+
+
+def _file(folder: Path, data: DataSet) -> Path:
+    return folder / f"{data.title}.trajectories.json"
 
 
 def _report(made: list[Made], as_json: bool) -> None:
@@ -98,8 +118,11 @@ def _report(made: list[Made], as_json: bool) -> None:
         typer.echo(json.dumps([{**asdict(each), "path": str(each.path)} for each in made]))
     else:
         for each in made:
-            typer.echo(f"{each.path}\t{each.trajectories} trajectories\t{each.clicks} clicks")
-    problems = [problem for each in made for problem in each.problems]
+            replaced = f"\t{each.replaced} of them replaced" if each.replaced else ""
+            typer.echo(
+                f"{each.path}\t{each.trajectories} trajectories\t{each.clicks} clicks{replaced}"
+            )
+    problems = dict.fromkeys(problem for each in made for problem in each.problems)
     for problem in problems:
         typer.echo(problem, err=True)
     if problems:

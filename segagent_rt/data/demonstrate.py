@@ -42,6 +42,10 @@ class Limits:
     least_gain: float = 0.0
     after_loss: AfterLoss = "end"
 
+    def gains(self, before: float, after: float) -> bool:
+        """Whether a click that changed the IoU so was a good one."""
+        return after > before and after - before >= self.least_gain
+
 
 @dataclass(frozen=True, slots=True)
 class Bench:
@@ -80,31 +84,60 @@ def _spread(first: int, last: int) -> list[int]:
     return [round(first + (last - first) * n / (GRID + 1)) for n in range(1, GRID + 1)]
 
 
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A click, what the segmenter made of it, and how good that is."""
+
+    click: Click
+    prediction: Prediction
+    mask: Mask
+    iou: float
+
+
+class Growing:
+    """A demonstration as it grows: the clicks that were kept, and the mask that they made.
+
+    A click that is only tried leaves no trace: neither the segmenter nor the record knows it.
+    """
+
+    def __init__(self, target: Mask, start: Start, bench: Bench) -> None:
+        self._target, self._bench = target, bench
+        self.prediction: Prediction | None = given(start)
+        self.mask, self.iou = start.mask.mask(), start.iou
+        self.kept = list[ShownClick]()
+
+    def attempt(self, click: Click) -> Tried:
+        """What a further click would make."""
+        clicks = [*(made.click for made in self.kept), click]
+        prediction = self._bench.decode(clicks, self.prediction)
+        mask = prediction.mask()
+        return Tried(click, prediction, mask, iou(mask, self._target))
+
+    def keep(self, tried: Tried) -> None:
+        """Go on from the mask that was made."""
+        self.prediction, self.mask, self.iou = tried.prediction, tried.mask, tried.iou
+        self.kept.append(ShownClick(tried.click, RunLengths.of(tried.mask), tried.iou))
+
+
 def demonstrate(target: Mask, start: Start, bench: Bench, limits: Limits) -> list[ShownClick]:
     """Click from a start to the target; every click that was kept, with its mask and IoU.
 
-    A click that is taken back leaves no trace: neither the segmenter nor the record knows it. The
-    pixels around it are not tried again.
+    The pixels around a click that is taken back are not tried again.
     """
-    prediction, clicks, kept = given(start), list[Click](), list[ShownClick]()
-    mask, best = start.mask.mask(), start.iou
-    tried = np.zeros_like(target)
+    growing, spent = Growing(target, start, bench), np.zeros_like(target)
     for _ in range(limits.most):
-        click = next_click(target, mask, clicked=tried)
-        if best >= limits.good or click is None:
+        click = next_click(target, growing.mask, clicked=spent)
+        if growing.iou >= limits.good or click is None:
             break
-        after = bench.decode([*clicks, click], prediction)
-        value = iou(after.mask(), target)
-        tried[click.y, click.x] = True
-        if value > best and value - best >= limits.least_gain:
-            prediction, mask, best = after, after.mask(), value
-            clicks.append(click)
-            kept.append(ShownClick(click, RunLengths.of(mask), value))
+        tried = growing.attempt(click)
+        spent[click.y, click.x] = True
+        if limits.gains(growing.iou, tried.iou):
+            growing.keep(tried)
         elif limits.after_loss == "end":
             break
         else:
-            tried |= _around(click, target.shape)
-    return kept
+            spent |= _around(click, target.shape)
+    return growing.kept
 
 
 def given(start: Start) -> Prediction | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segagent_rt.data.record import Sample
-from segagent_rt.errors import DataInvalid
+from segagent_rt.errors import DataInvalid, ImageUnreadable
 from segagent_rt.runtime import Canvas, Runtime
 
 
@@ -17,15 +17,22 @@ class Easel:
         self.runtime = runtime
         self._shown: tuple[Path, Canvas] | None = None
 
+    @property
+    def bare(self) -> bool:
+        """Whether nothing has been shown yet."""
+        return self._shown is None
+
     def show(self, sample: Sample) -> Canvas:
         """The canvas of a sample's image.
 
         Raises:
-            ImageUnreadable: it cannot be read.
+            ImageUnreadable: it is not there, or cannot be read.
             DataInvalid: it is not of the size that the data says.
         """
         path = sample.image
         if self._shown is None or self._shown[0] != path:
+            if not path.is_file():
+                raise ImageUnreadable(f"the picture {path} is not there")
             self._shown = path, self.runtime.open(path)
         canvas = self._shown[1]
         check_size(canvas.image.shape, sample.size, path)

@@ -9,8 +9,8 @@ from typing import Any
 
 from segagent_rt.data.demonstrate import Bench, Limits, begin, demonstrate, same_masks
 from segagent_rt.data.easel import Easel
-from segagent_rt.data.images import missing_images
 from segagent_rt.data.journal import Journal, Tell
+from segagent_rt.data.pieces import Do, Spread, complete
 from segagent_rt.data.record import Sample
 from segagent_rt.data.sources import DataSet
 from segagent_rt.data.trajectories import (
@@ -19,18 +19,34 @@ from segagent_rt.data.trajectories import (
     describe_demonstration,
     write_trajectories,
 )
-from segagent_rt.errors import InputError
 from segagent_rt.runtime import Runtime
 from segagent_rt.scenes.dice import Dice
 
 
 @dataclass(frozen=True, slots=True)
+class Task:
+    """A trajectory to be made of a sample, the data set's `at`-th, from a start."""
+
+    at: int
+    sample: Sample
+    start: StartKind
+
+    @property
+    def key(self) -> str:
+        return f"{self.at}.{self.start}"
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
-    """How trajectories are made: from which starts, up to which limits, with which draws."""
+    """How trajectories are made: from which starts, up to which limits, with which draws.
+
+    `restart` forgets what an earlier run has done.
+    """
 
     limits: Limits = field(default_factory=Limits)
     starts: tuple[StartKind, ...] = ("empty",)
     seed: int = 0
+    restart: bool = False
 
     def heading(self, data: DataSet, runtime: Runtime) -> dict[str, Any]:
         """What decides the content of a file of trajectories, and stands in it as `info`."""
@@ -46,15 +62,39 @@ class Generation:
             "record_trace": True,
         }
 
+    def demonstrator(self, runtime: Runtime) -> Do[Task]:
+        """What makes trajectories, one after the other, as records of their file."""
+        easel = Easel(runtime)
+
+        def make(task: Task) -> dict[str, Any]:
+            bench, target = _bench(easel, task.sample), task.sample.mask.mask()
+            start = begin(task.start, target, bench, Dice("start", self.seed, task.at))
+            clicks = demonstrate(target, start, bench, self.limits)
+            return describe_demonstration(Demonstration(task.sample, start, tuple(clicks)))
+
+        return make
+
+    def tasks(self, data: DataSet) -> list[Task]:
+        """Every sample, from every start."""
+        return [
+            Task(at, sample, kind) for at, sample in enumerate(data.samples) for kind in self.starts
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A file of trajectories: how many there are, how many clicks they hold, what was left out."""
+    """A file of trajectories: how many there are, how many clicks they hold, how many of these
+    stand in place of an MLLM's, and what was left out."""
 
     path: Path
     trajectories: int
     clicks: int
     problems: list[str]
+    replaced: int = 0
+
+
+def _bench(easel: Easel, sample: Sample) -> Bench:
+    return Bench(easel.runtime.segmenter, easel.show(sample).embedding.result())
 
 
 def generate(
@@ -62,51 +102,25 @@ def generate(
     runtime: Runtime,
     how: Generation,
     path: Path,
+    spread: Spread[Task],
     tell: Tell,
-    *,
-    restart: bool = False,
 ) -> Made:
     """Write the trajectories of a data set to `path`; its journal lies beside it.
+
+    `spread` has them made as `how.demonstrator` does.
 
     Raises:
         OutputError: a file cannot be written, or belongs to another run.
     """
     heading = how.heading(data, runtime)
-    asked = [(at, kind) for at in range(len(data.samples)) for kind in how.starts]
-    absent, problems = set(missing_images(data.samples)), dict[int, str]()
-    easel = Easel(runtime)
-    journal_path = path.with_suffix(".journal.jsonl")
-    with Journal(journal_path, heading, overwrite=restart) as journal:
-        todo = [(at, kind) for at, kind in asked if f"{at}.{kind}" not in journal.done]
-        for done, (at, kind) in enumerate(todo, 1):
-            sample = data.samples[at]
-            try:
-                if sample.image in absent:
-                    raise InputError(f"the picture {sample.image} is not there")
-                dice = Dice("start", how.seed, at)
-                journal.append(f"{at}.{kind}", _record(easel, sample, kind, how.limits, dice))
-            except InputError as error:
-                problems[at] = f"{sample.source}: {error}"
-            tell(done, len(todo))
-        keys = [f"{at}.{kind}" for at, kind in asked]
-        records = [journal.done[key] for key in keys if key in journal.done]
+    tasks = how.tasks(data)
+    with Journal(path.with_suffix(".journal.jsonl"), heading, overwrite=how.restart) as journal:
+        problems = complete(journal, tasks, spread, tell)
+        records = [journal.done[task.key] for task in tasks if task.key in journal.done]
     write_trajectories(path, records, heading)
     clicks = sum(len(record["clicks_list"]) for record in records)
-    return Made(path, len(records), clicks, list(problems.values()))
-
-
-def _record(
-    easel: Easel, sample: Sample, kind: StartKind, limits: Limits, dice: Dice
-) -> dict[str, Any]:
-    bench = _bench(easel, sample)
-    target = sample.mask.mask()
-    start = begin(kind, target, bench, dice)
-    clicks = demonstrate(target, start, bench, limits)
-    return describe_demonstration(Demonstration(sample, start, tuple(clicks)))
-
-
-def _bench(easel: Easel, sample: Sample) -> Bench:
-    return Bench(easel.runtime.segmenter, easel.show(sample).embedding.result())
+    told = (f"{task.sample.source}: {problems[task.key]}" for task in tasks if task.key in problems)
+    return Made(path, len(records), clicks, list(dict.fromkeys(told)))
 
 
 @dataclass(frozen=True, slots=True)

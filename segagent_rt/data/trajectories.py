@@ -22,13 +22,17 @@ from segagent_rt.files import write_whole
 from segagent_rt.types import Click, Size
 
 StartKind: TypeAlias = Literal["empty", "box", "random", "grid"]
+"""Starts that can be asked for."""
+
+AnyStart: TypeAlias = Literal[StartKind, "walk"]
+"""And the mask that a bad click of the MLLM made."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
     """The mask that a demonstration began with; `empty` has no pixels and is not written."""
 
-    kind: StartKind
+    kind: AnyStart
     mask: RunLengths
     iou: float = 0.0
 
@@ -104,10 +108,10 @@ def _read_click(made: Any, size: Size, where: str) -> ShownClick:
 
 def _read_start(start: Any, size: Size, where: str) -> Start:
     kind = field(start, "kind", str, where)
-    if kind not in get_args(StartKind):
+    if kind not in get_args(AnyStart):
         raise DataInvalid(f"{where}: the kind `{kind}` is unknown")
     mask = segmentation(field(start, "mask", dict, where), size, where)
-    return Start(cast(StartKind, kind), mask, _share(start, where))
+    return Start(cast(AnyStart, kind), mask, _share(start, where))
 
 
 def _share(record: Any, where: str) -> float:

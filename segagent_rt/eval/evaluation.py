@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from segagent_rt.data.journal import Journal, Tell
+from segagent_rt.data.pieces import Spread
 from segagent_rt.data.predictions import Recording
+from segagent_rt.data.record import Question
 from segagent_rt.data.sources import DataSet
 from segagent_rt.errors import BatchFailed, DataInvalid
 from segagent_rt.eval.report import Report
 from segagent_rt.eval.scores import LOST, Choice
-from segagent_rt.eval.walks import Answered, Walker, answer_all
+from segagent_rt.eval.walks import Answered, answer_all
 
 NAMED = 5
 """So many missing pictures or refused questions are named in a message; the figures name all."""
@@ -37,16 +39,21 @@ class Evaluation:
     restart: bool = False
     pictures: bool = False
 
-    def walk(self, data: DataSet, walker: Walker, tell: Tell) -> dict[str, Any]:
-        """Walk what is not done yet, and write all files; returns the figures.
+    def walk(
+        self, data: DataSet, heading: dict[str, Any], spread: Spread[Question], tell: Tell
+    ) -> dict[str, Any]:
+        """Have walked what is not done yet, and write all files; returns the figures.
+
+        Args:
+            heading: what the walks are about, see `Walker.heading`.
+            spread: has questions answered by such a walker.
 
         Raises:
             DataInvalid: no question could be answered.
         """
         report = Report(self.folder, data.title)
-        heading, path = walker.heading(data), report.path(".journal.jsonl")
-        with Journal(path, heading, overwrite=self.restart) as journal:
-            answered = answer_all(data, walker, journal, tell, self.limit)
+        with Journal(report.path(".journal.jsonl"), heading, overwrite=self.restart) as journal:
+            answered = answer_all(data, journal, spread, tell, self.limit)
         if not answered.questions:
             raise DataInvalid(f"{data.title}: {_and_why(answered)}", hint=_HINT)
         timings = report.write_walks(answered)
@@ -56,7 +63,7 @@ class Evaluation:
             "refused": [f"{place}: {why}" for place, why in answered.refused],
         }
         recordings = answered.recordings
-        found = report.write_figures(recordings, self.choice, walker.tree.rules.max_clicks, about)
+        found = report.write_figures(recordings, self.choice, heading["max_clicks"], about)
         if self.pictures:
             images = [question.sample.image for question in answered.questions]
             report.draw(recordings, images, self.choice)

@@ -10,10 +10,11 @@ from segagent_rt.annotators.oracle import OracleAnnotator
 from segagent_rt.data.easel import Easel
 from segagent_rt.data.images import missing_images
 from segagent_rt.data.journal import Journal, Tell
+from segagent_rt.data.pieces import Do, Spread, complete
 from segagent_rt.data.predictions import Recording, describe_recording, read_recording, record
 from segagent_rt.data.record import Question, questions
 from segagent_rt.data.sources import DataSet
-from segagent_rt.errors import DataInvalid, InputError
+from segagent_rt.errors import DataInvalid
 from segagent_rt.eval.degrade import degraded
 from segagent_rt.runtime import Canvas, Runtime
 from segagent_rt.scenes.dice import Dice
@@ -32,16 +33,15 @@ class Walker:
     `start` is what a walk begins with: no mask, or the true one spoilt.
     """
 
-    runtime: Runtime
     tree: Tree
     annotator: AnnotatorName = "mllm"
     start: StartName = "nothing"
 
-    def heading(self, data: DataSet) -> dict[str, Any]:
+    def heading(self, data: DataSet, runtime: Runtime) -> dict[str, Any]:
         """What a journal of such walks is about: what decides their content."""
         return {
             "digest": data.digest,
-            "bundle": self.runtime.bundle.digest,
+            "bundle": runtime.bundle.digest,
             "annotator": self.annotator,
             "start": self.start,
             "max_clicks": self.tree.rules.max_clicks,
@@ -50,6 +50,22 @@ class Walker:
             "temperature": self.tree.temperature,
             "seed": self.tree.seed,
         }
+
+    def answerer(self, runtime: Runtime) -> Do[Question]:
+        """What answers questions, one after the other: a walk and how long it took, for a journal.
+
+        The first walk loads the graphs; it is marked as cold.
+        """
+        easel = Easel(runtime)
+
+        def answer(question: Question) -> dict[str, Any]:
+            cold = easel.bare
+            trajectory = self.walk(easel.show(question.sample), question)
+            described = describe_recording(record(question, trajectory))
+            seconds = [{**step.turn.seconds, **step.seconds} for step in trajectory.steps]
+            return {"record": described, "seconds": seconds, "cold": cold}
+
+        return answer
 
     def walk(self, canvas: Canvas, question: Question) -> Trajectory:
         """One walk.
@@ -65,7 +81,7 @@ class Walker:
         if self.annotator == "mllm":
             steps = canvas.explore(said, tree=tree, prior=prior)
         else:
-            view, segmenter = OracleAnnotator(target).look(canvas.image), self.runtime.segmenter
+            view, segmenter = OracleAnnotator(target).look(canvas.image), canvas.runtime.segmenter
             steps = explore(said, view, segmenter, canvas.embedding, tree=tree, prior=prior)
         return Trajectory(said, tuple(steps), prior)
 
@@ -102,9 +118,13 @@ class Answered:
 
 
 def answer_all(
-    data: DataSet, walker: Walker, journal: Journal, tell: Tell, limit: int | None = None
+    data: DataSet,
+    journal: Journal,
+    spread: Spread[Question],
+    tell: Tell,
+    limit: int | None = None,
 ) -> Answered:
-    """Walk every question, or the first `limit` of them, that the journal does not hold yet.
+    """Have every question answered, or the first `limit` of them, that the journal does not hold.
 
     `tell` is called with the number of walks done and to do, those of earlier runs not counted.
     """
@@ -112,22 +132,7 @@ def answer_all(
     missing = missing_images([question.sample for question in wanted])
     absent = set(missing)
     asked = [question for question in wanted if question.sample.image not in absent]
-    todo = [question for question in asked if question.key not in journal.done]
-    refused = list[tuple[str, str]]()
-    easel = Easel(walker.runtime)
-    for done, question in enumerate(todo, 1):
-        try:
-            entry = _answer(walker, easel.show(question.sample), question)
-        except InputError as error:
-            refused.append((question.sample.source, str(error)))
-        else:
-            journal.append(question.key, entry | {"cold": done == 1})
-        tell(done, len(todo))
+    problems = complete(journal, asked, spread, tell)
+    refused = [(q.sample.source, problems[q.key]) for q in asked if q.key in problems]
     answered = [question for question in asked if question.key in journal.done]
     return Answered(answered, [journal.done[q.key] for q in answered], missing, refused)
-
-
-def _answer(walker: Walker, canvas: Canvas, question: Question) -> dict[str, Any]:
-    trajectory = walker.walk(canvas, question)
-    seconds = [{**step.turn.seconds, **step.seconds} for step in trajectory.steps]
-    return {"record": describe_recording(record(question, trajectory)), "seconds": seconds}

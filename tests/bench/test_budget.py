@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -18,18 +17,13 @@ from segagent_rt.memory import BUILD_BASE, BUILD_FACTOR
 MEASURE = """
 import numpy, cv2, onnxruntime, tokenizers, PIL.Image
 import segagent_rt, segagent_rt.runtime
-from pathlib import Path
+from segagent_rt.bench.machine import peak_bytes
 from segagent_rt.scenes import make_scene
-
-def peak():  # getrusage would begin with what the parent process had
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-
 scene = make_scene(1, 512)
-before = peak()
+before = peak_bytes()
 with segagent_rt.load(backend="cpu", threads=1) as runtime:
     runtime.open(scene.image).annotate(scene.expressions[0].text)
-print(peak() - before)
+print(peak_bytes() - before)
 """
 
 
@@ -45,7 +39,6 @@ def with_sizes(bundle: Bundle, **sizes: int) -> Bundle:
     return Bundle(bundle.folder, bundle.index, parts)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is told by Linux")
 def test_the_shipped_bundle_takes_less_than_its_budget():
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True)
     measured = int(done.stdout)

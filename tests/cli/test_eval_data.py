@@ -271,7 +271,7 @@ def test_kill_nine_at_random_points_then_the_same_files(tmp_path):
     size = (tmp_path / "whole" / "many.journal.jsonl").stat().st_size
     for _ in range(20):
         grow = dice.randrange(size // 20)
-        kills += killed([*command, str(tmp_path / "broken")], journal, grow)
+        kills += killed([*command, str(tmp_path / "broken")], journal.parent, grow)
     done = subprocess.run([*command, str(tmp_path / "broken")], check=True, capture_output=True)
     assert b"24 of 24" not in done.stderr, "it went on, it did not begin again"
     assert kills >= 10
@@ -286,7 +286,7 @@ def many(folder: Path, count: int) -> str:
     """So many samples of one picture."""
     segagent(folder)
     record = segagent_document()["data"][0]
-    record["gt_ann"]["caption"] = "it"
+    record["gt_ann"]["caption"] = "the circle"
     data = [
         {**record, "gt_ann": {**record["gt_ann"], "object_id": number}} for number in range(count)
     ]
@@ -294,13 +294,17 @@ def many(folder: Path, count: int) -> str:
     return str(folder / "many.json")
 
 
-def killed(command: list[str], journal: Path, grow: int) -> bool:
-    """Run until the journal has grown by so many bytes, then kill -9; whether it still ran."""
-    start = journal.stat().st_size if journal.exists() else 0
+def killed(command: list[str], folder: Path, grow: int) -> bool:
+    """Run until the journals have grown by so many bytes, then kill -9; whether it still ran."""
+    start = written(folder)
     running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while running.poll() is None:
-        if journal.exists() and journal.stat().st_size > start + grow:
+        if written(folder) > start + grow:
             os.kill(running.pid, signal.SIGKILL)
             break
         time.sleep(0.001)
     return running.wait() == -signal.SIGKILL
+
+
+def written(folder: Path) -> int:
+    return sum(journal.stat().st_size for journal in folder.glob("*.jsonl"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from segagent_rt.data.sources import Places, open_data, open_trajectories
-from tests.cli.test_eval_data import killed, many
+from tests.cli.test_eval_data import killed, many, written
 from tests.data.datasets import EVERY, segagent
 
 pytestmark = pytest.mark.usefixtures("kept_open")
@@ -97,19 +97,21 @@ def test_another_run_is_refused(terminal, tmp_path):
 
 @pytest.mark.chaos
 @pytest.mark.slow
-def test_kill_nine_at_random_points_then_the_same_file(tmp_path):
+def test_kill_nine_at_random_points_then_the_same_files(tmp_path):
+    """Twenty kills, in the annotator's trajectories and in the StaR+ round."""
     data = many(tmp_path / "data", 24)
     command = [sys.executable, "-m", "segagent_rt", "trajectories", data, "--threads", "1"]
-    command += ["--max-clicks", "2", "--start", "random", "-o"]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
-    journal = Path(tmp_path / "broken" / "many.trajectories.journal.jsonl")
+    command += ["--max-clicks", "2", "--start", "random", "--star", "1", "-o"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run([*command, str(whole)], check=True, capture_output=True)
     dice, kills = random.Random(0), 0
-    size = (tmp_path / "whole" / journal.name).stat().st_size
     for _ in range(20):
-        kills += killed([*command, str(tmp_path / "broken")], journal, dice.randrange(size // 20))
-    subprocess.run([*command, str(tmp_path / "broken")], check=True, capture_output=True)
+        kills += killed([*command, str(broken)], broken, dice.randrange(written(whole) // 20))
+    subprocess.run([*command, str(broken)], check=True, capture_output=True)
     assert kills >= 10
-    keys = [json.loads(line)["key"] for line in journal.read_text().splitlines()[1:]]
-    assert keys == [f"{n}.random" for n in range(24)]
-    name = "many.trajectories.json"
-    assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    for name, suffix in (("many", "random"), ("many.star", "0")):
+        journal = broken / f"{name}.trajectories.journal.jsonl"
+        keys = [json.loads(line)["key"] for line in journal.read_text().splitlines()[1:]]
+        assert keys == [f"{n}.{suffix}" for n in range(24)], "nothing lost, nothing twice"
+        made = f"{name}.trajectories.json"
+        assert (broken / made).read_bytes() == (whole / made).read_bytes()

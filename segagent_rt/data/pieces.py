@@ -1,0 +1,82 @@
+"""Long work in pieces that do not depend on each other, kept in a journal as they are done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+from segagent_rt.data.journal import Journal, Tell
+from segagent_rt.data.record import Sample
+from segagent_rt.errors import InputError
+
+
+class Piece(Protocol):
+    """Something to be done about a sample; `key` is unique in its data set."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def sample(self) -> Sample: ...
+
+
+P = TypeVar("P", bound=Piece)
+
+Do: TypeAlias = Callable[[P], dict[str, Any]]
+"""Does one piece: what a journal keeps of it, or an `InputError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a piece: what is kept of it, or a sentence that says why there is nothing."""
+
+    key: str
+    content: dict[str, Any] | None
+    problem: str | None = None
+
+
+Spread: TypeAlias = Callable[[Sequence[P]], Iterator[Outcome]]
+"""Has pieces done, one after the other or in many processes; outcomes come in any order."""
+
+
+def attempt(do: Do[P], piece: P) -> Outcome:
+    """Do one piece."""
+    try:
+        return Outcome(piece.key, do(piece))
+    except InputError as error:
+        return Outcome(piece.key, None, str(error))
+
+
+def in_turn(do: Do[P]) -> Spread[P]:
+    """Pieces are done in this process, in order."""
+    return lambda pieces: (attempt(do, piece) for piece in pieces)
+
+
+def complete(
+    journal: Journal, pieces: Sequence[P], spread: Spread[P], tell: Tell
+) -> Mapping[str, str]:
+    """Have everything done that the journal does not hold yet; returns what failed, by key.
+
+    `tell` is called with the number of pieces done and to do, those of earlier runs not counted.
+    """
+    todo = [piece for piece in pieces if piece.key not in journal.done]
+    problems = dict[str, str]()
+    for done, outcome in enumerate(spread(todo), 1):
+        if outcome.content is None:
+            problems[outcome.key] = outcome.problem or ""
+        else:
+            journal.append(outcome.key, outcome.content)
+        tell(done, len(todo))
+    return problems
+
+
+def shards(pieces: Sequence[P], most: int) -> list[list[P]]:
+    """Neighbours that share a picture stay together, `most` at a time."""
+    found, picture = list[list[P]](), None
+    for piece in pieces:
+        if not found or piece.sample.image != picture or len(found[-1]) == most:
+            found.append([])
+        picture = piece.sample.image
+        found[-1].append(piece)
+    return found

@@ -1,0 +1,161 @@
+"""A round of StaR+ (SegAgent, algorithm 1): the MLLM walks, and learns where it went wrong.
+
+A click that makes the mask better is kept. One that does not is replaced by the simulated
+annotator's about the same mask; the walk then goes on from what the bad click made, as it would in
+use. The schema of trajectories has one mask after each click, so that is where a trajectory ends
+and the next one starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from segagent_rt.annotators.oracle import next_click
+from segagent_rt.data.demonstrate import Bench, Growing, Limits, Tried
+from segagent_rt.data.easel import Easel
+from segagent_rt.data.generation import Made
+from segagent_rt.data.journal import Journal, Tell
+from segagent_rt.data.pieces import Do, Spread, complete
+from segagent_rt.data.reading import read_json
+from segagent_rt.data.record import Question, RunLengths, Sample, questions
+from segagent_rt.data.sources import DataSet
+from segagent_rt.data.trajectories import (
+    Demonstration,
+    Start,
+    describe_demonstration,
+    write_trajectories,
+)
+from segagent_rt.runtime import Runtime
+from segagent_rt.types import Click, Mask, Request, View
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """How the MLLM walks: `limits.most` clicks for each expression, without a look at its ratings;
+    `limits` say too which of them are good ones. `restart` forgets what an earlier run has done.
+    """
+
+    limits: Limits
+    restart: bool = False
+
+    def heading(self, data: DataSet, runtime: Runtime) -> dict[str, Any]:
+        """What decides the content of such walks."""
+        return {
+            "digest": data.digest,
+            "bundle": runtime.bundle.digest,
+            "n_clicks": self.limits.most,
+            "target_iou": self.limits.good,
+            "least_gain": self.limits.least_gain,
+        }
+
+    def walker(self, runtime: Runtime) -> Do[Question]:
+        """What walks, once for each question: its trajectories as records of their file."""
+        easel = Easel(runtime)
+
+        def walk(question: Question) -> dict[str, Any]:
+            canvas = easel.show(question.sample)
+            bench = Bench(runtime.segmenter, canvas.embedding.result())
+            sample = replace(question.sample, expressions=(question.expression,))
+            found = list(corrected(sample, canvas.view, bench, self.limits))
+            return {
+                "records": [describe_demonstration(each.demonstration) for each in found],
+                "replaced": sum(each.replaced for each in found),
+            }
+
+        return walk
+
+
+@dataclass(frozen=True, slots=True)
+class Corrected:
+    """A stretch of a walk; `replaced` if its last click is the simulated annotator's."""
+
+    demonstration: Demonstration
+    replaced: bool
+
+
+def corrected(sample: Sample, view: View, bench: Bench, limits: Limits) -> Iterator[Corrected]:
+    """The stretches of one walk for the sample's only expression.
+
+    It ends with a good mask, with the last click allowed, with a reply that is none, or with a
+    click that leaves the mask as it is: the MLLM would say the same again. Where the annotator's
+    click loses too, nothing is to be learnt.
+
+    Raises:
+        ExpressionRefused: the MLLM cannot take the expression.
+    """
+    target = sample.mask.mask()
+    start = Start("empty", RunLengths.empty(sample.size))
+    growing = Growing(target, start, bench)
+    for _ in range(limits.most):
+        if growing.iou >= limits.good:
+            break
+        before, tried = growing.mask, _next_of(view, sample.expressions[0], growing)
+        if tried is not None and limits.gains(growing.iou, tried.iou):
+            growing.keep(tried)
+            continue
+        replaced = _correct(growing, target)
+        if growing.kept:
+            yield Corrected(Demonstration(sample, start, tuple(growing.kept)), replaced)
+        if tried is None or np.array_equal(tried.mask, before):
+            return
+        start = Start("walk", RunLengths.of(tried.mask), tried.iou)
+        growing = Growing(target, start, bench)
+    if growing.kept:
+        yield Corrected(Demonstration(sample, start, tuple(growing.kept)), replaced=False)
+
+
+def _next_of(view: View, expression: str, growing: Growing) -> Tried | None:
+    """What the MLLM's next click makes; None if its reply holds none. A box is not drawn: the
+    schema of trajectories has none."""
+    turn = view.propose([Request(growing.prediction, expression)])[0][0]
+    return growing.attempt(turn.action) if isinstance(turn.action, Click) else None
+
+
+def _correct(growing: Growing, target: Mask) -> bool:
+    """Click as the simulated annotator would, unless that loses. It need not gain at once: a wrong
+    object has to be taken away, and the IoU is none until the right one is found."""
+    click = next_click(target, growing.mask)
+    tried = None if click is None else growing.attempt(click)
+    if tried is None or tried.iou < growing.iou:
+        return False
+    growing.keep(tried)
+    return True
+
+
+def add_round(
+    data: DataSet,
+    made: Made,
+    runtime: Runtime,
+    how: Round,
+    spread: Spread[Question],
+    tell: Tell,
+) -> Made:
+    """Write the trajectories that were made already and those of a round into one more file.
+
+    `spread` has questions walked as `how.walker` does. The journal lies beside the file.
+
+    Raises:
+        OutputError: a file cannot be written, or belongs to another run.
+    """
+    path, heading = (
+        made.path.with_name(f"{data.title}.star.trajectories.json"),
+        how.heading(data, runtime),
+    )
+    asked = list(questions(data.samples))
+    with Journal(path.with_suffix(".journal.jsonl"), heading, overwrite=how.restart) as journal:
+        problems = complete(journal, asked, spread, tell)
+        walks = [journal.done[question.key] for question in asked if question.key in journal.done]
+    first = read_json(made.path)
+    records = [*first["data"], *(record for walk in walks for record in walk["records"])]
+    write_trajectories(path, records, {**first["info"]["args"], "star": heading})
+    return Made(
+        path,
+        trajectories=len(records),
+        clicks=sum(len(record["clicks_list"]) for record in records),
+        replaced=sum(walk["replaced"] for walk in walks),
+        problems=[f"{q.sample.source}: {problems[q.key]}" for q in asked if q.key in problems],
+    )
