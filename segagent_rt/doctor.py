@@ -8,8 +8,10 @@ import sys
 from typing import Any
 
 from segagent_rt import __version__
-from segagent_rt.backends import probe_backends
+from segagent_rt.backends import jetson, probe_backends
+from segagent_rt.backends.driver import gpu
 from segagent_rt.backends.onnxruntime import usable_cores
+from segagent_rt.errors import BackendUnavailable
 
 PACKAGES = (
     "numpy", "opencv-python-headless", "opencv-python", "pillow", "tokenizers", "onnxruntime",
@@ -30,16 +32,35 @@ def examine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "processor": platform.machine(),
         "cores": usable_cores(),
+        **_nvidia(),
     }
     return {
         "machine": machine,
         "packages": packages,
         "backends": backends,
-        "advice": list(_advice(packages)),
+        "advice": list(_advice(packages, machine)),
     }
 
 
-def _advice(packages: dict[str, str]) -> Any:
+def _nvidia() -> dict[str, str]:
+    """GPU, driver, and what a Jetson says of itself; nothing where there is none."""
+    found = {"jetson": jetson.release(), "power mode": jetson.power_mode()}
+    try:
+        card = gpu()
+    except BackendUnavailable:  # the backends say why
+        return {name: value for name, value in found.items() if value}
+    shared = ", shared with the processor" if card.integrated else ""
+    found["gpu"] = f"{card.name}, {card.sm}, {card.memory / 1e9:.1f} GB{shared}"
+    found["driver"] = f"for CUDA {card.cuda[0]}.{card.cuda[1]}"
+    return {name: value for name, value in found.items() if value}
+
+
+def _advice(packages: dict[str, str], machine: dict[str, Any]) -> Any:
+    if "jetson" in machine and "onnxruntime-gpu" in packages:
+        yield (
+            "pip's onnxruntime-gpu has no code for the GPU of a Jetson; unless yours is built for "
+            "it: pip uninstall -y onnxruntime-gpu && pip install onnxruntime"
+        )
     if "onnxruntime" in packages and "onnxruntime-gpu" in packages:
         yield (
             "onnxruntime and onnxruntime-gpu are both installed, and the CPU build wins: "

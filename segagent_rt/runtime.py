@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segagent_rt import loop, search
-from segagent_rt.annotators.mllm import Asker, MllmAnnotator, MllmSettings
+from segagent_rt.annotators.mllm import Asker, MllmAnnotator, MllmSettings, asker_of
 from segagent_rt.backends import Runtime as Where
 from segagent_rt.bundle import Bundle, Part, open_bundle
 from segagent_rt.errors import ClickOutside, ManifestInvalid
@@ -239,15 +239,8 @@ def open_asker(part: Part) -> Asker:
 
     if part.manifest.family not in MLLMS:
         raise _unknown(part)
-    settings = part.settings(MllmSettings)
     tokenizer = Tokenizer.from_str(part.file("tokenizer.json").read_text("utf-8"))
-    added = tokenizer.get_added_tokens_decoder()
-    return Asker(
-        encode=lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
-        decode=lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=False)),
-        settings=settings,
-        specials=frozenset(number for number, token in added.items() if token.special),
-    )
+    return asker_of(tokenizer, part.settings(MllmSettings))
 
 
 def _unknown(part: Part) -> ManifestInvalid:

@@ -68,15 +68,16 @@ def _open_on(runtime: Runtime, graphs: Sequence[Graph], engines: Path) -> Opened
 
 
 def suited(graphs: Sequence[Graph], backend: str) -> list[Graph]:
-    """The graphs that suit a backend best, all of one kind, in the manifest's order.
+    """The graphs that a backend takes: those that suit it best, then the others, each kind in the
+    manifest's order.
 
     Raises:
         BackendError: the backend does not work here.
         BundleMissing: it takes none of them.
     """
-    for kind in row(backend).takes:
-        if found := [graph for graph in graphs if kind_of(graph.variant) == kind]:
-            return found
+    kinds = row(backend).takes
+    if found := [graph for kind in kinds for graph in graphs if kind_of(graph.variant) == kind]:
+        return found
     if error := problem(backend):
         raise error
     has = ", ".join(f"{graph.name} ({graph.variant.device})" for graph in graphs)

@@ -27,6 +27,7 @@ from segagent_rt.errors import GateFailed, ManifestInvalid, OutputError
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.types import Segmenter
 from segagent_rt_export.mllm.export import export_mllm_graphs, export_mllm_tables
+from segagent_rt_export.mllm.profiles import mllm_profiles
 from segagent_rt_export.mllm.progress import counted
 from segagent_rt_export.mllm.published import open_published
 from segagent_rt_export.mllm.source import MllmSource
@@ -150,7 +151,7 @@ def make_segmenter(part: PartPlan, folder: Path, judge: Judge, tell: Tell) -> No
             tell(f"storing {name}")
             store_as(exported.graphs, folder / name, kind)
         graphs = {role: f"{name}/{file}" for role, file in names.items()}
-        variants[name] = Variant(kind.device, kind.precision, graphs)
+        variants[name] = Variant(kind.device, kind.precision, graphs, kind.dialect)
     draft = _draft(part, exported, variants)
     opened = _described(folder, draft)
     verdict = verify_segmenter(opened, exported.checks, judge.gate, tell)
@@ -193,7 +194,8 @@ def _write_variant(source: MllmSource, name: VariantName, folder: Path, tell: Te
     watched = counted(source, partial(_tell_share, tell, name))
     paths = export_mllm_graphs(watched, folder / name, kind.arithmetic, kind.dialect)
     graphs = {role: f"{name}/{path.name}" for role, path in paths.items()}
-    return Variant(kind.device, kind.precision, graphs, kind.dialect)
+    profiles = mllm_profiles(paths, source.asker) if kind.dialect == "portable" else {}
+    return Variant(kind.device, kind.precision, graphs, kind.dialect, profiles)
 
 
 def _tell_share(tell: Tell, variant: str, share: float) -> None:

@@ -30,7 +30,7 @@ BASE_MEMORY = 1_500_000_000
 WHOLE = 5_000_000_000
 """Bytes of memory that a comparison may take before it goes piece by piece."""
 
-BYTES: Mapping[str, float] = {"fp32": 4.0, "8bit": 1.0, "int8": 1.0, "4bit": 0.5}
+BYTES: Mapping[str, float] = {"fp32": 4.0, "fp16": 2.0, "8bit": 1.0, "int8": 1.0, "4bit": 0.5}
 """Of a weight, by scheme; blocks add a scale of four bytes each."""
 
 

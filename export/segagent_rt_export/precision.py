@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from segagent_rt_export.graph import GraphBuilder, Weight
 
-Scheme: TypeAlias = Literal["fp32", "8bit", "4bit", "int8", "stored"]
+Scheme: TypeAlias = Literal["fp32", "fp16", "8bit", "4bit", "int8", "stored"]
 
 
 AT_ONCE = 128
@@ -24,7 +24,7 @@ class Precision:
     weights are unpacked (DequantizeLinear). `int8`: one scale per output channel, activations one
     per tensor (MatMulInteger), ONNX Runtime only. `stored`: eight bits on disk, unpacked once, at
     load, and multiplied in fp32: for small models, whose results then depend on rounding no more.
-    `fp32`: as they are.
+    `fp16`: products in 16 bits, what comes in and out of them in 32. `fp32`: as they are.
     """
 
     scheme: Scheme = "fp32"
@@ -37,6 +37,8 @@ class Precision:
         weight = np.asarray(weight, np.float32)
         if self.scheme == "fp32":
             y = graph.node("MatMul", [x, graph.weight(weight.T)])
+        elif self.scheme == "fp16":
+            y = _half(graph, x, weight)
         elif graph.dialect == "portable" or self.scheme == "stored":
             y = graph.node("MatMul", [x, self._unpacked(graph, weight)])
         elif self.scheme == "int8":
@@ -141,6 +143,16 @@ def quantise_symmetric(
     scales = np.maximum(np.abs(grouped).max(-1), 1e-12) / most
     codes = np.rint(grouped / scales[..., None]).astype(np.int8)
     return codes.reshape(weight.shape), scales.astype(np.float32)
+
+
+def _half(graph: GraphBuilder, x: str, weight: Weight) -> str:
+    key = f"{x}_half"
+    if key not in graph.shared:
+        graph.shared[key] = graph.nodes("Cast", [x], [key], to=10)
+    with np.errstate(over="ignore"):  # what does not fit is infinite, and the gate sees that
+        half = weight.T.astype(np.float16)
+    product = graph.node("MatMul", [*graph.shared[key], graph.weight(half)])
+    return graph.node("Cast", [product], to=1)
 
 
 def _dynamic_int8(graph: GraphBuilder, x: str, weight: Weight) -> str:

@@ -19,12 +19,14 @@ BLOCK = 32
 
 @dataclass(frozen=True, slots=True)
 class SegmenterVariant:
-    """`linear` is for matrix products; `convolutions` of 8 bits are unpacked when loaded."""
+    """`linear` is for matrix products, in fp16 for convolutions too; `convolutions` of 8 bits are
+    unpacked when loaded."""
 
     precision: str
     linear: Precision
-    device: Literal["cpu", "any"] = "cpu"
+    device: Literal["cpu", "gpu", "any"] = "cpu"
     convolutions: Literal["fp32", "8bit"] = "fp32"
+    dialect: Literal["ort", "portable"] = "ort"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,12 @@ class MllmVariant:
 
     precision: str
     arithmetic: MllmPrecision
-    device: Literal["cpu", "any"] = "cpu"
+    device: Literal["cpu", "gpu", "any"] = "cpu"
     dialect: Literal["ort", "portable"] = "ort"
 
 
 _WHOLE, _FAST = Precision(), Precision("int8")
+_HALF = Precision("fp16")
 _EIGHT, _FOUR = Precision("8bit", BLOCK), Precision("4bit", BLOCK)
 
 SEGMENTER_VARIANTS: Mapping[VariantName, SegmenterVariant] = {
@@ -47,6 +50,8 @@ SEGMENTER_VARIANTS: Mapping[VariantName, SegmenterVariant] = {
                                  convolutions="8bit"),
     "cpu-4bit": SegmenterVariant("matrices 4 bit, convolutions 8 bit", _FOUR,
                                  convolutions="8bit"),
+    "gpu-fp16": SegmenterVariant("products with weights fp16, decoder and all else fp32", _HALF,
+                                 "gpu", dialect="portable"),
 }  # fmt: skip
 
 MLLM_VARIANTS: Mapping[VariantName, MllmVariant] = {
@@ -54,4 +59,6 @@ MLLM_VARIANTS: Mapping[VariantName, MllmVariant] = {
     "cpu-8bit": MllmVariant("vision 8 bit, language 8 bit", MllmPrecision(_EIGHT, _EIGHT)),
     "cpu-fast": MllmVariant("vision int8, language int8", MllmPrecision(_FAST, _FAST)),
     "cpu-4bit": MllmVariant("vision 8 bit, language 4 bit", MllmPrecision(_EIGHT, _FOUR)),
-}
+    "gpu-fp16": MllmVariant("products with weights fp16, all else fp32",
+                            MllmPrecision(_HALF, _HALF), "gpu", "portable"),
+}  # fmt: skip

@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from segagent_rt.mllm.vision import Seen, Tower, VisionSettings
 from segagent_rt.reply import Automaton, Reading, ReplyProtocol, compile_grammar
 from segagent_rt.timing import Stopwatch
 from segagent_rt.types import Finish, Prediction, Request, RgbImage, Size, Turn
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Encode = Callable[[str], list[int]]
 Decode = Callable[[Sequence[int]], str]
@@ -145,6 +148,17 @@ class Asker:
         reading = self.settings.reply.read(reply, window.size, frame=frame)
         action, box = window.action(reading.action, size), window.box(reading.box, size)
         return Reading(action, reading.iou, box)
+
+
+def asker_of(tokenizer: Tokenizer, settings: MllmSettings) -> Asker:
+    """How a model with this tokenizer is asked."""
+    added = tokenizer.get_added_tokens_decoder()
+    return Asker(
+        encode=lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
+        decode=lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=False)),
+        settings=settings,
+        specials=frozenset(number for number, token in added.items() if token.special),
+    )
 
 
 @dataclass(slots=True, kw_only=True)

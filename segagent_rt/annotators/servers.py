@@ -51,9 +51,9 @@ SERVERS: Mapping[str, Server] = {
     "llama.cpp": Server({"grammar": FORM}, "gbnf", likelihoods=True),
 }
 """By kind. `openai` is any server, with nothing but what all have in common; that of transformers
-is one. The others from their documentation: structured outputs of vLLM (0.12 and newer), guided
-decoding of TensorRT-LLM (started with a guided_decoding_backend) and of TensorRT Edge-LLM, grammars
-of llama.cpp. None of them has been run with this client."""
+is one, and the only one that has been run with this client. The others are from documentation:
+structured outputs of vLLM (0.12 and newer), guided decoding of TensorRT-LLM (started with a
+guided_decoding_backend) and of TensorRT Edge-LLM, grammars of llama.cpp."""
 
 
 def row(kind: str) -> Server:

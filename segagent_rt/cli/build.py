@@ -112,9 +112,7 @@ def _build_all(bundle: Bundle, library: Library) -> None:
             typer.echo(f"{part.manifest.kind}\tnothing to build\t{error}")
             continue
         for role in part.roles:
-            rungs = suited(part.graphs(role), library.backend)
-            for graph in rungs:
-                _check_memory(part, graph)
+            rungs = list(_affordable(part, suited(part.graphs(role), library.backend)))
             name = f"{part.manifest.kind} {role}"
             try:
                 made, failed = ladder.build(rungs, examples[role], _telling(name))
@@ -136,6 +134,21 @@ def _roles(bundle: Bundle) -> Iterator[tuple[Part, str]]:
     for part in bundle.parts.values():
         for role in part.roles:
             yield part, role
+
+
+def _affordable(part: Part, rungs: list[Graph]) -> Iterator[Graph]:
+    """The graphs that can be built in the memory that is free, which must be one at least."""
+    from segagent_rt.errors import BackendUnavailable
+
+    for number, graph in enumerate(rungs):
+        try:
+            _check_memory(part, graph)
+        except BackendUnavailable as error:
+            if number == 0:
+                raise
+            typer.echo(f"{graph}\tleft out\t{error}")
+            continue
+        yield graph
 
 
 def _check_memory(part: Part, graph: Graph) -> None:

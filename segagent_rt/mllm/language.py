@@ -32,6 +32,11 @@ class LanguageSettings:
     deepstack: int = 0
 
 
+def rows_for(tokens: int) -> int:
+    """Rows of the cache for so many tokens."""
+    return -(-tokens // 64) * 64
+
+
 class Cache:
     """Keys and values of a sequence, in buffers of `capacity` rows; only the first `length` count.
 
@@ -82,7 +87,7 @@ class LanguageModel:
                 f"the model reads at most {most} tokens, and a prompt may need {tokens}",
                 hint="export it for smaller pictures",
             )
-        return Cache(self._session, self.settings, -(-tokens // 64) * 64)
+        return Cache(self._session, self.settings, rows_for(tokens))
 
     def embed(self, tokens: Sequence[int]) -> Floats:
         """Embeddings of text."""

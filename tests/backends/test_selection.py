@@ -159,8 +159,10 @@ def test_the_same_bundle_gives_each_backend_its_own_variant(tmp_path):
     ]  # fmt: skip
     chosen = {name: [g.name for g in suited(graphs, name)] for name in ("cpu", "cuda", "tensorrt")}
     assert chosen == {
-        "cpu": ["cpu-8bit"], "cuda": ["gpu-int4"], "tensorrt": ["gpu-fp16", "gpu-safe"]
-    }  # fmt: skip
+        "cpu": ["cpu-8bit", "plain", "gpu-fp16", "gpu-safe", "gpu-int4"],
+        "cuda": ["gpu-int4", "gpu-fp16", "gpu-safe", "plain"],
+        "tensorrt": ["gpu-fp16", "gpu-safe", "plain"],
+    }
 
 
 def test_vendor_libraries_are_imported_only_when_their_backend_is_asked_for():

@@ -8,6 +8,7 @@ import pytest
 
 from segagent_rt import memory
 from segagent_rt.bundle import cache_folder
+from segagent_rt.errors import BackendUnavailable
 from tests.backends import fake_tensorrt
 from tests.backends.bundles import write_bundle
 
@@ -100,6 +101,22 @@ def test_too_little_memory_is_said_before_the_build(bundle, terminal, monkeypatc
     assert "takes about 0.6 GB of memory, 0.1 GB are free" in done.err
     assert "hint: close other programs" in done.err
     assert fake_tensorrt.trouble.builds == []
+
+
+def test_a_spare_variant_that_memory_cannot_hold_does_not_keep_the_first_from_being_built(
+    bundle, terminal, monkeypatch
+):
+    """As fp32 below fp16 may not."""
+
+    def check(weights, what):
+        if "(safe)" in what:
+            raise BackendUnavailable("it is too large")
+
+    monkeypatch.setattr(memory, "check_build", check)
+    done = terminal("build", bundle, "--backend", "tensorrt")
+    assert done.code == 0, done.err
+    assert "segmenter encoder (safe)\tleft out\tit is too large" in done.out
+    assert "segmenter encoder (fast)\tready" in done.out
 
 
 @pytest.mark.parametrize("backend", ["cpu", "cuda", "openvino"])

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from segagent_rt.annotators.mllm import MllmSettings
+from segagent_rt.annotators.mllm import Asker, MllmSettings, asker_of
 from segagent_rt.errors import InputError
 from segagent_rt.mllm.prompts import PRESETS
 from segagent_rt.reply import compile_grammar
@@ -62,6 +62,11 @@ class MllmSource:
     @property
     def family(self) -> str:
         return self.model.family
+
+    @property
+    def asker(self) -> Asker:
+        """How the model is asked."""
+        return asker_of(self.tokenizer, self.settings)
 
 
 def read_source(folder: Path, choices: Choices | None = None) -> MllmSource:

@@ -11,6 +11,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from segagent_rt_export.packing import LEAST, pack_convolutions
 from segagent_rt_export.precision import Precision, quantise_blocks
+from segagent_rt_export.segmenters.halving import halve_products
 from segagent_rt_export.segmenters.tracing import INLINE_LIMIT
 from segagent_rt_export.variants import SegmenterVariant
 
@@ -21,9 +22,13 @@ LIBRARY = "com.microsoft"
 def store_as(graphs: Mapping[str, Path], folder: Path, variant: SegmenterVariant) -> None:
     """Write the graphs again, under the same names in another folder, as a variant stores them."""
     folder.mkdir()
-    for path in graphs.values():
+    for role, path in graphs.items():
         model = onnx.load(path)
-        store_matrices(model, variant.linear)
+        if variant.linear.scheme == "fp16":
+            if role != "decoder":  # it is small, and prompts are coordinates
+                halve_products(model)
+        else:
+            store_matrices(model, variant.linear)
         if variant.convolutions == "8bit":
             pack_convolutions(model)
         save(model, folder / path.name)

@@ -17,16 +17,19 @@ from segagent_rt.errors import EngineRefused
 from segagent_rt_export.graph import new_graph
 from segagent_rt_export.mllm.export import export_mllm_graphs
 from segagent_rt_export.mllm.language import build_decoder
+from segagent_rt_export.mllm.profiles import mllm_profiles
 from segagent_rt_export.mllm.source import read_source
 from segagent_rt_export.mllm.weights import StateDict
 from segagent_rt_export.precision import MllmPrecision, Precision
 from segagent_rt_export.recipe import MllmFamily, SegmenterFamily, SegmenterRecipe
 from segagent_rt_export.segmenters.click_net import export_click_net
 from segagent_rt_export.segmenters.families import export_segmenter
+from segagent_rt_export.segmenters.storing import store_as
 from segagent_rt_export.tiny import language_shape, mllm_settings, tower_shape
 from segagent_rt_export.train.mllm_net import TinyMllm, tiny_config
 from segagent_rt_export.train.segmenter_net import SegmenterNet
 from segagent_rt_export.train.tokenizer import build_tokenizer
+from segagent_rt_export.variants import SEGMENTER_VARIANTS
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra `rtx`")
 
@@ -37,6 +40,7 @@ pytestmark = [
 
 PRECISIONS = {
     "fp32": MllmPrecision(),
+    "fp16": MllmPrecision(Precision("fp16"), Precision("fp16")),
     "blocks": MllmPrecision(Precision("8bit"), Precision("4bit")),
 }
 
@@ -48,8 +52,8 @@ def library():
     return load("rtx")
 
 
-def build(library, path: Path) -> None:
-    plan = library.build(path, (), b"", lambda phase: None).plan
+def build(library, path: Path, profiles=()) -> None:
+    plan = library.build(path, profiles, b"", lambda phase: None).plan
     print(f"{path.name} {path.stat().st_size / 1e6:.2f} MB, engine {len(plan) / 1e6:.2f} MB")
     assert len(plan) > 1000
 
@@ -89,13 +93,18 @@ def test_the_mllm_that_ships(library, tmp_path, name):
 def test_a_segmenter(library, sources, tmp_path, family):
     source = sources(family)
     recipe = SegmenterRecipe(family, str(source), ("reference",))
-    for path in export_segmenter(recipe, source, tmp_path).graphs.values():
+    graphs = export_segmenter(recipe, source, tmp_path).graphs
+    store_as(graphs, tmp_path / "half", SEGMENTER_VARIANTS["gpu-fp16"])
+    for path in graphs.values():
         build(library, path)
+        build(library, tmp_path / "half" / path.name)
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
 @pytest.mark.parametrize("family", typing.get_args(MllmFamily))
 def test_an_mllm(library, sources, tmp_path, family, name):
     source = read_source(sources(family))
-    for path in export_mllm_graphs(source, tmp_path, PRECISIONS[name], "portable").values():
-        build(library, path)
+    graphs = export_mllm_graphs(source, tmp_path, PRECISIONS[name], "portable")
+    profiles = mllm_profiles(graphs, source.asker)
+    for role, path in graphs.items():
+        build(library, path, profiles[role])

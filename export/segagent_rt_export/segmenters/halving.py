@@ -1,0 +1,54 @@
+"""Products in 16 bits, for GPUs: typed into the graph, because builders take no wish for a
+precision any more.
+
+Only what is multiplied with weights. What comes out is 32 bits wide again, and so are norms,
+softmax and the bias of attention.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+
+
+def halve_products(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Compute every product with constant weights in fp16, in place; weights are stored in it."""
+    graph = model.graph
+    floats = {t.name: t for t in graph.initializer if t.data_type == TensorProto.FLOAT}
+    nodes, made = list[NodeProto](), set[str]()
+
+    def half(name: str) -> str:
+        """A value, or a weight, in 16 bits; made when first asked for."""
+        short = f"{name}_half" if name else ""
+        if short and short not in made:
+            made.add(short)
+            if name in floats:
+                graph.initializer.append(_halved(floats[name], short))
+            else:
+                nodes.append(helper.make_node("Cast", [name], [short], to=TensorProto.FLOAT16))
+        return short
+
+    for node in graph.node:
+        if node.op_type not in PRODUCTS or not floats.keys() & set(node.input[:2]):
+            nodes.append(node)
+            continue
+        (out,) = node.output
+        inputs = [half(name) for name in node.input]
+        product = helper.make_node(node.op_type, inputs, [f"{out}_product"], name=node.name)
+        product.attribute.extend(node.attribute)
+        nodes.append(product)
+        nodes.append(helper.make_node("Cast", product.output, [out], to=TensorProto.FLOAT))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
+    for name in [name for name in floats if name not in read]:
+        graph.initializer.remove(floats[name])
+    return model
+
+
+def _halved(tensor: TensorProto, name: str) -> TensorProto:
+    with np.errstate(over="ignore"):  # what does not fit is infinite, and the gate sees that
+        return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), name)

@@ -1,0 +1,53 @@
+"""`gpu-fp16` of every family at reduced size passes the gate of exports, run on the CPU.
+
+ONNX Runtime rounds on the CPU where a GPU would round; how GPUs add up is not shown here.
+"""
+
+from __future__ import annotations
+
+import typing
+
+import pytest
+
+from segagent_rt.bundle import open_bundle
+from segagent_rt.contracts import Range
+from segagent_rt.sessions import suited
+from segagent_rt_export.exporter import Judge, carry_out
+from segagent_rt_export.plan import make_plan
+from segagent_rt_export.recipe import MllmFamily, SegmenterFamily
+from segagent_rt_export.verdict import Gate
+
+pytestmark = [pytest.mark.export, pytest.mark.slow]
+
+
+@pytest.fixture
+def part(recipe, tmp_path):
+    def export(**families: str):
+        target = tmp_path / "bundle"
+        plan = make_plan(
+            recipe("gpu-fp16", "reference", **families), target, resume=False, below_gate=False
+        )
+        carry_out(plan, Judge(Gate(scenes=2), False), lambda text: None)
+        (found,) = open_bundle(target).parts.values()
+        print(found.manifest.verified["variants"])
+        return found
+
+    return export
+
+
+@pytest.mark.parametrize("family", typing.get_args(SegmenterFamily))
+def test_a_segmenter(part, family):
+    made = part(segmenter=family)
+    for role in made.roles:
+        names = [graph.name for graph in suited(made.graphs(role), "rtx")]
+        assert names == ["gpu-fp16", "reference"]
+
+
+@pytest.mark.parametrize("family", typing.get_args(MllmFamily))
+def test_an_mllm(part, family):
+    made = part(mllm=family)
+    for name in ("gpu-fp16", "reference"):
+        (graph,) = made.graphs("decoder", name)
+        narrow, wide = (profile["inputs_embeds"] for profile in graph.profiles)
+        assert isinstance(narrow, Range)
+        assert narrow.most[1] < wide.typical[1]
