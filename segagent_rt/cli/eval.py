@@ -108,7 +108,7 @@ def command(
             typer.echo(json.dumps(found) if as_json else text(found))
             return
         asked = Evaluation(output, choice, limit, restart=overwrite, pictures=visualize)
-        names = [f"{name}_{part}" for name in data for part in split] if split else data
+        names = named(data, split)
         tree = Tree(Rules(max_clicks, accept=None), candidates, temperature)
         who = one_of(AnnotatorName, annotator, "--annotator")
         walker = Walker(tree, who, one_of(StartName, start, "--start"))
@@ -118,6 +118,20 @@ def command(
     else:
         typer.echo("\n\n".join("\n".join(summary_lines(each)) for each in figures))
     check_complete(figures)
+
+
+def named(data: list[str], parts: list[str] | None) -> list[str]:
+    """The data sets meant; with `--split`, those splits of the benchmarks named.
+
+    Raises:
+        typer.BadParameter: a split of something that is no benchmark.
+    """
+    from segagent_rt.data.refcoco import SPLITS
+
+    for name in data if parts else ():
+        if name not in SPLITS:
+            raise typer.BadParameter(f"--split goes with {', '.join(SPLITS)}, not with `{name}`")
+    return [f"{name}_{part}" for name in data for part in parts] if parts else data
 
 
 def _on_data(

@@ -215,6 +215,12 @@ def test_bad_files_are_refused_before_any_walk(terminal, tmp_path, content, sent
     assert not (tmp_path / "out").exists()
 
 
+def test_a_split_of_a_file_is_a_usage_error(terminal, tmp_path):
+    done = terminal("eval", segagent(tmp_path), "--split", "val", "-o", tmp_path / "out")
+    assert done.code == 2
+    assert "--split goes with refcoco" in done.err
+
+
 @pytest.mark.parametrize(
     "wrong", [("--select", "best"), ("--annotator", "me"), ("--candidates", 0), ("--limit", 0)]
 )
