@@ -16,7 +16,7 @@ from segagent_rt.types import Action, Box, Click, Finish, Malformed, Size
 _FIELDS = re.compile(r"\{(iou|sign|row|column|x0|y0|x1|y1|expression)\}")
 _SPECIAL = re.compile(r"<\|[^|<>]*\|>")
 _IOU = re.compile(r"current iou:\s*(\d+(?:\.\d+)?)", re.IGNORECASE)
-_NUMBER = r"(-?(?:\d+\.?\d*|\.\d+))(?![\d_])"
+_NUMBER = r"(-?(?:\d+(?:\.\d*)?|\.\d+))(?![\d_])"
 _BOX = re.compile(r"<box>\s*\((\d+),\s*(\d+)\),\s*\((\d+),\s*(\d+)\)\s*</box>")
 _ENDINGS = ("finish", "no object found")
 
@@ -110,7 +110,7 @@ class ReplyProtocol:
 
     def _points(self) -> re.Pattern[str]:
         signs = "|".join(re.escape(sign) for sign in self.signs)
-        pattern = rf"({signs})\s+point\s*:?\s*[(\[]?\s*{_NUMBER}\s*,\s*{_NUMBER}"
+        pattern = rf"({signs})\s+point\s*(?::\s*)?(?:[(\[]\s*)?{_NUMBER}\s*,\s*{_NUMBER}"
         return re.compile(pattern, re.IGNORECASE)
 
     def _action(self, match: re.Match[str], size: Size, frame: Size) -> Action:

@@ -8,12 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from segagent_rt import loop, search
-from segagent_rt.annotators.mllm import MllmAnnotator, MllmSettings
+from segagent_rt.annotators.mllm import Asker, MllmAnnotator, MllmSettings
 from segagent_rt.backends import Runtime as Where
 from segagent_rt.bundle import Bundle, Part, open_bundle
 from segagent_rt.errors import ClickOutside, ManifestInvalid
@@ -35,11 +35,20 @@ from segagent_rt.types import (
     View,
 )
 
+if TYPE_CHECKING:
+    from segagent_rt.annotators.endpoint import Endpoint
+
 
 def load(
-    bundle: str | Path | None = None, *, backend: str = "auto", threads: int | None = None
+    bundle: str | Path | None = None,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    endpoint: Endpoint | None = None,
 ) -> Runtime:
     """Open a bundle for use; the shipped one if none is named. Graphs are loaded when first used.
+
+    With an endpoint, the MLLM is asked there and its graphs are not loaded.
 
     Raises:
         BundleError: there is no such bundle, or it is damaged.
@@ -47,7 +56,7 @@ def load(
     opened = open_bundle(bundle)
     for part in opened.parts.values():
         part.verify_once()
-    return Runtime(opened, Where(backend, threads))
+    return Runtime(opened, Where(backend, threads), endpoint)
 
 
 @dataclass
@@ -56,6 +65,7 @@ class Runtime:
 
     bundle: Bundle
     where: Where
+    endpoint: Endpoint | None = None
     placements: dict[str, Placement] = field(default_factory=dict)
     """Where each graph that was loaded runs, by part and role."""
     watch: Callable[[str, Session], Session] | None = None
@@ -69,8 +79,13 @@ class Runtime:
 
     @cached_property
     def annotator(self) -> Annotator:
-        """The bundle's MLLM."""
-        return open_mllm(self.bundle.part("mllm"), self._open)
+        """The bundle's MLLM, here or behind the endpoint."""
+        part = self.bundle.part("mllm")
+        if self.endpoint is None:
+            return open_mllm(part, self._open)
+        from segagent_rt.annotators.endpoint import EndpointAnnotator
+
+        return EndpointAnnotator(open_asker(part), self.endpoint)
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -203,19 +218,31 @@ def open_segmenter(part: Part, open_session: OpenSession) -> Segmenter:
 
 def open_mllm(part: Part, open_session: OpenSession) -> MllmAnnotator:
     """The MLLM of a part. One class serves every family; the settings tell them apart."""
+    asker = open_asker(part)
+    settings = asker.settings
+    table = np.load(part.file("embed.npy"), mmap_mode="r", allow_pickle=False)
+    head = open_session(part, "head") if settings.decoding == "free" else None
+    decoder = open_session(part, "decoder")
+    return MllmAnnotator(
+        tower=Tower(open_session(part, "vision"), settings.vision),
+        model=LanguageModel(decoder, table, settings.language, head),
+        encode=asker.encode,
+        decode=asker.decode,
+        settings=settings,
+        specials=asker.specials,
+    )
+
+
+def open_asker(part: Part) -> Asker:
+    """How the MLLM of a part is asked, without its weights."""
     from tokenizers import Tokenizer
 
     if part.manifest.family not in MLLMS:
         raise _unknown(part)
     settings = part.settings(MllmSettings)
-    table = np.load(part.file("embed.npy"), mmap_mode="r", allow_pickle=False)
-    head = open_session(part, "head") if settings.decoding == "free" else None
-    decoder = open_session(part, "decoder")
     tokenizer = Tokenizer.from_str(part.file("tokenizer.json").read_text("utf-8"))
     added = tokenizer.get_added_tokens_decoder()
-    return MllmAnnotator(
-        tower=Tower(open_session(part, "vision"), settings.vision),
-        model=LanguageModel(decoder, table, settings.language, head),
+    return Asker(
         encode=lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
         decode=lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=False)),
         settings=settings,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from segagent_rt.backends import Runtime, first_that_works, open_session, problem, tell
@@ -44,7 +44,7 @@ def open_role(graphs: Sequence[Graph], runtime: Runtime, engines: Path) -> Opene
     if runtime.backend != "auto":
         return _open_on(runtime, graphs, engines)
     opened, taken, refused = first_that_works(
-        AUTO, lambda name: _open_on(Runtime(name, runtime.threads), graphs, engines)
+        AUTO, lambda name: _open_on(replace(runtime, backend=name), graphs, engines)
     )
     tell(taken, refused)
     said = {name: str(error) for name, error in refused.items()} | dict(opened.placement.refused)

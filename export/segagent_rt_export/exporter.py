@@ -29,17 +29,17 @@ from segagent_rt.types import Segmenter
 from segagent_rt_export.mllm.export import export_mllm_graphs, export_mllm_tables
 from segagent_rt_export.mllm.progress import counted
 from segagent_rt_export.mllm.published import open_published
-from segagent_rt_export.mllm.shallow import export_shallow, layers_that_fit, shallow
 from segagent_rt_export.mllm.source import MllmSource
 from segagent_rt_export.parts import PartDraft, new_part, write_index, write_manifest
-from segagent_rt_export.plan import PartPlan, Plan, fits_gate
+from segagent_rt_export.plan import PartPlan, Plan, too_large
 from segagent_rt_export.recipe import MllmRecipe, SegmenterRecipe, VariantName
 from segagent_rt_export.segmenters.exported import ExportedSegmenter
 from segagent_rt_export.segmenters.families import export_segmenter
 from segagent_rt_export.segmenters.storing import store_as
+from segagent_rt_export.streaming import CPU
 from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
 from segagent_rt_export.verdict import Gate, Verdict
-from segagent_rt_export.verify import CPU, verify_published, verify_replies, verify_segmenter
+from segagent_rt_export.verify import verify_published, verify_replies, verify_segmenter
 
 Tell: TypeAlias = Callable[[str], None]
 
@@ -169,22 +169,18 @@ def make_mllm(
     source, recipe = part.mllm, part.recipe
     assert source is not None
     assert isinstance(recipe, MllmRecipe)
-    comparable = fits_gate(part)
-    names = _with_reference(recipe.variants) if comparable else recipe.variants
-    variants: dict[str, Variant] = {
-        name: _write_variant(source, name, folder, tell) for name in names
-    }
+    names = _with_reference(recipe.variants)
+    variants = {str(name): _write_variant(source, name, folder, tell) for name in names}
     tell("writing the embeddings")
     export_mllm_tables(source, folder)
     provenance = {**source.provenance, "order": part.order}
     draft = PartDraft("mllm", source.family, source.settings, variants, provenance)
-    opened = _described(folder, draft)
-    verdict = _published(part, source, opened, judge.gate, tell)
-    if comparable:
-        masks = None if segmenter is None else _open_segmenter(segmenter)
-        verdict = verdict.and_also(verify_replies(opened, masks, judge.gate, tell))
-    else:
-        verdict = verdict.and_also(Verdict(failures=("its variants were not compared",)))
+    opened, streamed = _described(folder, draft), too_large(part)
+    published = open_published(part.source, source, part.adapter, streamed=streamed)
+    verdict = verify_published(opened, published, judge.gate, tell, streamed=streamed)
+    del published
+    masks = None if segmenter is None else _open_segmenter(segmenter)
+    verdict = verdict.and_also(verify_replies(opened, masks, judge.gate, tell, streamed=streamed))
     quality = "not measured"
     if recipe.preset in ZERO_SHOT:
         quality += "; the model was not trained for this task"
@@ -202,20 +198,6 @@ def _write_variant(source: MllmSource, name: VariantName, folder: Path, tell: Te
 
 def _tell_share(tell: Tell, variant: str, share: float) -> None:
     tell(f"writing {variant}, {share:.0%}")
-
-
-def _published(part: PartPlan, source: MllmSource, opened: Part, gate: Gate, tell: Tell) -> Verdict:
-    """Against torch: the reference, or its first layers where it does not fit into memory twice."""
-    layers = layers_that_fit(source)
-    published = open_published(part.source, source, part.adapter, layers)
-    if layers == source.model.language.layers and REFERENCE in opened.manifest.variants:
-        return verify_published(opened, published, gate, tell)
-    scratch = opened.folder / "shallow"
-    tell(f"writing the first {layers} layers")
-    reference = export_shallow(shallow(source, layers), scratch, opened.folder)
-    verdict = verify_published(reference, published, gate, tell)
-    shutil.rmtree(scratch)
-    return verdict
 
 
 def _open_segmenter(folder: Path) -> Segmenter:
@@ -238,5 +220,5 @@ def _finish(part: PartPlan, folder: Path, draft: PartDraft, verified: dict[str, 
     """Drop a reference that was not asked for, and describe what remains."""
     wanted: dict[str, Variant] = {name: draft.variants[name] for name in part.recipe.variants}
     if REFERENCE not in wanted:
-        shutil.rmtree(folder / REFERENCE, ignore_errors=True)  # it may not have been written
+        shutil.rmtree(folder / REFERENCE)
     write_manifest(folder, replace(draft, variants=wanted, verified=verified))

@@ -21,10 +21,14 @@ from segagent_rt_export.mllm.source import Choices, MllmSource, read_source
 from segagent_rt_export.precision import Precision
 from segagent_rt_export.recipe import MllmRecipe, Recipe, SegmenterRecipe
 from segagent_rt_export.sources import locate
+from segagent_rt_export.streaming import PIECE
 from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
 
 BASE_MEMORY = 1_500_000_000
 """Bytes that torch, the graphs and a picture's activations take beside weights."""
+
+WHOLE = 5_000_000_000
+"""Bytes of memory that a comparison may take before it goes piece by piece."""
 
 BYTES: Mapping[str, float] = {"fp32": 4.0, "8bit": 1.0, "int8": 1.0, "4bit": 0.5}
 """Of a weight, by scheme; blocks add a scale of four bytes each."""
@@ -33,7 +37,7 @@ BYTES: Mapping[str, float] = {"fp32": 4.0, "8bit": 1.0, "int8": 1.0, "4bit": 0.5
 @dataclass(frozen=True, slots=True)
 class Need:
     """Bytes: of the finished part, of the disk while it is made, of memory to make it, and of
-    memory to compare its variants."""
+    memory to compare it with graphs that are loaded whole."""
 
     part: int
     disk: int
@@ -165,9 +169,9 @@ def need_of_mllm(recipe: MllmRecipe, source: MllmSource) -> Need:
     }
     part = sum(sizes[name] for name in recipe.variants) + 4 * table
     scratch = 0 if REFERENCE in recipe.variants else sizes[REFERENCE]
-    # In fp32 a tensor on its way is there three times, what torch is compared with twice.
-    memory = BASE_MEMORY + max(12 * largest, 8 * (tower + table))
-    gate = BASE_MEMORY + sizes[REFERENCE] + max(sizes[name] for name in recipe.variants)
+    # In fp32 a tensor on its way is there twice, and what torch is compared with.
+    memory = BASE_MEMORY + max(8 * largest, 2 * PIECE)
+    gate = BASE_MEMORY + 2 * (sizes[REFERENCE] + 4 * table)
     return Need(part, part + scratch, memory, gate)
 
 
@@ -191,12 +195,8 @@ def _size(count: int, precision: Precision) -> int:
     return int(count * (BYTES[precision.scheme] + scales))
 
 
-def check_room(plan: Plan, *, below_gate: bool) -> None:
+def check_room(plan: Plan) -> None:
     """Refuse what the disk or the memory cannot hold.
-
-    Args:
-        plan: what is to be done.
-        below_gate: variants need not be compared, if memory does not allow it.
 
     Raises:
         TooLittleRoom: one of them is too small.
@@ -210,21 +210,16 @@ def check_room(plan: Plan, *, below_gate: bool) -> None:
     for part in plan.pending:
         if memory is not None and part.need.memory > memory:
             raise TooLittleRoom(_short(part.need.memory, "of memory", memory), hint=less)
-        if memory is not None and not below_gate and part.need.gate > memory:
-            raise TooLittleRoom(
-                _short(part.need.gate, "of memory to compare variants", memory),
-                hint="--allow-below-gate exports without comparing them, and records that",
-            )
 
 
 def _short(needed: int, what: str, free: int) -> str:
     return f"the export takes about {needed / 1e9:.1f} GB {what}, {free / 1e9:.1f} GB are free"
 
 
-def fits_gate(part: PartPlan) -> bool:
-    """Whether the variants of a part can be compared in the memory that is free."""
+def too_large(part: PartPlan) -> bool:
+    """Whether a part is compared piece by piece."""
     free = free_memory()
-    return free is None or part.need.gate <= free
+    return part.need.gate > (WHOLE if free is None else min(free, WHOLE))
 
 
 def describe(plan: Plan) -> Iterator[str]:
@@ -238,8 +233,12 @@ def describe(plan: Plan) -> Iterator[str]:
             yield f"{what}, {part.state}: {part.finished}"
     if plan.pending:
         disk = sum(part.need.disk for part in plan.pending) / 1e9
-        memory = max(max(part.need.memory, part.need.gate) for part in plan.pending) / 1e9
+        memory = max(_memory(part) for part in plan.pending) / 1e9
         yield f"takes about {disk:.1f} GB of disk while it works, and {memory:.1f} GB of memory"
+
+
+def _memory(part: PartPlan) -> int:
+    return part.need.memory if too_large(part) else max(part.need.memory, part.need.gate)
 
 
 def _order(part: SegmenterRecipe | MllmRecipe, source: Path, adapter: Path | None) -> str:

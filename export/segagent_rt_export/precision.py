@@ -13,6 +13,10 @@ from segagent_rt_export.graph import GraphBuilder, Weight
 Scheme: TypeAlias = Literal["fp32", "8bit", "4bit", "int8", "stored"]
 
 
+AT_ONCE = 128
+"""Rows of a matrix that are quantised together: what lies between is small."""
+
+
 @dataclass(frozen=True, slots=True)
 class Precision:
     """`8bit` and `4bit`: weights in blocks with one scale each; in ONNX Runtime's dialect
@@ -100,9 +104,20 @@ def quantise_blocks(
     """
     rows, columns = weight.shape
     blocks = -(-columns // block)
-    padded = np.zeros((rows, blocks * block), np.float32)
-    padded[:, :columns] = weight
-    grouped = padded.reshape(rows, blocks, block)
+    codes = np.empty((rows, blocks, block * bits // 8), np.uint8)
+    scales = np.empty((rows, blocks), np.float32)
+    padded = np.zeros((min(rows, AT_ONCE), blocks * block), np.float32)
+    for start in range(0, rows, AT_ONCE):
+        some = weight[start : start + AT_ONCE]
+        padded[: len(some), :columns] = some
+        grouped = padded[: len(some)].reshape(len(some), blocks, block)
+        found = _quantise(grouped, bits)
+        codes[start : start + AT_ONCE], scales[start : start + AT_ONCE] = found
+    return codes, scales.reshape(-1)
+
+
+def _quantise(grouped: Weight, bits: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """Codes and scales of [rows, blocks, block]."""
     middle = 1 << (bits - 1)
     at = np.abs(grouped).argmax(-1, keepdims=True)
     extreme = np.take_along_axis(grouped, at, -1)
@@ -111,7 +126,7 @@ def quantise_blocks(
     codes = np.clip(np.rint(grouped / safe) + middle, 0, 2 * middle - 1).astype(np.uint8)
     if bits == 4:
         codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
-    return codes, scales.reshape(-1)
+    return codes, scales[..., 0]
 
 
 def quantise_symmetric(

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.annotators.oracle import next_click
-from segagent_rt.backends import Runtime
 from segagent_rt.bundle import Part
 from segagent_rt.examples import Watched
 from segagent_rt.metrics import iou
@@ -25,10 +25,9 @@ from segagent_rt_export.mllm.published import Published
 from segagent_rt_export.segmenters.exported import Check
 from segagent_rt_export.segmenters.published import host_of, levels_apart, prompts_apart
 from segagent_rt_export.states import State, pictures, scenes, states
+from segagent_rt_export.streaming import CPU, Convoy, Streamed
 from segagent_rt_export.variants import REFERENCE
 from segagent_rt_export.verdict import Case, Gate, Verdict, shortfalls, summarise
-
-CPU = Runtime("cpu")
 
 CLICKS = 4
 """Clicks on each scene when segmenters are compared."""
@@ -36,30 +35,51 @@ CLICKS = 4
 SIZES = ((140, 196), (97, 331), (300, 120), (64, 64), (211, 223))
 """Heights and widths of pictures: grids that windows do not divide, enlarged ones, shrunk ones."""
 
-FORCED = 5
-"""Tokens that are read at once behind a filled cache; the ones after that one by one."""
+STEPS = (slice(0, 5), slice(5, 6), slice(6, 7), slice(7, None))
+"""Tokens that are read at once behind a filled cache."""
 
 Tell: TypeAlias = Callable[[str], None]
-Answers: TypeAlias = Sequence[tuple[State, Turn]]
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class Opened:
-    """A part's graphs, opened once each: some roles of one variant, all others of the reference."""
+    """A part's graphs, opened once each: some roles of one variant, all others of the reference.
 
-    def __init__(self, part: Part, variant: str = REFERENCE, roles: Collection[str] = ()) -> None:
+    With a convoy they run in pieces, and what is asked of them in one `each` goes together.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        variant: str = REFERENCE,
+        roles: Collection[str] = (),
+        convoy: Convoy | None = None,
+    ) -> None:
         self._part, self._variant, self._roles = part, variant, roles
+        self._convoy = convoy
         self._sessions: list[Session] = []
 
     def __call__(self, part: Part, role: str) -> Session:
         variant = self._variant if role in self._roles else REFERENCE
-        self._sessions.append(part.session(role, CPU, variant))
+        self._sessions.append(self._open(part, role, variant))
         return self._sessions[-1]
+
+    def _open(self, part: Part, role: str, variant: str) -> Session:
+        if self._convoy is None:
+            return part.session(role, CPU, variant)
+        return Streamed(part.graphs(role, variant)[0].path, self._convoy)
 
     def segmenter(self) -> Segmenter:
         return open_segmenter(self._part, self)
 
-    def annotator(self) -> MllmAnnotator:
-        return open_mllm(self._part, self)
+    def each(self, ask: Callable[[MllmAnnotator, A], B], about: Sequence[A]) -> list[B]:
+        """Ask the annotator about many things."""
+        annotator = open_mllm(self._part, self)
+        if self._convoy is None:
+            return [ask(annotator, one) for one in about]
+        # One annotator does one thing at a time.
+        return self._convoy.travel([partial(ask, _twin(annotator), one) for one in about])
 
     def __enter__(self) -> Opened:
         return self
@@ -67,6 +87,15 @@ class Opened:
     def __exit__(self, *_: object) -> None:
         for session in self._sessions:
             session.close()
+
+
+def _twin(annotator: MllmAnnotator) -> MllmAnnotator:
+    """Another annotator with the same graphs."""
+    one = annotator
+    return MllmAnnotator(
+        encode=one.encode, decode=one.decode, settings=one.settings, specials=one.specials,
+        tower=one.tower, model=one.model,
+    )  # fmt: skip
 
 
 def verify_segmenter(part: Part, checks: Sequence[Check], gate: Gate, tell: Tell) -> Verdict:
@@ -195,21 +224,24 @@ def _segmenter_variant(
     return _judged(part, variant, measure, gate)
 
 
-def verify_published(part: Part, published: Published, gate: Gate, tell: Tell) -> Verdict:
+def verify_published(
+    part: Part, published: Published, gate: Gate, tell: Tell, *, streamed: bool = False
+) -> Verdict:
     """Compare the reference of an MLLM's part with the published model."""
     tell("comparing the graphs with torch")
-    with Opened(part) as opened:
-        errors = published_errors(opened.annotator(), published)
+    with Opened(part, convoy=Convoy(tell) if streamed else None) as opened:
+        errors = published_errors(opened, published, tell)
     failures = [
         f"the {what} is {error:.1e} deviations away from torch, {gate.graph_error:.0e} is allowed"
         for what, error in errors.items()
         if not error <= gate.graph_error
     ]
-    layers = part.manifest.settings["language"]["layers"]
-    return Verdict({"graphs": errors, "layers_compared": layers}, tuple(failures))
+    return Verdict({"graphs": errors}, tuple(failures))
 
 
-def verify_replies(part: Part, segmenter: Segmenter | None, gate: Gate, tell: Tell) -> Verdict:
+def verify_replies(
+    part: Part, segmenter: Segmenter | None, gate: Gate, tell: Tell, *, streamed: bool = False
+) -> Verdict:
     """Compare what an MLLM's variants answer with what the reference answers.
 
     Args:
@@ -217,52 +249,74 @@ def verify_replies(part: Part, segmenter: Segmenter | None, gate: Gate, tell: Te
         segmenter: turns clicks into the masks that are compared, if there is one.
         gate: where the line is.
         tell: is told what is going on.
+        streamed: whether the graphs run in pieces.
     """
     found: dict[str, Any] = {}
-    failures = list(lint(part))
+    failures, convoy = list(lint(part)), Convoy(tell) if streamed else None
     if variants := _others(part):
         tell("recording what the reference answers")
-        with Opened(part) as opened:
-            annotator = opened.annotator()
-            answers = [(state, _answer(annotator, state)) for state in states(gate.scenes)]
+        recorded = list(states(gate.scenes))
+        with Opened(part, convoy=convoy) as opened:
+            answers = list(zip(recorded, opened.each(_answer, recorded), strict=True))
     for variant in variants:
         tell(f"comparing {variant}")
-        found[variant], complaints = _mllm_variant(part, variant, answers, segmenter, gate)
+
+        def measure(roles: Collection[str], variant: str = variant) -> dict[str, Any]:
+            with Opened(part, variant, roles, convoy) as opened:
+                turns = opened.each(_answer, recorded)
+            pairs = zip(answers, turns, strict=True)
+            return summarise([_case(state, said, turn, segmenter) for (state, said), turn in pairs])
+
+        found[variant], complaints = _judged(part, variant, measure, gate)
         failures += complaints
     return Verdict({"variants": found}, tuple(failures))
 
 
-def published_errors(annotator: MllmAnnotator, published: Published) -> dict[str, float]:
+def published_errors(opened: Opened, published: Published, tell: Tell) -> dict[str, float]:
     """Errors in standard deviations of the published values: of picture embeddings, and of logits
-    (prompt at once, then several tokens at once, then one by one)."""
+    (prompt at once, then several tokens at once, two alone, and the rest at once)."""
+    images = list(pictures(SIZES))
+    found = opened.each(_seen_and_said, images)
     embeddings, logits = 0.0, 0.0
-    for image in pictures(SIZES):
-        seen = annotator.tower.embed(annotator.tower.resize(image)).embeddings[0]
-        embeddings = max(embeddings, _deviations(seen, published.picture(image).numpy()))
-        logits = max(logits, _logits_apart(annotator, published, image))
+    for number, (image, ours) in enumerate(zip(images, found, strict=True), 1):
+        tell(f"asking torch, picture {number} of {len(images)}")
+        embeddings = max(embeddings, _deviations(ours.seen, published.picture(image).numpy()))
+        theirs = published.logits(image, ours.lead, ours.tail)[-len(ours.logits) :]
+        apart = np.abs(ours.logits - theirs[:, ours.rows]).max() / theirs.std()
+        logits = max(logits, float(apart))
     return {"picture": float(f"{embeddings:.3g}"), "logits": float(f"{logits:.3g}")}
 
 
-def _logits_apart(annotator: MllmAnnotator, published: Published, image: Array) -> float:
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the graphs make of a picture and a text: embeddings of the picture, and the logits
+    [tokens, rows] of the last tokens of `tail`; `lead` and `tail` are what surrounds the picture,
+    `rows` the tokens that the logits stand for."""
+
+    seen: Array
+    logits: Array
+    lead: list[int]
+    tail: list[int]
+    rows: list[int]
+
+
+def _seen_and_said(annotator: MllmAnnotator, image: Array) -> Said:
     model, rope = annotator.model, annotator.settings.language.rope
-    rows = list(annotator.settings.head_rows)
     lead, tail = annotator.prompt("the mug behind the 2nd laptop")
     more = annotator.encode(" Current IOU: 45  Positive point: (12")
-    theirs = published.logits(image, lead, tail + more)[len(tail) - 1 :]
     seen = annotator.tower.embed(annotator.tower.resize(image))
     x = np.concatenate([model.embed(lead), seen.embeddings, model.embed(tail)], axis=1)
     before = rope.before_text(len(lead), seen.grid)
     after = before.max() + 1 + np.arange(len(tail) + len(more))
     positions = np.concatenate([before, np.broadcast_to(after, (3, len(after)))], axis=1)
     start, cache = x.shape[1], model.new_cache(positions.shape[1])
-    found = [model.feed(cache, x, positions[:, :start])]
-    steps = [slice(0, FORCED), *(slice(at, at + 1) for at in range(FORCED, len(more)))]
-    for step in steps:
+    logits = [model.feed(cache, x, positions[:, :start])]
+    for step in STEPS:
         count = len(more[step])
         place = positions[:, start:][:, step]
-        found.append(model.feed(cache, model.embed(more[step]), place, rows=count))
-    ours = np.concatenate(found)
-    return float(np.abs(ours - theirs[:, rows]).max() / theirs.std())
+        logits.append(model.feed(cache, model.embed(more[step]), place, rows=count))
+    rows = list(annotator.settings.head_rows)
+    return Said(seen.embeddings[0], np.concatenate(logits), lead, tail + more, rows)
 
 
 def _deviations(found: Array, wanted: Array) -> float:
@@ -274,19 +328,6 @@ def _deviations(found: Array, wanted: Array) -> float:
 def _answer(annotator: MllmAnnotator, state: State) -> Turn:
     expression = state.expression
     return annotator.look(state.image).propose([Request(state.prediction, expression)])[0][0]
-
-
-def _mllm_variant(
-    part: Part, variant: str, answers: Answers, segmenter: Segmenter | None, gate: Gate
-) -> tuple[dict[str, Any], list[str]]:
-    def measure(roles: Collection[str]) -> dict[str, Any]:
-        with Opened(part, variant, roles) as opened:
-            annotator = opened.annotator()
-            found = [_answer(annotator, state) for state, _ in answers]
-        pairs = zip(answers, found, strict=True)
-        return summarise([_case(state, said, turn, segmenter) for (state, said), turn in pairs])
-
-    return _judged(part, variant, measure, gate)
 
 
 def _case(state: State, wanted: Turn, found: Turn, segmenter: Segmenter | None) -> Case:

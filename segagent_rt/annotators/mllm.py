@@ -17,7 +17,7 @@ from segagent_rt.mllm.free import LONGEST, FreeWriter
 from segagent_rt.mllm.language import Cache, LanguageModel, LanguageSettings
 from segagent_rt.mllm.rating import rating_of
 from segagent_rt.mllm.vision import Seen, Tower, VisionSettings
-from segagent_rt.reply import Automaton, ReplyProtocol, compile_grammar
+from segagent_rt.reply import Automaton, Reading, ReplyProtocol, compile_grammar
 from segagent_rt.timing import Stopwatch
 from segagent_rt.types import Finish, Prediction, Request, RgbImage, Size, Turn
 
@@ -59,22 +59,17 @@ class MllmSettings:
         return "{expression}" in self.reply.template
 
 
-@dataclass(slots=True)
-class MllmAnnotator:
-    """Chooses clicks with a vision tower and a language model.
+@dataclass(slots=True, kw_only=True)
+class Asker:
+    """How one MLLM is asked and understood, wherever it runs.
 
-    `specials` are the tokens that steer the model; expressions may not contain them. `writing` is
-    how replies are decoded within the grammar.
+    `specials` are the tokens that steer the model; expressions may not contain them.
     """
 
-    tower: Tower
-    model: LanguageModel
     encode: Encode
     decode: Decode
     settings: MllmSettings
     specials: frozenset[int] = frozenset()
-    writing: type[Writer] = Writer
-    _lock: threading.Lock = field(default_factory=threading.Lock)
     _grammars: dict[str, Automaton] = field(default_factory=dict)
 
     def check(self, expression: str) -> str:
@@ -118,9 +113,6 @@ class MllmAnnotator:
         expressions = settings.longest_expression * (2 if settings.echoes else 1)
         return visual + sum(map(len, self.prompt(""))) + expressions + LONGEST
 
-    def look(self, image: RgbImage) -> MllmView:
-        return MllmView(self, image)
-
     def grammar(self, expression: str, frame: Size) -> Automaton | None:
         """The reply grammar, compiled; one for all expressions unless replies repeat them. None if
         decoding is free."""
@@ -132,6 +124,43 @@ class MllmAnnotator:
             reply = self.settings.reply
             self._grammars[key] = compile_grammar(reply, self.encode, expression, frame)
         return self._grammars[key]
+
+    def picture(self, image: RgbImage, clean: RgbImage, prediction: Prediction | None) -> RgbImage:
+        """What the model is shown: the image with the mask over it, at the size that it takes.
+
+        `clean` is the image itself at that size.
+        """
+        settings = self.settings
+        if settings.paint == "picture":
+            if prediction is None:
+                return clean
+            return overlay(clean, prediction.mask(clean.shape[:2]))
+        painted = image if prediction is None else overlay(image, prediction.mask())
+        resize = settings.vision.resize.resize
+        return resize(jpeg_round_trip(painted) if settings.jpeg else painted)
+
+    def understand(self, reply: str, size: Size, frame: Size) -> Reading:
+        """A reply about a picture of size `frame`, in pixels of the image of `size`."""
+        window = self.settings.vision.resize.window(size)
+        reading = self.settings.reply.read(reply, window.size, frame=frame)
+        action, box = window.action(reading.action, size), window.box(reading.box, size)
+        return Reading(action, reading.iou, box)
+
+
+@dataclass(slots=True, kw_only=True)
+class MllmAnnotator(Asker):
+    """Chooses clicks with a vision tower and a language model.
+
+    `writing` is how replies are decoded within the grammar.
+    """
+
+    tower: Tower
+    model: LanguageModel
+    writing: type[Writer] = Writer
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def look(self, image: RgbImage) -> MllmView:
+        return MllmView(self, image)
 
 
 def _refuse_unknown(expression: str, known: Sequence[str]) -> None:
@@ -158,6 +187,7 @@ class MllmView:
         self._annotator, self._image = annotator, image
         self._size: Size = (image.shape[0], image.shape[1])
         self._clean = annotator.tower.resize(image)
+        self._lead = annotator.model.embed(annotator.prompt("")[0])
         self._writer = annotator.writing(annotator.model, annotator.settings.head_rows)
         self._blank: _Sight | None = None
         self._painted: list[_Sight] = []
@@ -191,13 +221,11 @@ class MllmView:
             with watch("language"):
                 written = self._write(sight, expression, grammar, pick, rate_only)
         reply = annotator.decode(written.tokens)
-        protocol, window = annotator.settings.reply, annotator.tower.window(self._size)
-        reading = protocol.read(reply, window.size, frame=frame)
-        action = Finish() if rate_only else window.action(reading.action, self._size)
-        rating = reading.iou
+        reading = annotator.understand(reply, self._size, frame)
+        action, rating = Finish() if rate_only else reading.action, reading.iou
         if grammar is not None:
-            rating = rating_of(written, grammar) if protocol.rates else None
-        return Turn(reply, action, rating, window.box(reading.box, self._size), watch.seconds)
+            rating = rating_of(written, grammar) if annotator.settings.reply.rates else None
+        return Turn(reply, action, rating, reading.box, watch.seconds)
 
     def _write(
         self,
@@ -252,7 +280,7 @@ class MllmView:
             if sight.prediction is prediction:
                 return sight
         with watch("paint"):
-            picture = self._picture(prediction)
+            picture = self._annotator.picture(self._image, self._clean, prediction)
         with watch("vision"):
             seen = self._annotator.tower.embed(picture)
         sight = self._sight(prediction, seen, self._spare.pop() if self._spare else None)
@@ -270,20 +298,10 @@ class MllmView:
                 self._painted.remove(sight)
                 self._spare.append(sight.cache)
 
-    def _picture(self, prediction: Prediction | None) -> RgbImage:
-        settings, tower = self._annotator.settings, self._annotator.tower
-        if settings.paint == "picture":
-            if prediction is None:
-                return self._clean
-            return overlay(self._clean, prediction.mask(self._clean.shape[:2]))
-        painted = self._image if prediction is None else overlay(self._image, prediction.mask())
-        return tower.resize(jpeg_round_trip(painted) if settings.jpeg else painted)
-
     def _sight(self, prediction: Prediction | None, seen: Seen, cache: Cache | None) -> _Sight:
-        annotator = self._annotator
-        lead, _ = annotator.prompt("")
-        embeddings = np.concatenate([annotator.model.embed(lead), seen.embeddings], axis=1)
-        positions = annotator.settings.language.rope.before_text(len(lead), seen.grid)
+        annotator, lead = self._annotator, self._lead
+        embeddings = np.concatenate([lead, seen.embeddings], axis=1)
+        positions = annotator.settings.language.rope.before_text(lead.shape[1], seen.grid)
         room = annotator.room(seen.embeddings.shape[1])
         if cache is None or cache.capacity < room:
             cache = annotator.model.new_cache(room)

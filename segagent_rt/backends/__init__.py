@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -30,10 +30,17 @@ Refused = Mapping[str, SegagentError]
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """Where graphs run: the backend, and how many threads it may use (None: every core)."""
+    """Where graphs run: the backend, and how many threads it may use (None: every core).
+
+    `profile` begins the path of a file that ONNX Runtime writes, when a session is closed, with
+    what each node did. A `brief` session runs so few times that arranging weights for speed does
+    not pay.
+    """
 
     backend: str = "auto"
     threads: int | None = None
+    profile: Path | None = None
+    brief: bool = False
 
 
 def open_session(graph: Path, runtime: Runtime) -> Session:
@@ -47,7 +54,7 @@ def open_session(graph: Path, runtime: Runtime) -> Session:
     if runtime.backend == "auto":
         names = [name for name in AUTO if not BACKENDS[name].builds]
         session, taken, refused = first_that_works(
-            names, lambda name: open_session(graph, Runtime(name, runtime.threads))
+            names, lambda name: open_session(graph, replace(runtime, backend=name))
         )
         tell(taken, refused)
         return session

@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,8 @@ class OrtSession:
         return OrtBuffer(ort.OrtValue.ortvalue_from_numpy(zeros, self._device, 0))
 
     def close(self) -> None:
+        if self._session.get_session_options().enable_profiling:
+            self._session.end_profiling()
         del self._session
 
 
@@ -178,6 +181,11 @@ def _options(runtime: Runtime) -> ort.SessionOptions:
     # A loop goes from graph to graph: threads of the one before, still spinning, would take the
     # cores from the next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if runtime.profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(runtime.profile)
+    if runtime.brief:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     return options
 
 
@@ -239,10 +247,8 @@ def nodes_by_provider(graph: Path, runtime: Runtime, feeds: Mapping[str, Array])
 
     A session on a GPU is one that put its first node there; the rest may be on the CPU.
     """
-    options = _options(runtime)
     with tempfile.TemporaryDirectory() as folder:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "run")
+        options = _options(replace(runtime, profile=Path(folder) / "run"))
         session = _load(graph, runtime, options)
         session.run(None, dict(feeds))
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))

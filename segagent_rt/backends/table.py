@@ -24,6 +24,7 @@ class Backend:
         provider: what it is called in ONNX Runtime.
         plugin: the module that brings the provider, if it is not built into ONNX Runtime.
         memory: where ONNX Runtime keeps arrays for it.
+        learns: whether its builder times kernels on the GPU, and can be told what it learnt before.
     """
 
     library: Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
@@ -33,6 +34,7 @@ class Backend:
     provider: str = ""
     plugin: str | None = None
     memory: Literal["cpu", "cuda"] = "cpu"
+    learns: bool = False
 
     @property
     def builds(self) -> bool:
@@ -54,7 +56,7 @@ BACKENDS = {
     ),
     "tensorrt": Backend(
         "tensorrt", 'pip install "segagent-rt[tensorrt]"; a Jetson has it from JetPack', _TENSORRT,
-        nvidia=True,
+        nvidia=True, learns=True,
     ),
     "rtx": Backend("tensorrt_rtx", 'pip install "segagent-rt[rtx]"', _TENSORRT, nvidia=True),
     "tensorrt-ep": Backend(

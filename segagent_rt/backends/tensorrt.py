@@ -111,12 +111,13 @@ class Library:
         monitor = _monitor(self._trt, progress)
         config.progress_monitor = monitor
         self._add_profiles(builder, network, config, profiles)
-        cache = config.create_timing_cache(timing)
-        config.set_timing_cache(cache, False)
+        learns = row(self.backend).learns
+        if learns:
+            config.set_timing_cache(config.create_timing_cache(timing), False)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise self._refused(graph, self._said)
-        learnt = config.get_timing_cache()
+        learnt = config.get_timing_cache() if learns else None
         return Built(bytes(plan), b"" if learnt is None else bytes(learnt.serialize()))
 
     def _builder(self) -> Any:

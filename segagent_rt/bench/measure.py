@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segagent_rt.bench.energy import EnergyMeter, find_meter
+from segagent_rt.bench.growth import grow
 from segagent_rt.bench.levers import compare_levers
 from segagent_rt.bench.machine import resident_bytes
 from segagent_rt.bench.meter import GraphMeter
@@ -37,7 +38,7 @@ def run_scenario(
     work = {
         "one": _one, "sequence": _sequence, "many": _many, "deadline": _deadline,
         "endurance": _endurance,
-        "levers": _levers,
+        "levers": _levers, "growth": _growth,
     }[scenario.kind]  # fmt: skip
     with EnergyMeter(find_meter()) as energy:
         found = work(runtime, meter, scenario, tell)
@@ -132,6 +133,10 @@ def _timed(canvases: Iterable[Canvas], asked: Sequence[Question], scenario: Scen
 
 def _levers(runtime: Runtime, meter: GraphMeter, scenario: Scenario, tell: Tell) -> dict[str, Any]:
     return compare_levers(runtime, scenario, tell)
+
+
+def _growth(runtime: Runtime, meter: GraphMeter, scenario: Scenario, tell: Tell) -> dict[str, Any]:
+    return grow(runtime, scenario, tell)
 
 
 def _deadline(

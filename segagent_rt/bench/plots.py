@@ -16,6 +16,7 @@ from segagent_rt.bench.report import (
     Curve,
     Result,
     by_click,
+    growth,
     over_time,
     plots,
     stage_stacks,
@@ -31,6 +32,7 @@ def draw(results: Sequence[Result]) -> dict[str, bytes]:
         "plots/stages.svg": lambda: draw_stacks(stage_stacks(results)),
         "plots/clicks.svg": lambda: draw_curves(clicks, "click", "milliseconds (medians)"),
         "plots/time.svg": lambda: draw_curves(time, "milliseconds", "mean IoU"),
+        "plots/growth.svg": lambda: draw_panels(growth(results), "milliseconds (medians)"),
     }
     return {path: draughts[path]() for path in plots(results)}
 
@@ -60,6 +62,18 @@ def draw_curves(curves: Mapping[str, Curve], x: str, y: str) -> bytes:
     axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize="small")
+    return _svg(figure)
+
+
+def draw_panels(curves: Mapping[str, Curve], y: str) -> bytes:
+    """A panel for each curve, both axes from the origin: what is linear is a straight line."""
+    figure, axes = pyplot.subplots(1, len(curves), figsize=(3 * len(curves), 2.6), squeeze=False)
+    for panel, (name, curve) in zip(axes[0], curves.items(), strict=True):
+        panel.plot(*zip(*curve, strict=True), marker="o")
+        panel.set_xlabel(name.rpartition(": ")[2])
+        panel.set_xlim(left=0)
+        panel.set_ylim(bottom=0)
+    axes[0][0].set_ylabel(y)
     return _svg(figure)
 
 

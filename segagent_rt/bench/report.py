@@ -95,12 +95,22 @@ def over_time(results: Sequence[Result]) -> dict[str, Curve]:
     return curves
 
 
+def growth(results: Sequence[Result]) -> dict[str, Curve]:
+    """Median milliseconds over what grows, by its name."""
+    return {
+        f"{label}: {name}": [(float(figure), spread["p50"]) for figure, spread in curve.items()]
+        for label, figures in _measured(results)
+        for name, curve in figures.get("growth", {}).items()
+    }
+
+
 def plots(results: Sequence[Result]) -> dict[str, str]:
     """The plots that these results give: path relative to the page, and caption."""
     wanted = {
         "plots/stages.svg": ("Stages of a walk", stage_stacks),
         "plots/clicks.svg": ("Latency over clicks", by_click),
         "plots/time.svg": ("IoU over time", over_time),
+        "plots/growth.svg": ("How cost grows", growth),
     }
     return {path: caption for path, (caption, found) in wanted.items() if found(results)}
 
@@ -174,11 +184,12 @@ def _table(name: str, figures: Document) -> Iterator[str]:
 
 
 def _roofline(graphs: Document) -> Iterator[str]:
-    """A graph's call against reading its weights once at this machine's bandwidth."""
-    yield "| weights read once | MB | floor | call | floor / call |\n|---|---|---|---|---|"
+    """A graph's call against its arithmetic and its weights at this machine's ceilings."""
+    yield "| graph | MB | GFLOP | floor | call | floor / call |\n|---|---|---|---|---|---|"
     for name, row in graphs.items():
         share = f"{row['percent']} %"
-        yield _row(name, [row["bytes"] / 1e6, row["floor_ms"], row["call_ms"], share])
+        cells = [row["bytes"] / 1e6, row["gflop"], row["floor_ms"], row["call_ms"]]
+        yield _row(name, [*cells, share])
 
 
 def _row(name: str, cells: Sequence[Any]) -> str:

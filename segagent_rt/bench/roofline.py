@@ -1,4 +1,4 @@
-"""How far a graph is from the time that reading its weights takes."""
+"""How far a graph is from the time that its arithmetic and its weights take at best."""
 
 from __future__ import annotations
 
@@ -21,27 +21,35 @@ def weight_bytes(runtime: Runtime) -> dict[str, int]:
 
 
 def roofline(
-    sizes: Mapping[str, int], gbytes_per_second: float, per_call: Mapping[str, float]
+    sizes: Mapping[str, int],
+    flops: Mapping[str, float],
+    ceilings: Mapping[str, float],
+    per_call: Mapping[str, float],
 ) -> dict[str, dict[str, float]]:
-    """For each graph, what a call takes and what reading its weights once would.
+    """For each graph, what a call takes and the least that it could take on this machine.
 
     Args:
         sizes: bytes of weights by graph.
-        gbytes_per_second: the machine's measured ceiling.
+        flops: operations of a call by graph, where they are known.
+        ceilings: the machine's measured `gflops` and `gbytes_per_second`.
         per_call: mean milliseconds of a call by graph.
 
     Returns:
-        By graph: `bytes`, `floor_ms`, `call_ms`, and `percent`, the floor's share of the call.
-        Weights that stay in the processor's cache may be read faster than the ceiling.
+        By graph: `bytes`, `gflop`, `floor_ms` (the longer of reading the weights once and the
+        arithmetic), `call_ms`, and `percent`, the floor's share of the call. Weights that stay in
+        the processor's cache may be read faster than the ceiling.
     """
-    floors = {name: size / gbytes_per_second / 1e6 for name, size in sizes.items()}
-    return {
-        name: {
-            "bytes": sizes[name],
-            "floor_ms": round(floors[name], 4),
-            "call_ms": taken,
-            "percent": round(100 * floors[name] / taken, 2),
-        }
-        for name, taken in per_call.items()
-        if name in sizes
-    }
+    rows = {}
+    for name, taken in per_call.items():
+        if name in sizes:
+            gflop = flops.get(name, 0.0) / 1e9
+            reading = sizes[name] / ceilings["gbytes_per_second"] / 1e6
+            floor = max(reading, 1000 * gflop / ceilings["gflops"])
+            rows[name] = {
+                "bytes": sizes[name],
+                "gflop": round(gflop, 4),
+                "floor_ms": round(floor, 4),
+                "call_ms": taken,
+                "percent": round(100 * floor / taken, 2),
+            }
+    return rows

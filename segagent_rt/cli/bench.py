@@ -42,6 +42,7 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Warm-up is apart; every figure says of how many runs it is. `bench report` draws results."""
+    from segagent_rt.bench.flops import flops_per_call
     from segagent_rt.bench.machine import describe_machine, measure_ceilings, peak_bytes
     from segagent_rt.bench.measure import run_scenario
     from segagent_rt.bench.meter import GraphMeter
@@ -81,10 +82,9 @@ def command(
         else:
             found = {s.name: run_scenario(runtime, meter, s, _tell) for s in chosen}
             document["scenarios"] = found
+            sizes, flops = weight_bytes(runtime), flops_per_call(runtime, next(chosen[0].draw()))
             document["roofline"] = {
-                name: roofline(
-                    weight_bytes(runtime), ceilings["gbytes_per_second"], figures["per_call"]
-                )
+                name: roofline(sizes, flops, ceilings, figures["per_call"])
                 for name, figures in found.items()
                 if "per_call" in figures
             }

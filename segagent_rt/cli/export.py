@@ -72,7 +72,7 @@ def command(
     plan = make_plan(found, target, resume=resume, below_gate=below_gate)
     for line in describe(plan):
         typer.echo(line, err=True)
-    check_room(plan, below_gate=below_gate)
+    check_room(plan)
     carry_out(plan, Judge(forgiving=below_gate), _tell)
     _report(plan)
 

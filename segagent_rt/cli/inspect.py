@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from segagent_rt.cli.parameters import JsonOption
+
+if TYPE_CHECKING:
+    from segagent_rt.bundle import Bundle
+
+GIB = 1 << 30
 
 
 def command(
@@ -16,13 +21,21 @@ def command(
         typer.Argument(help="A bundle's folder or name; the shipped one if left out."),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every file's hash.")] = False,
+    board: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--board", help="Does it fit? orin-nx-16, agx-orin-64, thor, rtx-12, ..."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Reads the manifests; with --verify every byte."""
-    from segagent_rt.bundle import Bundle, open_bundle
+    from segagent_rt.bundle import open_bundle
     from segagent_rt.contracts import to_json
 
-    opened: Bundle = open_bundle(bundle)
+    opened = open_bundle(bundle)
+    if board is not None:
+        found = _budget(opened, board)
+        typer.echo(json.dumps(found) if as_json else _budget_text(found))
+        return
     if verify:
         for part in opened.parts.values():
             part.verify()
@@ -67,3 +80,51 @@ def _nested(title: str, value: Any, indent: str) -> list[str]:
         inner = [line for k, v in value.items() for line in _nested(k, v, indent + "  ")]
         return [f"{indent}{title}:", *inner]
     return [f"{indent}{title}: {value}"]
+
+
+def _budget(bundle: Bundle, name: str) -> dict[str, Any]:
+    from segagent_rt.bench.boards import board
+    from segagent_rt.bench.budget import budget
+    from segagent_rt.contracts import to_json
+
+    where = board(name)
+    found = budget(bundle, where)
+    return {
+        "bundle": bundle.index.name,
+        "board": name,
+        "shared": where.shared,
+        **to_json(found),
+        "left": found.left,
+        "left_building": found.left_building,
+        "fits": found.fits,
+    }
+
+
+def _budget_text(found: dict[str, Any]) -> str:
+    def line(title: str, *sizes: int) -> str:
+        return f"{title:28s}" + "".join(f"{size / GIB:13.2f}" for size in sizes)
+
+    columns = ("weights", "buffers", "activations", "together")
+    lines = [
+        f"{found['bundle']} on {found['board']}, in GiB; activations are estimated",
+        "",
+        " " * 28 + "".join(f"{column:>13s}" for column in columns),
+    ]
+    for need in found["needs"]:
+        sizes = [need[column] for column in columns[:-1]]
+        lines.append(line(f"{need['part']} {need['variant']}", *sizes, sum(sizes)))
+    building = max(need["building"] for need in found["needs"])
+    lines += [
+        "",
+        line(
+            f"memory{', of processor and GPU' if found['shared'] else ' of the GPU'}",
+            found["memory"],
+        ),
+        line("kept for others (assumed)", found["kept"]),
+        line("left", found["left"]),
+        "",
+        "it fits" if found["fits"] else "it does not fit",
+        f"building its largest engine takes about {building / GIB:.2f} GiB of the system's memory"
+        + (", more than there is" if found["shared"] and found["left_building"] < 0 else ""),
+    ]
+    return "\n".join(lines)

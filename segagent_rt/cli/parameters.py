@@ -12,6 +12,7 @@ import typer
 from segagent_rt.types import Click
 
 if TYPE_CHECKING:
+    from segagent_rt.annotators.endpoint import Endpoint
     from segagent_rt.data.crew import Cluster
 
 BundleOption: TypeAlias = Annotated[
@@ -44,6 +45,24 @@ CandidatesOption: TypeAlias = Annotated[
 TemperatureOption: TypeAlias = Annotated[
     float, typer.Option("--temperature", min=0.01, help="Of the draws, with several candidates.")
 ]
+EndpointOption: TypeAlias = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--endpoint", help="URL of a server that has the MLLM (OpenAI's chat API)."),
+]
+ModelOption: TypeAlias = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--model", help="With --endpoint: the model's name there."),
+]
+ServerOption: TypeAlias = Annotated[
+    str, typer.Option("--server", help="Its kind: openai, vllm, trtllm, edge-llm or llama.cpp.")
+]
+TimeoutOption: TypeAlias = Annotated[
+    float, typer.Option("--timeout", min=0.1, help="Seconds to wait for each of its answers.")
+]
+AllowHostOption: TypeAlias = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--allow-host", help="Another machine that pictures may be sent to."),
+]
 RayOption: TypeAlias = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--ray", help="Spread the work: `local`, or the address of a Ray cluster."),
@@ -66,6 +85,23 @@ def parse_click(text: str) -> Click:
     if match is None:
         raise typer.BadParameter(f"`{text}` is not a click; write +120,80 or -30,40")
     return Click(int(match[2]), int(match[3]), positive=match[1] != "-")
+
+
+def endpoint_of(
+    url: str | None, model: str | None, server: str, timeout: float, hosts: list[str] | None
+) -> Endpoint | None:
+    """Where the MLLM is, if it is not in this process.
+
+    Raises:
+        typer.BadParameter: a URL without a model, or the reverse.
+    """
+    if url is None and model is None:
+        return None
+    if not url or not model:
+        raise typer.BadParameter("--endpoint and --model go together")
+    from segagent_rt.annotators.endpoint import Endpoint
+
+    return Endpoint(url, model, server, timeout, tuple(hosts or ()))
 
 
 def one_of(kinds: Any, value: str, option: str) -> Any:

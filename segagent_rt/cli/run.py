@@ -10,13 +10,19 @@ from typing import Annotated, Any, Optional
 import typer
 
 from segagent_rt.cli.parameters import (
+    AllowHostOption,
     BackendOption,
     BundleOption,
     CandidatesOption,
+    EndpointOption,
     JsonOption,
+    ModelOption,
     OutputOption,
+    ServerOption,
     TemperatureOption,
     ThreadsOption,
+    TimeoutOption,
+    endpoint_of,
     parse_click,
 )
 from segagent_rt.image import MAX_MEGAPIXELS
@@ -48,6 +54,11 @@ def command(
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
+    endpoint: EndpointOption = None,
+    model: ModelOption = None,
+    server: ServerOption = "openai",
+    timeout: TimeoutOption = 120.0,
+    allow_host: AllowHostOption = None,
 ) -> None:
     """Writes <stem>.<n>.mask.png, <stem>.<n>.overlay.png and <stem>.json."""
     clicks = [parse_click(text) for text in click or ()]
@@ -62,7 +73,8 @@ def command(
 
     check_writable(output)
     pixels = load_image(image, max_megapixels)
-    with load(bundle, backend=backend, threads=threads) as runtime:
+    where = endpoint_of(endpoint, model, server, timeout, allow_host)
+    with load(bundle, backend=backend, threads=threads, endpoint=where) as runtime:
         canvas = runtime.open(pixels)
         about = {"image": str(image), "height": pixels.shape[0], "width": pixels.shape[1]}
         about |= {"bundle": runtime.bundle.index.name, "digest": runtime.bundle.digest}
@@ -76,6 +88,7 @@ def command(
                 Trajectory(text, tuple(shown(canvas.explore(text, tree=tree)))) for text in asked
             ]
         about["backends"] = to_json(runtime.placements)
+        about["endpoint"] = to_json(runtime.endpoint)
     document = write_results(image.stem, output, pixels, found, about)
     if as_json:
         typer.echo(json.dumps(document))

@@ -25,6 +25,9 @@ def command(
         float, typer.Option(min=0.0001, help="Share of the full number of samples.")
     ] = 1.0,
     processes: Annotated[int, typer.Option(min=1, help="Processes that train together.")] = 2,
+    rounds: Annotated[
+        int, typer.Option(min=0, help="Rounds of training on the masks of the model's own loop.")
+    ] = 2,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The bundle to write, or to report on.")
     ] = Path("engines/tiny"),
@@ -61,7 +64,7 @@ def command(
         write_report(folder, output, Path("docs"))
     else:
         start = None if init is None else open_bundle(init).folder
-        train(Plan(what, folder, seed, scale, processes, start))  # type: ignore[arg-type]
+        train(Plan(what, folder, seed, scale, processes, rounds, start))  # type: ignore[arg-type]
 
 
 def _tell(what: str) -> None:

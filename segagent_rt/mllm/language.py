@@ -66,7 +66,8 @@ class LanguageModel:
         settings: LanguageSettings,
         head: Session | None = None,
     ) -> None:
-        self._session, self._table, self._head = session, table, head
+        self._session, self._head = session, head
+        self._table = np.asarray(table)  # no `memmap`, whose every slice costs
         self.settings = settings
 
     def new_cache(self, tokens: int) -> Cache:
@@ -85,8 +86,11 @@ class LanguageModel:
 
     def embed(self, tokens: Sequence[int]) -> Floats:
         """Embeddings of text."""
-        rows = np.asarray(self._table[np.asarray(tokens, np.int64)], np.float32)
-        return np.pad(rows[None], ((0, self.settings.deepstack), (0, 0), (0, 0)))
+        stack = np.zeros(
+            (1 + self.settings.deepstack, len(tokens), self._table.shape[1]), np.float32
+        )
+        stack[0] = self._table[np.asarray(tokens, np.int64)]
+        return stack
 
     def feed(self, cache: Cache, embeddings: Floats, positions: Positions, rows: int = 1) -> Floats:
         """Append tokens to the cache; returns logits of the last `rows` of them, [rows, V'], over

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segagent_rt.mllm.geometry import Axial, Indices, merge_order, sort_windows, table_taps
-from segagent_rt.mllm.pictures import Resize, Window
+from segagent_rt.mllm.pictures import Resize
 from segagent_rt.types import Array, RgbImage, Session, Size
 
 Floats = npt.NDArray[np.float32]
@@ -65,10 +65,6 @@ class Tower:
             ImageUnreadable: the image is too narrow for it.
         """
         return self._settings.resize.resize(image)
-
-    def window(self, size: Size) -> Window:
-        """What the picture shows of an image of `size`."""
-        return self._settings.resize.window(size)
 
     def embed(self, picture: RgbImage) -> Seen:
         """Embeddings of a picture that `resize` made."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from segagent_rt.bench import measure
+from segagent_rt.bench import growth, measure
 from segagent_rt.bench.machine import describe_machine, measure_ceilings
 from segagent_rt.bench.measure import run_scenario
 from segagent_rt.bench.meter import GraphMeter
@@ -90,6 +90,23 @@ def test_levers_tells_what_each_brings(measured):
     for ratio in found["times_as_long_without"].values():
         assert ratio["n"] == 2
         assert ratio["median"] > 0
+
+
+def test_growth_measures_each_curve_with_all_else_as_usual(measured, monkeypatch):
+    monkeypatch.setattr(growth, "SIDES", (64, 128))
+    monkeypatch.setattr(growth, "CLICKS", (1, 2))
+    monkeypatch.setattr(growth, "EXPRESSIONS", (1, 2))
+    found = measured(small("growth"))
+    assert set(found) == FRAME | {"growth", "steepest"}
+    assert list(found["growth"]["megapixels"]) == ["0.0041", "0.0164"]
+    assert list(found["growth"]["clicks"]) == ["1", "2"]
+    assert set(found["steepest"]) == {"megapixels", "clicks", "expressions"}
+    assert found["growth"]["threads"]["1"]["n"] == 2
+
+
+def test_steepest_is_above_one_only_where_time_outgrows_the_figure():
+    curve = {"1": {"p50": 10.0}, "2": {"p50": 30.0}, "4": {"p50": 40.0}}
+    assert growth._steepest(curve) == 1.5
 
 
 @pytest.mark.slow

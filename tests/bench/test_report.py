@@ -74,10 +74,16 @@ def test_the_page_shows_machine_percentiles_and_accuracy():
     assert list(plots([DEADLINE])) == ["plots/time.svg"]
 
 
-def test_graphs_are_shown_beside_the_floor_of_their_weights():
-    graph = {"bytes": 4_000_000, "floor_ms": 2.0, "call_ms": 8.123456, "percent": 24.62}
+def test_graphs_are_shown_beside_their_floor():
+    graph = {
+        "bytes": 4_000_000,
+        "gflop": 0.5,
+        "floor_ms": 2.0,
+        "call_ms": 8.123456,
+        "percent": 24.62,
+    }
     text = page([Result("one", ONE.document | {"roofline": {"one": {"mllm vision": graph}}})])
-    assert "| mllm vision | 4.0 | 2.0 | 8.12 | 24.62 % |" in text
+    assert "| mllm vision | 4.0 | 0.5 | 2.0 | 8.12 | 24.62 % |" in text
 
 
 def test_ratios_are_shown_with_their_spread():

@@ -1,14 +1,48 @@
-"""The floor that reading weights sets: bytes over bandwidth."""
+"""The floor that weights and arithmetic set: bytes over bandwidth, operations over their rate."""
 
 import pytest
 
+from segagent_rt.bench.flops import flops_per_call, node_flops
 from segagent_rt.bench.roofline import roofline, weight_bytes
 from segagent_rt.runtime import load
+from segagent_rt.scenes import make_scene
+
+CEILINGS = {"gbytes_per_second": 2.0, "gflops": 100.0}
 
 
-def test_the_floor_is_bytes_over_bandwidth():
-    found = roofline({"a": 4_000_000, "b": 1}, 2.0, {"a": 8.0})
-    assert found == {"a": {"bytes": 4_000_000, "floor_ms": 2.0, "call_ms": 8.0, "percent": 25.0}}
+def test_the_floor_is_the_longer_of_bytes_and_arithmetic():
+    sizes, calls = {"read": 4_000_000, "reckoned": 4_000_000, "other": 1}, {"read": 8.0}
+    calls |= {"reckoned": 8.0}
+    found = roofline(sizes, {"read": 1e8, "reckoned": 6e8}, CEILINGS, calls)
+    assert found["read"] == {
+        "bytes": 4_000_000, "gflop": 0.1, "floor_ms": 2.0, "call_ms": 8.0, "percent": 25.0,
+    }  # fmt: skip
+    assert found["reckoned"]["floor_ms"] == 6.0
+    assert set(found) == {"read", "reckoned"}
+
+
+def node(name, *given, made):
+    shapes = {"input_type_shape": [{"float": list(shape)} for shape in given]}
+    return {"op_name": name, "output_type_shape": [{"float": list(made)}], **shapes}
+
+
+def test_operations_of_a_node_by_hand():
+    """A product of 5 x 3 with 3 x 7 is 5 * 7 sums of 3 products; a 3 x 3 convolution sums 9 for
+    each channel that goes in."""
+    assert node_flops(node("MatMul", (5, 3), (3, 7), made=(5, 7))) == 2 * 5 * 7 * 3
+    assert node_flops(node("FusedConv", (1, 4, 8, 8), (6, 4, 3, 3), made=(1, 6, 8, 8))) == (
+        2 * 6 * 8 * 8 * 4 * 9
+    )
+    assert node_flops(node("Add", (5, 3), (5, 3), made=(5, 3))) == 0
+
+
+def test_a_profile_tells_the_arithmetic_of_the_shipped_graphs():
+    """256 patches through the tower's 2.25 million weights, and its attention: 1.5 GFLOP."""
+    with load(threads=1) as runtime:
+        found = flops_per_call(runtime, make_scene(1))
+    assert found["mllm vision"] == pytest.approx(1.55e9, rel=0.05)
+    assert set(found) == {"mllm vision", "mllm decoder", "segmenter encoder", "segmenter decoder"}
+    assert all(value > 0 for value in found.values())
 
 
 def test_weights_beside_a_graph_count_too():

@@ -8,7 +8,16 @@ from segagent_rt.errors import InputError
 
 def test_packaged_scenarios_are_read_by_name():
     names = set(packaged_scenarios())
-    assert {"one", "one-full", "many", "sequence", "deadline", "levers", "endurance"} <= names
+    assert {
+        "one",
+        "one-full",
+        "many",
+        "sequence",
+        "deadline",
+        "levers",
+        "endurance",
+        "growth",
+    } <= names
     for name in names:
         assert read_scenario(name).name == name
 

@@ -106,6 +106,42 @@ def test_facts_by_hand():
     assert np.allclose(facts.surplus[0] * 256, [219.5, 119.5], atol=1.1)
 
 
+def test_a_pool_is_stored_whole_and_draws_what_went_astray_more_often(tmp_path):
+    from segagent_rt.scenes.dice import Dice
+    from segagent_rt_export.train.pool import ASTRAY_SHARE, TURNS, Pool, load_pool
+
+    scenes, astray = 20, np.zeros((20, TURNS), np.bool_)
+    astray[7, 2] = True
+    masks = np.zeros((scenes, TURNS, 256 * 256 // 8), np.uint8)
+    masks[7, 2] = 255
+    asked = np.array(["the red star"] * scenes)
+    Pool("rollout-0", 3, np.zeros(scenes, np.int64), asked, masks, astray).save(tmp_path / "p.npz")
+    pool = load_pool(tmp_path / "p.npz")
+    states = [pool.draw(Dice("draw", n)) for n in range(40)]
+    strayed = sum(bool(state.mask.all()) for state in states)
+    assert strayed / 40 == pytest.approx(ASTRAY_SHARE, abs=0.2), "1 of 80 would be by chance"
+    assert all(state.asked == "the red star" for state in states)
+
+
+def test_the_first_question_is_the_one_that_the_loop_was_asked():
+    """A model that misread an expression learns from the very words that it misread."""
+    from dataclasses import replace
+
+    from segagent_rt.scenes.dice import Dice
+    from segagent_rt_export.train.facts import gather_facts
+    from segagent_rt_export.train.questions import Examiner
+    from segagent_rt_export.train.states import make_state
+    from segagent_rt_export.train.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    state = replace(make_state(Dice("test", 3), 1.0), asked="the second star from the left")
+    facts = gather_facts(state.objects, state.labels, state.mask)
+    questions = Examiner(tokenizer).questions(state, facts, Dice("q", 1), 6)
+    assert len(questions) == 6
+    assert "the second star from the left" in tokenizer.decode(questions[0].prompt)
+    assert questions[0].target == state.meant
+
+
 @pytest.mark.slow
 def test_training_survives_a_kill_and_ends_in_a_bundle(tmp_path):
     from segagent_rt.runtime import load

@@ -21,6 +21,7 @@ from segagent_rt_export.mllm.names import common_name
 from segagent_rt_export.mllm.published_v1 import QwenVlV1
 from segagent_rt_export.mllm.shards import open_shards, read_object
 from segagent_rt_export.mllm.source import MllmSource
+from segagent_rt_export.mllm.unloaded import unloaded
 from segagent_rt_export.mllm.weights import Stored
 
 Floats = npt.NDArray[np.float32]
@@ -46,16 +47,15 @@ class Published(Protocol):
 
 
 def open_published(
-    folder: Path, source: MllmSource, adapter: Path | None, layers: int
+    folder: Path, source: MllmSource, adapter: Path | None, *, streamed: bool = False
 ) -> Published:
-    """The model of a folder with the first so many layers of its language model."""
+    """The model of a folder; a `streamed` one holds one module's weights at a time."""
     if source.family == "qwen_vl":
-        sizes = read_object(folder / "config.json") | {"num_hidden_layers": layers}
         stored = open_shards(folder)
         if adapter is not None:
             stored = adapt(stored, adapter, lambda name: name)
-        return QwenVlV1(OnDisk(stored), sizes)
-    return FromTransformers(folder, source, layers)
+        return QwenVlV1(OnDisk(stored), read_object(folder / "config.json"))
+    return FromTransformers((_streamed if streamed else _whole)(folder, source), folder, source)
 
 
 class OnDisk(Mapping[str, Tensor]):
@@ -65,7 +65,7 @@ class OnDisk(Mapping[str, Tensor]):
         self._stored = stored
 
     def __getitem__(self, name: str) -> Tensor:
-        return torch.from_numpy(np.array(self._stored[name].read()))
+        return torch.from_numpy(self._stored[name].read())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
@@ -74,39 +74,64 @@ class OnDisk(Mapping[str, Tensor]):
         return len(self._stored)
 
 
+def _whole(folder: Path, source: MllmSource) -> Any:
+    """A model that transformers loads, with an adapter's changes in its weights."""
+    from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False, local_files_only=True,
+        attn_implementation="eager",
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            stored = source.weights.tensors.get(common_name(source.family, name))
+            if isinstance(stored, Adapted):
+                weight.copy_(torch.from_numpy(stored.read()))
+    return model
+
+
+def _streamed(folder: Path, source: MllmSource) -> Any:
+    """The same model, which reads weights when they are needed."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    tensors = source.weights.tensors
+
+    def read(name: str) -> Tensor:
+        common = common_name(source.family, name)
+        if common == "head.weight" and source.model.tied:
+            common = "language.embed_tokens.weight"
+        return torch.from_numpy(tensors[common].read())
+
+    return unloaded(
+        lambda: AutoModelForImageTextToText.from_config(
+            config, dtype=torch.float32, trust_remote_code=False, attn_implementation="eager"
+        ),
+        read,
+    )
+
+
 class FromTransformers:
     """A model in transformers, asked in its own way, with its own image processor."""
 
-    def __init__(self, folder: Path, source: MllmSource, layers: int) -> None:
-        from transformers import AutoConfig, AutoModelForImageTextToText
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        config.text_config.num_hidden_layers = layers
-        self._model = AutoModelForImageTextToText.from_pretrained(
-            folder, config=config, dtype=torch.float32, trust_remote_code=False,
-            local_files_only=True, attn_implementation="eager",
-        ).eval()  # fmt: skip
-        self._merge(source)
+    def __init__(self, model: Any, folder: Path, source: MllmSource) -> None:
+        self._model = model
         self._processor = _processor(folder, source)
         picture = source.tokenizer.token_to_id(PICTURES[source.family])
         assert picture is not None
         self._picture = int(picture)
-
-    @torch.no_grad()
-    def _merge(self, source: MllmSource) -> None:
-        """Put an adapter's changes into the weights."""
-        for name, weight in self._model.named_parameters():
-            stored = source.weights.tensors.get(common_name(source.family, name))
-            if isinstance(stored, Adapted):
-                weight.copy_(torch.from_numpy(stored.read()))
+        self._seen: tuple[RgbImage, Tensor] | None = None
 
     @torch.no_grad()
     def picture(self, image: RgbImage) -> Tensor:
-        features = self._model.model.get_image_features(**self._inputs(image))
-        return torch.cat(list(features.pooler_output)).flatten(0, -2)
+        """Embeddings of a picture; those of the last one are kept."""
+        if self._seen is None or self._seen[0] is not image:
+            features = self._model.model.get_image_features(**self._inputs(image))
+            self._seen = image, torch.cat(list(features.pooler_output)).flatten(0, -2)
+        return self._seen[1]
 
     @torch.no_grad()
     def logits(self, image: RgbImage, lead: Sequence[int], tail: Sequence[int]) -> Floats:

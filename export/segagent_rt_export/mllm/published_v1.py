@@ -121,6 +121,6 @@ class QwenVlV1:
         return self._seen[key]
 
     def logits(self, image: np.ndarray, lead: list[int], tail: list[int]) -> np.ndarray:
-        table = self._w("wte.weight")
-        x = torch.cat([table[lead], self.picture(image), table[tail]])
+        picture, text = self.picture(image), self._w("wte.weight")[[*lead, *tail]]
+        x = torch.cat([text[: len(lead)], picture, text[len(lead) :]])
         return self.read(x)[-len(tail) :].numpy()

@@ -51,7 +51,8 @@ class MappedTensor:
         stored = np.memmap(self.path, _TYPES[self.dtype], "r", self.offset, self.shape or (1,))
         chosen = np.asarray(stored.reshape(self.shape)[rows] if self.shape else stored[0])
         if self.dtype == "BF16":
-            return (chosen.astype(np.uint32) << 16).view(np.float32)
+            wide: Weight = np.left_shift(chosen, 16, dtype=np.uint32)
+            return wide.view(np.float32)
         return chosen.astype(np.float32)
 
 

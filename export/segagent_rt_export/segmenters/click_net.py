@@ -21,7 +21,8 @@ class EncoderGraph(nn.Module):
         self.encoder = net.encoder
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        return cast(tuple[Tensor, Tensor], self.encoder(image.permute(0, 3, 1, 2).float()))
+        # TensorRT can do nothing with bytes but make numbers of them, so that comes first.
+        return cast(tuple[Tensor, Tensor], self.encoder(image.float().permute(0, 3, 1, 2)))
 
 
 class DecoderGraph(nn.Module):

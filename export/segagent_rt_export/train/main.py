@@ -26,10 +26,7 @@ from segagent_rt_export.train.segmenter import SegmenterRecipe, train_segmenter
 from segagent_rt_export.train.segmenter_net import SegmenterNet
 from segagent_rt_export.train.team import Team, run_team
 
-POOL_SCENES, ROLLOUT_SCENES = 8000, 3000
-ROUNDS = 2
-"""Times that the model is trained on the masks of its own loop."""
-STAGES = ("segmenter", "seeing", "speaking", *(f"polishing-{n}" for n in range(ROUNDS)))
+POOL_SCENES, ROLLOUT_SCENES = 8000, 30_000
 PLAN_FILE = "plan.json"
 
 
@@ -37,7 +34,8 @@ PLAN_FILE = "plan.json"
 class Plan:
     """What to train, where, and how much of it.
 
-    `init` is a bundle to begin with, for what has no checkpoint in the folder yet.
+    `rounds` is how often the MLLM is trained on the masks of its own loop; more of them continue a
+    finished training. `init` is a bundle to begin with, for what has no checkpoint in the folder.
     """
 
     what: Literal["segmenter", "mllm", "all"]
@@ -45,6 +43,7 @@ class Plan:
     seed: int = 0
     scale: float = 1.0
     processes: int = 2
+    rounds: int = 2
     init: Path | None = None
 
     def count(self, full: int) -> int:
@@ -90,7 +89,7 @@ def train(plan: Plan) -> None:
             return
         _make(plan.folder / "pool.npz", partial(_pool, plan))
         run_team(partial(_speak, plan, "speaking"), plan.processes)
-        for number in range(ROUNDS):
+        for number in range(plan.rounds):
             _make(plan.folder / f"rollout-{number}.npz", partial(_rollout, plan, number))
             run_team(partial(_speak, plan, f"polishing-{number}"), plan.processes)
 
@@ -98,7 +97,9 @@ def train(plan: Plan) -> None:
 def _remember(plan: Plan) -> None:
     """Keep what decides the weights beside them."""
     recipes = {"segmenter": asdict(plan.segmenter), "mllm": asdict(plan.mllm)}
-    about: dict[str, Any] = {"seed": plan.seed, "scale": plan.scale, "processes": plan.processes}
+    about: dict[str, Any] = {
+        name: getattr(plan, name) for name in ("seed", "scale", "processes", "rounds")
+    }
     about["init"] = None if plan.init is None else open_bundle(plan.init).digest
     write_json(plan.folder / PLAN_FILE, {**about, **recipes})
 
@@ -113,7 +114,7 @@ def begin(init: Path, plan: Plan) -> None:
     """
     bundle, folder = open_bundle(init), plan.folder
     mllm: TinyMllm | None = None
-    if plan.what != "segmenter" and not any((folder / f"{s}.pt").exists() for s in STAGES[1:]):
+    if plan.what != "segmenter" and set(stages_of(folder)) <= {"segmenter"}:
         mllm = initial_mllm(bundle.part("mllm"))
     if not (folder / "segmenter.pt").exists():
         segmenter = initial_segmenter(bundle.part("segmenter"))
@@ -122,10 +123,17 @@ def begin(init: Path, plan: Plan) -> None:
         train_seeing(replace(plan.mllm, seeing_images=0), folder, init=mllm)
 
 
+def stages_of(folder: Path) -> list[str]:
+    """The stages that have a checkpoint in a training folder, in their order."""
+    rounds = sorted(int(p.stem.rpartition("-")[2]) for p in folder.glob("polishing-*.pt"))
+    stages = ["segmenter", "seeing", "speaking", *(f"polishing-{number}" for number in rounds)]
+    return [stage for stage in stages if (folder / f"{stage}.pt").exists()]
+
+
 def last_stage(folder: Path) -> str:
     """The last stage of the MLLM that has a checkpoint in a training folder."""
-    found = [stage for stage in STAGES[1:] if (folder / f"{stage}.pt").exists()]
-    if not found or not (folder / "segmenter.pt").exists():
+    found = stages_of(folder)
+    if len(found) < 2 or found[0] != "segmenter":
         raise TrainingMissing(
             f"{folder} holds no finished training",
             hint=f"segagent-rt train all --folder {folder}",
@@ -175,7 +183,7 @@ def _rollout(plan: Plan, number: int) -> Pool:
 
     bundle = plan.folder / "bundle"
     export_tiny(plan.folder, bundle, last_stage(plan.folder))
-    return roll_out(bundle, plan.count(ROLLOUT_SCENES), plan.seed, number)
+    return roll_out(bundle, plan.count(ROLLOUT_SCENES), plan.seed, number, plan.processes)
 
 
 def _speak(plan: Plan, stage: str, team: Team) -> None:

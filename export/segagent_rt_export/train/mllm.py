@@ -38,7 +38,7 @@ class MllmRecipe:
     model that knows nothing yet has nothing to teach it."""
     rate: float = 1.0
     """Factor on the learning rates while speaking."""
-    polishing_images: int = 40_000
+    polishing_images: int = 100_000
     polishing_rate: float = 0.5
     painted_share: float = 0.62
     pool_share: float = 0.5

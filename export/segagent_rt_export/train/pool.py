@@ -1,7 +1,7 @@
 """Masks as they arise in use: scenes annotated by a sloppy simulated annotator with the trained
 segmenter."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,37 +21,51 @@ from segagent_rt_export.train.states import State, draw_scene, painted_state
 
 TURNS = 4
 
+ASTRAY, ASTRAY_SHARE = 0.5, 0.4
+"""A walk is astray where its mask overlaps the object meant by less; so many of the states that are
+drawn are such ones, if there are any."""
+
 Drawn: TypeAlias = tuple[list[SceneObject], RgbImage, Bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Scene i is drawn with `Dice(name, seed, i)`; masks after each turn, as packed bits."""
+    """Scene i is drawn with `Dice(name, seed, i)`; masks after each turn, as packed bits; what was
+    asked ("" if nothing was)."""
 
     name: str
     seed: int
     meant: npt.NDArray[np.int64]
+    asked: npt.NDArray[np.str_]
     masks: npt.NDArray[np.uint8]  # [scenes, TURNS, SIDE * SIDE / 8]
+    astray: npt.NDArray[np.bool_]  # [scenes, TURNS]
 
     def draw(self, dice: Dice) -> State:
-        """A random state of the pool."""
+        """A random state of the pool; those that went astray come more often than they are."""
         at, turn = dice.integer(0, len(self.meant)), dice.integer(0, TURNS)
+        if self.astray.any() and dice.chance(ASTRAY_SHARE):
+            at, turn = dice.pick(np.argwhere(self.astray).tolist())
         objects, image, labels = draw_scene(Dice(self.name, self.seed, at))
         mask = np.unpackbits(self.masks[at, turn]).reshape(SIDE, SIDE).astype(np.bool_)
-        return painted_state(objects, image, labels, mask, int(self.meant[at]))
+        state = painted_state(objects, image, labels, mask, int(self.meant[at]))
+        return replace(state, asked=str(self.asked[at]))
 
     def save(self, path: Path) -> None:
         """Write the pool; the file is whole or not there."""
         partial = path.with_name(f".{path.name}")
         with partial.open("wb") as stream:
-            np.savez(stream, name=self.name, seed=self.seed, meant=self.meant, masks=self.masks)
+            np.savez_compressed(
+                stream, name=self.name, seed=self.seed, meant=self.meant, asked=self.asked,
+                masks=self.masks, astray=self.astray,
+            )  # fmt: skip
         partial.replace(path)
 
 
 def load_pool(path: Path) -> Pool:
     """Read a pool that `save` wrote."""
     with np.load(path, allow_pickle=False) as stored:
-        return Pool(str(stored["name"]), int(stored["seed"]), stored["meant"], stored["masks"])
+        arrays = [stored[name] for name in ("meant", "asked", "masks", "astray")]
+        return Pool(str(stored["name"]), int(stored["seed"]), *arrays)
 
 
 @torch.no_grad()
@@ -71,7 +85,8 @@ def sloppy_pool(net: SegmenterNet, scenes: int, seed: int, batch: int = 16) -> P
         ]
         meant += chosen
         masks.append(_annotate(net, drawn, chosen, dice))
-    return Pool("pool", seed, np.array(meant), np.concatenate(masks))
+    nothing, never = np.full(scenes, ""), np.zeros((scenes, TURNS), np.bool_)
+    return Pool("pool", seed, np.array(meant), nothing, np.concatenate(masks), never)
 
 
 def _annotate(

@@ -26,6 +26,9 @@ NEARLY_RIGHT = 0.88
 """From this IoU on, what is left to correct is a rim that nobody can point at: those clicks hardly
 count."""
 
+ORDINAL_SHARE = 0.4
+"""Counting is what is learnt last: so many of the questions about any object are about ordinals."""
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -68,17 +71,20 @@ class Examiner:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def questions(self, state: State, facts: Facts, dice: Dice, count: int) -> list[Question]:
-        """`count` questions; if a mask is shown, most are about the object it was made for."""
+        """`count` questions; if a mask is shown, most are about the object it was made for, the
+        first of them with the words that the loop was asked with."""
         found = candidates(state.objects, state.visible)
         if not found:
             return []
-        chosen: list[Candidate] = []
+        said = [(state.asked, state.meant)] if state.asked else []
         if state.mask.any():
             about = [c for c in found if c.target == state.meant]
-            chosen = choose(about, dice, max(1, count * 5 // 8))
-        while len(chosen) < count:
-            chosen += choose(found, dice, count - len(chosen))
-        return [self._question(say(c.query, dice), c.target, state, facts) for c in chosen]
+            said += _say(choose(about, dice, max(1, count * 5 // 8) - len(said)), dice)
+        ordinals = [c for c in found if c.kind == "ordinal"]
+        while len(said) < count:
+            counted = ordinals and dice.chance(ORDINAL_SHARE)
+            said += _say(choose(ordinals if counted else found, dice, 1), dice)
+        return [self._question(text, target, state, facts) for text, target in said]
 
     def _question(self, text: str, target: int, state: State, facts: Facts) -> Question:
         negative, iou = bool(facts.negative[target]), float(facts.iou[target])
@@ -174,6 +180,10 @@ class Examiner:
     def _asking(start: int, question: Question) -> list[int]:
         """The places that decide: one before each decisive token."""
         return [start + len(question.prompt) + i - 1 for i in question.decisive]
+
+
+def _say(chosen: Sequence[Candidate], dice: Dice) -> list[tuple[str, int]]:
+    return [(say(candidate.query, dice), candidate.target) for candidate in chosen]
 
 
 def _bias(owner: Tensor) -> Tensor:

@@ -2,40 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
+from torch import multiprocessing
 
 from segagent_rt.loop import Rules
-from segagent_rt.runtime import Canvas, load
+from segagent_rt.metrics import iou
+from segagent_rt.runtime import Canvas, Runtime, load
 from segagent_rt.scenes.dice import Dice
 from segagent_rt.scenes.expressions import candidates, choose
 from segagent_rt.scenes.phrases import say
 from segagent_rt.scenes.scene import visible_objects
+from segagent_rt.types import Mask
 from segagent_rt_export.train.mllm_net import SIDE
-from segagent_rt_export.train.pool import TURNS, Pool
+from segagent_rt_export.train.pool import ASTRAY, TURNS, Pool
 from segagent_rt_export.train.states import draw_scene
 
+Walked: TypeAlias = tuple[int, str, np.ndarray, list[bool]]
+"""The object meant, what was asked, packed masks [TURNS, SIDE * SIDE / 8], which are astray."""
 
-def roll_out(bundle: Path, scenes: int, seed: int, first: int = 0) -> Pool:
+
+def roll_out(bundle: Path, scenes: int, seed: int, number: int, processes: int = 1) -> Pool:
     """Annotate scenes with a bundle, through the runtime that users run, TURNS clicks each."""
-    name = f"rollout-{first}"
-    meant: list[int] = []
-    masks = np.zeros((scenes, TURNS, SIDE * SIDE // 8), np.uint8)
+    name = f"rollout-{number}"
+    shares = [share.tolist() for share in np.array_split(np.arange(scenes), processes)]
+    context: Any = multiprocessing.get_context("spawn")
+    with context.Pool(processes) as crew:
+        parts = crew.map(
+            partial(_walk_all, bundle, name, seed), [list(map(int, s)) for s in shares]
+        )
+    meant, asked, masks, astray = zip(*(walked for part in parts for walked in part), strict=True)
+    return Pool(name, seed, np.array(meant), np.array(asked), np.stack(masks), np.array(astray))
+
+
+def _walk_all(bundle: Path, name: str, seed: int, numbers: Sequence[int]) -> list[Walked]:
     with load(bundle, threads=1) as runtime:
-        for number in range(scenes):
-            objects, image, labels = draw_scene(Dice(name, seed, number))
-            dice = Dice(f"{name}-words", seed, number)
-            visible = visible_objects(objects, labels)
-            asked = choose(candidates(objects, visible), dice, 1)
-            meant.append(asked[0].target if asked else visible.index(True))
-            if asked:
-                text = say(asked[0].query, dice)
-                masks[number] = _walk(runtime.open(image), text)
-    return Pool(name, seed, np.array(meant), masks)
+        return [_walk_one(runtime, name, seed, number) for number in numbers]
 
 
-def _walk(canvas: Canvas, text: str) -> np.ndarray:
+def _walk_one(runtime: Runtime, name: str, seed: int, number: int) -> Walked:
+    objects, image, labels = draw_scene(Dice(name, seed, number))
+    dice = Dice(f"{name}-words", seed, number)
+    visible = visible_objects(objects, labels)
+    chosen = choose(candidates(objects, visible), dice, 1)
+    if not chosen:
+        nothing = np.zeros((TURNS, SIDE * SIDE // 8), np.uint8)
+        return visible.index(True), "", nothing, [False] * TURNS
+    meant, text = chosen[0].target, say(chosen[0].query, dice)
+    drawn = _masks(runtime.open(image), text)
+    astray = [iou(mask, labels == meant + 1) < ASTRAY for mask in drawn]
+    return meant, text, np.stack([np.packbits(mask) for mask in drawn]), astray
+
+
+def _masks(canvas: Canvas, text: str) -> list[Mask]:
     found = canvas.annotate(text, rules=Rules(TURNS, accept=None)).candidates
-    drawn = [np.packbits(prediction.mask((SIDE, SIDE))) for prediction, _ in found]
-    return np.stack(drawn + drawn[-1:] * (TURNS - len(drawn)))
+    drawn = [prediction.mask((SIDE, SIDE)) for prediction, _ in found]
+    return drawn + drawn[-1:] * (TURNS - len(drawn))

@@ -18,7 +18,7 @@ from segagent_rt_export.agreement import check_gate, measure_agreement
 from segagent_rt_export.parts import new_part, write_json
 from segagent_rt_export.tiny import LANGUAGE, export_tiny, trained_nets
 from segagent_rt_export.train.as_trained import annotator_as_trained, segmenter_as_trained
-from segagent_rt_export.train.main import PLAN_FILE, STAGES, last_stage
+from segagent_rt_export.train.main import PLAN_FILE, last_stage, stages_of
 from segagent_rt_export.train.tokenizer import build_tokenizer
 
 EVAL_SEED, AGREEMENT_SEED = 1000, 5000
@@ -91,7 +91,7 @@ def evaluate(runtime: Runtime, scenes: int, tell: Callable[[str], None]) -> dict
 def provenance(training: Path) -> dict[str, Any]:
     """Recipe, samples seen, and the commit whose code trained."""
     plan = training / PLAN_FILE
-    logs = {stage: training / f"{stage}.jsonl" for stage in STAGES}
+    logs = {stage: training / f"{stage}.jsonl" for stage in stages_of(training)}
     last = {
         stage: json.loads(path.read_text("utf-8").splitlines()[-1])
         for stage, path in logs.items()

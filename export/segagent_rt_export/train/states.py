@@ -26,6 +26,8 @@ class State:
     mask: Mask
     meant: int
     """The object that the mask was made for."""
+    asked: str = ""
+    """What the loop was asked when it made the mask, if it did."""
 
 
 def make_state(dice: Dice, painted_share: float) -> State:

@@ -22,7 +22,7 @@ from segagent_rt.errors import GateFailed
 from segagent_rt.mllm import pictures
 from segagent_rt.segmenters import sam, simple_click
 from segagent_rt.types import Click, Finish, Malformed, Turn
-from segagent_rt_export import exporter, precision
+from segagent_rt_export import exporter, precision, streaming
 from segagent_rt_export.exporter import Judge, carry_out
 from segagent_rt_export.lint import complaints
 from segagent_rt_export.mllm.published import open_published
@@ -96,7 +96,7 @@ def mllm(tmp_path_factory: Any, recipe_text: Any, sources: Any) -> Made:
     bundle = export(text, tmp_path_factory.mktemp("mllm"), Judge(QUICK))
     folder = sources("qwen2_5_vl")
     source = read_source(folder)
-    published = open_published(folder, source, None, source.model.language.layers)
+    published = open_published(folder, source, None)
 
     def verify(part: Part) -> Verdict:
         verdict = verify_published(part, published, QUICK, quiet)
@@ -210,6 +210,22 @@ def test_an_mllms_weight_scaled_wrongly(mllm, tmp_path):
     found = mllm.failures(spoilt)
     assert "the logits is" in found
     assert "the picture is" not in found
+
+
+def test_a_wrong_weight_is_found_piece_by_piece(mllm, sources, tmp_path, monkeypatch):
+    """As for models that memory cannot hold."""
+    monkeypatch.setattr(streaming, "PIECE", 20_000)
+    folder = sources("qwen2_5_vl")
+    published = open_published(folder, read_source(folder), None, streamed=True)
+    spoilt = mllm.copy(tmp_path)
+    verdicts = []
+    for change in (lambda model: None, scale("", 1.02)):
+        alter(spoilt / "reference" / "decoder.onnx", change)
+        part = open_part(spoilt, "mllm")
+        verdicts.append(verify_published(part, published, QUICK, quiet, streamed=True))
+    right, wrong = verdicts
+    assert right.passed
+    assert "the logits is" in wrong.failures[0]
 
 
 def test_a_wrong_section_of_rotary_positions(mllm, tmp_path):

@@ -40,7 +40,11 @@ def packed_attention(
 ) -> str:
     """From normed hidden states [N, width] to what attention adds to them."""
     g, each = module.graph, width // heads
-    qkv = g.reshape(module.linear(x, "qkv", 3 * width, width), -1, 3, heads, each)
+    projected = module.linear(x, "qkv", 3 * width, width)
+    if windows is None and g.dialect == "ort":
+        mixed = _attend_fused(g, projected, heads, width, rope)
+        return module.linear(mixed, "proj", width, width)
+    qkv = g.reshape(projected, -1, 3, heads, each)
     # [3, heads, N, each]: query, key and value are cut from the front axis
     turned = g.node("Transpose", [qkv], perm=[1, 2, 0, 3])
     names = [f"{turned}_{name}" for name in "qkv"]
@@ -52,6 +56,24 @@ def packed_attention(
     else:
         mixed = _attend_within(g, windows, (query, key, value), heads, each)
     return module.linear(join_heads(g, mixed, -1, width), "proj", width, width)
+
+
+def _attend_fused(
+    g: GraphBuilder, projected: str, heads: int, width: int, rope: tuple[str, str]
+) -> str:
+    """ONNX Runtime's own kernels: no score is ever written to memory."""
+    names = [f"{projected}_{name}" for name in "qkv"]
+    whole = g.reshape(projected, 1, -1, 3 * width)
+    query, key, value = g.nodes("Split", [whole], names, axis=-1, num_outputs=3)
+    first = g.weight(np.array([0]))
+    query, key = (
+        g.node("RotaryEmbedding", [part, first, *rope], domain="com.microsoft", num_heads=heads)
+        for part in (query, key)
+    )
+    mixed = g.node(
+        "MultiHeadAttention", [query, key, value], domain="com.microsoft", num_heads=heads
+    )
+    return g.reshape(mixed, -1, width)
 
 
 def _attend_within(

@@ -1,0 +1,162 @@
+"""Segmenters of real size with random weights: what a click costs, the first one and later ones.
+
+taskset -c 0,1 python benchmarks/segmenters.py FOLDER    writes benchmarks/results/segmenters.json
+
+Exports SAM ViT-B and EdgeTAM with the gate on, then clicks seven times into each of several scenes.
+How long that takes does not depend on the weights' values. FOLDER is emptied afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import Sam2Config, SamConfig, SamModel
+
+from segagent_rt.backends import Runtime
+from segagent_rt.bench.machine import describe_machine, measure_ceilings
+from segagent_rt.bench.spread import spread
+from segagent_rt.bundle import open_bundle
+from segagent_rt.runtime import open_segmenter
+from segagent_rt.scenes import make_scene
+from segagent_rt.types import Click
+from segagent_rt_export.exporter import Judge, carry_out
+from segagent_rt_export.plan import make_plan
+from segagent_rt_export.recipe import read_recipe
+from segagent_rt_export.segmenters.edgetam import EdgeTam
+from segagent_rt_export.segmenters.repvit import RepVit
+from segagent_rt_export.verdict import Gate
+
+RESULT = Path(__file__).parent / "results" / "segmenters.json"
+VARIANTS = ("reference", "cpu-8bit", "cpu-fast")
+CLICKS, ROUNDS, SIDE = 7, 5, 1024
+
+EDGETAM: dict[str, Any] = {
+    "vision_config": {
+        "backbone_config": {"model_type": "sam2_hiera_det_model"},
+        "backbone_channel_list": [384, 192, 96, 48],
+        "backbone_feature_sizes": [[256, 256], [128, 128], [64, 64]],
+        "fpn_hidden_size": 256,
+    },
+}
+"""As published; the trunk is RepViT-m1."""
+
+WIDTHS, DEPTHS = (48, 96, 192, 384), (2, 2, 14, 2)
+
+
+def main(folder: Path) -> None:
+    """Export, measure, print and write."""
+    families: dict[str, Callable[[Path], None]] = {"sam": save_sam, "edgetam": save_edgetam}
+    document: dict[str, Any] = {
+        "machine": describe_machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "ceilings": measure_ceilings(),
+        "scenes": f"{SIDE} x {SIDE}, {CLICKS} clicks each",
+    }
+    for family, save in families.items():
+        place = folder / family
+        place.mkdir(parents=True)
+        try:
+            document[family] = measure(family, save, place)
+        finally:
+            shutil.rmtree(place)
+    RESULT.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    print(json.dumps(document, indent=1))
+
+
+def measure(family: str, save: Callable[[Path], None], place: Path) -> dict[str, Any]:
+    """One family: the export's figures, then each variant's."""
+    checkpoint, recipe, bundle = place / "checkpoint", place / "recipe.toml", place / "bundle"
+    checkpoint.mkdir()
+    save(checkpoint)
+    names = ", ".join(f'"{name}"' for name in VARIANTS)
+    recipe.write_text(
+        f'[segmenter]\nfamily = "{family}"\nsource = "{checkpoint.resolve()}"\n'
+        f"variants = [{names}]\n"
+    )
+    start = time.perf_counter()
+    plan = make_plan(read_recipe(recipe), bundle, resume=False, below_gate=True)
+    judge = Judge(Gate(scenes=2), forgiving=True)
+    carry_out(plan, judge, lambda text: print(f"{family}: {text}", file=sys.stderr))
+    seconds = round(time.perf_counter() - start, 1)
+    verified = open_bundle(bundle).part("segmenter").manifest.verified
+    return {"export_s": seconds, "verified": verified} | {
+        name: clicks(bundle, name) for name in VARIANTS
+    }
+
+
+def clicks(bundle: Path, variant: str) -> dict[str, Any]:
+    """Seconds of encoding, and of every click behind it; the first round does not count."""
+    part, cpu = open_bundle(bundle).part("segmenter"), Runtime("cpu")
+    segmenter = open_segmenter(part, lambda part, role: part.session(role, cpu, variant))
+    encode, first, later = [], list[float](), list[float]()
+    for seed in range(ROUNDS + 1):
+        image, prediction, taken = make_scene(seed, SIDE).image, None, list[float]()
+        start = time.perf_counter()
+        embedding = segmenter.encode(image)
+        encoded = time.perf_counter() - start
+        made = [Click(100 + 120 * n, 900 - 100 * n, n % 3 < 2) for n in range(CLICKS)]
+        for count in range(1, CLICKS + 1):
+            start = time.perf_counter()
+            prediction = segmenter.decode(embedding, made[:count], prior=prediction)
+            prediction.mask()
+            taken.append(time.perf_counter() - start)
+        if seed:
+            encode.append(encoded)
+            first.append(encoded + taken[0])
+            later += taken[1:]
+    whole, more = spread(first), spread(later)
+    return {
+        "encode_ms": spread(encode),
+        "first_click_ms": whole,
+        "later_click_ms": more,
+        "later_share_of_first": round(more["p50"] / whole["p50"], 4),
+    }
+
+
+def save_sam(place: Path) -> None:
+    """SAM ViT-B is the configuration's default."""
+    awake(SamModel(SamConfig())).save_pretrained(place)
+
+
+def save_edgetam(place: Path) -> None:
+    """The image model, under the published names."""
+    config = Sam2Config(**EDGETAM)
+    config.mask_decoder_config._attn_implementation = "eager"
+    net = awake(EdgeTam(RepVit(WIDTHS, DEPTHS), config))
+    save_file(net.state_dict(), place / "model.safetensors")
+    described = json.loads(config.to_json_string(use_diff=False)) | {"model_type": "edgetam_video"}
+    described["vision_config"]["backbone_config"] = {"model_type": "timm_wrapper"}
+    (place / "config.json").write_text(json.dumps(described), "utf-8")
+
+
+@torch.no_grad()
+def awake(model: Any) -> Any:
+    """Random weights of ordinary size; fresh ones are in part zero."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in model.state_dict().items():
+        noise = torch.randn(tensor.shape, generator=generator)
+        if name.endswith("running_var"):
+            tensor.copy_(0.5 + noise.abs())
+        elif tensor.ndim < 2 and name.endswith("weight"):
+            tensor.copy_(1 + 0.2 * noise)
+        elif tensor.ndim >= 2 and name.endswith("weight") and "embed." not in name:
+            tensor.copy_(noise * tensor[0].numel() ** -0.5)
+        elif tensor.is_floating_point():
+            tensor.copy_(0.5 * noise)
+    if hasattr(model, "shared_image_embedding"):  # one tensor in every published checkpoint
+        shared = model.shared_image_embedding.positional_embedding
+        model.prompt_encoder.shared_embedding.positional_embedding.copy_(shared)
+    return model.eval()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

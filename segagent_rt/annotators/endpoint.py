@@ -1,0 +1,198 @@
+"""An MLLM behind a server that speaks OpenAI's chat API with images.
+
+The bundle says what is asked and how replies are read; the server has the weights. It is sent the
+picture as the model takes it, so that there is nothing left to resize.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from segagent_rt.annotators.mllm import Asker, MllmSettings
+from segagent_rt.annotators.posting import Address, parse_address, post
+from segagent_rt.annotators.servers import row
+from segagent_rt.draw import png
+from segagent_rt.errors import AnnotatorError, ManifestInvalid
+from segagent_rt.mllm.constrained import Choice, Written
+from segagent_rt.mllm.free import LONGEST
+from segagent_rt.mllm.rating import rating_of
+from segagent_rt.reply import Automaton
+from segagent_rt.timing import Stopwatch
+from segagent_rt.types import Finish, Prediction, Request, RgbImage, Size, Turn
+
+LONGEST_REPLY = 4096
+"""Characters of a reply that are read; a server may not have been told when to end."""
+
+_CHATML = re.compile(
+    r"(?:<\|im_start\|>system\n(?P<system>.*?)<\|im_end\|>\n)?"
+    r"<\|im_start\|>user\n.*<picture>(?:<\|vision_end\|>|</img>\n)(?P<asked>.*)"
+    r"<\|im_end\|>\n<\|im_start\|>assistant\n",
+    re.DOTALL,
+)
+_VICUNA = re.compile(r"<s>USER: (?P<system>)<picture>\n(?P<asked>.*) ASSISTANT:", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a server is, and how it is spoken to.
+
+    Attributes:
+        url: of its API; without a path, of version 1.
+        model: the name under which it serves the model.
+        server: its kind, a row of the table of servers.
+        timeout: seconds for each try of a question.
+        allowed: names of other machines that pictures may be sent to.
+    """
+
+    url: str
+    model: str
+    server: str = "openai"
+    timeout: float = 120.0
+    allowed: tuple[str, ...] = ()
+
+
+class EndpointAnnotator:
+    """Asks a server for each click.
+
+    Raises:
+        AnnotatorError: the endpoint's URL or kind cannot be, or leads to a machine not allowed.
+    """
+
+    def __init__(self, asker: Asker, endpoint: Endpoint) -> None:
+        self.asker, self.endpoint = asker, endpoint
+        self.address = parse_address(endpoint.url, endpoint.allowed)
+        self.server = row(endpoint.server)
+
+    def check(self, expression: str) -> str:
+        return self.asker.check(expression)
+
+    def look(self, image: RgbImage) -> EndpointView:
+        return EndpointView(self, image)
+
+
+class EndpointView:
+    """One image, of which the server is shown a picture with each question."""
+
+    def __init__(self, annotator: EndpointAnnotator, image: RgbImage) -> None:
+        self._annotator, self._asker = annotator, annotator.asker
+        self._image, self._size = image, (image.shape[0], image.shape[1])
+        self._clean = self._asker.settings.vision.resize.resize(image)
+
+    def propose(
+        self,
+        requests: Sequence[Request],
+        *,
+        samples: int = 1,
+        temperature: float = 0.0,
+        rng: np.random.Generator | None = None,
+    ) -> list[list[Turn]]:
+        def drawing() -> dict[str, Any]:
+            seed = {} if rng is None else {"seed": int(rng.integers(1 << 31))}
+            return {"temperature": temperature, **seed}
+
+        return [[self._turn(request, drawing()) for _ in range(samples)] for request in requests]
+
+    def rate(self, requests: Sequence[Request]) -> list[Turn]:
+        if not self._asker.settings.reply.rates:
+            return [Turn("", Finish()) for _ in requests]
+        turns = [self._turn(request, {"temperature": 0.0}) for request in requests]
+        return [Turn(t.reply, Finish(), t.predicted_iou, None, t.seconds) for t in turns]
+
+    def _turn(self, request: Request, drawing: dict[str, Any]) -> Turn:
+        asker, endpoint, watch = self._asker, self._annotator.endpoint, Stopwatch()
+        expression = asker.check(request.expression)
+        frame: Size = (self._clean.shape[0], self._clean.shape[1])
+        grammar = asker.grammar(expression, frame)
+        protocol = None if grammar is None else asker.settings.reply
+        with watch("paint"):
+            question = {
+                "model": endpoint.model,
+                "messages": self._messages(expression, request.prediction),
+                "max_tokens": LONGEST + asker.settings.longest_expression,
+                **drawing,
+                **self._annotator.server.asks(protocol, expression, frame),
+            }
+        with watch("server"):
+            address = self._annotator.address
+            answer = post(address, "/chat/completions", question, endpoint.timeout)
+        reply, likelihoods = _read(answer, address)
+        reading = asker.understand(reply, self._size, frame)
+        rating, rates = reading.iou, asker.settings.reply.rates
+        if grammar is not None and rates and (written := weigh(likelihoods, grammar, asker.decode)):
+            rating = rating_of(written, grammar)
+        return Turn(reply, reading.action, rating, reading.box, watch.seconds)
+
+    def _messages(self, expression: str, prediction: Prediction | None) -> list[dict[str, Any]]:
+        system, asked = conversation(self._asker.settings)
+        picture = png(self._asker.picture(self._image, self._clean, prediction))
+        url = "data:image/png;base64," + base64.b64encode(picture).decode("ascii")
+        content = [
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "text", "text": asked.replace("{expression}", expression)},
+        ]
+        first = [{"role": "system", "content": system}] if system else []
+        return [*first, {"role": "user", "content": content}]
+
+
+def _read(answer: Any, address: Address) -> tuple[str, Sequence[Any]]:
+    """The reply, and what is known of its tokens' likelihoods."""
+    try:
+        choice = answer["choices"][0]
+        reply = choice["message"]["content"]
+        likelihoods = (choice.get("logprobs") or {}).get("content") or ()
+    except (KeyError, IndexError, TypeError, AttributeError):
+        reply = None
+    if not isinstance(reply, str):
+        raise AnnotatorError(
+            f"{address} answers without a reply", hint="does it serve chats with images?"
+        )
+    return reply[:LONGEST_REPLY], likelihoods
+
+
+def conversation(settings: MllmSettings) -> tuple[str, str]:
+    """What the system and the user say beside the picture: the server frames it as the family does.
+
+    Raises:
+        ManifestInvalid: the bundle's prompt has a frame that no server is known to have.
+    """
+    prompt = settings.prompt.replace(settings.picture, "<picture>")
+    match = _CHATML.fullmatch(prompt) or _VICUNA.fullmatch(prompt)
+    if match is None:
+        raise ManifestInvalid(
+            "the bundle's prompt is not that of a known chat", hint="run it without --endpoint"
+        )
+    return match["system"] or "", match["asked"]
+
+
+def weigh(
+    likelihoods: Iterable[Any], grammar: Automaton, decode: Callable[[Sequence[int]], str]
+) -> Written | None:
+    """The choices behind a reply, as decoding in this process would have seen them.
+
+    None if the reply was not spelt as the grammar spells it, or nothing is known of its tokens.
+    """
+    state, tokens, choices = grammar.start, list[int](), list[Choice]()
+    try:
+        for place in likelihoods:
+            edges = grammar.edges(state)
+            spelt = {decode([token]): token for token in edges}
+            known = {entry["token"]: entry["logprob"] for entry in (*place["top_logprobs"], place)}
+            chances = np.array([math.exp(known.get(text, -math.inf)) for text in spelt])
+            if not 0 < chances.sum() < math.inf:
+                return None
+            if len(edges) > 1:
+                choices.append(Choice(state, tuple(spelt.values()), chances / chances.sum()))
+            tokens.append(spelt[place["token"]])
+            state = edges[tokens[-1]]
+            if grammar.ended(state):
+                return Written(tuple(tokens), tuple(choices), len(tokens))
+    except (KeyError, TypeError, OverflowError):
+        pass
+    return None

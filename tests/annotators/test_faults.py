@@ -1,0 +1,247 @@
+"""Whatever a server does: one sentence, in time, and no more tries than told."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+
+import pytest
+
+import segagent_rt
+from segagent_rt.annotators import posting
+from segagent_rt.annotators.endpoint import Endpoint, EndpointAnnotator
+from segagent_rt.annotators.posting import KEY, LARGEST, TRIES, parse_address
+from segagent_rt.bundle import open_bundle
+from segagent_rt.errors import AnnotatorError
+from segagent_rt.loop import Rules
+from segagent_rt.runtime import open_asker
+from segagent_rt.scenes import make_scene
+from segagent_rt.types import Click, Malformed, Request
+from tests.annotators.stub import drips, replies, running, says, sends, waits
+
+GOOD = " Current IOU: 40  Positive point: (500, 250)"
+IMAGE = make_scene(1, 100).image
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch):
+    monkeypatch.setattr(posting, "PAUSE", 0.0)
+    monkeypatch.delenv(KEY, raising=False)
+
+
+@pytest.fixture
+def stub():
+    with running() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def asker():
+    return open_asker(open_bundle().part("mllm"))
+
+
+@pytest.fixture
+def ask(asker, stub):
+    """One question to the stub."""
+
+    def question(server="openai", timeout=10.0, url=None):
+        endpoint = Endpoint(url or stub.url, "tiny", server, timeout)
+        view = EndpointAnnotator(asker, endpoint).look(IMAGE)
+        return view.propose([Request(None, "the red circle")])[0][0]
+
+    return question
+
+
+def test_a_click_is_read_in_pixels_of_the_image(ask, stub):
+    stub.will(replies(GOOD))
+    turn = ask()
+    assert turn.action == Click(25, 50, positive=True)
+    assert turn.predicted_iou == pytest.approx(0.4)
+    assert set(turn.seconds) == {"paint", "server"}
+
+
+FAULTS = {
+    "server error": (says(500, {"error": {"message": "out of memory"}}), "answers 500: out of mem"),
+    "busy": (says(503, "loading"), "answers 503: loading"),
+    "no answer": (sends(b""), "ends the connection before its answer is complete"),
+    "half an answer": (
+        sends(b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"choices'),
+        "ends the connection before its answer is complete",
+    ),
+    "half a chunk": (
+        sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{}"),
+        "ends the connection before its answer is complete",
+    ),
+}
+"""What may pass, so it is tried again."""
+
+VERDICTS = {
+    "no JSON": (says(200, "<html>hello</html>"), "does not answer in JSON"),
+    "no text": (says(200, b"\xff\xfe".decode("latin-1")), "does not answer in JSON"),
+    "deep JSON": (says(200, "[" * 200_000), "does not answer in JSON"),
+    "a list": (says(200, [1]), "answers without a reply"),
+    "no choices": (says(200, {"choices": []}), "answers without a reply"),
+    "other choices": (says(200, {"choices": ["a"]}), "answers without a reply"),
+    "no content": (replies(None), "answers without a reply"),
+    "odd likelihoods": (
+        says(200, {"choices": [{"message": {"content": GOOD}, "logprobs": 5}]}),
+        "answers without a reply",
+    ),
+    "wrong model": (
+        says(404, {"error": {"message": "The model `tiny` does not exist."}}),
+        "answers 404: The model `tiny` does not exist",
+    ),
+    "no key": (says(401, {"error": "Unauthorized"}), "answers 401: Unauthorized"),
+    "odd fields": (says(422, {"detail": [{"msg": "no"}]}), "answers 422: [{'msg': 'no'}]"),
+    "a page of an error": (says(400, "<html>bad</html>"), "answers 400"),
+    "elsewhere": (says(307, "", Location="http://127.0.0.2/"), "answers 307"),
+    "too much": (says(200, "x" * (LARGEST + 1)), "answers with more than 1 MB"),
+    "endless": (
+        sends(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (LARGEST + 1)), "answers with more than 1 MB",
+    ),
+    "another protocol": (sends(b"SSH-2.0-OpenSSH_9.2\r\n"), "does not speak HTTP"),
+    "long headers": (sends(b"HTTP/1.1 200 OK\r\nA: " + b"x" * 70_000), "does not speak HTTP"),
+}  # fmt: skip
+"""What would be the same the next time."""
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, *VERDICTS])
+def test_a_fault_is_one_sentence(ask, stub, fault):
+    play, sentence = (FAULTS | VERDICTS)[fault]
+    stub.will(play)
+    with pytest.raises(AnnotatorError) as caught:
+        ask()
+    assert str(caught.value).startswith(f"{stub.url}/v1 {sentence}")
+    assert "\n" not in str(caught.value)
+    assert caught.value.hint
+    assert len(stub.asked) == (TRIES if fault in FAULTS else 1)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_passes_costs_a_second_try_only(ask, stub, fault):
+    stub.will(FAULTS[fault][0], replies(GOOD))
+    assert isinstance(ask().action, Click)
+    assert len(stub.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "play",
+    [
+        waits(3),
+        drips(b"HTTP/1.1 200 OK\r\nA: " + b"x" * 99, 0.05),
+        drips(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n" + b"x" * 99, 0.05),
+        drips(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 99, 0.02),
+    ],
+    ids=["silent", "slow headers", "slow content", "content without an end"],
+)
+def test_a_slow_server_is_left_in_time_and_asked_once(ask, stub, play):
+    stub.will(play)
+    start = time.monotonic()
+    with pytest.raises(AnnotatorError, match=r"does not answer within 0.4 seconds"):
+        ask(timeout=0.4)
+    assert time.monotonic() - start < 2
+    assert len(stub.asked) == 1
+
+
+def test_the_deadline_of_a_walk_stops_a_question(stub):
+    stub.will(replies(GOOD), waits(5))
+    start = time.monotonic()
+    with segagent_rt.load(endpoint=Endpoint(stub.url, "tiny")) as runtime:
+        canvas = runtime.open(IMAGE)
+        canvas.embedding.result()
+        found = canvas.annotate("the red circle", rules=Rules(deadline=1.0))
+    assert found.stop == "deadline"
+    assert len(found.clicks) == 1
+    assert time.monotonic() - start < 4
+
+
+def test_nobody_there(ask, stub):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(AnnotatorError, match="does not answer: nothing listens there"):
+            ask(url=url)
+
+
+def test_words_of_a_server_steer_no_terminal(ask, stub):
+    stub.will(says(400, {"error": {"message": "a\x1b[2J\r\nb" + "c" * 9999}}))
+    with pytest.raises(AnnotatorError) as caught:
+        ask()
+    said = str(caught.value)
+    assert said.isprintable()
+    assert len(said) < 300
+    assert "a [2J bccc" in said
+
+
+def test_a_reply_without_a_click_is_data(ask, stub):
+    stub.will(replies("I cannot see a red circle."))
+    assert isinstance(ask().action, Malformed)
+
+
+@pytest.mark.parametrize(
+    "more", [" ", "1", "Positive point ", "Positive point: (1", "current iou: "]
+)
+def test_a_reply_that_never_ends_is_read_quickly(ask, stub, more):
+    """No pattern goes back and forth over it."""
+    stub.will(replies("Positive point" + more * (900_000 // len(more))))
+    start = time.monotonic()
+    assert isinstance(ask().action, Malformed)
+    assert time.monotonic() - start < 2
+
+
+def test_the_key_comes_from_the_environment(ask, stub, monkeypatch):
+    stub.will(replies(GOOD))
+    ask()
+    monkeypatch.setenv(KEY, "secret\n")
+    ask()
+    assert [headers.get("authorization") for _, headers, _ in stub.asked] == [
+        None, "Bearer secret",
+    ]  # fmt: skip
+
+
+def test_a_key_goes_over_no_open_network(asker, monkeypatch):
+    monkeypatch.setenv(KEY, "secret")
+    endpoint = Endpoint("http://192.0.2.1", "m", allowed=("192.0.2.1",))
+    view = EndpointAnnotator(asker, endpoint).look(IMAGE)
+    with pytest.raises(AnnotatorError, match="for everyone to read") as caught:
+        view.rate([Request(None, "the red circle")])
+    assert "secret" not in str(caught.value) + str(caught.value.hint)
+
+
+def test_what_cannot_be_a_key_is_not_sent(ask, stub, monkeypatch):
+    monkeypatch.setenv(KEY, "a\r\nX: b")
+    with pytest.raises(AnnotatorError, match="holds what cannot be a key"):
+        ask()
+    assert not stub.asked
+
+
+@pytest.mark.parametrize(
+    ("url", "means"),
+    [
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000/v1"),
+        ("http://localhost:8000/v1/", "http://localhost:8000/v1"),
+        ("https://[::1]/openai/v1", "https://[::1]:443/openai/v1"),
+        ("http://127.1.2.3", "http://127.1.2.3:80/v1"),
+    ],
+)
+def test_urls_of_this_machine(url, means):
+    assert str(parse_address(url)) == means
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "8000", "localhost:8000", "ftp://localhost", "http://", "http://localhost:99999",
+     "http://a:b@localhost", "http://localhost/v1?key=1", "http://local host", "http://localhost/\r\nA",
+     "http://[::1", "http://löcalhost", "file:///etc/passwd"],
+)  # fmt: skip
+def test_what_is_no_url_of_a_server(url):
+    with pytest.raises(AnnotatorError, match="not the URL of a server"):
+        parse_address(url)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "example.com", "127.0.0.1.example.com", "0.0.0.0"])
+def test_another_machine_must_be_named(host):
+    with pytest.raises(AnnotatorError, match=re.escape(f"{host} is another machine")):
+        parse_address(f"http://{host}", allowed=["other"])
+    assert parse_address(f"http://{host}:1", allowed=[host]).host == host

@@ -1,0 +1,101 @@
+"""TensorRT-RTX's parser and builder, which need no GPU, take the graphs of every family.
+
+Networks are strongly typed: the precision that a graph says is the one that is built. That engines
+compute what they should is not shown here, and needs a GPU.
+"""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segagent_rt.bundle import open_bundle
+from segagent_rt.errors import EngineRefused
+from segagent_rt_export.graph import new_graph
+from segagent_rt_export.mllm.export import export_mllm_graphs
+from segagent_rt_export.mllm.language import build_decoder
+from segagent_rt_export.mllm.source import read_source
+from segagent_rt_export.mllm.weights import StateDict
+from segagent_rt_export.precision import MllmPrecision, Precision
+from segagent_rt_export.recipe import MllmFamily, SegmenterFamily, SegmenterRecipe
+from segagent_rt_export.segmenters.click_net import export_click_net
+from segagent_rt_export.segmenters.families import export_segmenter
+from segagent_rt_export.tiny import language_shape, mllm_settings, tower_shape
+from segagent_rt_export.train.mllm_net import TinyMllm, tiny_config
+from segagent_rt_export.train.segmenter_net import SegmenterNet
+from segagent_rt_export.train.tokenizer import build_tokenizer
+
+trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra `rtx`")
+
+pytestmark = [
+    pytest.mark.rtx,
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # torch's exporter, about itself
+]
+
+PRECISIONS = {
+    "fp32": MllmPrecision(),
+    "blocks": MllmPrecision(Precision("8bit"), Precision("4bit")),
+}
+
+
+@pytest.fixture(scope="module")
+def library():
+    from segagent_rt.backends.tensorrt import load
+
+    return load("rtx")
+
+
+def build(library, path: Path) -> None:
+    plan = library.build(path, (), b"", lambda phase: None).plan
+    print(f"{path.name} {path.stat().st_size / 1e6:.2f} MB, engine {len(plan) / 1e6:.2f} MB")
+    assert len(plan) > 1000
+
+
+def test_networks_are_strongly_typed(library):
+    assert library._typed() == 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    precisions = {"FP16", "BF16", "INT8", "FP8", "INT4"}
+    assert not precisions & set(trt.BuilderFlag.__members__)
+
+
+def test_a_graph_with_an_operator_of_onnx_runtime_is_refused_by_name(library):
+    decoder = open_bundle().part("mllm").graphs("decoder")[0].path
+    with pytest.raises(EngineRefused, match="GroupQueryAttention"):
+        build(library, decoder)
+
+
+def test_the_segmenter_that_ships(library, tmp_path):
+    for path in export_click_net(SegmenterNet().eval(), tmp_path).values():
+        build(library, path)
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_the_mllm_that_ships(library, tmp_path, name):
+    tokenizer, precision = build_tokenizer(), PRECISIONS[name]
+    state = TinyMllm(tiny_config(tokenizer.get_vocab())).model.state_dict()
+    language = StateDict(state, "model.language_model.")
+    rows = np.asarray(language("embed_tokens.weight"))[list(mllm_settings(tokenizer).head_rows)]
+    with new_graph(tmp_path / "vision.onnx", "portable") as g:
+        tower_shape().build(g, StateDict(state, "model.visual."), precision.vision)
+    with new_graph(tmp_path / "decoder.onnx", "portable") as g:
+        build_decoder(g, language_shape(), language, rows, precision.language)
+    for role in ("vision", "decoder"):
+        build(library, tmp_path / f"{role}.onnx")
+
+
+@pytest.mark.parametrize("family", typing.get_args(SegmenterFamily))
+def test_a_segmenter(library, sources, tmp_path, family):
+    source = sources(family)
+    recipe = SegmenterRecipe(family, str(source), ("reference",))
+    for path in export_segmenter(recipe, source, tmp_path).graphs.values():
+        build(library, path)
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+@pytest.mark.parametrize("family", typing.get_args(MllmFamily))
+def test_an_mllm(library, sources, tmp_path, family, name):
+    source = read_source(sources(family))
+    for path in export_mllm_graphs(source, tmp_path, PRECISIONS[name], "portable").values():
+        build(library, path)
