@@ -79,6 +79,10 @@ def command(
         str, typer.Option(help="none, remove or shuffle the scenes' expressions: does it read?")
     ] = "none",
     max_clicks: Annotated[int, typer.Option(min=1, help="The most clicks per expression.")] = 7,
+    patience: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="End a walk after so many masks rated no better than before."),
+    ] = None,
     bundle: BundleOption = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
@@ -109,7 +113,7 @@ def command(
             return
         asked = Evaluation(output, choice, limit, restart=overwrite, pictures=visualize)
         names = named(data, split)
-        tree = Tree(Rules(max_clicks, accept=None), candidates, temperature)
+        tree = Tree(Rules(max_clicks, None, patience), candidates, temperature)
         who = one_of(AnnotatorName, annotator, "--annotator")
         walker = Walker(tree, who, one_of(StartName, start, "--start"))
         figures = _on_data(names, Places(root, images), asked, walker, runtime, cluster)
