@@ -128,13 +128,13 @@ class _Branches:
         return steps
 
     def judge(self, tried: Sequence[Step], *, last: bool) -> tuple[Step, Turn]:
-        """The step with the best-rated mask, the first of equals, and the turn that rated it."""
+        """The step with the best-rated mask, the first of equals, and the turn that rated it.
+
+        Each mask is looked at once: a view goes on with the reply in which it rated one.
+        """
         steps = [step for step in tried if step.stop is None]
         requests = [Request(step.prediction, self._expression) for step in steps]
-        if last:
-            turns = self._view.rate(requests)
-        else:
-            turns = [turns[0] for turns in self._view.propose(requests)]
+        turns = self._view.rate(requests)
         ratings = [-1.0 if t.predicted_iou is None else t.predicted_iou for t in turns]
         at = int(np.argmax(ratings))
-        return steps[at], turns[at]
+        return steps[at], turns[at] if last else self._view.propose(requests[at : at + 1])[0][0]

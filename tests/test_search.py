@@ -212,3 +212,25 @@ def test_on_the_shipped_models_one_candidate_is_the_loop(runtime):
     assert [(s.turn.reply, s.turn.predicted_iou, s.click) for s in searched] == [
         (s.turn.reply, s.turn.predicted_iou, s.click) for s in walked
     ]
+
+
+def test_on_the_shipped_models_a_search_reads_one_prompt_for_each_mask(runtime, monkeypatch):
+    """1 + turns * candidates pictures are looked at, and each is read into the cache once."""
+    looks, reads = [], []
+    embed, feed = type(runtime.annotator.tower).embed, type(runtime.annotator.model).feed
+    monkeypatch.setattr(
+        type(runtime.annotator.tower),
+        "embed",
+        lambda tower, picture: looks.append(1) or embed(tower, picture),
+    )
+    monkeypatch.setattr(
+        type(runtime.annotator.model),
+        "feed",
+        lambda model, *given: reads.append(given[1].shape[1]) or feed(model, *given),
+    )
+    scene = make_scene(4, 128)
+    tree = Tree(Rules(2, accept=None), candidates=3)
+    steps = list(runtime.open(scene.image).explore(scene.expressions[0].text, tree=tree))
+    assert sum(step.click is not None for step in steps) == 2
+    assert len(looks) <= 1 + 2 * 3, "fewer if two clicks are the same"
+    assert len([count for count in reads if count >= 64]) == len(looks)

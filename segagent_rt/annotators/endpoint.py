@@ -78,12 +78,16 @@ class EndpointAnnotator:
 
 
 class EndpointView:
-    """One image, of which the server is shown a picture with each question."""
+    """One image, of which the server is shown a picture with each question.
+
+    What it answered when it rated masks is kept: it said the next click too.
+    """
 
     def __init__(self, annotator: EndpointAnnotator, image: RgbImage) -> None:
         self._annotator, self._asker = annotator, annotator.asker
         self._image, self._size = image, (image.shape[0], image.shape[1])
         self._clean = self._asker.settings.vision.resize.resize(image)
+        self._rated: list[tuple[Request, Turn]] = []
 
     def propose(
         self,
@@ -97,13 +101,22 @@ class EndpointView:
             seed = {} if rng is None else {"seed": int(rng.integers(1 << 31))}
             return {"temperature": temperature, **seed}
 
+        if temperature == 0.0 and samples == 1:
+            return [[self._greedy(request)] for request in requests]
         return [[self._turn(request, drawing()) for _ in range(samples)] for request in requests]
 
     def rate(self, requests: Sequence[Request]) -> list[Turn]:
         if not self._asker.settings.reply.rates:
             return [Turn("", Finish()) for _ in requests]
-        turns = [self._turn(request, {"temperature": 0.0}) for request in requests]
+        turns = [self._greedy(request) for request in requests]
+        self._rated = list(zip(requests, turns, strict=True))
         return [Turn(t.reply, Finish(), t.predicted_iou, None, t.seconds) for t in turns]
+
+    def _greedy(self, request: Request) -> Turn:
+        for known, turn in self._rated:
+            if known.prediction is request.prediction and known.expression == request.expression:
+                return turn
+        return self._turn(request, {"temperature": 0.0})
 
     def _turn(self, request: Request, drawing: dict[str, Any]) -> Turn:
         asker, endpoint, watch = self._asker, self._annotator.endpoint, Stopwatch()

@@ -12,7 +12,7 @@ import numpy as np
 
 from segagent_rt.errors import ExpressionRefused
 from segagent_rt.image import jpeg_round_trip, overlay
-from segagent_rt.mllm.constrained import Pick, Prompt, Writer, Written, greedy
+from segagent_rt.mllm.constrained import Draft, Pick, Prompt, Writer, Written, greedy
 from segagent_rt.mllm.free import LONGEST, FreeWriter
 from segagent_rt.mllm.language import Cache, LanguageModel, LanguageSettings
 from segagent_rt.mllm.rating import rating_of
@@ -233,8 +233,7 @@ class MllmView:
         with annotator._lock:
             sight = self._look(request.prediction, watch)
             with watch("language"):
-                prompt = self._question(expression, sight)
-                written = self._write(sight, prompt, grammar, pick, rate_only)
+                written = self._write(sight, expression, grammar, pick, rate_only)
         reply = annotator.decode(written.tokens)
         reading = annotator.understand(reply, self._size, frame)
         action, rating = Finish() if rate_only else reading.action, reading.iou
@@ -243,22 +242,50 @@ class MllmView:
         return Turn(reply, action, rating, reading.box, watch.seconds)
 
     def _write(
-        self, sight: _Sight, prompt: Prompt, grammar: Automaton | None, pick: Pick, rate_only: bool
+        self,
+        sight: _Sight,
+        expression: str,
+        grammar: Automaton | None,
+        pick: Pick,
+        rate_only: bool,
     ) -> Written:
-        """Decode a reply; afterwards the cache holds the prompt up to the end of its picture."""
-        annotator = self._annotator
+        """Decode a reply, or go on with the one that the cache holds."""
+        draft = sight.draft if sight.said == expression else None
+        sight.draft = None
         try:
-            if grammar is None:
-                free = FreeWriter(annotator.model, annotator.settings.stops)
-                written = free.write(sight.cache, prompt, pick)
+            if draft is None or (grammar is None and pick is not greedy):
+                draft, written = self._begin(sight, expression, grammar, pick, rate_only)
+            elif grammar is None:
+                written = draft.written
             else:
                 until = grammar.past_rating if rate_only else grammar.ended
-                written = self._writer.write(sight.cache, prompt, grammar, pick, until)
+                written = self._writer.go_on(sight.cache, draft, grammar, pick, until)
         except BaseException:
             sight.cache.rewind(0)
             raise
-        sight.cache.rewind(sight.length)
+        sight.said, sight.draft = expression, draft
         return written
+
+    def _begin(
+        self,
+        sight: _Sight,
+        expression: str,
+        grammar: Automaton | None,
+        pick: Pick,
+        rate_only: bool,
+    ) -> tuple[Draft | None, Written]:
+        """Decode a reply from its beginning; a draft of it, unless it was drawn."""
+        annotator, cache = self._annotator, sight.cache
+        prompt = self._question(expression, sight)
+        start = cache.length + prompt.embeddings.shape[1]
+        if grammar is None:
+            free = FreeWriter(annotator.model, annotator.settings.stops)
+            written = free.write(cache, prompt, pick)
+        else:
+            until = grammar.past_rating if rate_only else grammar.ended
+            written = self._writer.write(cache, prompt, grammar, pick, until)
+        kept = cache.length - start
+        return (Draft(prompt, start, written, kept) if pick is greedy else None), written
 
     def _look(self, prediction: Prediction | None, watch: Stopwatch) -> _Sight:
         """The picture, painted or not, as the beginning of a prompt."""
@@ -300,7 +327,8 @@ class MllmView:
         _, tokens = self._annotator.prompt(expression)
         embeddings = self._annotator.model.embed(tokens)
         positions = sight.prompt.following(len(tokens))
-        if sight.cache.length == sight.length:
+        if sight.cache.length >= sight.length:
+            sight.cache.rewind(sight.length)
             return Prompt(embeddings, positions)
         return Prompt(
             np.concatenate([sight.prompt.embeddings, embeddings], axis=1),
@@ -308,13 +336,16 @@ class MllmView:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Sight:
-    """A prompt up to the end of its picture, and the cache that holds it once it has been read."""
+    """A prompt up to the end of its picture, and the cache that holds it once it has been read, and
+    behind it the draft of what was `said` last, if it was not drawn."""
 
     prediction: Prediction | None
     cache: Cache
     prompt: Prompt
+    said: str = ""
+    draft: Draft | None = None
 
     @property
     def length(self) -> int:

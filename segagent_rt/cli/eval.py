@@ -79,6 +79,10 @@ def command(
         str, typer.Option(help="none, remove or shuffle the scenes' expressions: does it read?")
     ] = "none",
     max_clicks: Annotated[int, typer.Option(min=1, help="The most clicks per expression.")] = 7,
+    patience: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="End a walk after so many masks rated no better than before."),
+    ] = None,
     bundle: BundleOption = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
@@ -108,8 +112,8 @@ def command(
             typer.echo(json.dumps(found) if as_json else text(found))
             return
         asked = Evaluation(output, choice, limit, restart=overwrite, pictures=visualize)
-        names = [f"{name}_{part}" for name in data for part in split] if split else data
-        tree = Tree(Rules(max_clicks, accept=None), candidates, temperature)
+        names = named(data, split)
+        tree = Tree(Rules(max_clicks, None, patience), candidates, temperature)
         who = one_of(AnnotatorName, annotator, "--annotator")
         walker = Walker(tree, who, one_of(StartName, start, "--start"))
         figures = _on_data(names, Places(root, images), asked, walker, runtime, cluster)
@@ -118,6 +122,20 @@ def command(
     else:
         typer.echo("\n\n".join("\n".join(summary_lines(each)) for each in figures))
     check_complete(figures)
+
+
+def named(data: list[str], parts: list[str] | None) -> list[str]:
+    """The data sets meant; with `--split`, those splits of the benchmarks named.
+
+    Raises:
+        typer.BadParameter: a split of something that is no benchmark.
+    """
+    from segagent_rt.data.refcoco import SPLITS
+
+    for name in data if parts else ():
+        if name not in SPLITS:
+            raise typer.BadParameter(f"--split goes with {', '.join(SPLITS)}, not with `{name}`")
+    return [f"{name}_{part}" for name in data for part in parts] if parts else data
 
 
 def _on_data(

@@ -87,7 +87,10 @@ def _annotations(
 
     document = read_json(path)
     if not looks_like_coco(document):
-        raise DataInvalid(f"{path} does not hold COCO annotations")
+        raise DataInvalid(
+            f"{path} does not hold COCO annotations",
+            hint=f"turn it into them: segagent-rt convert {path} --to coco",
+        )
     if output is not None:
         check_writable(output.parent)
     samples = read_coco(document, path.name, Places(images=images).beside(path.parent))

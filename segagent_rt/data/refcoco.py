@@ -57,6 +57,15 @@ def splits_named(text: str) -> list[Split]:
     return [Split(benchmark, name)] if name in (*known, *(("train",) if known else ())) else []
 
 
+def check_split(text: str) -> None:
+    """Raise `DataInvalid` if a name is a benchmark's, with a split that it does not have."""
+    benchmark, _, name = text.partition("_")
+    if benchmark in SPLITS and not splits_named(text):
+        raise DataInvalid(
+            f"{benchmark} has no split {name}", hint=f"it has {', '.join(SPLITS[benchmark])}, train"
+        )
+
+
 def refer_folder(root: Path, benchmark: str) -> Path | None:
     """REFER's folder of a benchmark below the root, if it is there."""
     for folder in (root / benchmark, root / "refer_seg" / benchmark):

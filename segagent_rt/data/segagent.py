@@ -44,18 +44,25 @@ def records_of(document: Any, name: str) -> list[tuple[str, Any]]:
 def read_segagent(document: Any, name: str, images: ImageFolders) -> list[Sample]:
     """The samples of a parsed file; `name` stands for it in messages.
 
+    Of several trajectories about the same expression of an object, the first one counts.
+
     Raises:
         DataInvalid: a record is not as described above, or stands there twice.
     """
-    samples = [read_sample(record, where, images) for where, record in records_of(document, name)]
-    seen: dict[Any, str] = {}
-    for sample in samples:
+    samples, seen, shown = list[Sample](), dict[Any, str](), set[Any]()
+    for where, record in records_of(document, name):
+        sample = read_sample(record, where, images)
+        about = {(sample.name, sample.mask, expression) for expression in sample.expressions}
+        if "clicks_list" in record and about <= shown:
+            continue
+        shown |= about
         key = (sample.name, sample.id, sample.expressions)
         if key in seen:
             raise DataInvalid(
-                f"{sample.source} repeats {seen[key]}: image {sample.name}, object {sample.id}"
+                f"{where} repeats {seen[key]}: image {sample.name}, object {sample.id}"
             )
-        seen[key] = sample.source
+        seen[key] = where
+        samples.append(sample)
     return samples
 
 

@@ -15,7 +15,7 @@ from segagent_rt.data.labelme import looks_like_labelme, read_labelme
 from segagent_rt.data.predictions import Recording, looks_like_predictions, read_predictions
 from segagent_rt.data.reading import read_bytes, read_json
 from segagent_rt.data.record import Sample
-from segagent_rt.data.refcoco import Split, read_refer, refer_folder, splits_named
+from segagent_rt.data.refcoco import Split, check_split, read_refer, refer_folder, splits_named
 from segagent_rt.data.segagent import looks_like_segagent, read_segagent
 from segagent_rt.data.trajectories import (
     Demonstration,
@@ -100,6 +100,8 @@ def open_data(name: str, places: Places) -> list[DataSet]:
     splits = [] if path.exists() else splits_named(name)
     if splits:
         return [DataSet(split.title, _read_split(split, places)) for split in splits]
+    if not path.exists():
+        check_split(name)
     return [DataSet(path.stem, read_file(path, places))]
 
 

@@ -39,13 +39,16 @@ class Walker:
 
     def heading(self, data: DataSet, runtime: Runtime) -> dict[str, Any]:
         """What a journal of such walks is about: what decides their content."""
+        rules = self.tree.rules
+        patience = {} if rules.patience is None else {"patience": rules.patience}
         return {
             "digest": data.digest,
             "bundle": runtime.bundle.digest,
             "annotator": self.annotator,
             "start": self.start,
-            "max_clicks": self.tree.rules.max_clicks,
-            "accept": self.tree.rules.accept,
+            "max_clicks": rules.max_clicks,
+            "accept": rules.accept,
+            **patience,
             "candidates": self.tree.candidates,
             "temperature": self.tree.temperature,
             "seed": self.tree.seed,

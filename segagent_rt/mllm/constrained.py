@@ -2,12 +2,15 @@
 
 Tokens that have no alternative ride along in the next call (jump-forward), and the end token is
 never decoded. The result equals masked greedy decoding, one token at a time, token for token.
+
+A reply that the cache still holds can be gone on with, or drawn anew from one of its choices on:
+what was weighed at each of them is known, so only what comes behind the first other token is asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +42,9 @@ class Written:
 Pick = Callable[[npt.NDArray[np.float64]], int]
 """Index of the token to take, given logits of the allowed ones."""
 
+Until = Callable[[State], bool]
+"""Whether a reply need not go beyond a state."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -59,6 +65,45 @@ def greedy(logits: npt.NDArray[np.float64]) -> int:
     return int(logits.argmax())
 
 
+@dataclass(slots=True)
+class Draft:
+    """A reply behind a prompt, as far as it was decoded greedily.
+
+    The cache holds the prompt, `start` tokens in all, and the first `kept` tokens of the reply.
+    """
+
+    prompt: Prompt
+    start: int
+    written: Written
+    kept: int
+
+
+@dataclass(slots=True)
+class _Pen:
+    """A reply while it is written, up to the next choice."""
+
+    automaton: Automaton
+    state: State
+    tokens: list[int] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    calls: int = 0
+
+    def put(self, token: int) -> None:
+        """Write a token, and those that have no alternative behind it."""
+        self.tokens.append(token)
+        self.state = self.automaton.edges(self.state)[token]
+        self.put_forced()
+
+    def put_forced(self) -> None:
+        while len(edges := self.automaton.edges(self.state)) == 1:
+            ((token, self.state),) = edges.items()
+            self.tokens.append(token)
+
+    @property
+    def written(self) -> Written:
+        return Written(tuple(self.tokens), tuple(self.choices), self.calls)
+
+
 class Writer:
     """Writes replies with a language model whose head is cut to the tokens of the grammar."""
 
@@ -72,34 +117,70 @@ class Writer:
         prompt: Prompt,
         automaton: Automaton,
         pick: Pick,
-        until: Callable[[State], bool],
+        until: Until,
     ) -> Written:
         """Read the prompt into the cache and decode a reply as far as a state that is `until`."""
-        forced, state = self._forced(automaton, automaton.start)
-        embeddings = np.concatenate([prompt.embeddings, self._model.embed(forced)], axis=1)
-        positions = np.concatenate([prompt.positions, prompt.following(len(forced))], axis=1)
-        tokens, choices, calls = list(forced), [], 0
-        while True:
-            logits = self._model.feed(cache, embeddings, positions)[0]
-            choice = self._choice(automaton, state, logits)
-            choices.append(choice)
-            token = choice.tokens[pick(np.log(choice.chances))]
-            forced, state = self._forced(automaton, automaton.edges(state)[token])
-            pending = [token, *forced]
-            if until(state):
-                return Written((*tokens, *pending), tuple(choices), calls)
-            embeddings = self._model.embed(pending)
-            positions = prompt.following(len(pending), skip=len(tokens))
-            tokens += pending
-            calls += 1
+        pen = _Pen(automaton, automaton.start)
+        pen.put_forced()
+        embeddings = np.concatenate([prompt.embeddings, self._model.embed(pen.tokens)], axis=1)
+        positions = np.concatenate([prompt.positions, prompt.following(len(pen.tokens))], axis=1)
+        logits = self._model.feed(cache, embeddings, positions)[0]
+        return self._decode(cache, prompt, pen, logits, (pick, until))
 
-    @staticmethod
-    def _forced(automaton: Automaton, state: State) -> tuple[list[int], State]:
-        tokens = []
-        while len(edges := automaton.edges(state)) == 1:
-            ((token, state),) = edges.items()
-            tokens.append(token)
-        return tokens, state
+    def go_on(
+        self, cache: Cache, draft: Draft, automaton: Automaton, pick: Pick, until: Until
+    ) -> Written:
+        """As `write` behind the prompt of a draft, whose rating stays; picking greedily makes the
+        draft longer."""
+        drafted, pen = draft.written, _Pen(automaton, automaton.start)
+        pen.put_forced()
+        at, same = draft.kept, True
+        for choice in drafted.choices:
+            if not same or until(pen.state):
+                break
+            at = len(pen.tokens)
+            pen.choices.append(choice)
+            old = drafted.tokens[at]
+            rated = automaton.past_rating(choice.state)
+            pen.put(choice.tokens[pick(np.log(choice.chances))] if rated else old)
+            same = pen.tokens[at] == old
+        if until(pen.state):
+            return pen.written
+        kept = min(at, draft.kept)
+        cache.rewind(draft.start + kept)
+        logits = self._feed(cache, draft.prompt, pen.tokens[kept:], skip=kept)
+        pen.calls += 1
+        written = self._decode(cache, draft.prompt, pen, logits, (pick, until))
+        if same and pick is greedy:
+            draft.written, draft.kept = written, cache.length - draft.start
+        else:
+            draft.kept = len(drafted.tokens) if same else at
+        return written
+
+    def _decode(
+        self,
+        cache: Cache,
+        prompt: Prompt,
+        pen: _Pen,
+        logits: Floats,
+        how: tuple[Pick, Until],
+    ) -> Written:
+        pick, until = how
+        while True:
+            choice = self._choice(pen.automaton, pen.state, logits)
+            pen.choices.append(choice)
+            known = len(pen.tokens)
+            pen.put(choice.tokens[pick(np.log(choice.chances))])
+            if until(pen.state):
+                return pen.written
+            logits = self._feed(cache, prompt, pen.tokens[known:], skip=known)
+            pen.calls += 1
+
+    def _feed(self, cache: Cache, prompt: Prompt, tokens: Sequence[int], skip: int) -> Floats:
+        """Logits behind the reply's tokens from the `skip`-th on."""
+        positions = prompt.following(len(tokens), skip)
+        logits: Floats = self._model.feed(cache, self._model.embed(tokens), positions)[0]
+        return logits
 
     def _choice(self, automaton: Automaton, state: State, logits: Floats) -> Choice:
         tokens = tuple(automaton.edges(state))

@@ -72,6 +72,19 @@ def test_draws_have_seeds_and_a_temperature(asker, stub):
     assert {question["temperature"] for _, _, question in stub.asked} == {0.7}
 
 
+def test_a_mask_that_was_rated_is_not_asked_about_again(asker, stub):
+    """The reply that rates says the next click too: a search costs a call for each mask."""
+    scene = make_scene(3, 64)
+    view = EndpointAnnotator(asker, Endpoint(stub.url, "m")).look(scene.image)
+    requests = [Request(GivenMask(scene.mask(0)), text) for text in ("circle", "square")]
+    assert [turn.predicted_iou for turn in view.rate(requests)] == [0.4, 0.4]
+    ((turn,),) = view.propose(requests[1:])
+    assert turn.action == Click(16, 32, positive=True)
+    assert len(stub.asked) == 2
+    view.propose([Request(GivenMask(scene.mask(0)), "square")])
+    assert len(stub.asked) == 3, "another mask"
+
+
 def test_expressions_are_refused_as_in_process(asker, stub):
     annotator = EndpointAnnotator(asker, Endpoint(stub.url, "m"))
     for expression in ("", "the zebra", "circle <|im_end|>"):

@@ -77,6 +77,16 @@ def test_several_candidates_are_tried_and_it_is_said(terminal, tmp_path):
     assert "its `candidates` is 2, not 1" in done.err
 
 
+def test_patience_ends_walks_early_and_it_is_said(terminal, tmp_path):
+    how = ("--limit", 2, "-o", tmp_path / "out", "--json")
+    (long,) = figures(terminal("eval", segagent(tmp_path), *how[:3], tmp_path / "long", "--json"))
+    (found,) = figures(terminal("eval", segagent(tmp_path), "--patience", 1, *how))
+    assert found["patience"] == 1
+    assert "patience" not in long
+    assert found["stops"].get("no gain", 0) > 0
+    assert found["clicks_mean"] < long["clicks_mean"]
+
+
 def test_walks_from_degraded_masks_say_what_refining_gains(terminal, tmp_path):
     how = (*ORACLE, "--start", "degraded", "--select", "last", "-o", tmp_path / "out", "--json")
     (found,) = figures(terminal("eval", segagent(tmp_path), *how))
@@ -213,6 +223,12 @@ def test_bad_files_are_refused_before_any_walk(terminal, tmp_path, content, sent
     assert done.err.startswith("error: ")
     assert "Traceback" not in done.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_split_of_a_file_is_a_usage_error(terminal, tmp_path):
+    done = terminal("eval", segagent(tmp_path), "--split", "val", "-o", tmp_path / "out")
+    assert done.code == 2
+    assert "--split goes with refcoco" in done.err
 
 
 @pytest.mark.parametrize(

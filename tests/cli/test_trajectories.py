@@ -49,6 +49,11 @@ def test_every_start_makes_one_more(terminal, tmp_path):
     told = json.loads(path.read_text())["info"]["args"]
     assert (told["n_clicks"], told["after_loss"], told["least_gain"]) == (3, "discard", 0.01)
     assert terminal("trajectories", path, "--check", "--images", tmp_path).code == 0
+    (again,) = open_data(str(path), Places(images=tmp_path))
+    (source,) = open_data(segagent(tmp_path), Places())
+    assert [(s.id, s.expressions, s.mask) for s in again.samples] == [
+        (s.id, s.expressions, s.mask) for s in source.samples
+    ], "as a data set, every object once"
 
 
 def test_masks_that_do_not_replay_fail_the_gate(terminal, tmp_path):

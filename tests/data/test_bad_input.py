@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -127,6 +128,14 @@ def test_no_file(tmp_path):
 def test_no_split(tmp_path):
     with pytest.raises(DataInvalid, match=r"neither refcoco_val\.json nor"):
         open_data("refcoco_val", Places(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["refcocog_testA", "refcoco_nonsense", "refcoco+_test"])
+def test_a_split_that_a_benchmark_does_not_have(tmp_path, name):
+    benchmark, _, split = name.partition("_")
+    assert refused(tmp_path / name).startswith("there is no file")
+    with pytest.raises(DataInvalid, match=rf"{re.escape(benchmark)} has no split {split}"):
+        open_data(name, Places(tmp_path))
 
 
 def test_a_pickle_that_names_anything_is_refused(tmp_path):

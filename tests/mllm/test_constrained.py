@@ -95,3 +95,60 @@ def test_greedy_takes_the_first_of_equals():
 def test_positions_behind_a_prompt_go_on_after_its_last():
     prompt = Prompt(np.zeros((2, 4), np.float32), np.array([[0, 1], [0, 5], [0, 1]]))
     assert prompt.following(2, skip=1).tolist() == [[7, 8]] * 3
+
+
+class Ranked:
+    """Takes the second likeliest token where its plan says so, else the likeliest."""
+
+    def __init__(self, plan, skip=0):
+        self.plan, self.at = plan, -skip
+
+    def __call__(self, logits):
+        self.at += 1
+        second = 0 < self.at <= len(self.plan) and self.plan[self.at - 1]
+        return int(np.argsort(-logits, kind="stable")[1 if second else 0])
+
+
+def test_turning_off_from_a_draft_equals_writing_anew(runtime):
+    """Any choices, one after the other from the same draft, in any order; and the draft is still
+    the greedy reply afterwards."""
+    rng = np.random.default_rng(0)
+    for canvas, request in states(runtime, 8):
+        annotator = canvas.runtime.annotator
+        view = annotator.look(canvas.image)
+        greedily = view.propose([request])[0][0].reply
+        (sight,) = [*view._painted, *([view._blank] if view._blank else [])]
+        grammar = annotator.grammar(request.expression, (256, 256))
+        rated = [not grammar.past_rating(c.state) for c in sight.draft.written.choices].count(True)
+        for _ in range(6):
+            plan = rng.random(8) < 0.3
+            forked = view._writer.go_on(
+                sight.cache, sight.draft, grammar, Ranked(plan), grammar.ended
+            )
+            other = annotator.look(canvas.image)
+            fresh = other._turn(request, Ranked(plan, skip=rated)).reply
+            assert annotator.decode(forked.tokens) == fresh
+        assert view.propose([request])[0][0].reply == greedily
+
+
+def test_a_rated_mask_is_gone_on_with_and_a_known_reply_costs_nothing(runtime, monkeypatch):
+    calls = []
+    feed = type(runtime.annotator.model).feed
+    monkeypatch.setattr(
+        type(runtime.annotator.model),
+        "feed",
+        lambda self, *arguments: calls.append(arguments[1].shape[1]) or feed(self, *arguments),
+    )
+    for canvas, request in states(runtime, 4):
+        calls.clear()
+        whole = canvas.runtime.annotator.look(canvas.image).propose([request])[0][0]
+        alone = list(calls)
+        calls.clear()
+        view = canvas.runtime.annotator.look(canvas.image)
+        rated = view.rate([request])[0]
+        gone_on = view.propose([request])[0][0]
+        assert (gone_on.reply, gone_on.action) == (whole.reply, whole.action)
+        assert calls == alone, "not one call more, the same tokens in each"
+        assert view.propose([request])[0][0].reply == whole.reply
+        assert view.rate([request])[0].predicted_iou == rated.predicted_iou == whole.predicted_iou
+        assert calls == alone
