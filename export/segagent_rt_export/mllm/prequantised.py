@@ -18,9 +18,13 @@ from segagent_rt_export.graph import Weight
 from segagent_rt_export.mllm.config import Config
 from segagent_rt_export.mllm.shards import MappedTensor, open_shards
 from segagent_rt_export.mllm.weights import Stored, missing
+from segagent_rt_export.precision import Blocks
 
 KINDS = ("qweight", "qzeros", "scales", "g_idx")
 """Tensors of a quantised layer."""
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+"""Groups that MatMulNBits multiplies."""
 
 AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 """In which four bits of a word AWQ keeps each of eight neighbouring columns."""
@@ -69,16 +73,31 @@ class Unpacked:
         return 2
 
     def read(self, rows: slice | Sequence[int] = slice(None)) -> Weight:
-        scheme, inputs = self.scheme, self.shape[1]
-        if scheme.by_rows:
-            words = self.codes.stored()[:, rows]
-            codes = _spread(words, scheme.bits).transpose(0, 2, 1).reshape(inputs, -1)
-        else:
-            codes = _columns(self.codes.stored(), scheme)[:, rows]
-        zeros = _columns(self.zeros.stored(), scheme)[:, rows].astype(np.int16) + scheme.offset
-        scales, group = self.scales.read()[:, rows], self._group_of_inputs()
+        codes, zeros, scales = (part[:, rows] for part in self._parts())
+        group = self._group_of_inputs()
         weight = (codes - zeros[group]) * scales[group]
         return np.ascontiguousarray(weight.T, np.float32)
+
+    def blocks(self) -> Blocks | None:
+        """The integers, unless groups are shuffled, of an odd size, or zeros out of range."""
+        (codes, zeros, scales), inputs = self._parts(), self.shape[1]
+        size = inputs // len(scales)
+        in_order = np.array_equal(self._group_of_inputs(), np.arange(inputs) // size)
+        if not in_order or size not in BLOCK_SIZES or zeros.max() >> self.scheme.bits:
+            return None
+        found = (np.ascontiguousarray(part.T) for part in (codes, zeros.astype(np.uint8), scales))
+        return Blocks(self.scheme.bits, *found)
+
+    def _parts(self) -> tuple[Weight, Weight, Weight]:
+        """Codes uint8 [K, N], zeros int16 [groups, N], scales float32 [groups, N]."""
+        scheme, words = self.scheme, self.codes.stored()
+        if scheme.by_rows:
+            spread = _spread(words, scheme.bits)
+            codes = spread.transpose(0, 2, 1).reshape(self.shape[1], -1)
+        else:
+            codes = _columns(words, scheme)
+        zeros = _columns(self.zeros.stored(), scheme).astype(np.int16) + scheme.offset
+        return codes, zeros, self.scales.read()
 
     def _group_of_inputs(self) -> Weight:
         inputs, count = self.shape[1], self.scales.shape[0]

@@ -12,14 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from segagent_rt.backends import Runtime, open_session  # noqa: E402
 from segagent_rt_export.errors import CheckpointInvalid  # noqa: E402
+from segagent_rt_export.graph import new_graph  # noqa: E402
 from segagent_rt_export.mllm.prequantised import open_weights  # noqa: E402
 from segagent_rt_export.mllm.published import open_published  # noqa: E402
 from segagent_rt_export.mllm.source import read_source  # noqa: E402
+from segagent_rt_export.mllm.weights import RowSlice  # noqa: E402
+from segagent_rt_export.precision import MllmPrecision, Precision  # noqa: E402
 from tests.export.mllm.conftest import open_exported  # noqa: E402
 from tests.export.mllm.measuring import CLOSE, distance  # noqa: E402
 
@@ -165,6 +170,42 @@ def test_a_quantised_checkpoint_is_exported(pack, name, photo, tmp_path):
     ours = annotator.model.feed(cache, x, positions, rows=len(tail))
     theirs = published.logits(image, lead, tail)[:, list(annotator.settings.head_rows)]
     assert distance(ours, theirs) < CLOSE
+
+
+@pytest.mark.parametrize("name", ["gptq", "gptq in 8 bits", "gptq, second format", "awq"])
+def test_the_integers_are_kept(pack, name, tmp_path):
+    """A product with them is one with the weights; rows of the identity have no rounding."""
+    folder, true = pack(name)
+    stored = open_weights(folder)
+    for layer, weight in list(true.items())[:7]:
+        blocks, path = stored[layer].blocks(), tmp_path / f"{layer}.onnx"
+        kept = RowSlice(stored[layer], 8, 24).blocks()
+        np.testing.assert_array_equal(kept.codes, blocks.codes[8:24])
+        with new_graph(path) as g:
+            x = g.input("x", np.float32, ["N", weight.shape[1]])
+            precision = Precision(f"{blocks.bits}bit")
+            y = precision.linear(g, x, np.zeros_like(weight), None, blocks)
+            g.output(y, "y", np.float32, ["N", len(weight)])
+        one = np.eye(weight.shape[1], dtype=np.float32)
+        y = open_session(path, Runtime("cpu", 1)).run({"x": one}, ["y"])["y"]
+        np.testing.assert_allclose(y, weight.T, rtol=1e-5, atol=1e-6)
+
+
+def test_shuffled_groups_are_quantised_anew(pack):
+    folder, true = pack("gptq by activation")
+    stored = open_weights(folder)
+    assert all(stored[layer].blocks() is None for layer in true)
+
+
+def test_the_decoder_is_made_of_the_integers(pack, tmp_path):
+    folder, true = pack("awq")
+    (tmp_path / "part").mkdir()
+    four = MllmPrecision(language=Precision("4bit"))
+    open_exported(read_source(folder), tmp_path / "part", precision=four)
+    nodes = onnx.load(tmp_path / "part" / "decoder.onnx", load_external_data=False).graph.node
+    assert sum(node.op_type == "MatMulNBits" and len(node.input) == 4 for node in nodes) == len(
+        true
+    )
 
 
 FAULTS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
