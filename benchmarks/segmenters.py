@@ -3,8 +3,8 @@
 taskset -c 0,1 python benchmarks/segmenters.py FOLDER    writes benchmarks/results/segmenters.json
 
 Exports SAM ViT-B and EdgeTAM with the gate on, then clicks seven times into each of several scenes.
-How long that takes does not depend on the weights' values. What a run that was stopped has exported is
-used again; afterwards FOLDER is removed.
+How long that takes does not depend on the weights' values. What a run that was stopped has exported
+is used again; afterwards FOLDER is removed.
 """
 
 from __future__ import annotations
