@@ -82,15 +82,11 @@ def measure(family: str, save: Callable[[Path], None], place: Path) -> dict[str,
         f'[segmenter]\nfamily = "{family}"\nsource = "{checkpoint.resolve()}"\n'
         f"variants = [{names}]\n"
     )
-    export = Clock()
     plan = make_plan(read_recipe(recipe), bundle, resume=True, below_gate=True)
     judge = Judge(Gate(scenes=2), forgiving=True)
-    with export():
-        carry_out(plan, judge, lambda text: print(f"{family}: {text}", file=sys.stderr))
+    carry_out(plan, judge, lambda text: print(f"{family}: {text}", file=sys.stderr))
     verified = open_bundle(bundle).part("segmenter").manifest.verified
-    return {"export_ms": export.milliseconds(), "verified": verified} | {
-        name: clicks(bundle, name) for name in VARIANTS
-    }
+    return {"verified": verified} | {name: clicks(bundle, name) for name in VARIANTS}
 
 
 def clicks(bundle: Path, variant: str) -> dict[str, Any]:
