@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from clock import Clock
 
 from segagent_rt.bench.machine import describe_machine, measure_ceilings
-from segagent_rt.bench.spread import spread
 
 RESULTS = Path(__file__).parent / "results"
 FAMILIES = {"qwen2.5-vl-3b": "qwen2_5_vl", "qwen-vl": "qwen_vl"}
@@ -184,45 +184,33 @@ def _answer(bundle: str, variant: str) -> dict[str, Any]:
     from segagent_rt.scenes import make_scene
     from segagent_rt.types import Request
 
-    start, cpu = time.perf_counter(), Runtime("cpu")
-    part = open_bundle(Path(bundle)).part("mllm")
-    annotator = open_mllm(part, lambda part, role: part.session(role, cpu, variant))
-    loaded = {"load_s": round(time.perf_counter() - start, 2)}
-    loaded |= {f"loaded_{name}_gb": size for name, size in memory_of(os.getpid()).items()}
-    scene = make_scene(7, 512)
-    vision, prefill, decode, tokens = _paces(annotator, scene.image)
-    answers, calls = [], []
+    cpu, load, answer = Runtime("cpu"), Clock(), Clock()
+    with load():
+        part = open_bundle(Path(bundle)).part("mllm")
+        annotator = open_mllm(part, lambda part, role: part.session(role, cpu, variant))
+    loaded = {f"loaded_{name}_gb": size for name, size in memory_of(os.getpid()).items()}
+    paces = _paces(annotator, make_scene(7, 512).image)
+    replies = []
     for seed in range(ANSWERS):
         scene = make_scene(seed, 512)
-        start = time.perf_counter()
-        turn = annotator.look(scene.image).propose([Request(None, scene.expressions[0].text)])
-        answers.append(time.perf_counter() - start)
-        calls.append(turn[0][0].reply)
+        with answer():
+            turn = annotator.look(scene.image).propose([Request(None, scene.expressions[0].text)])
+        replies.append(turn[0][0].reply)
     return {
-        **loaded,
-        "vision_s": round(vision, 2),
-        "prompt_tokens": tokens,
-        "prefill_s": round(prefill, 2),
-        "prefill_tokens_per_s": round(tokens / prefill, 1),
-        "decode_tokens_per_s": round(1 / float(np.median(decode)), 2),
-        "decode_ms": spread(decode),
-        "answer_ms": spread(answers),
-        "replies": calls,
-    }
+        "load_ms": load.milliseconds(), **loaded, **paces,
+        "answer_ms": answer.milliseconds(), "replies": replies,
+    }  # fmt: skip
 
 
-def _paces(annotator: Any, image: np.ndarray) -> tuple[float, float, list[float], int]:
-    """Seconds of the vision tower, of the prompt, and of each token after it; the prompt's length.
-
-    Each runs once before it is timed.
-    """
+def _paces(annotator: Any, image: np.ndarray) -> dict[str, Any]:
+    """The vision tower, the prompt, and tokens after it one by one; each ran before it is timed."""
     model, rope = annotator.model, annotator.settings.language.rope
+    vision, prefill, decode = Clock(), Clock(), Clock()
     lead, tail = annotator.prompt("the mug behind the 2nd laptop")
     picture = annotator.tower.resize(image)
     annotator.tower.embed(picture)
-    start = time.perf_counter()
-    seen = annotator.tower.embed(picture)
-    vision = time.perf_counter() - start
+    with vision():
+        seen = annotator.tower.embed(picture)
     x = np.concatenate([model.embed(lead), seen.embeddings, model.embed(tail)], axis=1)
     before = rope.before_text(len(lead), seen.grid)
     after = before.max() + 1 + np.arange(len(tail) + DECODED)
@@ -231,14 +219,21 @@ def _paces(annotator: Any, image: np.ndarray) -> tuple[float, float, list[float]
     cache = model.new_cache(count + DECODED)
     model.feed(cache, x, positions[:, :count])
     cache.rewind(0)
-    start = time.perf_counter()
-    model.feed(cache, x, positions[:, :count])
-    prefill, decode = time.perf_counter() - start, []
-    for at in range(DECODED):
-        start = time.perf_counter()
-        model.feed(cache, model.embed([at]), positions[:, count + at : count + at + 1])
-        decode.append(time.perf_counter() - start)
-    return vision, prefill, decode[1:], count
+    with prefill():
+        model.feed(cache, x, positions[:, :count])
+    model.feed(cache, model.embed([0]), positions[:, count : count + 1])
+    for at in range(count + 1, count + DECODED):
+        with decode():
+            model.feed(cache, model.embed([1]), positions[:, at : at + 1])
+    return {
+        "picture_tokens": seen.embeddings.shape[1],
+        "prompt_tokens": count,
+        "vision_ms": vision.milliseconds(),
+        "prefill_ms": prefill.milliseconds(),
+        "prefill_tokens_per_cpu_s": round(count / prefill.cpu[0], 1),
+        "decode_ms": decode.milliseconds(),
+        "decode_tokens_per_cpu_s": round(1 / float(np.median(decode.cpu)), 2),
+    }
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 taskset -c 0,1 python benchmarks/segmenters.py FOLDER    writes benchmarks/results/segmenters.json
 
 Exports SAM ViT-B and EdgeTAM with the gate on, then clicks seven times into each of several scenes.
-How long that takes does not depend on the weights' values. FOLDER is emptied afterwards.
+How long that takes does not depend on the weights' values. What a run that was stopped has exported
+is used again; afterwards FOLDER is removed.
 """
 
 from __future__ import annotations
@@ -12,22 +13,22 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
+from clock import Clock
 from safetensors.torch import save_file
 from transformers import Sam2Config, SamConfig, SamModel
 
 from segagent_rt.backends import Runtime
 from segagent_rt.bench.machine import describe_machine, measure_ceilings
-from segagent_rt.bench.spread import spread
 from segagent_rt.bundle import open_bundle
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.scenes import make_scene
-from segagent_rt.types import Click
+from segagent_rt.types import Click, Segmenter
 from segagent_rt_export.exporter import Judge, carry_out
 from segagent_rt_export.plan import make_plan
 from segagent_rt_export.recipe import read_recipe
@@ -63,11 +64,9 @@ def main(folder: Path) -> None:
     }
     for family, save in families.items():
         place = folder / family
-        place.mkdir(parents=True)
-        try:
-            document[family] = measure(family, save, place)
-        finally:
-            shutil.rmtree(place)
+        place.mkdir(parents=True, exist_ok=True)
+        document[family] = measure(family, save, place)
+    shutil.rmtree(folder)
     RESULT.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     print(json.dumps(document, indent=1))
 
@@ -75,51 +74,48 @@ def main(folder: Path) -> None:
 def measure(family: str, save: Callable[[Path], None], place: Path) -> dict[str, Any]:
     """One family: the export's figures, then each variant's."""
     checkpoint, recipe, bundle = place / "checkpoint", place / "recipe.toml", place / "bundle"
-    checkpoint.mkdir()
-    save(checkpoint)
+    if not checkpoint.exists():
+        checkpoint.mkdir()
+        save(checkpoint)
     names = ", ".join(f'"{name}"' for name in VARIANTS)
     recipe.write_text(
         f'[segmenter]\nfamily = "{family}"\nsource = "{checkpoint.resolve()}"\n'
         f"variants = [{names}]\n"
     )
-    start = time.perf_counter()
-    plan = make_plan(read_recipe(recipe), bundle, resume=False, below_gate=True)
+    plan = make_plan(read_recipe(recipe), bundle, resume=True, below_gate=True)
     judge = Judge(Gate(scenes=2), forgiving=True)
     carry_out(plan, judge, lambda text: print(f"{family}: {text}", file=sys.stderr))
-    seconds = round(time.perf_counter() - start, 1)
     verified = open_bundle(bundle).part("segmenter").manifest.verified
-    return {"export_s": seconds, "verified": verified} | {
-        name: clicks(bundle, name) for name in VARIANTS
-    }
+    return {"verified": verified} | {name: clicks(bundle, name) for name in VARIANTS}
 
 
 def clicks(bundle: Path, variant: str) -> dict[str, Any]:
     """Seconds of encoding, and of every click behind it; the first round does not count."""
     part, cpu = open_bundle(bundle).part("segmenter"), Runtime("cpu")
     segmenter = open_segmenter(part, lambda part, role: part.session(role, cpu, variant))
-    encode, first, later = [], list[float](), list[float]()
-    for seed in range(ROUNDS + 1):
-        image, prediction, taken = make_scene(seed, SIDE).image, None, list[float]()
-        start = time.perf_counter()
+    encode, first, later = Clock(), Clock(), Clock()
+    _round(segmenter, 0, Clock(), Clock(), Clock())
+    for seed in range(1, ROUNDS + 1):
+        _round(segmenter, seed, encode, first, later)
+    share = median(later.cpu) / (median(encode.cpu) + median(first.cpu))
+    return {
+        "encode_ms": encode.milliseconds(),
+        "first_decode_ms": first.milliseconds(),
+        "later_click_ms": later.milliseconds(),
+        "later_share_of_first_click_cpu": round(share, 5),
+    }
+
+
+def _round(segmenter: Segmenter, seed: int, encode: Clock, first: Clock, later: Clock) -> None:
+    """A scene with all its clicks."""
+    image, prediction = make_scene(seed, SIDE).image, None
+    with encode():
         embedding = segmenter.encode(image)
-        encoded = time.perf_counter() - start
-        made = [Click(100 + 120 * n, 900 - 100 * n, n % 3 < 2) for n in range(CLICKS)]
-        for count in range(1, CLICKS + 1):
-            start = time.perf_counter()
+    made = [Click(100 + 120 * n, 900 - 100 * n, n % 3 < 2) for n in range(CLICKS)]
+    for count in range(1, CLICKS + 1):
+        with first() if count == 1 else later():
             prediction = segmenter.decode(embedding, made[:count], prior=prediction)
             prediction.mask()
-            taken.append(time.perf_counter() - start)
-        if seed:
-            encode.append(encoded)
-            first.append(encoded + taken[0])
-            later += taken[1:]
-    whole, more = spread(first), spread(later)
-    return {
-        "encode_ms": spread(encode),
-        "first_click_ms": whole,
-        "later_click_ms": more,
-        "later_share_of_first": round(more["p50"] / whole["p50"], 4),
-    }
 
 
 def save_sam(place: Path) -> None:

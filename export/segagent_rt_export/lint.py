@@ -24,6 +24,17 @@ def lint(part: Part) -> Iterator[str]:
                 yield f"{name}: {file} {complaint}"
 
 
+def unused(graph: onnx.GraphProto) -> list[str]:
+    """Inputs, weights, and values of nodes, that are neither outputs nor anybody's inputs.
+
+    Of a node with several outputs one is enough.
+    """
+    used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+    idle = [node.output[0] for node in graph.node if not used & set(node.output)]
+    given = [value.name for value in (*graph.input, *graph.initializer)]
+    return idle + [name for name in given if name not in used]
+
+
 def complaints(model: onnx.ModelProto, variant: Variant) -> Iterator[str]:
     """What is wrong with one graph of a variant."""
     if found := sorted(REFUSED & {node.op_type for node in model.graph.node}):
@@ -32,6 +43,8 @@ def complaints(model: onnx.ModelProto, variant: Variant) -> Iterator[str]:
         yield f"has IR version {model.ir_version}, {IR_VERSION} is the newest that runtimes read"
     if newer := [o.version for o in model.opset_import if not o.domain and o.version > OPSET]:
         yield f"has opset {newer[0]}, {OPSET} is the newest that runtimes read"
+    if idle := unused(model.graph):
+        yield f"computes or holds what nothing uses, `{idle[0]}` among it"
     domains = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
     if domains and (variant.device == "any" or variant.dialect == "portable"):
         yield f"contains operators of {', '.join(sorted(domains))}, which only one library knows"

@@ -13,6 +13,29 @@ from segagent_rt_export.graph import GraphBuilder, Weight
 Scheme: TypeAlias = Literal["fp32", "fp16", "8bit", "4bit", "int8", "stored"]
 
 
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A weight that is quantised already: w = scale * (code - zero) in blocks of inputs.
+
+    codes uint8 [N, K], zeros uint8 [N, blocks], scales float32 [N, blocks].
+    """
+
+    bits: int
+    codes: npt.NDArray[np.uint8]
+    zeros: npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.float32]
+
+    @property
+    def size(self) -> int:
+        """Inputs of a block."""
+        return int(self.codes.shape[1] // self.scales.shape[1])
+
+    def rows(self, start: int, stop: int) -> Blocks:
+        """Some of the outputs."""
+        rows = slice(start, stop)
+        return Blocks(self.bits, self.codes[rows], self.zeros[rows], self.scales[rows])
+
+
 AT_ONCE = 128
 """Rows of a matrix that are quantised together: what lies between is small."""
 
@@ -31,9 +54,17 @@ class Precision:
     block: int = 32
 
     def linear(
-        self, graph: GraphBuilder, x: str, weight: Weight, bias: Weight | None = None
+        self,
+        graph: GraphBuilder,
+        x: str,
+        weight: Weight,
+        bias: Weight | None = None,
+        blocks: Blocks | None = None,
     ) -> str:
-        """x @ weight.T + bias, for a weight of [out, in] as in torch."""
+        """x @ weight.T + bias, for a weight of [out, in] as in torch.
+
+        `blocks` are the same weight's integers; they are kept where the precision is theirs.
+        """
         weight = np.asarray(weight, np.float32)
         if self.scheme == "fp32":
             y = graph.node("MatMul", [x, graph.weight(weight.T)])
@@ -43,6 +74,8 @@ class Precision:
             y = graph.node("MatMul", [x, self._unpacked(graph, weight)])
         elif self.scheme == "int8":
             y = _dynamic_int8(graph, x, weight)
+        elif blocks is not None and self.scheme == f"{blocks.bits}bit":
+            y = _kept(graph, x, blocks)
         else:
             y = self._blocks(graph, x, weight)
         if bias is None:
@@ -52,16 +85,8 @@ class Precision:
     def _blocks(self, graph: GraphBuilder, x: str, weight: Weight) -> str:
         bits = 8 if self.scheme == "8bit" else 4
         packed, scales = quantise_blocks(weight, bits, self.block)
-        return graph.node(
-            "MatMulNBits",
-            [x, graph.weight(packed), graph.weight(scales)],
-            domain="com.microsoft",
-            K=weight.shape[1],
-            N=weight.shape[0],
-            bits=bits,
-            block_size=self.block,
-            accuracy_level=4,
-        )
+        inputs = [x, graph.weight(packed), graph.weight(scales)]
+        return _in_blocks(graph, inputs, weight.shape, bits, self.block)
 
     def _unpacked(self, graph: GraphBuilder, weight: Weight) -> str:
         """The weight [in, out], stored in few bits.
@@ -153,6 +178,35 @@ def _half(graph: GraphBuilder, x: str, weight: Weight) -> str:
         half = weight.T.astype(np.float16)
     product = graph.node("MatMul", [*graph.shared[key], graph.weight(half)])
     return graph.node("Cast", [product], to=1)
+
+
+def _kept(graph: GraphBuilder, x: str, blocks: Blocks) -> str:
+    """The integers of a checkpoint as they are."""
+    count = blocks.scales.shape[1]
+    codes: Weight = blocks.codes.reshape(-1, count, blocks.size)
+    zeros: Weight = blocks.zeros
+    if blocks.bits == 4:
+        codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
+        zeros = np.pad(zeros, ((0, 0), (0, count % 2)))
+        zeros = zeros[:, 0::2] | (zeros[:, 1::2] << 4)
+    inputs = [x, *(graph.weight(part) for part in (codes, blocks.scales.reshape(-1), zeros))]
+    return _in_blocks(graph, inputs, blocks.codes.shape, blocks.bits, blocks.size)
+
+
+def _in_blocks(
+    graph: GraphBuilder, inputs: list[str], shape: tuple[int, ...], bits: int, block: int
+) -> str:
+    """`inputs` are the activations, codes, scales, and zeros if they are not in the middle."""
+    return graph.node(
+        "MatMulNBits",
+        inputs,
+        domain="com.microsoft",
+        K=shape[1],
+        N=shape[0],
+        bits=bits,
+        block_size=block,
+        accuracy_level=4,
+    )
 
 
 def _dynamic_int8(graph: GraphBuilder, x: str, weight: Weight) -> str:

@@ -43,7 +43,8 @@ class Module:
         """A linear layer, with a bias if the weights hold one."""
         weight = self.take(f"{name}.weight", outputs, inputs)
         bias = self.take(f"{name}.bias", outputs) if self.has(f"{name}.bias") else None
-        return self.precision.linear(self.graph, x, weight, bias)
+        blocks = self.weights.blocks(f"{self.prefix}{name}.weight")
+        return self.precision.linear(self.graph, x, weight, bias, blocks)
 
     def layer_norm(self, x: str, name: str, width: int, epsilon: float) -> str:
         """Layer norm over the last axis."""

@@ -18,8 +18,9 @@ from segagent_rt.types import RgbImage
 from segagent_rt_export.mllm.chats import PICTURES
 from segagent_rt_export.mllm.lora import Adapted, adapt
 from segagent_rt_export.mllm.names import common_name
+from segagent_rt_export.mllm.prequantised import open_weights
 from segagent_rt_export.mllm.published_v1 import QwenVlV1
-from segagent_rt_export.mllm.shards import open_shards, read_object
+from segagent_rt_export.mllm.shards import read_object
 from segagent_rt_export.mllm.source import MllmSource
 from segagent_rt_export.mllm.unloaded import unloaded
 from segagent_rt_export.mllm.weights import Stored
@@ -49,12 +50,17 @@ class Published(Protocol):
 def open_published(
     folder: Path, source: MllmSource, adapter: Path | None, *, streamed: bool = False
 ) -> Published:
-    """The model of a folder; a `streamed` one holds one module's weights at a time."""
+    """The model of a folder; a `streamed` one holds one module's weights at a time.
+
+    One that comes quantised is streamed, too: transformers would need other libraries to load it.
+    """
+    described = read_object(folder / "config.json")
+    streamed |= "quantization_config" in described
     if source.family == "qwen_vl":
-        stored = open_shards(folder)
+        stored = open_weights(folder)
         if adapter is not None:
             stored = adapt(stored, adapter, lambda name: name)
-        return QwenVlV1(OnDisk(stored), read_object(folder / "config.json"))
+        return QwenVlV1(OnDisk(stored), described)
     return FromTransformers((_streamed if streamed else _whole)(folder, source), folder, source)
 
 

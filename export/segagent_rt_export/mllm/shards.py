@@ -45,11 +45,15 @@ class MappedTensor:
     def width(self) -> int:
         return np.dtype(_TYPES[self.dtype]).itemsize
 
-    def read(self, rows: slice | Sequence[int] = slice(None)) -> Weight:
+    def stored(self, rows: slice | Sequence[int] = slice(None)) -> Weight:
+        """These rows as they are stored; bfloat16 as the bits of each number."""
         if math.prod(self.shape) == 0:
-            return np.zeros(self.shape, np.float32)
-        stored = np.memmap(self.path, _TYPES[self.dtype], "r", self.offset, self.shape or (1,))
-        chosen = np.asarray(stored.reshape(self.shape)[rows] if self.shape else stored[0])
+            return np.zeros(self.shape, _TYPES[self.dtype])
+        mapped = np.memmap(self.path, _TYPES[self.dtype], "r", self.offset, self.shape or (1,))
+        return np.asarray(mapped.reshape(self.shape)[rows] if self.shape else mapped[0])
+
+    def read(self, rows: slice | Sequence[int] = slice(None)) -> Weight:
+        chosen = self.stored(rows)
         if self.dtype == "BF16":
             wide: Weight = np.left_shift(chosen, 16, dtype=np.uint32)
             return wide.view(np.float32)

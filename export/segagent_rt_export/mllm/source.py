@@ -19,7 +19,7 @@ from segagent_rt_export.mllm.config import Config
 from segagent_rt_export.mllm.families import FAMILIES, Given, Model
 from segagent_rt_export.mllm.lora import adapt
 from segagent_rt_export.mllm.names import common_name, rename, split_v1
-from segagent_rt_export.mllm.shards import open_shards
+from segagent_rt_export.mllm.prequantised import open_weights
 from segagent_rt_export.mllm.tiktoken import build_tokenizer, read_ranks
 from segagent_rt_export.mllm.weights import Checkpoint
 
@@ -107,7 +107,7 @@ def _processor(folder: Path) -> Config:
 
 
 def _open_weights(folder: Path, model: Model, adapter: Path | None) -> Checkpoint:
-    tensors = rename(model.family, open_shards(folder))
+    tensors = rename(model.family, open_weights(folder))
     if adapter is not None:
         tensors = adapt(tensors, adapter, lambda name: common_name(model.family, name))
     if model.family == "qwen_vl":

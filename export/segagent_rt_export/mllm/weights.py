@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.graph import Weight
+from segagent_rt_export.precision import Blocks
 
 
 class Weights(Protocol):
@@ -23,6 +24,9 @@ class Weights(Protocol):
         """
 
     def __contains__(self, name: object) -> bool: ...
+
+    def blocks(self, name: str) -> Blocks | None:
+        """The tensor's integers, if it is stored in blocks of them."""
 
 
 def take(weights: Weights, name: str, shape: Sequence[int]) -> Weight:
@@ -60,6 +64,9 @@ class StateDict:
     def __contains__(self, name: object) -> bool:
         return f"{self._prefix}{name}" in self._tensors
 
+    def blocks(self, name: str) -> None:
+        return None
+
 
 def missing(name: str) -> CheckpointInvalid:
     """The error for a tensor that is not there."""
@@ -81,6 +88,14 @@ class Stored(Protocol):
         """These rows as float32."""
 
 
+@runtime_checkable
+class Quantised(Protocol):
+    """A tensor on disk that may be stored in blocks of integers."""
+
+    def blocks(self) -> Blocks | None:
+        """These, if they can be multiplied as they are."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowSlice:
     """Some rows of a tensor: layers that a checkpoint stores as one."""
@@ -99,6 +114,10 @@ class RowSlice:
 
     def read(self, rows: slice | Sequence[int] = slice(None)) -> Weight:
         return self.whole.read(slice(self.start, self.stop))[rows]
+
+    def blocks(self) -> Blocks | None:
+        found = self.whole.blocks() if isinstance(self.whole, Quantised) else None
+        return None if found is None else found.rows(self.start, self.stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +149,10 @@ class Checkpoint:
 
     def __contains__(self, name: object) -> bool:
         return f"{self.prefix}{name}" in self.tensors
+
+    def blocks(self, name: str) -> Blocks | None:
+        tensor = self.tensors.get(self.prefix + name)
+        return tensor.blocks() if isinstance(tensor, Quantised) else None
 
     def unread(self, known: Callable[[str], bool]) -> Iterator[str]:
         """Names that nobody asked for, but those that are `known` to be needless."""

@@ -24,7 +24,7 @@ from segagent_rt.segmenters import sam, simple_click
 from segagent_rt.types import Click, Finish, Malformed, Turn
 from segagent_rt_export import exporter, precision, streaming
 from segagent_rt_export.exporter import Judge, carry_out
-from segagent_rt_export.lint import complaints
+from segagent_rt_export.lint import complaints, unused
 from segagent_rt_export.mllm.published import open_published
 from segagent_rt_export.mllm.source import read_source
 from segagent_rt_export.plan import make_plan
@@ -280,14 +280,17 @@ def test_graphs_that_some_runtime_cannot_read_are_named():
         helper.make_node("MatMulNBits", ["x"], ["b"], domain="com.microsoft"),
     ]
     opsets = [helper.make_opsetid("", 22), helper.make_opsetid("com.microsoft", 1)]
-    graph = helper.make_graph(nodes, "planted", [], [])
+    idle = numpy_helper.from_array(np.ones(1), "idle")
+    ends = [onnx.ValueInfoProto(name=name) for name in ("x", "b")]
+    graph = helper.make_graph(nodes, "planted", ends[:1], ends[1:], [idle])
     model = helper.make_model(graph, opset_imports=opsets, ir_version=11)
     found = list(complaints(model, Variant("any", "fp32", {})))
     assert [line.split(",")[0] for line in found] == [
         "contains NonZero", "has IR version 11", "has opset 22",
-        "contains operators of com.microsoft",
+        "computes or holds what nothing uses", "contains operators of com.microsoft",
     ]  # fmt: skip
-    assert len(list(complaints(model, Variant("cpu", "fp32", {})))) == 3
+    assert len(list(complaints(model, Variant("cpu", "fp32", {})))) == 4
+    assert unused(graph) == ["a", "idle"]
 
 
 def turn(action: Any) -> Turn:
