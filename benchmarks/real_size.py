@@ -165,7 +165,7 @@ def _export(recipe: str, bundle: str, scenes: str) -> dict[str, Any]:
 
     plan = make_plan(read_recipe(Path(recipe)), Path(bundle), resume=False, below_gate=True)
     for line in describe(plan):
-        tell(line)
+        print(line, file=sys.stderr)
     check_room(plan)
     carry_out(plan, Judge(Gate(scenes=int(scenes)), forgiving=True), tell)
     verified = json.loads((Path(bundle) / "mllm/manifest.json").read_text())["verified"]
