@@ -66,6 +66,8 @@ def node_flops(node: Mapping[str, Any]) -> float:
         return 0.0
     if name.endswith("Conv") and len(given) > 1:
         return 2.0 * math.prod(made[0]) * math.prod(given[1][1:])
+    if name == "MultiHeadAttention" and len(given) > 1:  # scores, and their mixture of values
+        return 4.0 * math.prod(made[0]) * given[1][-2]
     if "MatMul" in name or name == "Gemm":
         return 2.0 * math.prod(made[0]) * given[0][-1]
     return 0.0

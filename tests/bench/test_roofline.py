@@ -33,6 +33,10 @@ def test_operations_of_a_node_by_hand():
     assert node_flops(node("FusedConv", (1, 4, 8, 8), (6, 4, 3, 3), made=(1, 6, 8, 8))) == (
         2 * 6 * 8 * 8 * 4 * 9
     )
+    whole = (1, 16, 24)
+    assert node_flops(node("MultiHeadAttention", whole, whole, whole, made=whole)) == (
+        2 * 2 * 16 * 16 * 24
+    )
     assert node_flops(node("Add", (5, 3), (5, 3), made=(5, 3))) == 0
 
 
