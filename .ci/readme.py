@@ -35,6 +35,8 @@ def figures() -> str:
     """The table of measured numbers, each read from the file that it was written to."""
     shipped = json.loads((ROOT / "engines/tiny/mllm/manifest.json").read_text("utf-8"))["verified"]
     cold = json.loads((ROOT / "benchmarks/results/cold.json").read_text("utf-8"))
+    race = json.loads((ROOT / "benchmarks/results/against-reference.json").read_text("utf-8"))
+    ratios = [f"{race['ratios'][name]['median']:.1f}" for name in ("same_clicks", "with_stop")]
     scenes, agreement, machine = shipped["scenes"], shipped["agreement"], cold["machine"]
     clicks = [f"{scenes['oracle_miou_by_click'][n - 1]:.2f}" for n in (1, 3, 5)]
     run, libraries = cold["run"], cold["libraries"]["wall_ms"]["p50"]
@@ -48,6 +50,9 @@ def figures() -> str:
             f"{run['wall_ms']['p50'] / 1000:.2f} s ({libraries / 1000:.2f} s)"
         ),
         "its peak memory": f"{run['peak_megabytes']:.0f} MB",
+        "times as fast as SegAgent's loop in PyTorch, as many clicks / with stop rules": (
+            " / ".join(ratios)
+        ),
     }
     where = f"{machine['cores']} cores of {machine['processor']}, no GPU"
     lines = [
@@ -58,7 +63,8 @@ def figures() -> str:
     told = (
         f"{scenes['scenes']} generated scenes that no training has seen; times on {where}. From "
         "the manifest in `engines/tiny/mllm` (`segagent-rt inspect` prints it) and "
-        "`benchmarks/results/cold.json` (`python benchmarks/cold.py` writes it)."
+        "`benchmarks/results/cold.json` (`python benchmarks/cold.py` writes it); more in "
+        "[benchmarks](benchmarks/README.md)."
     )
     return "\n".join([*lines, "", told])
 
