@@ -192,7 +192,9 @@ def _average(folder: Path, stages: Sequence[str]) -> None:
         return
     states = [_state(folder / f"{stage}.pt")["parts"] for stage in stages]
     mean = {name: torch.stack([s[name] for s in states]).mean(0) for name in states[0]}
-    torch.save({"parts": mean}, folder / f"{MEAN}.pt")
+    partial_file = folder / f"{MEAN}.partial"
+    torch.save({"parts": mean}, partial_file)
+    partial_file.replace(folder / f"{MEAN}.pt")
 
 
 def _rollout(plan: Plan, number: int) -> Pool:
