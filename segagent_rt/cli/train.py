@@ -8,14 +8,15 @@ from typing import Annotated, Optional
 import typer
 
 from segagent_rt.bundle import open_bundle
+from segagent_rt.cli.parameters import ImagesOption
 from segagent_rt.errors import ExtraMissing
 
-WHAT = ("segmenter", "mllm", "all", "bundle", "report")
+WHAT = ("segmenter", "mllm", "all", "lessons", "bundle", "report")
 
 
 def command(
     what: Annotated[
-        str, typer.Argument(help="segmenter, mllm or all; then bundle; then report.")
+        str, typer.Argument(help="segmenter, mllm or all; lessons; then bundle; then report.")
     ] = "all",
     folder: Annotated[
         Path, typer.Option("--folder", help="Checkpoints and logs; an earlier run continues.")
@@ -45,13 +46,21 @@ def command(
             "no checkpoint yet.",
         ),
     ] = None,
+    trajectories: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(metavar="FILE", help="What lessons are taken from; may be repeated."),
+    ] = None,
+    images: ImagesOption = None,
 ) -> None:
     """Resumable: run it again after a kill. Needs the extra `export`.
 
+    `lessons` goes on from there, or from --init, with files that `segagent-rt trajectories` wrote.
     `bundle` exports the checkpoints and judges what comes out; `report` writes docs/training.md.
     """
     if what not in WHAT:
         raise typer.BadParameter(f"say one of {', '.join(WHAT)}")
+    if (what == "lessons") != bool(trajectories):
+        raise typer.BadParameter("lessons, and only they, take --trajectories")
     try:
         from segagent_rt_export.train.main import Plan, train
         from segagent_rt_export.train.report import write_report
@@ -64,7 +73,8 @@ def command(
         write_report(folder, output, Path("docs"))
     else:
         start = None if init is None else open_bundle(init).folder
-        train(Plan(what, folder, seed, scale, processes, rounds, start))  # type: ignore[arg-type]
+        files = tuple(trajectories or ())
+        train(Plan(what, folder, seed, scale, processes, rounds, start, files, images))  # type: ignore[arg-type]
 
 
 def _tell(what: str) -> None:

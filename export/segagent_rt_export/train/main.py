@@ -18,7 +18,14 @@ from segagent_rt_export.errors import TrainingMissing
 from segagent_rt_export.parts import write_json
 from segagent_rt_export.train.initial_mllm import initial_mllm
 from segagent_rt_export.train.initial_segmenter import initial_segmenter
-from segagent_rt_export.train.mllm import MllmRecipe, new_parts, train_seeing, train_speaking
+from segagent_rt_export.train.lessons import Lesson, read_lessons
+from segagent_rt_export.train.mllm import (
+    Material,
+    MllmRecipe,
+    new_parts,
+    train_seeing,
+    train_speaking,
+)
 from segagent_rt_export.train.mllm_net import TinyMllm
 from segagent_rt_export.train.pool import Pool, load_pool, sloppy_pool
 from segagent_rt_export.train.rollout import roll_out
@@ -30,6 +37,8 @@ POOL_SCENES, ROLLOUT_SCENES = 8000, 30_000
 PLAN_FILE = "plan.json"
 MEAN = "mean"
 """The stage that ships: the mean of the weights at the ends of the last two rounds."""
+LESSONS = "lessons"
+"""The stage after all others: trained on trajectories."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +47,18 @@ class Plan:
 
     `rounds` is how often the MLLM is trained on the masks of its own loop; more of them continue a
     finished training. `init` is a bundle to begin with, for what has no checkpoint in the folder.
+    `trajectories` are the files that lessons are taken from, `images` the folder of their pictures.
     """
 
-    what: Literal["segmenter", "mllm", "all"]
+    what: Literal["segmenter", "mllm", "all", "lessons"]
     folder: Path
     seed: int = 0
     scale: float = 1.0
     processes: int = 2
     rounds: int = 2
     init: Path | None = None
+    trajectories: tuple[Path, ...] = ()
+    images: Path | None = None
 
     def count(self, full: int) -> int:
         """A number of samples, scaled, at least one batch."""
@@ -67,6 +79,7 @@ class Plan:
             seeing_images=self.count(recipe.seeing_images),
             speaking_images=self.count(recipe.speaking_images),
             polishing_images=self.count(recipe.polishing_images),
+            lesson_images=self.count(recipe.lesson_images),
         )
 
 
@@ -75,12 +88,19 @@ def train(plan: Plan) -> None:
 
     Raises:
         BundleError, CheckpointInvalid: the bundle to begin with cannot be used.
+        DataInvalid: the trajectories cannot be learnt from.
+        TrainingMissing: there is nothing that lessons could go on from.
     """
+    lessons = read_lessons(plan.trajectories, plan.images) if plan.what == LESSONS else []
     plan.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(plan.folder / ".lock"):
         _remember(plan)
         if plan.init is not None:
             begin(plan.init, plan)
+        if lessons:
+            last_stage(plan.folder)
+            run_team(partial(_take, plan, lessons), plan.processes)
+            return
         if plan.what == "all":
             _side_by_side(partial(_segmenter_and_pool, plan), partial(_seeing, plan))
         elif plan.what == "segmenter":
@@ -129,7 +149,7 @@ def begin(init: Path, plan: Plan) -> None:
 def stages_of(folder: Path) -> list[str]:
     """The stages that have a checkpoint in a training folder, in their order."""
     rounds = sorted(int(p.stem.rpartition("-")[2]) for p in folder.glob("polishing-*.pt"))
-    stages = ["segmenter", "seeing", "speaking", *map(_round, rounds), MEAN]
+    stages = ["segmenter", "seeing", "speaking", *map(_round, rounds), MEAN, LESSONS]
     return [stage for stage in stages if (folder / f"{stage}.pt").exists()]
 
 
@@ -217,8 +237,25 @@ def _speak(plan: Plan, stage: str, team: Team) -> None:
         )
         before = _round(int(stage.rpartition("-")[2]) - 1)
     _load(parts, plan.folder / f"{before}.pt")
-    pools = [load_pool(path) for path in sorted(plan.folder.glob("*.npz"))]
-    train_speaking(recipe, plan.folder, parts, pools, team, stage)
+    train_speaking(recipe, plan.folder, parts, Material(_pools(plan)), team, stage)
+
+
+def _take(plan: Plan, lessons: Sequence[Lesson], team: Team) -> None:
+    """Learn from trajectories, from where all other stages have led."""
+    recipe, parts = plan.mllm, new_parts(plan.seed)
+    recipe = replace(
+        recipe,
+        speaking_images=recipe.lesson_images,
+        rate=recipe.lesson_rate,
+        listening_share=0.0,
+    )
+    before = [stage for stage in stages_of(plan.folder) if stage != LESSONS][-1]
+    _load(parts, plan.folder / f"{before}.pt")
+    train_speaking(recipe, plan.folder, parts, Material(_pools(plan), lessons), team, LESSONS)
+
+
+def _pools(plan: Plan) -> list[Pool]:
+    return [load_pool(path) for path in sorted(plan.folder.glob("*.npz"))]
 
 
 def _load(parts: nn.ModuleDict, path: Path) -> None:

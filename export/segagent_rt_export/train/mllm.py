@@ -1,6 +1,6 @@
 """Train the MLLM: first to see, then to read and answer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from segagent_rt.scenes.dice import Dice
 from segagent_rt_export.train.facts import Facts, gather_facts
-from segagent_rt_export.train.mllm_net import POINTING_HEADS, TinyMllm, tiny_config
+from segagent_rt_export.train.lessons import Lesson
+from segagent_rt_export.train.mllm_net import POINTING_HEADS, Sight, TinyMllm, tiny_config
 from segagent_rt_export.train.optimisers import Optimisers
 from segagent_rt_export.train.perception import PerceptionHeads, perception_loss, perception_targets
 from segagent_rt_export.train.pool import Pool
@@ -40,8 +41,19 @@ class MllmRecipe:
     """Factor on the learning rates while speaking."""
     polishing_images: int = 100_000
     polishing_rate: float = 0.5
+    lesson_images: int = 60_000
+    lesson_rate: float = 0.25
     painted_share: float = 0.62
     pool_share: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What the loop is learnt from besides masks that are made up: masks as they arose in use, and
+    lessons, which take half of the pictures if there are any."""
+
+    pools: Sequence[Pool] = ()
+    lessons: Sequence[Lesson] = ()
 
 
 def new_parts(seed: int) -> nn.ModuleDict:
@@ -86,7 +98,7 @@ def train_speaking(
     recipe: MllmRecipe,
     folder: Path,
     parts: nn.ModuleDict,
-    pools: list[Pool],
+    material: Material,
     team: Team,
     stage: str = "speaking",
 ) -> nn.ModuleDict:
@@ -100,16 +112,21 @@ def train_speaking(
     while not progress.done:
         first = progress.seen + team.rank * mine
         dice = [Dice(stage, recipe.seed, first + i) for i in range(mine)]
-        states = [_draw(recipe, pools, each) for each in dice]
+        taught = mine // 2 if material.lessons else 0
+        states = [_draw(recipe, material.pools, each) for each in dice[taught:]]
         facts = [_facts(state) for state in states]
         listening = progress.seen < recipe.listening_share * recipe.speaking_images
         sight, perceived, figures = (_watch if listening else _perceive)(parts, states, facts)
         asked = [
             examiner.questions(*row, recipe.questions)
-            for row in zip(states, facts, dice, strict=True)
+            for row in zip(states, facts, dice[taught:], strict=True)
         ]
         answered, more = _answer(model_of(parts), examiner, sight, states, asked)
-        (0.4 * perceived + 1.5 * answered).backward()  # type: ignore[no-untyped-call]
+        loss = 0.4 * perceived + 1.5 * answered
+        if taught:
+            learnt, told = _learn(parts, examiner, material.lessons, dice[:taught])
+            loss, more = (loss + 1.5 * learnt) / 2, more | told
+        loss.backward()  # type: ignore[no-untyped-call]
         team.average_gradients(optimisers.weights)
         optimisers.step(trapezoid(progress.seen, recipe.speaking_images, warm_up=600, decay=0.45))
         progress.advance(recipe.speaking_batch, _detached({**figures, **more}))
@@ -120,7 +137,27 @@ def train_speaking(
     return parts
 
 
-def _draw(recipe: MllmRecipe, pools: list[Pool], dice: Dice) -> State:
+def _learn(
+    parts: nn.ModuleDict, examiner: Examiner, lessons: Sequence[Lesson], dice: Sequence[Dice]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of one lesson for each draw, and its figures."""
+    drawn = [each.pick(lessons) for each in dice]
+    states = [lesson.state() for lesson in drawn]
+    asked = [
+        [examiner.question(lesson.asked(each), state)]
+        for lesson, each, state in zip(drawn, dice, states, strict=True)
+    ]
+    sight = _see(parts, states)
+    loss, figures = _answer(model_of(parts), examiner, sight.tokens, states, asked)
+    return loss, {f"lesson_{name}": value for name, value in figures.items()}
+
+
+def _see(parts: nn.ModuleDict, states: list[State]) -> Sight:
+    with torch.autocast("cpu", torch.bfloat16):
+        return model_of(parts).see(torch.from_numpy(np.stack([s.image for s in states])))
+
+
+def _draw(recipe: MllmRecipe, pools: Sequence[Pool], dice: Dice) -> State:
     if pools and dice.chance(recipe.pool_share):
         if dice.chance(recipe.painted_share):
             return dice.pick(pools).draw(dice)
@@ -137,8 +174,7 @@ def _perceive(
 ) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
     """Visual tokens [B, cells, HIDDEN], the loss of the heads, and its figures."""
     targets = perception_targets([s.labels for s in states], [s.mask for s in states], facts)
-    with torch.autocast("cpu", torch.bfloat16):
-        sight = model_of(parts).see(torch.from_numpy(np.stack([s.image for s in states])))
+    sight = _see(parts, states)
     loss, figures = perception_loss(cast(PerceptionHeads, parts["heads"]), sight, targets)
     return sight.tokens, loss, figures
 
@@ -148,9 +184,7 @@ def _watch(
     parts: nn.ModuleDict, states: list[State], facts: list[Facts]
 ) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
     """As `_perceive`, with nothing to learn."""
-    with torch.autocast("cpu", torch.bfloat16):
-        sight = model_of(parts).see(torch.from_numpy(np.stack([s.image for s in states])))
-    return sight.tokens, torch.zeros(()), {}
+    return _see(parts, states).tokens, torch.zeros(()), {}
 
 
 def _answer(

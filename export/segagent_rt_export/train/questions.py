@@ -14,7 +14,7 @@ from segagent_rt.reply import ReplyProtocol
 from segagent_rt.scenes.dice import Dice
 from segagent_rt.scenes.expressions import Candidate, candidates, choose
 from segagent_rt.scenes.phrases import say
-from segagent_rt.types import Click
+from segagent_rt.types import Click, Size
 from segagent_rt_export.train.facts import Facts, cell_shares
 from segagent_rt_export.train.mllm_net import CELLS, SIDE
 from segagent_rt_export.train.states import State
@@ -28,6 +28,23 @@ count."""
 
 ORDINAL_SHARE = 0.4
 """Counting is what is learnt last: so many of the questions about any object are about ordinals."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An expression, and the truth about the object that it means.
+
+    Attributes:
+        target: the object's number in its state.
+        click: the right one, in pixels of a picture of `size`.
+        iou: of the mask shown.
+    """
+
+    expression: str
+    target: int
+    click: Click
+    size: Size
+    iou: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +101,15 @@ class Examiner:
         while len(said) < count:
             counted = ordinals and dice.chance(ORDINAL_SHARE)
             said += _say(choose(ordinals if counted else found, dice, 1), dice)
-        return [self._question(text, target, state, facts) for text, target in said]
+        return [self.question(_asked(*each, facts), state) for each in said]
 
-    def _question(self, text: str, target: int, state: State, facts: Facts) -> Question:
-        negative, iou = bool(facts.negative[target]), float(facts.iou[target])
-        x, y = (facts.surplus if negative else facts.missing)[target] * SIDE
-        reply = PROTOCOL.write(Click(int(x), int(y), not negative), (SIDE, SIDE), iou=iou)
-        tokens = self._ids(reply)
-        prompt = self._ids(self._tail.format(expression=text))[len(self._after) :]
-        weights = self._weights(tokens, iou, painted=bool(state.mask.any()))
+    def question(self, asked: Asked, state: State) -> Question:
+        """What is asked about a state, in tokens."""
+        tokens = self._ids(PROTOCOL.write(asked.click, asked.size, iou=asked.iou))
+        prompt = self._ids(self._tail.format(expression=asked.expression))[len(self._after) :]
+        weights = self._weights(tokens, asked.iou, painted=bool(state.mask.any()))
         return Question(
-            prompt, tokens + self._end, [*weights, 0.05], self._decisive(tokens), target
+            prompt, tokens + self._end, [*weights, 0.05], self._decisive(tokens), asked.target
         )
 
     def _decisive(self, tokens: Sequence[int]) -> list[int]:
@@ -145,7 +160,7 @@ class Examiner:
         owner[:, :prefix] = -1
         tokens[:, :prefix] = self._lead + [0] * cells + self._after
         for b, (state, questions) in enumerate(zip(states, asked, strict=True)):
-            shares = cell_shares(state.labels, len(state.objects), CELLS).reshape(-1, cells)
+            shares = cell_shares(state.labels, len(state.visible), CELLS).reshape(-1, cells)
             for q, question in enumerate(questions):
                 start = prefix + q * slot
                 self._lay(tokens[b], labels[b], weights[b], start, question)
@@ -180,6 +195,14 @@ class Examiner:
     def _asking(start: int, question: Question) -> list[int]:
         """The places that decide: one before each decisive token."""
         return [start + len(question.prompt) + i - 1 for i in question.decisive]
+
+
+def _asked(expression: str, target: int, facts: Facts) -> Asked:
+    """The truth about an object of a scene."""
+    negative = bool(facts.negative[target])
+    x, y = (facts.surplus if negative else facts.missing)[target] * SIDE
+    click = Click(int(x), int(y), not negative)
+    return Asked(expression, target, click, (SIDE, SIDE), float(facts.iou[target]))
 
 
 def _say(chosen: Sequence[Candidate], dice: Dice) -> list[tuple[str, int]]:
