@@ -29,20 +29,26 @@ class Stopwatch:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
+AHEAD = 0.004
+"""Seconds before its deadline at which a call is stopped: where all cores are busy, the thread that
+stops it wakes up that much too late."""
+
+
 class Deadline:
-    """A moment after which running calls are stopped; with None, never.
+    """A moment by which running calls are stopped; with None, never.
 
     Code under `with deadline.active():` wraps each long call in `stopping(stop)`. When time is up,
     `stop` is called from another thread, and the call, or the next one, ends in `Interrupted`.
     """
 
     def __init__(self, seconds: float | None) -> None:
-        self._at = float("inf") if seconds is None else time.monotonic() + seconds
+        left = float("inf") if seconds is None else max(0.0, seconds - AHEAD)
+        self._at = time.monotonic() + left
         self._lock = threading.Lock()
         self._running: dict[int, Callable[[], None]] = {}
         self._timer: threading.Timer | None = None
         if seconds is not None:
-            self._timer = threading.Timer(seconds, self._expire)
+            self._timer = threading.Timer(left, self._expire)
             self._timer.daemon = True
             self._timer.start()
 

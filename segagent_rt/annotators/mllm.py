@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -200,12 +201,16 @@ class MllmView:
     def __init__(self, annotator: MllmAnnotator, image: RgbImage) -> None:
         self._annotator, self._image = annotator, image
         self._size: Size = (image.shape[0], image.shape[1])
-        self._clean = annotator.tower.resize(image)
         self._lead = annotator.model.embed(annotator.prompt("")[0])
         self._writer = annotator.writing(annotator.model, annotator.settings.head_rows)
         self._blank: _Sight | None = None
         self._painted: list[_Sight] = []
         self._spare: list[Cache] = []
+
+    @cached_property
+    def _clean(self) -> RgbImage:
+        """The image at the size that the model takes, made when it is first asked."""
+        return self._annotator.tower.resize(self._image)
 
     def propose(
         self,
