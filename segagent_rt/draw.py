@@ -40,7 +40,7 @@ def png(pixels: RgbImage | Mask) -> bytes:
 
     array = pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint8) * 255
     stream = io.BytesIO()
-    Image.fromarray(array).save(stream, "PNG", compress_level=3)
+    Image.fromarray(array).save(stream, "PNG", compress_level=1)
     return stream.getvalue()
 
 

@@ -142,6 +142,89 @@ def test_the_first_question_is_the_one_that_the_loop_was_asked():
     assert questions[0].target == state.meant
 
 
+def trajectories(folder):
+    """One walk over a picture of a bright square: a click beside it, then one that is right."""
+    from segagent_rt.data.record import RunLengths, Sample
+    from segagent_rt.data.trajectories import (
+        Demonstration,
+        ShownClick,
+        Start,
+        describe_demonstration,
+        write_trajectories,
+    )
+    from segagent_rt.draw import png
+    from segagent_rt.types import Click
+
+    image, square, wrong = np.zeros((80, 120, 3), np.uint8), *np.zeros((2, 80, 120), np.bool_)
+    square[20:60, 30:90], wrong[0:20, 0:30] = True, True
+    image[square] = 250
+    (folder / "square.png").write_bytes(png(image))
+    size, mask = (80, 120), RunLengths.of(square)
+    sample = Sample(0, "square.png", folder / "square.png", mask, ("the square",), "made here")
+    clicks = (
+        ShownClick(Click(5, 5, positive=True), RunLengths.of(wrong), 0.0),
+        ShownClick(Click(60, 40, positive=True), mask, 1.0),
+    )
+    walked = Demonstration(sample, Start("empty", RunLengths.empty(size)), clicks)
+    write_trajectories(folder / "t.json", [describe_demonstration(walked)], {})
+    return folder / "t.json"
+
+
+def test_a_lesson_is_the_mask_before_a_click_and_the_reply_that_says_it(tmp_path):
+    from segagent_rt.scenes.dice import Dice
+    from segagent_rt_export.train.lessons import read_lessons
+    from segagent_rt_export.train.questions import Examiner
+    from segagent_rt_export.train.tokenizer import build_tokenizer
+
+    first, second = read_lessons([trajectories(tmp_path)], None)
+    assert not first.state().mask.any(), "the first click is made on the picture as it is"
+    state = second.state()
+    assert state.mask[:64, :64].all() and not state.mask[65:].any(), "a quarter each way of 256"
+    assert state.image[10, 10, 1] > state.image[10, 10, 0], "the mask is painted green"
+    assert state.labels[65:191, 65:191].all() and set(np.unique(state.labels)) == {0, 1}
+    tokenizer = build_tokenizer()
+    question = Examiner(tokenizer).question(second.asked(Dice("words", 0)), state)
+    reply = tokenizer.decode(question.reply, skip_special_tokens=True)
+    assert reply == " Current IOU: 0  Positive point: (500, 500)"
+    assert "the square" in tokenizer.decode(question.prompt)
+
+
+def test_lessons_without_their_pictures_are_refused(tmp_path):
+    from segagent_rt.errors import DataInvalid
+    from segagent_rt_export.train.lessons import read_lessons
+
+    path = trajectories(tmp_path)
+    (tmp_path / "square.png").unlink()
+    with pytest.raises(DataInvalid, match=r"square.png is not there"):
+        read_lessons([path], None)
+
+
+def test_lessons_need_trajectories_and_something_to_go_on_from(tmp_path):
+    path = trajectories(tmp_path)
+    command = [sys.executable, "-m", "segagent_rt", "train", "lessons", "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--trajectories" in done.stderr
+    command += ["--trajectories", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "holds no finished training" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_what_lessons_taught_ships_and_a_second_start_has_nothing_left_to_learn(tmp_path):
+    from segagent_rt_export.tiny import export_tiny
+    from segagent_rt_export.train.main import last_stage
+
+    command = [sys.executable, "-m", "segagent_rt", "train", "lessons", "--init", "tiny"]
+    command += ["--folder", str(tmp_path), "--trajectories", str(trajectories(tmp_path))]
+    for _ in range(2):
+        subprocess.run([*command, "--scale", "0.001"], check=True)
+    assert last_stage(tmp_path) == "lessons"
+    export_tiny(tmp_path, tmp_path / "bundle", "lessons")
+
+
 @pytest.mark.slow
 def test_training_survives_a_kill_and_ends_in_a_bundle(tmp_path):
     from segagent_rt.runtime import load
@@ -153,7 +236,7 @@ def test_training_survives_a_kill_and_ends_in_a_bundle(tmp_path):
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     assert start(tmp_path).wait() == 0
-    assert last_stage(tmp_path) == "polishing-1"
+    assert last_stage(tmp_path) == "mean"
     export_tiny(tmp_path, tmp_path / "bundle", last_stage(tmp_path))
     with load(tmp_path / "bundle") as runtime:
         found = runtime.open(np.zeros((64, 64, 3), np.uint8)).annotate("the red circle")
