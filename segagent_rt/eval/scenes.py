@@ -22,6 +22,7 @@ from segagent_rt.runtime import Canvas, Runtime
 from segagent_rt.scenes import GENERATOR, Scene, make_scene
 from segagent_rt.scenes.dice import Dice
 from segagent_rt.scenes.expressions import KINDS
+from segagent_rt.scenes.reading import meanings
 from segagent_rt.scenes.scene import visible_objects
 from segagent_rt.segmenters.prediction import GivenMask
 from segagent_rt.types import Click, Mask, Prediction, Request, Step, Trajectory
@@ -38,6 +39,9 @@ class SceneResult:
 
     kind: str
     hit: bool
+    read: float
+    """Chance that a reader who goes by rules alone clicks the target; one that the words tell
+    nothing picks any object."""
     ious: list[float]
     ratings: list[float | None]
     returned: float
@@ -105,6 +109,7 @@ def _one(runtime: Runtime, scene: Scene, expression: str, rules: Rules) -> Scene
     return SceneResult(
         kind=meant.kind,
         hit=first is not None and bool(target[first.y, first.x]),
+        read=_read(scene, expression),
         ious=[iou(mask, target) for mask in masks],
         ratings=[rating for _, rating in forced.candidates],
         returned=iou(returned, target),
@@ -114,6 +119,12 @@ def _one(runtime: Runtime, scene: Scene, expression: str, rules: Rules) -> Scene
         leak_hit=leak_hit,
         rated=list(_rated(canvas, scene, expression)),
     )
+
+
+def _read(scene: Scene, expression: str) -> float:
+    seen = visible_objects(list(scene.objects), scene.labels)
+    meant = meanings(expression, scene.objects) or {i for i, there in enumerate(seen) if there}
+    return (scene.expressions[0].target in meant) / len(meant)
 
 
 def shorten(forced: Trajectory, rules: Rules) -> Trajectory:
@@ -205,6 +216,7 @@ def summarise(results: Sequence[SceneResult], clicks: int) -> dict[str, Any]:
     leaks = [r for r in results if r.leak_negative is not None]
     return {
         "first_click_hit": _mean(r.hit for r in results),
+        "hit_by_rules": _mean(r.read for r in results),
         "first_click_hit_by_type": {
             kind: _mean(r.hit for r in results if r.kind == kind) for kind in KINDS
         },

@@ -114,4 +114,9 @@ def test_eval_prints_every_figure(terminal):
         "oracle_miou_by_click", "predicted_iou_mae", "clicks_mean", "recovery",
         "negative_start_hit", "scenes", "seed", "generator", "bundle", "seconds",
     } <= set(json.loads(done.out))  # fmt: skip
+    assert json.loads(done.out)["hit_by_rules"] == 1, "every expression means one object"
+    removed = json.loads(
+        terminal("eval", "--scenes", "4", "--ablate", "remove", "--max-clicks", "1", "--json").out
+    )
+    assert 0 < removed["hit_by_rules"] < 0.5, "`the object` may be any of several"
     assert terminal("eval", "--scenes", "2", "--ablate", "shuffle").code == 0

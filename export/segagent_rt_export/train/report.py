@@ -141,7 +141,7 @@ def _page(rows: dict[str, list[dict[str, Any]]], verified: Mapping[str, Any]) ->
     main, ablations, agreement = (verified[k] for k in ("scenes", "ablations", "agreement"))
     figures = {name: main[name] for name in SHOWN}
     figures["Spearman over random masks"] = main["random_masks"]["spearman"]
-    figures |= {f"first_click_hit, {k}": v["first_click_hit"] for k, v in ablations.items()}
+    figures |= {f"{name}, {k}": said[name] for k, said in ablations.items() for name in said}
     judged = {k: v for k, v in agreement.items() if k != "free_different"}
     turns = main["miou_by_turn"]
     by_click = {"model": turns, "simulated annotator": main["oracle_miou_by_click"]}

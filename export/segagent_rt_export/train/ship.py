@@ -76,15 +76,16 @@ def evaluate(runtime: Runtime, scenes: int, tell: Callable[[str], None]) -> dict
         suite = SceneSuite(scenes, EVAL_SEED, ablate=ablate)
         return evaluate_scenes(runtime, suite, rules, lambda _: None)
 
+    def first_click(ablate: Any) -> dict[str, Any]:
+        found = run(ablate, Rules(max_clicks=1))
+        return {name: found[name] for name in ("first_click_hit", "hit_by_rules")}
+
     main = run("none", Rules())
     for volatile in ("bundle", "seconds"):
         main.pop(volatile)
     return {
         "scenes": main,
-        "ablations": {
-            ablate: {"first_click_hit": run(ablate, Rules(max_clicks=1))["first_click_hit"]}
-            for ablate in ("remove", "shuffle")
-        },
+        "ablations": {ablate: first_click(ablate) for ablate in ("remove", "shuffle")},
     }
 
 
