@@ -215,6 +215,7 @@ def test_lessons_need_trajectories_and_something_to_go_on_from(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's exporter, about itself
 def test_what_lessons_taught_ships_and_a_second_start_has_nothing_left_to_learn(tmp_path):
     from segagent_rt_export.tiny import export_tiny
     from segagent_rt_export.train.main import last_stage
@@ -228,6 +229,7 @@ def test_what_lessons_taught_ships_and_a_second_start_has_nothing_left_to_learn(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's exporter, about itself
 def test_training_survives_a_kill_and_ends_in_a_bundle(tmp_path):
     from segagent_rt.runtime import load
     from segagent_rt_export.tiny import export_tiny
