@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,44 +26,64 @@ USUAL_CLICKS = 3
 """Where clicks are not what grows."""
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A walk whose cost is asked for."""
+
+    runtime: Runtime
+    side: int
+    clicks: int = USUAL_CLICKS
+    expressions: int = 1
+
+    def seconds(self, scene: Scene) -> float:
+        """From an image in memory to the masks of all expressions, on one canvas."""
+        asked = [question(scene, number) for number in range(self.expressions)]
+        rules = Rules(self.clicks, accept=None, settles=False)
+        start = time.perf_counter()
+        canvas = self.runtime.open(scene.image)
+        for each in asked:
+            final_mask(canvas.annotate(each.expression, rules=rules), each.target)
+        return time.perf_counter() - start
+
+
 def grow(runtime: Runtime, scenario: Scenario, tell: Tell) -> dict[str, Any]:
     """Milliseconds over each of four figures, all else as usual; `steepest` is the most that time
     grew faster than the figure between two neighbours (above 1: superlinear)."""
-
-    def timed(name: str, used: Runtime, *, side: int, clicks: int, expressions: int) -> Any:
-        wanted = replace(scenario, side=side)
-        times = [_seconds(used, s, clicks, expressions) for s in wanted.draw(expressions)]
-        tell(f"{scenario.name}: {name}")
-        return spread(times[scenario.warm_up :])
-
-    usual: dict[str, int] = {"side": scenario.side, "clicks": USUAL_CLICKS, "expressions": 1}
-    megapixels = {
-        f"{side * side / 1e6:.3g}": timed("megapixels", runtime, **usual | {"side": side})
-        for side in SIDES
+    usual = Point(runtime, scenario.side)
+    asked = replace(usual, clicks=1)
+    growing = {
+        "megapixels": {f"{n * n / 1e6:.3g}": replace(usual, side=n) for n in SIDES},
+        "clicks": {str(n): replace(usual, clicks=n) for n in CLICKS},
+        "expressions": {str(n): replace(asked, expressions=n) for n in EXPRESSIONS},
     }
-    clicks = {str(n): timed("clicks", runtime, **usual | {"clicks": n}) for n in CLICKS}
-    expressions = {
-        str(n): timed("expressions", runtime, **usual | {"expressions": n, "clicks": 1})
-        for n in EXPRESSIONS
-    }
-    threads = {}
-    for count in range(1, _cores(runtime) + 1):
-        with Runtime(runtime.bundle, replace(runtime.where, threads=count)) as other:
-            threads[str(count)] = timed("threads", other, **usual)
-    curves = {"megapixels": megapixels, "clicks": clicks, "expressions": expressions}
+    curves = {name: _curve(name, points, scenario, tell) for name, points in growing.items()}
     steepest = {name: _steepest(curve) for name, curve in curves.items()}
+    with ExitStack() as stack:
+        others = {
+            str(count): replace(usual, runtime=stack.enter_context(_with_threads(runtime, count)))
+            for count in range(1, _cores(runtime) + 1)
+        }
+        threads = _curve("threads", others, scenario, tell)
     return {"growth": curves | {"threads": threads}, "steepest": steepest}
 
 
-def _seconds(runtime: Runtime, scene: Scene, clicks: int, expressions: int) -> float:
-    """From an image in memory to the masks of all expressions, on one canvas."""
-    asked = [question(scene, number) for number in range(expressions)]
-    rules = Rules(clicks, accept=None, settles=False)
-    start = time.perf_counter()
-    canvas = runtime.open(scene.image)
-    for each in asked:
-        final_mask(canvas.annotate(each.expression, rules=rules), each.target)
-    return time.perf_counter() - start
+def _curve(
+    name: str, points: Mapping[str, Point], scenario: Scenario, tell: Tell
+) -> dict[str, dict[str, Any]]:
+    """All points in turn for one scene, then for the next: a machine that slows down slows all."""
+    drawn = [replace(scenario, side=p.side).draw(p.expressions) for p in points.values()]
+    times = [
+        [point.seconds(scene) for point, scene in zip(points.values(), scenes, strict=True)]
+        for scenes in zip(*drawn, strict=True)
+    ][scenario.warm_up :]
+    tell(f"{scenario.name}: {name}")
+    return {
+        key: spread(list(row)) for key, row in zip(points, zip(*times, strict=True), strict=True)
+    }
+
+
+def _with_threads(runtime: Runtime, count: int) -> Runtime:
+    return Runtime(runtime.bundle, replace(runtime.where, threads=count))
 
 
 def _cores(runtime: Runtime) -> int:
