@@ -25,7 +25,7 @@ class Gate:
             kind of action, and clicks of the same sign.
         distance: median distance of such clicks, in thousandths of the picture's sides.
         mask_iou: mean IoU of final masks, variant against reference.
-        scenes: how many scenes the states are taken from.
+        scenes: how many scenes the states are taken from, where no pictures are given.
     """
 
     graph_error: float = 1e-4
