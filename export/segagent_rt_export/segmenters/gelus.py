@@ -1,4 +1,4 @@
-"""GELU as one operator: spelt out it is five, which runtimes no longer recognise between integers."""
+"""GELU as one operator: spelt out it is five, which runtimes do not recognise among integers."""
 
 from __future__ import annotations
 
