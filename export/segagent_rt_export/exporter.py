@@ -174,7 +174,9 @@ def make_segmenter(part: PartPlan, folder: Path, judge: Judge, tell: Tell) -> No
 def _segmenter_variant(name: VariantName, exported: ExportedSegmenter) -> Variant:
     kind = SEGMENTER_VARIANTS[name]
     graphs = {role: f"{name}/{path.name}" for role, path in exported.graphs.items()}
-    return Variant(kind.device, kind.precision, graphs, kind.dialect)
+    return Variant(
+        kind.device, kind.precision, graphs, kind.dialect, integers=kind.in_integers(graphs)
+    )
 
 
 def _draft(part: PartPlan, exported: ExportedSegmenter, variants: dict[str, Variant]) -> PartDraft:

@@ -5,7 +5,7 @@ The `reference` is what every other variant is compared with; it runs everywhere
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +29,11 @@ class SegmenterVariant:
     convolutions: Literal["fp32", "8bit", "int8"] = "fp32"
     dialect: Literal["ort", "portable"] = "ort"
     decoder: Precision | None = None
+
+    def in_integers(self, roles: Iterable[str]) -> tuple[str, ...]:
+        """The roles whose convolutions multiply integers: prompts are coordinates, so the decoder's
+        do not."""
+        return tuple(r for r in roles if self.convolutions == "int8" and r != "decoder")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from segagent_rt.contracts import Variant
 from segagent_rt.segmenters.click_net import ClickNetSettings
 from segagent_rt_export.packing import unpack_convolutions
 from segagent_rt_export.parts import PartDraft, write_manifest
+from segagent_rt_export.recipe import VariantName
 from segagent_rt_export.segmenters.observing import observed_ranges
 from segagent_rt_export.segmenters.storing import store_as
 from segagent_rt_export.states import MEASURED, Material, Scenes
@@ -34,9 +35,14 @@ def rounded_click_net(part: Part, folder: Path, material: Material | None = None
     return _described(folder, [REFERENCE, "cpu-int8"], graphs)
 
 
-def _described(folder: Path, names: list[str], graphs: dict[str, Path]) -> Part:
+def _described(folder: Path, names: list[VariantName], graphs: dict[str, Path]) -> Part:
     variants = {
-        name: Variant("cpu", name, {role: f"{name}/{path.name}" for role, path in graphs.items()})
+        name: Variant(
+            "cpu",
+            name,
+            {role: f"{name}/{path.name}" for role, path in graphs.items()},
+            integers=SEGMENTER_VARIANTS[name].in_integers(graphs),
+        )
         for name in names
     }
     draft = PartDraft("segmenter", "click_net", ClickNetSettings(), variants)

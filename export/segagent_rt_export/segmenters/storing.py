@@ -34,11 +34,10 @@ def store_as(
     folder.mkdir()
     for role, path in graphs.items():
         model = onnx.load(path)
-        decodes = role == "decoder"  # it is small, and prompts are coordinates
         linear = variant.linear
-        if decodes and variant.decoder is not None:
+        if role == "decoder" and variant.decoder is not None:
             linear = variant.decoder
-        if variant.convolutions == "int8" and not decodes:
+        if role in variant.in_integers(graphs):
             assert ranges is not None
             quantise_convolutions(whole_gelus(model), ranges[role])
         elif variant.convolutions != "fp32":
