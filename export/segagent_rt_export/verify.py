@@ -22,6 +22,7 @@ from segagent_rt.types import Array, Click, Mask, Request, Segmenter, Session, T
 from segagent_rt_export.lint import lint
 from segagent_rt_export.mllm.published import Published
 from segagent_rt_export.segmenters.exported import Check
+from segagent_rt_export.segmenters.observing import misfit
 from segagent_rt_export.segmenters.published import host_of, levels_apart, prompts_apart
 from segagent_rt_export.states import Drawn, Material, Scenes, State, pictures, scenes
 from segagent_rt_export.streaming import CPU, Convoy, Streamed
@@ -198,15 +199,20 @@ def _replayed(segmenter: Segmenter, drawn: Drawn) -> Mask:
 def _segmenter_variant(
     part: Part, variant: str, drawn: Sequence[Drawn], gate: Gate
 ) -> tuple[dict[str, Any], list[str]]:
+    images = list({id(one.image): one.image for one in drawn}.values())
+
     def measure(roles: Collection[str]) -> dict[str, Any]:
         with Opened(part, variant, roles) as opened:
             segmenter = opened.segmenter()
             ious = [iou(_replayed(segmenter, one), one.mask) for one in drawn]
-        return {
+        numbers = {
             "states": len(ious),
             "mask_iou_mean": round(float(np.mean(ious)), 4),
             "mask_iou_worst": round(min(ious), 4),
         }
+        if set(roles) & set(part.manifest.variants[variant].integers):
+            numbers["range_misfit"] = round(misfit(part, variant, images), 2)
+        return numbers
 
     return _judged(part, variant, measure, gate)
 

@@ -6,6 +6,7 @@ The net that ships is trained, so what becomes of its masks means something.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def test_one_gelu_is_what_five_operators_compute(tmp_path):
 def test_another_function_with_erf_stays_as_it_is():
     model = net()
     (half,) = [t for t in model.graph.initializer if t.name == "half"]
-    half.CopyFrom(numpy_helper.from_array(np.float32(0.6), "half"))
+    half.CopyFrom(numpy_helper.from_array(np.asarray(np.float32(0.6)), "half"))
     assert whole_gelus(copy(model)) == model
 
 
@@ -180,6 +181,7 @@ def test_the_net_that_ships_draws_the_same_masks(click_net):
     assert verdict.passed, verdict.failures
     numbers = verdict.numbers["variants"]["cpu-int8"]
     assert numbers["mask_iou_mean"] > 0.99
+    assert numbers["range_misfit"] < 1.5
     assert verdict.numbers["material"] == {
         "pictures": "generated scenes", "judged": 8, "measured": 8
     }  # fmt: skip
@@ -200,8 +202,14 @@ def test_the_runtime_multiplies_integers(click_net, tmp_path):
         assert ran.count("QLinearConv") == wanted
 
 
-@pytest.mark.parametrize("factor", [10.0, 0.1])
-def test_ranges_that_are_ten_times_off_are_refused(tmp_path, monkeypatch, factor):
+@pytest.mark.parametrize(
+    ("factor", "why"),
+    [
+        (10.0, "its ranges are 9.* times off, 3.0 are allowed"),  # masks alone do not tell
+        (0.1, "its masks have an IoU of 0.[0-8].*, 0.980 is asked for"),
+    ],
+)
+def test_ranges_that_are_ten_times_off_are_refused(tmp_path, monkeypatch, factor, why):
     measured = shipped.observed_ranges
 
     def wrong(*arguments: Any) -> Any:
@@ -213,6 +221,5 @@ def test_ranges_that_are_ten_times_off_are_refused(tmp_path, monkeypatch, factor
 
     monkeypatch.setattr(shipped, "observed_ranges", wrong)
     part = shipped.rounded_click_net(open_bundle().part("segmenter"), tmp_path / "part")
-    (why,) = judged(part).failures
-    assert "cpu-int8: its masks have an IoU of" in why
-    assert "keep its encoder at higher precision" in why
+    said = "; ".join(judged(part).failures)
+    assert re.search(f"cpu-int8: {why}; keep its encoder at higher precision", said), said

@@ -36,14 +36,15 @@ def _gelu(
     if node.op_type != "Mul":
         return None
     x, value = node.input
-    for kind, wanted in (("Mul", 0.5), ("Add", 1.0), ("Erf", None), ("Div", np.sqrt(2))):
+    for kind, wanted in (("Mul", [0.5]), ("Add", [1.0]), ("Erf", []), ("Div", [np.sqrt(2)])):
         step = made_by.get(value)
         if step is None or step.op_type != kind:
             return None
+        others = [name for name in step.input if name not in constants]
         known = [constants[name] for name in step.input if name in constants]
-        if wanted is not None and not np.allclose(known, [wanted], rtol=1e-6):
+        if len(others) != 1 or not np.allclose(known, wanted, rtol=1e-6):
             return None
-        (value,) = (name for name in step.input if name not in constants)
+        (value,) = others
     return helper.make_node("Gelu", [x], node.output) if value == x else None
 
 

@@ -117,6 +117,17 @@ def _scale(least: float, most: float) -> tuple[np.float32, np.uint8]:
     return scale, np.uint8(np.clip(np.rint(-least / scale), 0, LEVELS))
 
 
+def ranges_of(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
+    """The ranges that a graph of `quantise_convolutions` was made with, zero in them."""
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            scale, zero = (float(numpy_helper.to_array(held[name])) for name in node.input[1:])
+            found[node.input[0]] = -scale * zero, scale * (LEVELS - zero)
+    return found
+
+
 class _Writer:
     """The nodes of the graph, written anew one after another."""
 

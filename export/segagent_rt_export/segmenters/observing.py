@@ -14,7 +14,7 @@ from segagent_rt.backends import Runtime, open_session
 from segagent_rt.bundle import Part
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.types import Click, Feed, Resident, RgbImage, Session
-from segagent_rt_export.segmenters.integers import Integers, Ranges
+from segagent_rt_export.segmenters.integers import Integers, Ranges, ranges_of
 from segagent_rt_export.variants import REFERENCE
 
 OUTLIERS = 0.01
@@ -94,3 +94,16 @@ def observed_ranges(part: Part, images: Iterable[RgbImage]) -> dict[str, Ranges]
     for session in (*watched.values(), *others):
         session.close()
     return {role: session.ranges for role, session in watched.items()}
+
+
+def misfit(part: Part, variant: str, images: Iterable[RgbImage]) -> float:
+    """How many times as wide as they should be, or as narrow, a variant's ranges are on pictures:
+    the median over all values."""
+    factors = list[float]()
+    for role, measured in observed_ranges(part, images).items():
+        stored = ranges_of(onnx.load(part.graphs(role, variant)[0].path, load_external_data=False))
+        for name, (low, high) in stored.items():
+            least, most = measured[name]
+            wanted = max(most, 0.0) - min(least, 0.0)
+            factors.append(abs(np.log(max(high - low, 1e-6) / max(wanted, 1e-6))))
+    return float(np.exp(np.median(factors))) if factors else 1.0
