@@ -205,7 +205,7 @@ def test_the_runtime_multiplies_integers(click_net, tmp_path):
 @pytest.mark.parametrize(
     ("factor", "why"),
     [
-        (10.0, "its ranges are 9.* times off, 3.0 are allowed"),  # masks alone do not tell
+        (10.0, "its ranges are (9|10).* times off, 3.0 are allowed"),  # masks alone do not tell
         (0.1, "its masks have an IoU of 0.[0-8].*, 0.980 is asked for"),
     ],
 )

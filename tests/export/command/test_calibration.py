@@ -55,9 +55,9 @@ def test_one_picture_serves_both(tmp_path):
 
 def test_the_hash_is_that_of_the_contents_in_order(folder, tmp_path):
     whole = open_photos(folder).sha256
-    for path in sorted(folder.glob("*.*g")):
-        (tmp_path / f"my {path.name}").write_bytes(path.read_bytes() if path.is_file() else b"")
-    (tmp_path / "my 0.jpg").unlink()
+    for path in folder.iterdir():
+        if path.is_file():
+            (tmp_path / f"my {path.name}").write_bytes(path.read_bytes())
     assert open_photos(tmp_path).sha256 == whole
     (tmp_path / "my 2.PNG").unlink()
     assert open_photos(tmp_path).sha256 != whole
@@ -83,7 +83,7 @@ def test_clicks_ask_for_the_opposite_of_what_is_drawn(folder):
     assert first.mask[100, 150]
     assert first.mask[50, 210]
     assert drawn[1].clicks[0] == Click(75, 60, True)
-    covering = list(found.drawn(DiscSegmenter(1000)))[0]
+    covering = next(iter(found.drawn(DiscSegmenter(1000))))
     assert [click.positive for click in covering.clicks] == [True, False, True, False]
     assert len(covering.clicks) == CLICKS
 
