@@ -89,7 +89,8 @@ class Photos:
         if there is no segmenter."""
         for number, photo in enumerate(self.judged):
             expression = EXPRESSIONS[number % len(EXPRESSIONS)]
-            brush = segmenter or DiscSegmenter(max(1, min(photo.image.shape[:2]) // 8))
+            disc: Segmenter = DiscSegmenter(max(1, min(photo.image.shape[:2]) // 8))
+            brush = segmenter or disc
             embedding = brush.encode(photo.image)
             yield State(f"{photo.name}, no mask", photo.image, expression, None)
             for at, place in enumerate(PLACES[:2], 1):

@@ -37,7 +37,7 @@ def rounded_click_net(part: Part, folder: Path, material: Material | None = None
 
 def _described(folder: Path, names: list[VariantName], graphs: dict[str, Path]) -> Part:
     variants = {
-        name: Variant(
+        str(name): Variant(
             "cpu",
             name,
             {role: f"{name}/{path.name}" for role, path in graphs.items()},
