@@ -54,7 +54,8 @@ class Variant:
     """One set of graphs of a part: the same function at some precision, for some kind of device.
 
     `graphs` maps a role (`encoder`, `decoder`, `vision`, `language`, ...) to a file; `profiles`
-    says, by role, for which shapes an engine is built.
+    says, by role, for which shapes an engine is built; `integers` are the roles whose convolutions
+    multiply integers.
     """
 
     device: Literal["cpu", "gpu", "any"]
@@ -62,6 +63,7 @@ class Variant:
     graphs: Mapping[str, str]
     dialect: Literal["ort", "portable"] = "ort"
     profiles: Mapping[str, tuple[Profile, ...]] = field(default_factory=dict)
+    integers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,8 @@ def _open_on(runtime: Runtime, graphs: Sequence[Graph], engines: Path) -> Opened
         session, graph, failed = Ladder(load(name), EngineCache(engines)).open(rungs)
     else:
         graph = rungs[0]
-        session = open_session(graph.path, runtime)
+        integers = graph.role in graph.variant.integers
+        session = open_session(graph.path, replace(runtime, integers=integers))
     placement = Placement(name, graph.name, graph.variant.precision, failed)
     return Opened(session, graph, placement)
 

@@ -32,11 +32,15 @@ from segagent_rt_export.mllm.progress import counted
 from segagent_rt_export.mllm.published import open_published
 from segagent_rt_export.mllm.source import MllmSource
 from segagent_rt_export.parts import PartDraft, new_part, write_index, write_manifest
+from segagent_rt_export.photos import Photos
 from segagent_rt_export.plan import PartPlan, Plan, too_large
 from segagent_rt_export.recipe import MllmRecipe, SegmenterRecipe, VariantName
 from segagent_rt_export.segmenters.exported import ExportedSegmenter
 from segagent_rt_export.segmenters.families import export_segmenter
+from segagent_rt_export.segmenters.integers import Ranges
+from segagent_rt_export.segmenters.observing import observed_ranges
 from segagent_rt_export.segmenters.storing import store_as
+from segagent_rt_export.states import Material, Scenes
 from segagent_rt_export.streaming import CPU
 from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
 from segagent_rt_export.verdict import Gate, Verdict
@@ -50,10 +54,17 @@ ZERO_SHOT = ("qwen2.5-vl", "qwen3-vl", "box-then-clicks")
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """The gate, and whether what does not pass it is written all the same."""
+    """The gate, whether what does not pass it is written all the same, and pictures to judge by
+    instead of generated scenes."""
 
     gate: Gate = field(default_factory=Gate)
     forgiving: bool = False
+    photos: Photos | None = None
+
+    @property
+    def material(self) -> Material:
+        """What is compared on."""
+        return self.photos or Scenes(self.gate.scenes)
 
     def record(self, part: PartName, verdict: Verdict) -> dict[str, Any]:
         """What the manifest says.
@@ -143,19 +154,29 @@ def make_segmenter(part: PartPlan, folder: Path, judge: Judge, tell: Tell) -> No
     whole.mkdir()
     tell("tracing the graphs")
     exported = export_segmenter(part.recipe, part.source, whole)
-    names = {role: path.name for role, path in exported.graphs.items()}
-    variants: dict[str, Variant] = {}
-    for name in _with_reference(part.recipe.variants):
-        kind = SEGMENTER_VARIANTS[name]
+    names = _with_reference(part.recipe.variants)
+    variants = {str(name): _segmenter_variant(name, exported) for name in names}
+    ranges: Mapping[str, Ranges] | None = None
+    if any(SEGMENTER_VARIANTS[name].convolutions == "int8" for name in names):
+        tell("measuring the ranges of values")
+        bare = _described(folder, _draft(part, exported, {REFERENCE: variants[REFERENCE]}))
+        ranges = observed_ranges(bare, judge.material.measured())
+    for name in names:
         if name != REFERENCE:
             tell(f"storing {name}")
-            store_as(exported.graphs, folder / name, kind)
-        graphs = {role: f"{name}/{file}" for role, file in names.items()}
-        variants[name] = Variant(kind.device, kind.precision, graphs, kind.dialect)
+            store_as(exported.graphs, folder / name, SEGMENTER_VARIANTS[name], ranges)
     draft = _draft(part, exported, variants)
     opened = _described(folder, draft)
-    verdict = verify_segmenter(opened, exported.checks, judge.gate, tell)
+    verdict = verify_segmenter(opened, exported.checks, judge.gate, tell, judge.material)
     _finish(part, folder, draft, judge.record("segmenter", verdict))
+
+
+def _segmenter_variant(name: VariantName, exported: ExportedSegmenter) -> Variant:
+    kind = SEGMENTER_VARIANTS[name]
+    graphs = {role: f"{name}/{path.name}" for role, path in exported.graphs.items()}
+    return Variant(
+        kind.device, kind.precision, graphs, kind.dialect, integers=kind.in_integers(graphs)
+    )
 
 
 def _draft(part: PartPlan, exported: ExportedSegmenter, variants: dict[str, Variant]) -> PartDraft:
@@ -181,7 +202,9 @@ def make_mllm(
     verdict = verify_published(opened, published, judge.gate, tell, streamed=streamed)
     del published
     masks = None if segmenter is None else _open_segmenter(segmenter)
-    verdict = verdict.and_also(verify_replies(opened, masks, judge.gate, tell, streamed=streamed))
+    verdict = verdict.and_also(
+        verify_replies(opened, masks, judge.gate, tell, judge.material, streamed=streamed)
+    )
     quality = "not measured"
     if recipe.preset in ZERO_SHOT:
         quality += "; the model was not trained for this task"

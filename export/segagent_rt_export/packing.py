@@ -45,3 +45,22 @@ def _unpacked(graph: onnx.GraphProto, values: np.ndarray, name: str, axis: int) 
     return helper.make_node(
         "DequantizeLinear", [f"{name}_codes", f"{name}_scale"], [name], axis=axis
     )
+
+
+def unpack_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The inverse of `pack_convolutions`, in place: weights in fp32 again, as they were rounded."""
+    graph = model.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    kept = []
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or not set(node.input) <= set(tensors):
+            kept.append(node)
+            continue
+        codes, scale = (numpy_helper.to_array(tensors[name]) for name in node.input)
+        weight = codes * scale.reshape(-1, *[1] * (codes.ndim - 1))
+        graph.initializer.append(numpy_helper.from_array(weight.astype(np.float32), node.output[0]))
+        for name in node.input:
+            graph.initializer.remove(tensors[name])
+    del graph.node[:]
+    graph.node.extend(kept)
+    return model

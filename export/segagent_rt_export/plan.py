@@ -84,7 +84,9 @@ class Plan:
         return [part for part in self.parts if part.finished is None]
 
 
-def make_plan(recipe: Recipe, target: Path, *, resume: bool, below_gate: bool) -> Plan:
+def make_plan(
+    recipe: Recipe, target: Path, *, resume: bool, below_gate: bool, pictures: str = ""
+) -> Plan:
     """Find and understand all sources.
 
     Args:
@@ -92,6 +94,7 @@ def make_plan(recipe: Recipe, target: Path, *, resume: bool, below_gate: bool) -
         target: the bundle's folder.
         resume: keep finished parts of the folder instead of making them again.
         below_gate: finished parts may be used though they did not pass the gate.
+        pictures: names those that parts are judged by, if they are not generated scenes.
 
     Raises:
         SourceMissing: a checkpoint is not there.
@@ -103,6 +106,7 @@ def make_plan(recipe: Recipe, target: Path, *, resume: bool, below_gate: bool) -
     parts = []
     for name, part in recipe.parts.items():
         planned = _plan_part(name, part, beside, target / name)
+        planned = replace(planned, order=_judged_by(pictures, planned.order))
         places = [planned.target] if resume else []
         places += (p.parent for p in sorted(target.parent.glob(f"*/{name}/{MANIFEST_FILE}")))
         usable = (place for place in places if resume or place != planned.target)
@@ -248,6 +252,11 @@ def _order(part: SegmenterRecipe | MllmRecipe, source: Path, adapter: Path | Non
     stamps = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     told = json.dumps([recipe, stamps, segagent_rt.__version__], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _judged_by(pictures: str, order: str) -> str:
+    """Other pictures make another part: its figures, and the ranges of its integers."""
+    return hashlib.sha256(f"{order} {pictures}".encode()).hexdigest()[:16] if pictures else order
 
 
 def _files(place: Path) -> list[Path]:

@@ -31,7 +31,9 @@ SegmenterFamily: TypeAlias = Literal[
     "simple_click", "sam", "sam_hq", "mobile_sam", "sam2", "edgetam"
 ]
 MllmFamily: TypeAlias = Literal["qwen_vl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava"]
-VariantName: TypeAlias = Literal["reference", "cpu-8bit", "cpu-fast", "cpu-4bit", "gpu-fp16"]
+VariantName: TypeAlias = Literal[
+    "reference", "cpu-8bit", "cpu-fast", "cpu-int8", "cpu-4bit", "gpu-fp16"
+]
 """What each means is in `variants`."""
 
 

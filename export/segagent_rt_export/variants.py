@@ -5,7 +5,7 @@ The `reference` is what every other variant is compared with; it runs everywhere
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,14 +19,21 @@ BLOCK = 32
 
 @dataclass(frozen=True, slots=True)
 class SegmenterVariant:
-    """`linear` is for matrix products, in fp16 for convolutions too; `convolutions` of 8 bits are
-    unpacked when loaded."""
+    """`linear` is for matrix products, in fp16 for convolutions too; `decoder` for those of the
+    decoder, if they differ. `convolutions` of 8 bits are unpacked when loaded; as int8 they are
+    multiplied in integers, but for the decoder's."""
 
     precision: str
     linear: Precision
     device: Literal["cpu", "gpu", "any"] = "cpu"
-    convolutions: Literal["fp32", "8bit"] = "fp32"
+    convolutions: Literal["fp32", "8bit", "int8"] = "fp32"
     dialect: Literal["ort", "portable"] = "ort"
+    decoder: Precision | None = None
+
+    def in_integers(self, roles: Iterable[str]) -> tuple[str, ...]:
+        """The roles whose convolutions multiply integers: prompts are coordinates, so the decoder's
+        do not."""
+        return tuple(r for r in roles if self.convolutions == "int8" and r != "decoder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +55,19 @@ SEGMENTER_VARIANTS: Mapping[VariantName, SegmenterVariant] = {
     "cpu-8bit": SegmenterVariant("weights 8 bit", _EIGHT, convolutions="8bit"),
     "cpu-fast": SegmenterVariant("matrix products int8, convolutions 8 bit", _FAST,
                                  convolutions="8bit"),
+    "cpu-int8": SegmenterVariant("encoder int8, decoder weights 8 bit", _FAST,
+                                 convolutions="int8", decoder=_EIGHT),
     "cpu-4bit": SegmenterVariant("matrices 4 bit, convolutions 8 bit", _FOUR,
                                  convolutions="8bit"),
     "gpu-fp16": SegmenterVariant("products with weights fp16, decoder and all else fp32", _HALF,
-                                 "gpu", dialect="portable"),
+                                 "gpu", dialect="portable", decoder=_WHOLE),
 }  # fmt: skip
 
 MLLM_VARIANTS: Mapping[VariantName, MllmVariant] = {
     REFERENCE: MllmVariant("fp32", MllmPrecision(_WHOLE, _WHOLE), "any", "portable"),
     "cpu-8bit": MllmVariant("vision 8 bit, language 8 bit", MllmPrecision(_EIGHT, _EIGHT)),
     "cpu-fast": MllmVariant("vision int8, language int8", MllmPrecision(_FAST, _FAST)),
+    "cpu-int8": MllmVariant("vision int8, language 8 bit", MllmPrecision(_FAST, _EIGHT)),
     "cpu-4bit": MllmVariant("vision 8 bit, language 4 bit", MllmPrecision(_EIGHT, _FOUR)),
     "gpu-fp16": MllmVariant("products with weights fp16, all else fp32",
                             MllmPrecision(_HALF, _HALF), "gpu", "portable"),

@@ -25,7 +25,9 @@ class Gate:
             kind of action, and clicks of the same sign.
         distance: median distance of such clicks, in thousandths of the picture's sides.
         mask_iou: mean IoU of final masks, variant against reference.
-        scenes: how many scenes the states are taken from.
+        range_misfit: how many times too wide or too narrow the ranges of integers may be, on the
+            median, for other pictures than those that they were measured on.
+        scenes: how many scenes the states are taken from, where no pictures are given.
     """
 
     graph_error: float = 1e-4
@@ -33,6 +35,7 @@ class Gate:
     agreement: float = 0.95
     distance: float = 5.0
     mask_iou: float = 0.98
+    range_misfit: float = 3.0
     scenes: int = 8
 
 
@@ -121,6 +124,9 @@ def shortfalls(numbers: Numbers, gate: Gate) -> Iterator[str]:
     iou = numbers.get("mask_iou_mean")
     if iou is not None and iou < gate.mask_iou:
         yield f"its masks have an IoU of {iou:.3f}, {gate.mask_iou:.3f} is asked for"
+    off = numbers.get("range_misfit")
+    if off is not None and off > gate.range_misfit:
+        yield f"its ranges are {off:.1f} times off, {gate.range_misfit:.1f} are allowed"
 
 
 def _rounded(value: float | None) -> float | None:

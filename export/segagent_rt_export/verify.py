@@ -6,7 +6,7 @@ reference by what it does: clicks and masks over recorded states.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -14,7 +14,6 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 from segagent_rt.annotators.mllm import MllmAnnotator
-from segagent_rt.annotators.oracle import next_click
 from segagent_rt.bundle import Part
 from segagent_rt.examples import Watched
 from segagent_rt.metrics import iou
@@ -23,14 +22,12 @@ from segagent_rt.types import Array, Click, Mask, Request, Segmenter, Session, T
 from segagent_rt_export.lint import lint
 from segagent_rt_export.mllm.published import Published
 from segagent_rt_export.segmenters.exported import Check
+from segagent_rt_export.segmenters.observing import misfit
 from segagent_rt_export.segmenters.published import host_of, levels_apart, prompts_apart
-from segagent_rt_export.states import State, pictures, scenes, states
+from segagent_rt_export.states import Drawn, Material, Scenes, State, pictures, scenes
 from segagent_rt_export.streaming import CPU, Convoy, Streamed
 from segagent_rt_export.variants import REFERENCE
 from segagent_rt_export.verdict import Case, Gate, Verdict, shortfalls, summarise
-
-CLICKS = 4
-"""Clicks on each scene when segmenters are compared."""
 
 SIZES = ((140, 196), (97, 331), (300, 120), (64, 64), (211, 223))
 """Heights and widths of pictures: grids that windows do not divide, enlarged ones, shrunk ones."""
@@ -98,8 +95,11 @@ def _twin(annotator: MllmAnnotator) -> MllmAnnotator:
     )  # fmt: skip
 
 
-def verify_segmenter(part: Part, checks: Sequence[Check], gate: Gate, tell: Tell) -> Verdict:
-    """Compare a segmenter's part, which holds the reference and all its variants."""
+def verify_segmenter(
+    part: Part, checks: Sequence[Check], gate: Gate, tell: Tell, material: Material | None = None
+) -> Verdict:
+    """Compare a segmenter's part, which holds the reference and all its variants; on generated
+    scenes without other `material`."""
     tell("comparing the graphs with torch")
     numbers: dict[str, Any] = {"graphs": graph_errors(part, checks)}
     failures = [
@@ -111,16 +111,28 @@ def verify_segmenter(part: Part, checks: Sequence[Check], gate: Gate, tell: Tell
     tell("comparing what the net is shown")
     numbers["host"], complaints = _host(part, gate)
     failures += complaints
-    tell("recording what the reference draws")
-    with Opened(part) as opened:
-        drawn = list(_drawn(opened.segmenter(), gate.scenes))
-    numbers["variants"] = {}
-    for variant in _others(part):
+    verdict = Verdict(numbers, tuple(failures))
+    return verdict.and_also(verify_masks(part, gate, tell, material or Scenes(gate.scenes)))
+
+
+def verify_masks(part: Part, gate: Gate, tell: Tell, material: Material) -> Verdict:
+    """Compare the masks of a segmenter's variants with the reference's."""
+    found: dict[str, Any] = {}
+    failures = list[str]()
+    if variants := _others(part):
+        tell("recording what the reference draws")
+        with Opened(part) as opened:
+            drawn = list(material.drawn(opened.segmenter()))
+    for variant in variants:
         tell(f"comparing {variant}")
-        found, complaints = _segmenter_variant(part, variant, drawn, gate)
-        numbers["variants"][variant] = found
+        found[variant], complaints = _segmenter_variant(part, variant, drawn, gate)
         failures += complaints
-    return Verdict(numbers, tuple(failures))
+    return Verdict({"variants": found} | _shown(material, variants), tuple(failures))
+
+
+def _shown(material: Material, variants: Sequence[str]) -> dict[str, Any]:
+    """What was compared with it."""
+    return {"material": material.record()} if variants else {}
 
 
 def graph_errors(part: Part, checks: Sequence[Check]) -> dict[str, float]:
@@ -176,30 +188,6 @@ def _host(part: Part, gate: Gate) -> tuple[dict[str, float], list[str]]:
     return numbers, complaints
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """A scene, the clicks that the reference led to, and its last mask."""
-
-    image: Array
-    clicks: tuple[Click, ...]
-    mask: Mask
-
-
-def _drawn(segmenter: Segmenter, count: int) -> Iterator[Drawn]:
-    for scene in scenes(count):
-        target = scene.mask(scene.expressions[0].target)
-        embedding, prediction = segmenter.encode(scene.image), None
-        mask, clicks = np.zeros_like(target), list[Click]()
-        for _ in range(CLICKS):
-            click = next_click(target, mask)
-            if click is None:
-                break
-            clicks.append(click)
-            prediction = segmenter.decode(embedding, clicks, prior=prediction)
-            mask = prediction.mask()
-        yield Drawn(scene.image, tuple(clicks), mask)
-
-
 def _replayed(segmenter: Segmenter, drawn: Drawn) -> Mask:
     embedding, prediction = segmenter.encode(drawn.image), None
     for count in range(1, len(drawn.clicks) + 1):
@@ -211,15 +199,20 @@ def _replayed(segmenter: Segmenter, drawn: Drawn) -> Mask:
 def _segmenter_variant(
     part: Part, variant: str, drawn: Sequence[Drawn], gate: Gate
 ) -> tuple[dict[str, Any], list[str]]:
+    images = list({id(one.image): one.image for one in drawn}.values())
+
     def measure(roles: Collection[str]) -> dict[str, Any]:
         with Opened(part, variant, roles) as opened:
             segmenter = opened.segmenter()
             ious = [iou(_replayed(segmenter, one), one.mask) for one in drawn]
-        return {
+        numbers = {
             "states": len(ious),
             "mask_iou_mean": round(float(np.mean(ious)), 4),
             "mask_iou_worst": round(min(ious), 4),
         }
+        if set(roles) & set(part.manifest.variants[variant].integers):
+            numbers["range_misfit"] = round(misfit(part, variant, images), 2)
+        return numbers
 
     return _judged(part, variant, measure, gate)
 
@@ -240,7 +233,13 @@ def verify_published(
 
 
 def verify_replies(
-    part: Part, segmenter: Segmenter | None, gate: Gate, tell: Tell, *, streamed: bool = False
+    part: Part,
+    segmenter: Segmenter | None,
+    gate: Gate,
+    tell: Tell,
+    material: Material | None = None,
+    *,
+    streamed: bool = False,
 ) -> Verdict:
     """Compare what an MLLM's variants answer with what the reference answers.
 
@@ -249,13 +248,15 @@ def verify_replies(
         segmenter: turns clicks into the masks that are compared, if there is one.
         gate: where the line is.
         tell: is told what is going on.
+        material: what is asked about; generated scenes if left out.
         streamed: whether the graphs run in pieces.
     """
     found: dict[str, Any] = {}
+    material = material or Scenes(gate.scenes)
     failures, convoy = list(lint(part)), Convoy(tell) if streamed else None
     if variants := _others(part):
         tell("recording what the reference answers")
-        recorded = list(states(gate.scenes))
+        recorded = list(material.states(segmenter))
         with Opened(part, convoy=convoy) as opened:
             answers = list(zip(recorded, opened.each(_answer, recorded), strict=True))
     for variant in variants:
@@ -269,7 +270,7 @@ def verify_replies(
 
         found[variant], complaints = _judged(part, variant, measure, gate)
         failures += complaints
-    return Verdict({"variants": found}, tuple(failures))
+    return Verdict({"variants": found} | _shown(material, variants), tuple(failures))
 
 
 def published_errors(opened: Opened, published: Published, tell: Tell) -> dict[str, float]:

@@ -34,13 +34,14 @@ class Runtime:
 
     `profile` begins the path of a file that ONNX Runtime writes, when a session is closed, with
     what each node did. A `brief` session runs so few times that arranging weights for speed does
-    not pay.
+    not pay. `integers`: what the graph quantises is to be multiplied so, and not unpacked.
     """
 
     backend: str = "auto"
     threads: int | None = None
     profile: Path | None = None
     brief: bool = False
+    integers: bool = False
 
 
 def open_session(graph: Path, runtime: Runtime) -> Session:

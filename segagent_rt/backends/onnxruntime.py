@@ -176,8 +176,9 @@ def _options(runtime: Runtime) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = runtime.threads or usable_cores()
-    # Weights stored in 8 bits are unpacked once, at load, not in every run.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if not runtime.integers:
+        # Weights stored in 8 bits are unpacked once, at load, not in every run.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     # A loop goes from graph to graph: threads of the one before, still spinning, would take the
     # cores from the next.
     options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -42,6 +42,12 @@ def command(
     download: Annotated[
         bool, typer.Option("--download", help="Fetch models of hubs that are not here yet.")
     ] = False,
+    calibration: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="A folder of photos to compare and calibrate on, instead of generated scenes."
+        ),
+    ] = None,
     below_gate: Annotated[
         bool,
         typer.Option(
@@ -63,17 +69,20 @@ def command(
     if not all(map(find_spec, EXTRA)):
         raise ExtraMissing("export", "export")
     from segagent_rt_export.exporter import Judge, carry_out
+    from segagent_rt_export.photos import open_photos
     from segagent_rt_export.plan import check_room, describe, make_plan
     from segagent_rt_export.sources import fetch_missing
 
+    photos = None if calibration is None else open_photos(calibration)
     if download:
         fetch_missing(found.sources, _tell)
     target = output or Path("engines") / found.name
-    plan = make_plan(found, target, resume=resume, below_gate=below_gate)
+    named = "" if photos is None else photos.sha256
+    plan = make_plan(found, target, resume=resume, below_gate=below_gate, pictures=named)
     for line in describe(plan):
         typer.echo(line, err=True)
     check_room(plan)
-    carry_out(plan, Judge(forgiving=below_gate), _tell)
+    carry_out(plan, Judge(forgiving=below_gate, photos=photos), _tell)
     _report(plan)
 
 

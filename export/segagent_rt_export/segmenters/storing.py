@@ -11,7 +11,9 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from segagent_rt_export.packing import LEAST, pack_convolutions
 from segagent_rt_export.precision import Precision, quantise_blocks
+from segagent_rt_export.segmenters.gelus import whole_gelus
 from segagent_rt_export.segmenters.halving import halve_products
+from segagent_rt_export.segmenters.integers import Ranges, quantise_convolutions
 from segagent_rt_export.segmenters.tracing import INLINE_LIMIT
 from segagent_rt_export.variants import SegmenterVariant
 
@@ -19,18 +21,31 @@ LIBRARY = "com.microsoft"
 """ONNX Runtime's own operators."""
 
 
-def store_as(graphs: Mapping[str, Path], folder: Path, variant: SegmenterVariant) -> None:
-    """Write the graphs again, under the same names in another folder, as a variant stores them."""
+def store_as(
+    graphs: Mapping[str, Path],
+    folder: Path,
+    variant: SegmenterVariant,
+    ranges: Mapping[str, Ranges] | None = None,
+) -> None:
+    """Write the graphs again, under the same names in another folder, as a variant stores them.
+
+    `ranges` are those of values by role, for variants whose convolutions are int8.
+    """
     folder.mkdir()
     for role, path in graphs.items():
         model = onnx.load(path)
-        if variant.linear.scheme == "fp16":
-            if role != "decoder":  # it is small, and prompts are coordinates
-                halve_products(model)
-        else:
-            store_matrices(model, variant.linear)
-        if variant.convolutions == "8bit":
+        linear = variant.linear
+        if role == "decoder" and variant.decoder is not None:
+            linear = variant.decoder
+        if role in variant.in_integers(graphs):
+            assert ranges is not None
+            quantise_convolutions(whole_gelus(model), ranges[role])
+        elif variant.convolutions != "fp32":
             pack_convolutions(model)
+        if linear.scheme == "fp16":
+            halve_products(model)
+        else:
+            store_matrices(model, linear)
         save(model, folder / path.name)
 
 

@@ -40,7 +40,9 @@ def test_there_is_a_small_checkpoint_of_every_family():
 
 @pytest.mark.parametrize("family", typing.get_args(SegmenterFamily))
 def test_a_segmenter(export, terminal, tmp_path, family):
-    bundle = export("cpu-8bit", "cpu-fast", "reference", segmenter=family, forgiving=True)
+    bundle = export(
+        "cpu-8bit", "cpu-fast", "cpu-int8", "reference", segmenter=family, forgiving=True
+    )
     verified = bundle.part("segmenter").manifest.verified
     print(family, {k: v for k, v in verified.items() if k != "variants"}, verified["variants"])
     assert max(verified["graphs"].values()) <= 1e-4

@@ -1,0 +1,94 @@
+"""Encoders in int8 beside fp32: how long they take, and what becomes of the masks.
+
+taskset -c 0 python benchmarks/int8.py          the segmenter that ships; prints one JSON document
+taskset -c 0 python benchmarks/int8.py FOLDER   and EdgeTAM of real size with random weights
+
+Each is exported with the gate on and forgiving, then both encoders run in turn on generated scenes.
+Random weights say how long it takes, and nothing about masks. FOLDER is removed afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from clock import Clock
+
+from segagent_rt.backends import Runtime
+from segagent_rt.bench.machine import describe_machine
+from segagent_rt.bundle import Part, open_bundle, open_part
+from segagent_rt.runtime import open_segmenter
+from segagent_rt.scenes import make_scene
+from segagent_rt_export.segmenters.shipped import rounded_click_net
+from segagent_rt_export.states import Scenes
+from segagent_rt_export.verdict import Gate
+from segagent_rt_export.verify import verify_masks
+
+SCENES, ROUNDS = 100, 20
+
+
+def main(folder: Path | None) -> None:
+    """Measure and print."""
+    document: dict[str, Any] = {"machine": describe_machine(), "cores": _cores()}
+    with tempfile.TemporaryDirectory() as scratch:
+        part = rounded_click_net(open_bundle().part("segmenter"), Path(scratch) / "part")
+        verdict = verify_masks(part, Gate(), lambda text: None, Scenes(SCENES))
+        document["click_net"] = {"verified": verdict.record()} | encoding(part, side=448)
+    if folder is not None:
+        document["edgetam"] = encoding(edgetam(folder), side=1024, rounds=5)
+        shutil.rmtree(folder)
+    print(json.dumps(document, indent=1))
+
+
+def encoding(part: Part, side: int, rounds: int = ROUNDS) -> dict[str, Any]:
+    """Milliseconds of an image's encoding, in turn; the first round does not count."""
+    where = Runtime("cpu", _cores())
+    names = [name for name in ("reference", "cpu-int8") if name in part.manifest.variants]
+    segmenters = {
+        name: open_segmenter(part, lambda part, role, name=name: part.session(role, where, name))
+        for name in names
+    }
+    clocks = {name: Clock() for name in names}
+    for seed in range(rounds + 1):
+        image = make_scene(seed, side).image
+        for name, segmenter in segmenters.items():
+            with (clocks[name] if seed else Clock())():
+                segmenter.encode(image)
+    fast = median(clocks["reference"].cpu) / median(clocks["cpu-int8"].cpu)
+    times = {name: clock.milliseconds() for name, clock in clocks.items()}
+    return {"encode_ms": times, "times_as_fast_cpu": round(fast, 2)}
+
+
+def edgetam(folder: Path) -> Part:
+    """At real size, its weights random."""
+    from segmenters import save_edgetam
+
+    from segagent_rt_export.exporter import Judge, carry_out
+    from segagent_rt_export.plan import make_plan
+    from segagent_rt_export.recipe import read_recipe
+
+    checkpoint, recipe = folder / "checkpoint", folder / "recipe.toml"
+    checkpoint.mkdir(parents=True)
+    save_edgetam(checkpoint)
+    recipe.write_text(
+        f'[segmenter]\nfamily = "edgetam"\nsource = "{checkpoint.resolve()}"\n'
+        'variants = ["cpu-int8", "reference"]\n'
+    )
+    plan = make_plan(read_recipe(recipe), folder / "bundle", resume=False, below_gate=True)
+    judge = Judge(Gate(scenes=1), forgiving=True)
+    carry_out(plan, judge, lambda text: print(text, file=sys.stderr))
+    return open_part(folder / "bundle" / "segmenter", "segmenter")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)

@@ -1,0 +1,196 @@
+"""Convolutions in integers: weights and activations of eight bits, by scales fixed beforehand.
+
+QuantizeLinear and DequantizeLinear stand round every convolution; runtimes that know the pattern
+multiply integers, all others compute the same in fp32. Only standard operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper, numpy_helper
+
+Ranges: TypeAlias = Mapping[str, tuple[float, float]]
+"""The least and the largest number that a value takes, by the value's name."""
+
+AVERAGES = ("ReduceMean", "GlobalAveragePool")
+
+LEVELS = 255
+"""Steps of an activation's range, in uint8."""
+
+
+class Integers:
+    """Which values of a graph become integers.
+
+    What a convolution reads and makes does, and the sum of two such values, so that integers stay
+    integers from one convolution to the next. Kept in fp32: what reads the picture or an average
+    over it, and what makes an output of the graph.
+    """
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+        self._constants = {tensor.name for tensor in graph.initializer}
+        self._outputs = {output.name for output in graph.output}
+        self._readers: dict[str, list[NodeProto]] = {}
+        for node in graph.node:
+            for name in node.input:
+                self._readers.setdefault(name, []).append(node)
+        self.convolutions = self._chosen()
+        self.values = self._met()
+
+    def _chosen(self) -> list[NodeProto]:
+        """All convolutions but the first ones and the last ones."""
+        kept = self._before_any_convolution() | self._averages()
+        return [
+            node
+            for node in self._graph.node
+            if node.op_type == "Conv"
+            and node.input[1] in self._constants
+            and node.input[0] not in kept
+            and self.settled(node.output[0]) not in self._outputs
+        ]
+
+    def _before_any_convolution(self) -> set[str]:
+        """The picture, and what is made of it alone."""
+        shown = {value.name for value in self._graph.input}
+        for node in self._graph.node:
+            if node.op_type != "Conv" and shown & set(node.input):
+                shown |= set(node.output)
+        return shown
+
+    def _averages(self) -> set[str]:
+        """Means, and what is made of nothing else: a number each channel, which costs nothing."""
+        found = set[str]()
+        for node in self._graph.node:
+            made_of = {name for name in node.input if name and name not in self._constants}
+            if node.op_type in AVERAGES or (made_of and made_of <= found):
+                found |= set(node.output)
+        return found
+
+    def settled(self, name: str) -> str:
+        """The value behind the Relu that alone reads this one, or this one."""
+        readers = self._readers.get(name, [])
+        if len(readers) == 1 and readers[0].op_type == "Relu" and name not in self._outputs:
+            return str(readers[0].output[0])
+        return name
+
+    def _met(self) -> list[str]:
+        """In the order of the graph."""
+        found = dict[str, None]()
+        for node in self.convolutions:
+            found[node.input[0]] = found[self.settled(node.output[0])] = None
+        for node in self._graph.node:
+            if node.op_type == "Add" and all(name in found for name in node.input):
+                found[self.settled(node.output[0])] = None
+        return [name for name in found if name not in self._outputs]
+
+
+def quantise_convolutions(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
+    """Put the convolutions of a graph into integers, in place.
+
+    Args:
+        model: its weights are in fp32; nodes stand in the order in which they run.
+        ranges: for each of `Integers(model.graph).values`.
+    """
+    graph = model.graph
+    chosen = Integers(graph)
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    scales = {name: _scale(*ranges[name]) for name in chosen.values}
+    writer = _Writer(graph, scales)
+    made = {node.output[0] for node in chosen.convolutions}
+    for node in list(graph.node):
+        if node.output[0] in made:
+            writer.convolution(node, weights)
+        else:
+            writer.other(node)
+    writer.finish()
+    return model
+
+
+def _scale(least: float, most: float) -> tuple[np.float32, np.uint8]:
+    """Of an activation, so that zero is one of its levels."""
+    least, most = min(least, 0.0), max(most, 0.0)
+    scale = np.float32(max(most - least, 1e-6) / LEVELS)
+    return scale, np.uint8(np.clip(np.rint(-least / scale), 0, LEVELS))
+
+
+def ranges_of(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
+    """The ranges that a graph of `quantise_convolutions` was made with, zero in them."""
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            scale, zero = (float(numpy_helper.to_array(held[name])) for name in node.input[1:])
+            found[node.input[0]] = -scale * zero, scale * (LEVELS - zero)
+    return found
+
+
+class _Writer:
+    """The nodes of the graph, written anew one after another."""
+
+    def __init__(
+        self, graph: onnx.GraphProto, scales: Mapping[str, tuple[np.float32, np.uint8]]
+    ) -> None:
+        self._graph, self._scales = graph, scales
+        self._nodes = list[NodeProto]()
+        self._stored = set[str]()
+
+    def other(self, node: NodeProto) -> None:
+        """A node that stays as it is, but for what it reads."""
+        node.input[:] = [f"{n}_rounded" if n in self._scales else n for n in node.input]
+        self._nodes.append(node)
+        for name in node.output:
+            if name in self._scales:
+                self.round(name)
+
+    def round(self, name: str) -> None:
+        """Integers and back."""
+        scale, zero = self._scales[name]
+        self._store(f"{name}_scale", np.asarray(scale))
+        self._store(f"{name}_zero", np.asarray(zero))
+        by = [f"{name}_scale", f"{name}_zero"]
+        self._nodes += [
+            helper.make_node("QuantizeLinear", [name, *by], [f"{name}_codes"]),
+            helper.make_node("DequantizeLinear", [f"{name}_codes", *by], [f"{name}_rounded"]),
+        ]
+
+    def convolution(self, node: NodeProto, weights: Mapping[str, onnx.TensorProto]) -> None:
+        """Its weight by a scale for each output channel, its bias by that times the input's."""
+        x, weight, bias = node.input[0], node.input[1], [*node.input[2:]]
+        values = numpy_helper.to_array(weights[weight]).astype(np.float32)
+        most = np.abs(values).max(tuple(range(1, values.ndim)))
+        scale = np.maximum(most, 1e-12).astype(np.float32) / 127
+        codes = np.rint(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(np.int8)
+        node.input[1] = self._constant(weight, codes, scale, node.output[0])
+        if bias:
+            finer = self._scales[x][0] * scale
+            exact = np.rint(numpy_helper.to_array(weights[bias[0]]).astype(np.float64) / finer)
+            whole = np.clip(exact, -(2**31) + 1, 2**31 - 1).astype(np.int32)
+            node.input[2] = self._constant(bias[0], whole, finer, node.output[0])
+        self.other(node)
+
+    def _constant(self, name: str, codes: np.ndarray, scale: np.ndarray, reader: str) -> str:
+        """Unpacked anew for each reader: a runtime takes the pair for its own."""
+        name = f"{name}_of_{reader}"
+        self._store(f"{name}_codes", codes)
+        self._store(f"{name}_scale", scale)
+        unpacked = helper.make_node(
+            "DequantizeLinear", [f"{name}_codes", f"{name}_scale"], [name], axis=0
+        )
+        self._nodes.append(unpacked)
+        return name
+
+    def _store(self, name: str, values: np.ndarray) -> None:
+        self._graph.initializer.append(numpy_helper.from_array(values, name))
+
+    def finish(self) -> None:
+        """Put the nodes into the graph, and forget weights that nobody reads any more."""
+        graph = self._graph
+        del graph.node[:]
+        graph.node.extend(self._nodes)
+        read = {name for node in graph.node for name in node.input}
+        for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+            graph.initializer.remove(tensor)

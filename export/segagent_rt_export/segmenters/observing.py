@@ -1,0 +1,109 @@
+"""How small and how large the values in a segmenter's graphs get, over pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from segagent_rt.backends import Runtime, open_session
+from segagent_rt.bundle import Part
+from segagent_rt.runtime import open_segmenter
+from segagent_rt.types import Click, Feed, Resident, RgbImage, Session
+from segagent_rt_export.segmenters.integers import Integers, Ranges, ranges_of
+from segagent_rt_export.variants import REFERENCE
+
+OUTLIERS = 0.01
+"""Percent of a value's numbers at either end that its range need not hold: clipping a few costs
+less than coarser steps for all."""
+
+SAMPLE = 1 << 18
+"""Numbers of a value that are looked at in one picture, evenly spread."""
+
+AT_ONCE = 32
+"""Values that one run hands out: they lie in memory together."""
+
+CPU = Runtime("cpu")
+
+
+class Observing:
+    """A session that notes the ranges of the values that `Integers` chooses."""
+
+    def __init__(self, path: Path) -> None:
+        model = onnx.load(path, load_external_data=False)
+        self._values = Integers(model.graph).values
+        self.ranges: dict[str, tuple[float, float]] = {}
+        seen = {output.name for output in model.graph.output}
+        extra = [onnx.ValueInfoProto(name=name) for name in self._values if name not in seen]
+        model.graph.output.extend(extra)
+        beside = path.with_name(f".{path.stem}-observed.onnx")  # where its weights may be, too
+        try:
+            beside.write_bytes(model.SerializeToString())
+            self._session = open_session(beside, CPU)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str],
+        *,
+        into: Mapping[str, Resident] | None = None,
+        keep: Collection[str] = (),
+    ) -> dict[str, Any]:
+        for start in range(0, len(self._values), AT_ONCE):
+            names = self._values[start : start + AT_ONCE]
+            for name, value in self._session.run(feeds, names).items():
+                self._note(name, np.asarray(value, np.float32).reshape(-1))
+        return self._session.run(feeds, outputs, into=into, keep=keep)
+
+    def _note(self, name: str, numbers: npt.NDArray[np.float32]) -> None:
+        some = numbers[:: max(1, len(numbers) // SAMPLE)]
+        least, most = np.percentile(some, (OUTLIERS, 100 - OUTLIERS))
+        before = self.ranges.get(name, (least, most))
+        self.ranges[name] = min(before[0], float(least)), max(before[1], float(most))
+
+    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Resident:
+        return self._session.allocate(shape, dtype)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def observed_ranges(part: Part, images: Iterable[RgbImage]) -> dict[str, Ranges]:
+    """By role, from the reference of a part, whose folder must be writable: its decoder alone is
+    not watched."""
+    watched, others = dict[str, Observing](), list[Session]()
+
+    def watch(part: Part, role: str) -> Session:
+        if role == "decoder":
+            others.append(part.session(role, CPU, REFERENCE))
+            return others[-1]
+        watched[role] = Observing(part.graphs(role, REFERENCE)[0].path)
+        return watched[role]
+
+    segmenter = open_segmenter(part, watch)
+    for image in images:
+        height, width = image.shape[:2]
+        middle = Click(width // 2, height // 2, True)
+        segmenter.decode(segmenter.encode(image), [middle])
+    for session in (*watched.values(), *others):
+        session.close()
+    return {role: session.ranges for role, session in watched.items()}
+
+
+def misfit(part: Part, variant: str, images: Iterable[RgbImage]) -> float:
+    """How many times as wide as they should be, or as narrow, a variant's ranges are on pictures:
+    the median over all values."""
+    factors = list[float]()
+    for role, measured in observed_ranges(part, images).items():
+        stored = ranges_of(onnx.load(part.graphs(role, variant)[0].path, load_external_data=False))
+        for name, (low, high) in stored.items():
+            least, most = measured[name]
+            wanted = max(most, 0.0) - min(least, 0.0)
+            factors.append(abs(np.log(max(high - low, 1e-6) / max(wanted, 1e-6))))
+    return float(np.exp(np.median(factors))) if factors else 1.0

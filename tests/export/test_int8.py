@@ -1,0 +1,225 @@
+"""Convolutions in integers: which they are, what they compute, and that wrong ranges are refused.
+
+The net that ships is trained, so what becomes of its masks means something.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+pytest.importorskip("torch", reason="needs the extra `export`")
+
+from segagent_rt.backends import Runtime, open_session
+from segagent_rt.bundle import Part, open_bundle
+from segagent_rt.contracts import Variant
+from segagent_rt_export.lint import complaints
+from segagent_rt_export.packing import pack_convolutions, unpack_convolutions
+from segagent_rt_export.segmenters import shipped
+from segagent_rt_export.segmenters.gelus import whole_gelus
+from segagent_rt_export.segmenters.integers import Integers, quantise_convolutions
+from segagent_rt_export.segmenters.observing import Observing
+from segagent_rt_export.states import Scenes
+from segagent_rt_export.verdict import Gate
+from segagent_rt_export.verify import verify_masks
+
+pytestmark = pytest.mark.export
+
+RNG = np.random.default_rng(0)
+IMAGE = RNG.normal(0, 1, (1, 3, 16, 16)).astype(np.float32)
+CPU = Runtime("cpu", threads=1)
+
+
+def net() -> onnx.ModelProto:
+    """A stem, a block with GELU and a shortcut, a squeeze, a last convolution."""
+    constants: dict[str, Any] = {
+        "half": np.float32(0.5), "one": np.float32(1), "root": np.float32(np.sqrt(2)),
+        "axes": np.array([2, 3]),
+    }  # fmt: skip
+    nodes: list[onnx.NodeProto] = []
+
+    def conv(x: str, out: str, inputs: int, outputs: int, kernel: int = 1) -> None:
+        shape, pad = (outputs, inputs, kernel, kernel), kernel // 2
+        weight = RNG.normal(0, (inputs * kernel**2) ** -0.5, shape)
+        constants[f"{out}_w"] = weight.astype(np.float32)
+        constants[f"{out}_b"] = RNG.normal(0, 0.3, outputs).astype(np.float32)
+        names = [x, f"{out}_w", f"{out}_b"]
+        nodes.append(helper.make_node("Conv", names, [out], pads=[pad] * 4))
+
+    def node(kind: str, inputs: list[str], out: str) -> None:
+        nodes.append(helper.make_node(kind, inputs, [out]))
+
+    conv("image", "stem", 3, 8, 3)
+    node("Relu", ["stem"], "x")
+    conv("x", "wide", 8, 16, 3)
+    for kind, inputs, out in (
+        ("Div", ["wide", "root"], "a"), ("Erf", ["a"], "b"), ("Add", ["b", "one"], "c"),
+        ("Mul", ["half", "c"], "d"), ("Mul", ["wide", "d"], "gelu"),
+    ):  # fmt: skip
+        node(kind, inputs, out)
+    conv("gelu", "narrow", 16, 8)
+    node("Add", ["x", "narrow"], "sum")
+    node("Relu", ["sum"], "y")
+    node("ReduceMean", ["y", "axes"], "mean")
+    conv("mean", "squeezed", 8, 8)
+    node("Sigmoid", ["squeezed"], "gate")
+    node("Mul", ["y", "gate"], "gated")
+    conv("gated", "mixed", 8, 8, 3)
+    conv("mixed", "features", 8, 4)
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "net", [value("image", TensorProto.FLOAT, IMAGE.shape)],
+        [value("features", TensorProto.FLOAT, [1, 4, 16, 16])],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    return other
+
+
+def run(model: onnx.ModelProto, folder: Path, integers: bool = False) -> np.ndarray:
+    path = folder / "graph.onnx"
+    onnx.save_model(model, str(path))
+    runtime = Runtime("cpu", threads=1, integers=integers)
+    return np.asarray(open_session(path, runtime).run({"image": IMAGE}, ["features"])["features"])
+
+
+def test_what_becomes_integers():
+    """Not the stem, which reads the picture, nor the squeeze, nor the last one."""
+    chosen = Integers(net().graph)
+    assert [node.output[0] for node in chosen.convolutions] == ["wide", "narrow", "mixed"]
+    assert chosen.values == ["x", "wide", "gelu", "narrow", "gated", "mixed", "y"]
+    assert Integers(whole_gelus(net()).graph).values == chosen.values
+
+
+def test_one_gelu_is_what_five_operators_compute(tmp_path):
+    model = net()
+    spelt = run(copy(model), tmp_path)
+    whole = whole_gelus(model)
+    kinds = [node.op_type for node in whole.graph.node]
+    assert kinds.count("Gelu") == 1
+    assert "Erf" not in kinds
+    assert np.abs(run(whole, tmp_path) - spelt).max() < 1e-5
+
+
+def test_another_function_with_erf_stays_as_it_is():
+    model = net()
+    (half,) = [t for t in model.graph.initializer if t.name == "half"]
+    half.CopyFrom(numpy_helper.from_array(np.asarray(np.float32(0.6)), "half"))
+    assert whole_gelus(copy(model)) == model
+
+
+@pytest.fixture
+def rounded(tmp_path):
+    """The net, and its integers by ranges that were measured on its input."""
+    model = net()
+    (tmp_path / "net").mkdir()
+    path = tmp_path / "net" / "encoder.onnx"
+    onnx.save_model(model, str(path))
+    watched = Observing(path)
+    watched.run({"image": IMAGE}, ["features"])
+    assert [p.name for p in path.parent.iterdir()] == ["encoder.onnx"]
+    return model, quantise_convolutions(whole_gelus(copy(model)), watched.ranges)
+
+
+def test_integers_stay_near_and_are_the_same_with_and_without_a_runtime_that_fuses(
+    rounded, tmp_path
+):
+    model, made = rounded
+    onnx.checker.check_model(made)
+    wanted = run(model, tmp_path)
+    for integers in (True, False):
+        apart = np.linalg.norm(run(made, tmp_path, integers) - wanted) / np.linalg.norm(wanted)
+        assert 0 < apart < 0.03
+
+
+def test_every_runtime_can_read_them(rounded):
+    """Standard operators, opset and IR; weights int8, no fp32 copy left."""
+    _, made = rounded
+    assert list(complaints(made, Variant("any", "int8", {}, "portable"))) == []
+    held = {tensor.name: tensor for tensor in made.graph.initializer}
+    assert "wide_w" not in held
+    assert held["stem_w"].data_type == TensorProto.FLOAT
+    assert held["wide_w_of_wide_codes"].data_type == TensorProto.INT8
+    assert held["wide_b_of_wide_codes"].data_type == TensorProto.INT32
+    assert len(numpy_helper.to_array(held["wide_w_of_wide_scale"])) == 16
+
+
+def test_packed_weights_are_unpacked_as_they_were_rounded():
+    model = net()
+    unpacked = unpack_convolutions(pack_convolutions(copy(model)))
+    before = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    after = {t.name: numpy_helper.to_array(t) for t in unpacked.graph.initializer}
+    assert before.keys() == after.keys()
+    assert not np.array_equal(before["wide_w"], after["wide_w"])
+    assert max(np.abs(before[name] - after[name]).max() for name in before) < 0.01
+
+
+@pytest.fixture(scope="module")
+def click_net(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shipped") / "part"
+    return shipped.rounded_click_net(open_bundle().part("segmenter"), folder)
+
+
+def judged(part: Part) -> Any:
+    return verify_masks(part, Gate(), lambda text: None, Scenes(8))
+
+
+def test_the_net_that_ships_draws_the_same_masks(click_net):
+    verdict = judged(click_net)
+    assert verdict.passed, verdict.failures
+    numbers = verdict.numbers["variants"]["cpu-int8"]
+    assert numbers["mask_iou_mean"] > 0.99
+    assert numbers["range_misfit"] < 1.5
+    assert verdict.numbers["material"] == {
+        "pictures": "generated scenes", "judged": 8, "measured": 8
+    }  # fmt: skip
+
+
+def test_the_runtime_multiplies_integers(click_net, tmp_path):
+    """Otherwise everything is unpacked and the net is as slow as in fp32."""
+    where = Runtime("cpu", threads=1, profile=tmp_path / "run")
+    picture = np.zeros((1, 256, 256, 3), np.uint8)
+    for variant, wanted in (("cpu-int8", 28), ("reference", 0)):
+        session = click_net.session("encoder", where, variant)
+        session.run({"image": picture}, ["features"])
+        session.close()
+        (profile,) = tmp_path.glob("run*")
+        events = json.loads(profile.read_text("utf-8"))
+        profile.unlink()
+        ran = [e["args"]["op_name"] for e in events if "op_name" in e.get("args", {})]
+        assert ran.count("QLinearConv") == wanted
+
+
+@pytest.mark.parametrize(
+    ("factor", "why"),
+    [
+        (10.0, "its ranges are (9|10).* times off, 3.0 are allowed"),  # masks alone do not tell
+        (0.1, "its masks have an IoU of 0.[0-8].*, 0.980 is asked for"),
+    ],
+)
+def test_ranges_that_are_ten_times_off_are_refused(tmp_path, monkeypatch, factor, why):
+    measured = shipped.observed_ranges
+
+    def wrong(*arguments: Any) -> Any:
+        found = measured(*arguments)
+        return {
+            role: {name: (factor * low, factor * high) for name, (low, high) in ranges.items()}
+            for role, ranges in found.items()
+        }
+
+    monkeypatch.setattr(shipped, "observed_ranges", wrong)
+    part = shipped.rounded_click_net(open_bundle().part("segmenter"), tmp_path / "part")
+    said = "; ".join(judged(part).failures)
+    assert re.search(f"cpu-int8: {why}; keep its encoder at higher precision", said), said
