@@ -262,7 +262,7 @@ def test_the_real_exporter_writes_both_graphs(
     """tensorrt-edgellm in an environment that the command makes; no GPU, no TensorRT."""
     if not index_answers():
         pytest.skip("the package index has no tensorrt-edgellm, or cannot be reached")
-    kept = os.environ.get("SEGAGENT_CACHE") or str(tmp_path_factory.getbasetemp() / "edge-llm")
+    kept = os.environ.get("EDGE_LLM_CACHE") or str(tmp_path_factory.getbasetemp() / "edge-llm")
     monkeypatch.setenv("SEGAGENT_CACHE", kept)
     recipe = recipe_file(family, checkpoint(family, float32))
     done = terminal("export", recipe, "--target", "edge-llm", "-o", tmp_path / "out")
