@@ -94,7 +94,10 @@ def _make(folder: Path, tell: Callable[[str], None]) -> None:
     tell(f"making an environment for {NAME} {VERSION} in {folder}")
     log = folder.with_name(f"{folder.name}.log")
     shutil.rmtree(folder, ignore_errors=True)
-    steps = [sys.executable, "-m", "venv", folder], [_python(folder), *_INSTALL, *PACKAGES]
+    steps: tuple[list[str | Path], ...] = (
+        [sys.executable, "-m", "venv", folder],
+        [_python(folder), *_INSTALL, *PACKAGES],
+    )
     try:
         for step in steps:
             if _run(step, log):
