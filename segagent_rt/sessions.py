@@ -84,5 +84,5 @@ def suited(graphs: Sequence[Graph], backend: str) -> list[Graph]:
     has = ", ".join(f"{graph.name} ({graph.variant.device})" for graph in graphs)
     raise BundleMissing(
         f"{graphs[0].path.parent} has no {graphs[0].role} for {backend}",
-        hint=f"it has {has}; `segagent-rt export` writes variants for GPUs",
+        hint=f"it has {has}; `segagent-rt export RECIPE --variant gpu-fp16` writes one for GPUs",
     )

@@ -15,6 +15,12 @@ PAGES = ("jetson", "rtx", "servers")
 PLACE = re.compile(r"`((?:tests|benchmarks|export|\.ci)/?[\w./-]*)`")
 MEASURED = re.compile(r"\d\s*(?:ms|µs|fps|FPS|tok/s|tokens/s|GB/s|W|J|x faster|%)(?!\w)")
 UNSHOWN = ("not run", "not measured")
+SHOWN = re.compile(
+    r"benchmarks/results/[\w.*-]+\.json|`(?:segagent-rt|python) [^`]+`"
+    r"|`(?:tests|benchmarks|segagent_rt)/[\w./-]+`|no command repeats|not measured"
+)
+"""What a paragraph with figures names: their file, their command, the code that holds a bar."""
+ALL = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
 
 
 def text(page: str) -> str:
@@ -44,6 +50,25 @@ def test_every_place_that_is_named_is_there(page):
 def test_no_figure_stands_without_the_file_that_it_is_from(page):
     for line in text(page).splitlines():
         assert not MEASURED.search(line) or "benchmarks/results/" in line, line
+
+
+@pytest.mark.parametrize("page", ALL)
+def test_every_paragraph_with_figures_says_where_they_are_from(page):
+    for paragraph in re.split(r"\n\s*\n", text(page)):
+        assert not MEASURED.search(paragraph) or SHOWN.search(paragraph), paragraph
+
+
+def test_every_section_of_the_benchmark_page_is_a_result_file():
+    page = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
+    for section in re.split(r"\n(?=## )", page)[1:]:
+        name = section.splitlines()[0].removeprefix("## ")
+        if MEASURED.search(section) or "| p50 |" in section:
+            assert (ROOT / "benchmarks" / "results" / f"{name}.json").is_file(), name
+
+
+def test_a_figure_without_a_place_is_seen():
+    assert not SHOWN.search("A click takes 54 ms on two cores.")
+    assert SHOWN.search("A click takes 54 ms (`segagent-rt bench -s one-full`).")
 
 
 def test_the_check_sees_figures():

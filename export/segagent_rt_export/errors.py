@@ -23,3 +23,7 @@ class SourceMissing(InputError):
 
 class TooLittleRoom(InputError):
     """The disk or the memory does not hold what an export needs."""
+
+
+class ToolFailed(SegagentError):
+    """A program of others, in an environment of its own, did not do its work."""

@@ -33,6 +33,7 @@ STEPS = 20
 
 NAMES = re.compile(
     r"(config|preprocessor_config|processor_config|generation_config|tokenizer|adapter_config)\.json"
+    r"|(tokenizer_config|chat_template)\.json|chat_template\.jinja"
     r"|(model|adapter_model)[\w.-]*\.safetensors(\.index\.json)?|qwen\.tiktoken"
 )
 PICKLED = re.compile(r"(pytorch_model|adapter_model)[\w.-]*\.bin(\.index\.json)?|[\w.-]+\.(pt|pth)")

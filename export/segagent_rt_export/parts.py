@@ -48,11 +48,7 @@ class PartDraft:
 
 def write_manifest(folder: Path, draft: PartDraft) -> Manifest:
     """Describe every file of the folder; the manifest is the last file written."""
-    files = {
-        path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, _sha256(path))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != contracts.MANIFEST_FILE
-    }
+    files = file_records(folder)
     manifest = Manifest(
         kind=draft.kind,
         family=draft.family,
@@ -65,6 +61,15 @@ def write_manifest(folder: Path, draft: PartDraft) -> Manifest:
     )
     write_json(folder / contracts.MANIFEST_FILE, manifest)
     return manifest
+
+
+def file_records(folder: Path) -> dict[str, FileRecord]:
+    """Size and hash of every file of a folder but its manifest, by path within it."""
+    return {
+        path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, _sha256(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / contracts.MANIFEST_FILE
+    }
 
 
 def write_index(folder: Path, index: BundleIndex) -> None:

@@ -13,6 +13,7 @@ from segagent_rt.errors import ExtraMissing
 
 if TYPE_CHECKING:
     from segagent_rt_export.plan import Plan
+    from segagent_rt_export.recipe import Recipe
 
 EXTRA = ("torch", "transformers", "onnx", "onnxscript", "safetensors")
 """What the extra `export` installs."""
@@ -54,6 +55,10 @@ def command(
             "--allow-below-gate", help="Write what is not good enough, too, and record that."
         ),
     ] = False,
+    target: Annotated[
+        str,
+        typer.Option(help="bundle, or what a server of the MLLM loads: edge-llm, trtllm."),
+    ] = "bundle",
 ) -> None:
     """Needs the extra `export`. What was compared, and how well it did, is in the manifest."""
     from segagent_rt_export.recipe import find_recipe, read_recipe
@@ -65,6 +70,10 @@ def command(
         raise typer.BadParameter("name a recipe, or see --list")
     if only not in (None, "segmenter", "mllm"):
         raise typer.BadParameter("--only takes segmenter or mllm")
+    if target not in ("bundle", "edge-llm", "trtllm"):
+        raise typer.BadParameter("--target takes bundle, edge-llm or trtllm")
+    if target != "bundle" and (only or variant or resume or below_gate or calibration):
+        raise typer.BadParameter("of the other options only -o and --download go with --target")
     found = read_recipe(find_recipe(recipe)).narrowed(only, tuple(variant or ()))  # type: ignore[arg-type]
     if not all(map(find_spec, EXTRA)):
         raise ExtraMissing("export", "export")
@@ -75,15 +84,32 @@ def command(
 
     photos = None if calibration is None else open_photos(calibration)
     if download:
-        fetch_missing(found.sources, _tell)
-    target = output or Path("engines") / found.name
+        wanted = found if target == "bundle" else found.narrowed("mllm", ())
+        fetch_missing(wanted.sources, _tell)
+    if target != "bundle":
+        _prepare(found, target, output)
+        return
+    folder = output or Path("engines") / found.name
     named = "" if photos is None else photos.sha256
-    plan = make_plan(found, target, resume=resume, below_gate=below_gate, pictures=named)
+    plan = make_plan(found, folder, resume=resume, below_gate=below_gate, pictures=named)
     for line in describe(plan):
         typer.echo(line, err=True)
     check_room(plan)
     carry_out(plan, Judge(forgiving=below_gate, photos=photos), _tell)
     _report(plan)
+
+
+def _prepare(recipe: Recipe, target: str, output: Path | None) -> None:
+    """Tab-separated, a line each: what a command is for, and the command."""
+    from segagent_rt_export.served.prepare import prepare
+
+    folder = output or Path("engines") / f"{recipe.name}-{target}"
+    served = prepare(recipe, target, folder, _tell)  # type: ignore[arg-type]
+    if sys.stderr.isatty():
+        typer.echo(err=True)
+    typer.echo(f"folder\t{folder}")
+    for what, command in served.commands.items():
+        typer.echo(f"{what}\t{command}")
 
 
 def _list() -> None:

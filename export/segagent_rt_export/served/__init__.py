@@ -1,0 +1,1 @@
+"""What servers of others load, made from the MLLM of a recipe."""
