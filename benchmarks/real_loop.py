@@ -10,8 +10,8 @@ billion weights, each variant against torch in fp32 and bf16; then many expressi
 numbers a weight holds does not change what the work takes.
 
 Both sides run in one process and in turn, beginning with another one in each lap. A ratio is told
-only if the graphs in full precision give torch's logits, those that were timed give them to within
-their rounding, and the masks after the same clicks are the same.
+only if the graphs in full precision give torch's logits, those that were timed are away from them
+by less than half of what another picture changes, and the masks after the same clicks are alike.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from in_turn import in_turn
 from real_bundle import Place, make, place_of
 from real_ours import Floats, OurMllm, apart
 from real_reference import PlainMllm
-from real_walk import check_graphs, measure_walks
+from real_walk import EXACT, EXPRESSION, SIDE, check_graphs, measure_walks
 
 from segagent_rt.bench.machine import describe_machine, measure_ceilings, peak_bytes
 from segagent_rt.bench.spread import ratio_spread, spread
@@ -43,15 +43,10 @@ SMALL = {"click": "qwen2.5-vl-small", "walk": "qwen3-vl-small"}
 VARIANTS: dict[str, tuple[Any, ...]] = {
     "click": ("reference", "cpu-8bit", "cpu-fast"), "walk": ("cpu-8bit",),
 }  # fmt: skip
-LIMITS = {"reference": 1e-3, "cpu-8bit": 0.2, "cpu-fast": 0.4}
-"""Of `apart`, from torch in fp32. Random layers amplify what rounding does; a wrong graph is off by
-more than 1."""
-
 EXPRESSIONS = (
-    "the mug behind the laptop", "the second chair from the left", "a dog that is lying down",
+    EXPRESSION, "the second chair from the left", "a dog that is lying down",
     "the person in the red coat",
 )  # fmt: skip
-SIDE = 1024
 
 
 def main() -> None:
@@ -98,6 +93,8 @@ def measure_clicks(place: Place, laps: int) -> dict[str, Any]:
     plain = {"fp32": PlainMllm(place, torch.float32)}
     expected = plain["fp32"].choices(images[0], expression, exact.tokens)
     errors = {"reference": apart(exact.logits, expected)}
+    other = plain["fp32"].choices(make_scene(laps, SIDE).image, expression, exact.tokens)
+    limit = apart(other, expected) / 2
     plain["bf16"] = PlainMllm(place, torch.bfloat16)
     ours = {name: OurMllm(place, name) for name in VARIANTS["click"] if name != "reference"}
     replies = [ours["cpu-8bit"].click(image, expression).tokens for image in images]
@@ -116,12 +113,12 @@ def measure_clicks(place: Place, laps: int) -> dict[str, Any]:
         },
     }
     done = in_turn(ways, laps)
-    passed = all(errors[name] <= LIMITS[name] for name in errors)
+    passed = errors["reference"] <= EXACT and max(errors.values()) <= limit
     return {
         "patches": place.pixels // 14**2,
         "reply_tokens": float(np.mean([len(tokens) for tokens in replies])),
         "decoder_calls": float(np.mean([len(c.logits) for c in done["cpu-8bit"]])),
-        "logits_apart": errors,
+        "logits_apart": errors | {"allowed when rounded": limit},
         "parity": passed,
         "ways": {
             name: {

@@ -144,8 +144,9 @@ class OurMllm:
 
 
 def apart(found: Floats, wanted: Floats) -> float:
-    """Length of the difference of logits, over that of what they differ in from row to row."""
+    """Root mean square of the difference of logits [choices, rows], as a share of the spread of the
+    rows: of their median deviation, for with random weights the last token's own row stands out."""
     if found.shape != wanted.shape:
         return float("inf")
-    spread = wanted - wanted.mean(-1, keepdims=True)
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(spread))
+    spread = np.median(np.abs(wanted - np.median(wanted, -1, keepdims=True)), -1, keepdims=True)
+    return float(np.sqrt(np.mean(((found - wanted) / spread) ** 2)))
