@@ -65,7 +65,77 @@ QWEN_VL: dict[str, Any] = {
         "mlp_ratio": 4.9231, "output_dim": 4096, "image_start_id": 151857,
     },
 }  # fmt: skip
-CONFIGS = {"qwen2.5-vl-3b": QWEN2_5_VL_3B, "qwen-vl": QWEN_VL}
+QWEN2_5_VL_HALF_B: dict[str, Any] = {
+    "model_type": "qwen2_5_vl",
+    "tie_word_embeddings": True,
+    "text_config": {
+        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+        "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936,
+        "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12],
+        },
+    },
+    "vision_config": QWEN2_5_VL_3B["vision_config"] | {"out_hidden_size": 896},
+}  # fmt: skip
+"""Qwen2.5-VL's tower in front of a language model of the size of Qwen2.5-0.5B."""
+
+QWEN3_VL_2B: dict[str, Any] = {
+    "model_type": "qwen3_vl",
+    "tie_word_embeddings": True,
+    "text_config": {
+        "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
+        "vocab_size": 151936, "max_position_embeddings": 262144, "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20],
+            "mrope_interleaved": True,
+        },
+    },
+    "vision_config": {
+        "depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16,
+        "out_hidden_size": 2048, "patch_size": 16, "spatial_merge_size": 2,
+        "deepstack_visual_indexes": [5, 11, 17], "num_position_embeddings": 2304,
+    },
+}  # fmt: skip
+QWEN3_VL_PICTURES = {
+    "patch_size": 16, "merge_size": 2, "temporal_patch_size": 2,
+    "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+    "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+}  # fmt: skip
+
+
+def _smaller(config: dict[str, Any]) -> dict[str, Any]:
+    """A model of the same architecture for tests."""
+    text = {
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 2048,
+        "max_position_embeddings": 2048,
+    }  # fmt: skip
+    rope = config["text_config"]["rope_parameters"] | {"mrope_section": [2, 3, 3]}
+    vision = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
+        "out_hidden_size": 64,
+    }  # fmt: skip
+    if "deepstack_visual_indexes" in config["vision_config"]:
+        vision |= {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
+    else:
+        vision["fullatt_block_indexes"] = [1]
+    return config | {
+        "text_config": config["text_config"] | text | {"rope_parameters": rope},
+        "vision_config": config["vision_config"] | vision,
+    }
+
+
+CONFIGS = {
+    "qwen2.5-vl-3b": QWEN2_5_VL_3B,
+    "qwen-vl": QWEN_VL,
+    "qwen2.5-vl-0.5b": QWEN2_5_VL_HALF_B,
+    "qwen3-vl-2b": QWEN3_VL_2B,
+    "qwen2.5-vl-small": _smaller(QWEN2_5_VL_HALF_B),
+    "qwen3-vl-small": _smaller(QWEN3_VL_2B),
+}
 
 
 def write_checkpoint(name: str, folder: Path) -> int:
@@ -80,6 +150,8 @@ def write_checkpoint(name: str, folder: Path) -> int:
         config = config | {"image_token_id": tokenizer.token_to_id("<|image_pad|>")}
         shapes, depth = _transformers_shapes(config), config["text_config"]["num_hidden_layers"]
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    if config["model_type"] == "qwen3_vl":  # its patches are not those that the processor assumes
+        (folder / "preprocessor_config.json").write_text(json.dumps(QWEN3_VL_PICTURES), "utf-8")
     _write_shards(folder, _fill(shapes, depth))
     return sum(torch.Size(shape).numel() for shape in shapes.values())
 
@@ -100,7 +172,7 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
         if sum(held.nbytes for held in shard.values()) > SHARD:
             flush()
     flush()
-    index = {"weight_map": places}
+    index = {"metadata": {}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
 
 

@@ -13,7 +13,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -50,7 +51,17 @@ EDGETAM: dict[str, Any] = {
 }
 """As published; the trunk is RepViT-m1."""
 
-WIDTHS, DEPTHS = (48, 96, 192, 384), (2, 2, 14, 2)
+
+@dataclass(frozen=True, slots=True)
+class EdgeTamSize:
+    """Channels and blocks of the trunk's stages, and the configuration of all else."""
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    config: Mapping[str, Any]
+
+
+AS_PUBLISHED = EdgeTamSize((48, 96, 192, 384), (2, 2, 14, 2), EDGETAM)
 
 
 def main(folder: Path) -> None:
@@ -123,11 +134,11 @@ def save_sam(place: Path) -> None:
     awake(SamModel(SamConfig())).save_pretrained(place)
 
 
-def save_edgetam(place: Path) -> None:
+def save_edgetam(place: Path, size: EdgeTamSize = AS_PUBLISHED) -> None:
     """The image model, under the published names."""
-    config = Sam2Config(**EDGETAM)
+    config = Sam2Config(**size.config)
     config.mask_decoder_config._attn_implementation = "eager"
-    net = awake(EdgeTam(RepVit(WIDTHS, DEPTHS), config))
+    net = awake(EdgeTam(RepVit(size.widths, size.depths), config))
     save_file(net.state_dict(), place / "model.safetensors")
     described = json.loads(config.to_json_string(use_diff=False)) | {"model_type": "edgetam_video"}
     described["vision_config"]["backbone_config"] = {"model_type": "timm_wrapper"}

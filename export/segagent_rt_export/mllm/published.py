@@ -135,20 +135,21 @@ class FromTransformers:
     def picture(self, image: RgbImage) -> Tensor:
         """Embeddings of a picture; those of the last one are kept."""
         if self._seen is None or self._seen[0] is not image:
-            features = self._model.model.get_image_features(**self._inputs(image))
+            features = self._model.model.get_image_features(**self.inputs(image))
             self._seen = image, torch.cat(list(features.pooler_output)).flatten(0, -2)
         return self._seen[1]
 
     @torch.no_grad()
     def logits(self, image: RgbImage, lead: Sequence[int], tail: Sequence[int]) -> Floats:
-        inputs, count = self._inputs(image), len(self.picture(image))
+        inputs, count = self.inputs(image), len(self.picture(image))
         ids = torch.tensor([[*lead, *[self._picture] * count, *tail]])
         if "image_grid_thw" in inputs:
             inputs["mm_token_type_ids"] = (ids == self._picture).int()
         found: Tensor = self._model(input_ids=ids, **inputs).logits[0]
         return np.asarray(found[-len(tail) :].numpy())
 
-    def _inputs(self, image: RgbImage) -> dict[str, Tensor]:
+    def inputs(self, image: RgbImage) -> dict[str, Tensor]:
+        """What the image processor makes of a picture, as the model takes it."""
         return dict(self._processor(images=[image], return_tensors="pt"))
 
 

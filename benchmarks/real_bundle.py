@@ -1,0 +1,152 @@
+"""Bundles of real size with random weights, written without the gate: they are for timing.
+
+A graph that is not what torch computes is found by whoever measures, in the run that measures.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from random_checkpoint import write_checkpoint
+from segmenters import AS_PUBLISHED, EdgeTamSize, save_edgetam
+
+from segagent_rt.contracts import BundleIndex, PartName, Variant
+from segagent_rt_export.mllm.export import export_mllm_graphs, export_mllm_tables
+from segagent_rt_export.mllm.source import Choices, MllmSource, read_source
+from segagent_rt_export.parts import PartDraft, new_part, write_index, write_manifest
+from segagent_rt_export.recipe import SegmenterRecipe, VariantName
+from segagent_rt_export.segmenters.families import export_segmenter
+from segagent_rt_export.segmenters.storing import store_as
+from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
+
+NOT_RUN = {"gate": "not run: random weights, for timing"}
+
+SMALL_EDGETAM = EdgeTamSize(
+    (16, 24, 32, 48),
+    (2, 2, 3, 1),
+    {
+        "vision_config": {
+            "backbone_config": {"model_type": "sam2_hiera_det_model"},
+            "backbone_channel_list": [48, 32, 24, 16],
+            "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+            "fpn_hidden_size": 32,
+        },
+        "prompt_encoder_config": {"hidden_size": 32, "image_size": 128},
+        "mask_decoder_config": {"hidden_size": 32, "mlp_dim": 64, "iou_head_hidden_dim": 32},
+    },
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A model's folder: a checkpoint, and the bundle that was made of it.
+
+    Attributes:
+        model: one of random_checkpoint's.
+        pixels: of the pictures that the MLLM sees: 1,024 patches.
+        segmenter: the shape of the EdgeTAM beside it, if there is one.
+    """
+
+    folder: Path
+    model: str
+    pixels: int
+    segmenter: EdgeTamSize | None = None
+
+    @property
+    def checkpoint(self) -> Path:
+        """The MLLM's."""
+        return self.folder / "checkpoint"
+
+    @property
+    def segmenter_checkpoint(self) -> Path:
+        """EdgeTAM's."""
+        return self.folder / "edgetam"
+
+    @property
+    def bundle(self) -> Path:
+        """What was exported."""
+        return self.folder / "bundle"
+
+    def source(self) -> MllmSource:
+        """The MLLM's checkpoint, understood. Pictures pass through JPEG files, as in SegAgent."""
+        choices = Choices(preset="segagent-rated", most_pixels=self.pixels, jpeg=True)
+        return read_source(self.checkpoint, choices)
+
+
+SMALL_PIXELS = 140 * 140
+
+
+def place_of(folder: Path, model: str) -> Place:
+    """Where a model of these benchmarks lies, and what belongs to it."""
+    pixels = {"qwen2.5-vl-0.5b": 448 * 448, "qwen3-vl-2b": 512 * 512}.get(model, SMALL_PIXELS)
+    size = {"qwen3-vl-2b": AS_PUBLISHED, "qwen3-vl-small": SMALL_EDGETAM}.get(model)
+    return Place(folder / model, model, pixels, size)
+
+
+def make(place: Place, variants: Sequence[VariantName]) -> None:
+    """Write what is not there yet: checkpoints, then a bundle with exactly these variants."""
+    if not place.checkpoint.exists():
+        write_checkpoint(place.model, place.checkpoint)
+    parts: list[PartName] = ["mllm"]
+    if not _is_there(place.bundle / "mllm", variants):
+        shutil.rmtree(place.bundle / "mllm", ignore_errors=True)
+        _make_mllm(place, variants)
+    if place.segmenter is not None:
+        parts.append("segmenter")
+        if not place.segmenter_checkpoint.exists():
+            place.segmenter_checkpoint.mkdir()
+            save_edgetam(place.segmenter_checkpoint, place.segmenter)
+        if not (place.bundle / "segmenter").exists():
+            make_segmenter(
+                "edgetam", place.segmenter_checkpoint, place.bundle / "segmenter", ("cpu-8bit",)
+            )
+    write_index(place.bundle, BundleIndex(place.model, {name: name for name in parts}))
+
+
+def _is_there(part: Path, variants: Sequence[VariantName]) -> bool:
+    manifest = part / "manifest.json"
+    if not manifest.is_file():
+        return False
+    return set(json.loads(manifest.read_text("utf-8"))["variants"]) == set(variants)
+
+
+def _make_mllm(place: Place, variants: Sequence[VariantName]) -> None:
+    source = place.source()
+    with new_part(place.bundle / "mllm") as folder:
+        made: dict[str, Variant] = {}
+        for name in variants:
+            kind = MLLM_VARIANTS[name]
+            (folder / name).mkdir()
+            paths = export_mllm_graphs(source, folder / name, kind.arithmetic, kind.dialect)
+            graphs = {role: f"{name}/{path.name}" for role, path in paths.items()}
+            made[name] = Variant(kind.device, kind.precision, graphs, kind.dialect)
+        export_mllm_tables(source, folder)
+        draft = PartDraft("mllm", source.family, source.settings, made, source.provenance, NOT_RUN)
+        write_manifest(folder, draft)
+
+
+def make_segmenter(
+    family: str, checkpoint: Path, target: Path, variants: Sequence[VariantName]
+) -> None:
+    """Write a segmenter's part; the reference is among its variants only if it is named."""
+    recipe = SegmenterRecipe(family, str(checkpoint), tuple(variants))  # type: ignore[arg-type]
+    with new_part(target) as folder:
+        (folder / REFERENCE).mkdir()
+        exported = export_segmenter(recipe, checkpoint, folder / REFERENCE)
+        made: dict[str, Variant] = {}
+        for name in variants:
+            kind = SEGMENTER_VARIANTS[name]
+            if name != REFERENCE:
+                store_as(exported.graphs, folder / name, kind)
+            graphs = {role: f"{name}/{path.name}" for role, path in exported.graphs.items()}
+            made[name] = Variant(kind.device, kind.precision, graphs, kind.dialect)
+        if REFERENCE not in variants:
+            shutil.rmtree(folder / REFERENCE)
+        draft = PartDraft(
+            "segmenter", family, exported.settings, made, exported.provenance, NOT_RUN
+        )
+        write_manifest(folder, draft)

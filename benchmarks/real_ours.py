@@ -1,0 +1,152 @@
+"""Our side of the benchmarks at real size: a variant's MLLM, with an ear at its decoder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from real_bundle import Place
+
+from segagent_rt.annotators.mllm import MllmAnnotator
+from segagent_rt.backends import Runtime
+from segagent_rt.bundle import Part, open_bundle
+from segagent_rt.mllm.constrained import Prompt, Writer, greedy
+from segagent_rt.runtime import open_mllm
+from segagent_rt.types import Feed, Request, Resident, RgbImage, Session, Turn, View
+
+Floats = npt.NDArray[np.float32]
+
+
+class Ear:
+    """A decoder's session; keeps the logits of every call."""
+
+    def __init__(self, session: Session) -> None:
+        self._session, self.heard = session, list[Floats]()
+
+    def run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str],
+        *,
+        into: Mapping[str, Resident] | None = None,
+        keep: Collection[str] = (),
+    ) -> dict[str, Any]:
+        """Run the graph."""
+        found = self._session.run(feeds, outputs, into=into, keep=keep)
+        self.heard.append(np.array(found["logits"][-1]))
+        return found
+
+    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Resident:
+        """A buffer of the session's."""
+        return self._session.allocate(shape, dtype)
+
+    def close(self) -> None:
+        """Release the graph."""
+        self._session.close()
+
+    def take(self) -> Floats:
+        """Logits [calls, rows] since the last time."""
+        heard, self.heard = self.heard, []
+        return np.stack(heard)
+
+
+class Replies:
+    """Keeps the tokens of every reply that an annotator gives."""
+
+    def __init__(self, annotator: MllmAnnotator) -> None:
+        self._decode, annotator.decode = annotator.decode, self._keep
+        self._said = list[tuple[int, ...]]()
+
+    def _keep(self, tokens: Sequence[int]) -> str:
+        self._said.append(tuple(tokens))
+        return self._decode(tokens)
+
+    def take(self) -> list[tuple[int, ...]]:
+        """The replies since the last time."""
+        said, self._said = self._said, []
+        return said
+
+
+@dataclass(frozen=True, slots=True)
+class OurClick:
+    """A turn, all its seconds, the tokens of its reply, and the logits [choices, rows] of it."""
+
+    turn: Turn
+    total: float
+    tokens: tuple[int, ...]
+    logits: Floats
+
+    @property
+    def language(self) -> float:
+        """Reading the prompt and writing the reply."""
+        return self.turn.seconds["language"]
+
+
+class OurMllm:
+    """One variant; the full-precision one is run as it lies in its file, to save memory."""
+
+    def __init__(self, place: Place, variant: str) -> None:
+        self._cpu = Runtime("cpu", brief=variant == "reference")
+        self._variant, self._sessions = variant, list[Session]()
+        part = open_bundle(place.bundle).part("mllm")
+        self.annotator: MllmAnnotator = open_mllm(part, self._open)
+        self._replies = Replies(self.annotator)
+
+    def _open(self, part: Part, role: str) -> Session:
+        session = part.session(role, self._cpu, self._variant)
+        self._sessions.append(session)
+        if role == "decoder":
+            self.ear = Ear(session)
+            return self.ear
+        return session
+
+    def click(self, image: RgbImage, expression: str) -> OurClick:
+        """The first click on an image that was not seen before."""
+        start = time.perf_counter()
+        view = self.annotator.look(image)
+        return self.ask(view, expression, start)
+
+    def ask(self, view: View, expression: str, start: float | None = None) -> OurClick:
+        """The first click for an expression; `start` is when its time began."""
+        self.ear.heard.clear()
+        start = time.perf_counter() if start is None else start
+        turn = view.propose([Request(None, expression)])[0][0]
+        total = time.perf_counter() - start
+        return OurClick(turn, total, self._replies.take()[-1], self.ear.take())
+
+    def split(self, image: RgbImage, expression: str) -> Floats:
+        """As `click`, with the prompt read in two calls: up to the end of the picture, and on."""
+        annotator, model = self.annotator, self.annotator.model
+        grammar = annotator.grammar(expression, (1, 1))
+        assert grammar is not None
+        lead, tail = annotator.prompt(expression)
+        clean = annotator.tower.resize(image)
+        seen = annotator.tower.embed(annotator.picture(image, clean, None))
+        embeddings = np.concatenate([model.embed(lead), seen.embeddings], axis=1)
+        positions = annotator.settings.language.rope.before_text(len(lead), seen.grid)
+        cache = model.new_cache(annotator.room(seen.embeddings.shape[1]))
+        model.feed(cache, embeddings, positions)
+        first = Prompt(embeddings, positions)
+        rest = Prompt(model.embed(tail), first.following(len(tail)))
+        self.ear.heard.clear()
+        writer = Writer(model, annotator.settings.head_rows)
+        writer.write(cache, rest, grammar, greedy, grammar.ended)
+        return self.ear.take()
+
+    def close(self) -> None:
+        """Release the graphs."""
+        for session in self._sessions:
+            session.close()
+
+
+def apart(found: Floats, wanted: Floats) -> float:
+    """Root mean square of the difference of logits [choices, rows], as a share of the spread of the
+    rows: of their median deviation, for with random weights the last token's own row stands out."""
+    if found.shape != wanted.shape:
+        return float("inf")
+    spread = np.median(np.abs(wanted - np.median(wanted, -1, keepdims=True)), -1, keepdims=True)
+    return float(np.sqrt(np.mean(((found - wanted) / spread) ** 2)))
