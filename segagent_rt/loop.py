@@ -32,6 +32,8 @@ class Rules:
         accept: a mask that the annotator rates this high is good enough; None to never accept.
         patience: as many masks in a row rated no better than an earlier one; None to go on.
         settles: whether a click that leaves the mask as it was is the last.
+        rates_last: whether the annotator looks once more when the budget is used up, so that the
+            last mask may be the best; SegAgent's own evaluation leaves it unrated.
         deadline: seconds after which the best mask so far is the result; a running call is stopped.
     """
 
@@ -39,6 +41,7 @@ class Rules:
     accept: float | None = 0.9
     patience: int | None = None
     settles: bool = True
+    rates_last: bool = True
     deadline: float | None = None
 
     def verdict(self, turn: Turn, clicks: int, ratings: Sequence[float | None]) -> Stop | None:
@@ -96,10 +99,14 @@ def walk(
         except (Interrupted, NotReady):
             yield Step(turn, None, prediction, watch.seconds, "deadline")
             return
-        settled = rules.settles and prediction is not None and after.agrees(prediction)
+        ended: Stop | None = None
+        if rules.settles and prediction is not None and after.agrees(prediction):
+            ended = "unchanged"  # the annotator would see the same picture and say the same again
+        elif len(clicks) == rules.max_clicks and not rules.rates_last:
+            ended = "budget"
         prediction = after
-        yield Step(turn, turn.action, after, watch.seconds, "unchanged" if settled else None)
-        if settled:  # the annotator would see the same picture and say the same again
+        yield Step(turn, turn.action, after, watch.seconds, ended)
+        if ended is not None:
             deadline.close()
             return
 

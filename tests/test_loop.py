@@ -32,6 +32,14 @@ def test_budget_is_kept_and_the_last_mask_is_rated_too():
     assert len(view.seen) == 4
 
 
+def test_the_last_mask_may_be_left_unrated_as_in_segagents_evaluation():
+    rules = Rules(max_clicks=3, rates_last=False)
+    found, view = run(ScriptedAnnotator(CLICKS, [0.0, 0.3, 0.8]), rules)
+    assert (found.stop, len(found.clicks), len(view.seen)) == ("budget", 3, 3)
+    assert [rating for _, rating in found.candidates] == [0.3, 0.8, None]
+    assert found.best == 1, "a mask that nobody rated does not win over one that was"
+
+
 def test_first_turn_is_shown_no_mask_and_later_turns_the_mask_so_far():
     found, view = run(ScriptedAnnotator(CLICKS), Rules(max_clicks=2))
     assert view.seen[0].prediction is None

@@ -98,7 +98,7 @@ class Race:
     def _lap(self, scene: Scene, number: int) -> Lap:
         """The three walks, beginning with another one each time."""
         asked, rules = question(scene), self.scenario.rules
-        fixed = Rules(self.scenario.clicks, accept=None, settles=False)
+        fixed = Rules(self.scenario.clicks, accept=None, settles=False, rates_last=False)
         works = [
             lambda: self._theirs(scene, asked),
             lambda: timed_walk(self.runtime.open(scene.image), self.meter, fixed, asked),
