@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotReady
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,7 @@ class Rules:
         accept: a mask that the annotator rates this high is good enough; None to never accept.
         patience: as many masks in a row rated no better than an earlier one; None to go on.
         settles: whether a click that leaves the mask as it was is the last.
-        rates_last: whether the annotator looks once more when the budget is used up, so that the
-            last mask may be the best; SegAgent's own evaluation leaves it unrated.
+        rates_last: whether the mask that uses up the budget is rated too; SegAgent's is not.
         deadline: seconds after which the best mask so far is the result; a running call is stopped.
     """
 
@@ -72,43 +72,37 @@ def walk(
 ) -> Iterator[Step]:
     """Yield a step for every click, and a last one without a click that says why it ended.
 
-    The embedding is a future, so that the segmenter encodes while the annotator looks. `prior`
-    starts from a mask instead of from nothing.
+    The embedding is a future: the segmenter encodes meanwhile. `prior` is a mask to start from.
     """
     rules = rules or Rules()
-    deadline = Deadline(rules.deadline)
     prediction, clicks, ratings = prior, list[Click](), list[float | None]()
-    while True:
-        watch, turn = Stopwatch(), Turn("", Finish())
-        try:
-            with deadline.active(), watch("annotate"):
-                request = [Request(prediction, expression)]
-                asking = len(clicks) < rules.max_clicks
-                turn = view.propose(request)[0][0] if asking else view.rate(request)[0]
-            if prediction is not None:
-                ratings.append(turn.predicted_iou)
-            stop = rules.verdict(turn, len(clicks), ratings)
-            if stop is not None or not isinstance(turn.action, Click):
-                deadline.close()
-                yield Step(turn, None, prediction, watch.seconds, stop)
+    ended: Stop | None = None
+    with closing(Deadline(rules.deadline)) as deadline:
+        while ended is None:
+            watch, turn = Stopwatch(), Turn("", Finish())
+            try:
+                with deadline.active(), watch("annotate"):
+                    request = [Request(prediction, expression)]
+                    asking = len(clicks) < rules.max_clicks
+                    turn = view.propose(request)[0][0] if asking else view.rate(request)[0]
+                ratings += [] if prediction is None else [turn.predicted_iou]
+                stop = rules.verdict(turn, len(clicks), ratings)
+                if stop is not None or not isinstance(turn.action, Click):
+                    yield Step(turn, None, prediction, watch.seconds, stop)
+                    return
+                clicks.append(turn.action)
+                with deadline.active(), watch("segment"):
+                    encoded = embedding.result(deadline.remaining)
+                    after = segmenter.decode(encoded, clicks, prior=prediction, box=turn.box)
+            except (Interrupted, NotReady):
+                yield Step(turn, None, prediction, watch.seconds, "deadline")
                 return
-            clicks.append(turn.action)
-            with deadline.active(), watch("segment"):
-                encoded = embedding.result(deadline.remaining)
-                after = segmenter.decode(encoded, clicks, prior=prediction, box=turn.box)
-        except (Interrupted, NotReady):
-            yield Step(turn, None, prediction, watch.seconds, "deadline")
-            return
-        ended: Stop | None = None
-        if rules.settles and prediction is not None and after.agrees(prediction):
-            ended = "unchanged"  # the annotator would see the same picture and say the same again
-        elif len(clicks) == rules.max_clicks and not rules.rates_last:
-            ended = "budget"
-        prediction = after
-        yield Step(turn, turn.action, after, watch.seconds, ended)
-        if ended is not None:
-            deadline.close()
-            return
+            # Shown the same mask again, the annotator would say the same again.
+            settled = rules.settles and prediction is not None and after.agrees(prediction)
+            spent = not rules.rates_last and len(clicks) == rules.max_clicks
+            ended = "unchanged" if settled else "budget" if spent else None
+            prediction = after
+            yield Step(turn, turn.action, after, watch.seconds, ended)
 
 
 def annotate(
