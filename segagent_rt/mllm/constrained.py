@@ -28,6 +28,12 @@ class Choice:
     tokens: tuple[int, ...]
     chances: npt.NDArray[np.float64]
 
+    @property
+    def scores(self) -> npt.NDArray[np.float64]:
+        """Logarithms of the chances; -inf for a token whose chance is too small for a number."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.chances)
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -142,7 +148,7 @@ class Writer:
             pen.choices.append(choice)
             old = drafted.tokens[at]
             rated = automaton.past_rating(choice.state)
-            pen.put(choice.tokens[pick(np.log(choice.chances))] if rated else old)
+            pen.put(choice.tokens[pick(choice.scores)] if rated else old)
             same = pen.tokens[at] == old
         if until(pen.state):
             return pen.written
@@ -170,7 +176,7 @@ class Writer:
             choice = self._choice(pen.automaton, pen.state, logits)
             pen.choices.append(choice)
             known = len(pen.tokens)
-            pen.put(choice.tokens[pick(np.log(choice.chances))])
+            pen.put(choice.tokens[pick(choice.scores)])
             if until(pen.state):
                 return pen.written
             logits = self._feed(cache, prompt, pen.tokens[known:], skip=known)

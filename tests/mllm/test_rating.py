@@ -52,3 +52,10 @@ def test_a_one_beside_a_nine_begins_a_hundred():
 def test_a_one_beside_a_zero_or_a_two_begins_a_number_below_twenty():
     found = rating_of(written({"2": 0.7, "1": 0.3}, {"1": 1.0}), GRAMMAR)
     assert found == pytest.approx(0.7 * 0.21 + 0.3 * 0.145)
+
+
+def test_a_chance_of_nothing_is_never_picked_and_warns_nobody():
+    """Logits of large models lie so far apart that chances vanish; warnings are errors here."""
+    choice = written({"8": 1.0}).choices[0]
+    assert np.isneginf(choice.scores).any()
+    assert choice.tokens[int(choice.scores.argmax())] == ord("8")
