@@ -65,9 +65,11 @@ class Photos:
 
     @property
     def judged(self) -> tuple[Photo, ...]:
+        """Every other picture, beginning with the first."""
         return self.pictures[::2]
 
     def measured(self) -> Iterator[RgbImage]:
+        """The others; of a single picture, that one."""
         return (photo.image for photo in self.pictures[1::2] or self.pictures)
 
     def drawn(self, reference: Segmenter) -> Iterator[Drawn]:
@@ -99,6 +101,7 @@ class Photos:
                 yield State(name, photo.image, expression, drawn)
 
     def record(self) -> dict[str, Any]:
+        """For the manifest: how many were used, and the hash."""
         return {
             "pictures": "photos",
             "judged": len(self.judged),
