@@ -19,15 +19,15 @@ from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.bench.meter import GraphMeter
 from segagent_rt.bench.spread import ratio_spread, spread
 from segagent_rt.bench.walks import Question, Record, figures, timed_walk
-from segagent_rt.loop import Rules
 from segagent_rt.metrics import iou
+from segagent_rt.rules import Rules
 from segagent_rt.runtime import Runtime, load
 from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.sam import SamSettings
 from segagent_rt.types import RgbImage, Session
 
 CLICKS, THEIR_CLICKS = 3, 7
-RULES = Rules(CLICKS, accept=None, settles=False)
+RULES = Rules.fixed(CLICKS)
 EXPRESSION = "the mug behind the laptop"
 SIDE = 1024
 EXACT, MASK_IOU = 1e-3, 0.95

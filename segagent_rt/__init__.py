@@ -18,7 +18,7 @@ __all__ = ["Box", "Canvas", "Click", "Rules", "Runtime", "SegagentError", "Traje
 
 if TYPE_CHECKING:
     from segagent_rt.errors import SegagentError
-    from segagent_rt.loop import Rules
+    from segagent_rt.rules import Rules
     from segagent_rt.runtime import Canvas, Runtime, load
     from segagent_rt.types import Box, Click, Trajectory
 
@@ -26,7 +26,7 @@ _HOMES = {
     "Box": "types",
     "Canvas": "runtime",
     "Click": "types",
-    "Rules": "loop",
+    "Rules": "rules",
     "Runtime": "runtime",
     "SegagentError": "errors",
     "Trajectory": "types",

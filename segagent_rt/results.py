@@ -20,6 +20,7 @@ def describe_step(step: Step) -> dict[str, Any]:
     return {
         "reply": step.turn.reply,
         "click": describe_clicks([step.click])[0] if step.click else None,
+        "anew": step.anew,
         "predicted_iou": _rounded(step.turn.predicted_iou),
         "problem": action.why if isinstance(action, Malformed) else None,
         "seconds": {k: round(v, 6) for k, v in {**step.turn.seconds, **step.seconds}.items()},

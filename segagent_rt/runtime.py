@@ -18,9 +18,9 @@ from segagent_rt.backends import Runtime as Where
 from segagent_rt.bundle import Bundle, Part, open_bundle
 from segagent_rt.errors import ClickOutside, ManifestInvalid
 from segagent_rt.image import load_image
-from segagent_rt.loop import Rules
 from segagent_rt.mllm.language import LanguageModel
 from segagent_rt.mllm.vision import Tower
+from segagent_rt.rules import Rules
 from segagent_rt.search import Tree
 from segagent_rt.sessions import Placement
 from segagent_rt.types import (

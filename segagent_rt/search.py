@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from segagent_rt.errors import Interrupted
-from segagent_rt.loop import Rules, walk
+from segagent_rt.loop import walk
+from segagent_rt.rules import Rules
 from segagent_rt.timing import Deadline, Stopwatch
 from segagent_rt.types import Click, Finish, Prediction, Request, Segmenter, Step, Turn, View
 

@@ -91,7 +91,8 @@ Stop: TypeAlias = Literal[
 class Step:
     """One turn of a walk, and the mask after it.
 
-    A step without a click ends the walk; its turn rates the last mask.
+    A step without a click ends the walk; its turn rates the last mask. With a click `anew` the
+    earlier ones are put away, and its mask is made of nothing else.
     """
 
     turn: Turn
@@ -99,6 +100,7 @@ class Step:
     prediction: Prediction | None
     seconds: Seconds
     stop: Stop | None = None
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ import numpy as np
 
 from segagent_rt.annotators.scripted import ScriptedAnnotator
 from segagent_rt.errors import Interrupted
-from segagent_rt.loop import Rules, annotate, walk
+from segagent_rt.loop import annotate, walk
+from segagent_rt.rules import Rules
 from segagent_rt.segmenters.disc import DiscSegmenter
 from segagent_rt.segmenters.prediction import GivenMask
 from segagent_rt.types import Click, Malformed, Request, Turn
@@ -102,6 +103,80 @@ def test_a_walk_that_does_not_settle_uses_its_budget_up():
     found, _ = run(ScriptedAnnotator(same, [0.0, 0.4, 0.4, 0.4]), Rules(3, settles=False))
     assert found.stop == "budget"
     assert len(found.clicks) == 3
+
+
+class Torn:
+    """Greedily clicks to the left, where nothing is; drawn, now and then to the right."""
+
+    def __init__(self, script, draws):
+        self.inner, self.draws, self.drawn = script.look(IMAGE), draws, 0
+
+    def propose(self, requests, *, samples=1, temperature=0.0, rng=None):
+        if not temperature:
+            return self.inner.propose(requests)
+        assert [request.prediction for request in requests] == [None]
+        self.drawn += 1
+        return [[Turn("drawn", click, 0.5) for click in self.draws[:samples]]]
+
+    def rate(self, requests):
+        return self.inner.rate(requests)
+
+
+LEFT, RIGHT = Click(10, 30, positive=True), Click(60, 30, positive=True)
+FIRST_AND_MORE = [LEFT, *CLICKS[1:]]
+
+
+def torn(draws, ratings, rules=None, prior=None):
+    segmenter, embedding = DiscSegmenter(), Future()
+    embedding.set_result(segmenter.encode(IMAGE))
+    view = Torn(ScriptedAnnotator(FIRST_AND_MORE, ratings), draws)
+    return annotate("it", view, segmenter, embedding, rules=rules, prior=prior), view
+
+
+def test_a_doubted_first_mask_is_put_away_for_a_click_outside_it():
+    found, _ = torn([LEFT, RIGHT], [0.0, 0.2, 0.95])
+    assert found.clicks == (LEFT, RIGHT)
+    assert [step.anew for step in found.steps] == [False, True, False]
+    assert [rating for _, rating in found.candidates] == [0.2, 0.95]
+    mask = found.prediction.mask()
+    assert mask[30, 60]
+    assert not mask[30, 10], "made of the second click alone"
+
+
+def test_the_click_after_a_new_beginning_adds_to_it_alone():
+    found, _ = torn([RIGHT], [0.0, 0.2, 0.7, 0.95])
+    last = found.steps[-1].prediction.mask()
+    assert last[30, 60]
+    assert not last[30, 10]
+    assert last[FIRST_AND_MORE[2].y, FIRST_AND_MORE[2].x]
+
+
+def test_first_clicks_are_tried_until_one_is_not_doubted_or_none_is_drawn():
+    others = [LEFT, RIGHT, Click(35, 8, positive=True), Click(35, 52, positive=False)]
+    found, view = torn(others, [0.0, 0.2, 0.3, 0.1], Rules(max_clicks=5))
+    assert found.clicks[:3] == (LEFT, RIGHT, others[2])
+    assert [step.anew for step in found.steps] == [False, True, True, False, False, False]
+    assert view.drawn == 3, "the last time in vain: what is left is negative, or was tried"
+    assert found.clicks[3] == FIRST_AND_MORE[3], "so the walk goes on as it would have"
+    assert found.stop == "budget"
+
+
+def test_the_best_rated_mask_is_returned_also_if_it_was_put_away():
+    found, _ = torn([RIGHT], [0.0, 0.4, 0.3], Rules(max_clicks=2))
+    assert found.best == 0
+    assert found.prediction.mask()[30, 10]
+
+
+def test_nothing_is_put_away_without_doubt_without_a_rating_or_with_a_prior():
+    for ratings, rules, prior in (
+        ([0.0, 0.5], Rules(3), None),
+        ([0.0, 0.1], Rules(3, doubt=None), None),
+        ([None, None, None, None], Rules(3), None),
+        ([0.1, 0.1, 0.1], Rules(3), GivenMask(np.zeros((60, 80), np.bool_))),
+    ):
+        found, view = torn([RIGHT], ratings, rules, prior)
+        assert not any(step.anew for step in found.steps)
+        assert view.drawn == 0
 
 
 def test_a_malformed_reply_ends_the_walk_and_keeps_the_mask():

@@ -12,8 +12,9 @@ import pytest
 from segagent_rt.annotators.oracle import OracleAnnotator
 from segagent_rt.annotators.scripted import ScriptedAnnotator
 from segagent_rt.errors import Interrupted
-from segagent_rt.loop import Rules, walk
+from segagent_rt.loop import walk
 from segagent_rt.metrics import iou
+from segagent_rt.rules import Rules
 from segagent_rt.runtime import load
 from segagent_rt.scenes import make_scene
 from segagent_rt.search import Tree, explore

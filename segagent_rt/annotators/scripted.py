@@ -15,6 +15,7 @@ class ScriptedAnnotator:
     """Gives the same turns to every image, one after the other, then `Finish`.
 
     `ratings` are the predicted IoUs of the masks shown, in the same order; 0.0 where they end.
+    Asked for another first click in the middle of a walk, it repeats its first one.
     """
 
     clicks: Sequence[Click]
@@ -42,15 +43,16 @@ class ScriptedView:
         temperature: float = 0.0,
         rng: np.random.Generator | None = None,
     ) -> list[list[Turn]]:
-        return [[self._turn(request)] * samples for request in requests]
+        return [[self._turn(request, temperature)] * samples for request in requests]
 
     def rate(self, requests: Sequence[Request]) -> list[Turn]:
-        turns = [self._turn(request) for request in requests]
+        turns = [self._turn(request, 0.0) for request in requests]
         return [Turn("", Finish(), turn.predicted_iou) for turn in turns]
 
-    def _turn(self, request: Request) -> Turn:
-        at = len(self.seen)
-        self.seen.append(request)
+    def _turn(self, request: Request, temperature: float) -> Turn:
+        again = temperature > 0 and request.prediction is None and bool(self.seen)
+        at = 0 if again else len(self.seen)
+        self.seen += [] if again else [request]
         clicks, ratings = self.script.clicks, self.script.ratings
         rating = ratings[at] if at < len(ratings) else 0.0
         if at >= len(clicks):

@@ -14,7 +14,7 @@ from segagent_rt.bench.one_by_one import OneByOne
 from segagent_rt.bench.scenario import Scenario
 from segagent_rt.bench.spread import ratio_spread, spread
 from segagent_rt.bench.walks import Question, final_mask, question
-from segagent_rt.loop import Rules
+from segagent_rt.rules import Rules
 from segagent_rt.runtime import Runtime
 from segagent_rt.types import RgbImage, Trajectory
 
@@ -90,7 +90,7 @@ class _Walk:
             embedding.result()
         rules = self.scenario.rules
         if not self.levers.stop_rules:
-            rules = Rules(rules.max_clicks, accept=None, settles=False)
+            rules = Rules.fixed(rules.max_clicks)
         steps = []
         segmenter = self.runtime.segmenter
         for step in loop.walk(asked.expression, view, segmenter, embedding, rules=rules):

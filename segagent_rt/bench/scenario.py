@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 from segagent_rt.bench.packaged import packaged
 from segagent_rt.contracts import parse
 from segagent_rt.errors import InputError, ManifestInvalid
-from segagent_rt.loop import Rules
+from segagent_rt.rules import Rules
 from segagent_rt.scenes import Scene, make_scene
 
 if sys.version_info >= (3, 11):

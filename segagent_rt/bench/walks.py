@@ -11,8 +11,8 @@ import numpy as np
 
 from segagent_rt.bench.meter import GraphMeter, count_by_graph, covered_seconds, seconds_by_graph
 from segagent_rt.bench.spread import spread
-from segagent_rt.loop import Rules
 from segagent_rt.metrics import iou
+from segagent_rt.rules import Rules
 from segagent_rt.runtime import Canvas
 from segagent_rt.scenes import Scene
 from segagent_rt.types import Mask, Step, Trajectory

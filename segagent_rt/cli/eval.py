@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from segagent_rt.data.sources import Places
     from segagent_rt.eval.evaluation import Evaluation
     from segagent_rt.eval.walks import Walker
-    from segagent_rt.loop import Rules
+    from segagent_rt.rules import Rules
     from segagent_rt.runtime import Runtime
 
 
@@ -99,7 +99,7 @@ def command(
     from segagent_rt.eval.scores import Choice
     from segagent_rt.eval.selection import Rule
     from segagent_rt.eval.walks import AnnotatorName, StartName, Walker
-    from segagent_rt.loop import Rules
+    from segagent_rt.rules import Rules
     from segagent_rt.runtime import load
     from segagent_rt.search import Tree
 
@@ -113,7 +113,8 @@ def command(
             return
         asked = Evaluation(output, choice, limit, restart=overwrite, pictures=visualize)
         names = named(data, split)
-        tree = Tree(Rules(max_clicks, None, patience), candidates, temperature)
+        rules = Rules(max_clicks, accept=None, doubt=None, patience=patience)
+        tree = Tree(rules, candidates, temperature)
         who = one_of(AnnotatorName, annotator, "--annotator")
         walker = Walker(tree, who, one_of(StartName, start, "--start"))
         figures = _on_data(names, Places(root, images), asked, walker, runtime, cluster)

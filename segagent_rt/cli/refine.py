@@ -42,7 +42,7 @@ def command(
     from segagent_rt.data.masks import load_mask
     from segagent_rt.files import check_writable
     from segagent_rt.image import load_image
-    from segagent_rt.loop import Rules
+    from segagent_rt.rules import Rules
     from segagent_rt.runtime import load
     from segagent_rt.search import Tree
     from segagent_rt.segmenters.prediction import GivenMask

@@ -67,7 +67,7 @@ def command(
     from segagent_rt.contracts import to_json
     from segagent_rt.files import check_writable
     from segagent_rt.image import load_image
-    from segagent_rt.loop import Rules
+    from segagent_rt.rules import Rules
     from segagent_rt.runtime import load
     from segagent_rt.search import Tree
 
@@ -111,7 +111,8 @@ def shown(steps: Iterator[Step]) -> Iterator[Step]:
         rated = "" if rating is None else f"  mask so far rated {rating:.2f}"
         if step.click is not None:
             sign = "+" if step.click.positive else "-"
-            typer.echo(f"  click {number}: {sign}({step.click.x}, {step.click.y}){rated}", err=True)
+            at = f"{sign}({step.click.x}, {step.click.y}){' anew' if step.anew else ''}"
+            typer.echo(f"  click {number}: {at}{rated}", err=True)
         else:
             typer.echo(f"  {step.stop}{rated}", err=True)
         yield step

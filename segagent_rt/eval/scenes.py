@@ -16,8 +16,8 @@ import numpy as np
 
 from segagent_rt.annotators.oracle import next_click
 from segagent_rt.eval.statistics import spearman
-from segagent_rt.loop import Rules
 from segagent_rt.metrics import iou
+from segagent_rt.rules import Rules
 from segagent_rt.runtime import Canvas, Runtime
 from segagent_rt.scenes import GENERATOR, Scene, make_scene
 from segagent_rt.scenes.dice import Dice
@@ -100,7 +100,9 @@ def _one(runtime: Runtime, scene: Scene, expression: str, rules: Rules) -> Scene
     meant = scene.expressions[0]
     target = scene.mask(meant.target)
     canvas = runtime.open(scene.image)
-    forced = canvas.annotate(expression, rules=Rules(rules.max_clicks, accept=None))
+    forced = canvas.annotate(
+        expression, rules=Rules(rules.max_clicks, accept=None, doubt=rules.doubt)
+    )
     masks = [prediction.mask() for prediction, _ in forced.candidates]
     usual = shorten(forced, rules)
     returned = usual.prediction.mask() if usual.prediction else np.zeros_like(target)

@@ -13,13 +13,13 @@ import numpy as np
 from segagent_rt.data.predictions import Recording
 from segagent_rt.data.tables import Overlap
 from segagent_rt.eval.selection import Rule, best_rated, select, shortened
-from segagent_rt.loop import Rules
 from segagent_rt.metrics import (
     cumulative_iou,
     generalised_iou,
     intersection_union,
     number_of_clicks,
 )
+from segagent_rt.rules import Rules
 
 Pair: TypeAlias = tuple[int, int]
 

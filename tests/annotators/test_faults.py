@@ -14,7 +14,7 @@ from segagent_rt.annotators.endpoint import Endpoint, EndpointAnnotator
 from segagent_rt.annotators.posting import KEY, LARGEST, TRIES, parse_address
 from segagent_rt.bundle import open_bundle
 from segagent_rt.errors import AnnotatorError
-from segagent_rt.loop import Rules
+from segagent_rt.rules import Rules
 from segagent_rt.runtime import open_asker
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Click, Malformed, Request

@@ -22,7 +22,8 @@ from segagent_rt.data.record import Question, RunLengths, Sample
 from segagent_rt.data.tables import Overlap, rows, summary, write_tables
 from segagent_rt.errors import DataInvalid
 from segagent_rt.eval.scores import Choice, measure, overlaps
-from segagent_rt.loop import Rules, annotate
+from segagent_rt.loop import annotate
+from segagent_rt.rules import Rules
 from segagent_rt.segmenters.disc import DiscSegmenter
 from tests.data.datasets import DRAWN
 

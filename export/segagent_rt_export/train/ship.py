@@ -11,7 +11,7 @@ from typing import Any
 
 from segagent_rt.contracts import MANIFEST_FILE, Manifest, read_json
 from segagent_rt.eval.scenes import SceneSuite, evaluate_scenes
-from segagent_rt.loop import Rules
+from segagent_rt.rules import Rules
 from segagent_rt.runtime import Runtime, load
 from segagent_rt.scenes import GENERATOR
 from segagent_rt_export.agreement import check_gate, measure_agreement
