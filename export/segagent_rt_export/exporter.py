@@ -157,10 +157,11 @@ def make_segmenter(part: PartPlan, folder: Path, judge: Judge, tell: Tell) -> No
     names = _with_reference(part.recipe.variants)
     variants = {str(name): _segmenter_variant(name, exported) for name in names}
     ranges: Mapping[str, Ranges] | None = None
-    if any(SEGMENTER_VARIANTS[name].convolutions == "int8" for name in names):
+    roles = {role for variant in variants.values() for role in variant.integers}
+    if roles:
         tell("measuring the ranges of values")
         bare = _described(folder, _draft(part, exported, {REFERENCE: variants[REFERENCE]}))
-        ranges = observed_ranges(bare, judge.material.measured())
+        ranges = observed_ranges(bare, judge.material.measured(), roles)
     for name in names:
         if name != REFERENCE:
             tell(f"storing {name}")

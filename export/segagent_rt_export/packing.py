@@ -10,10 +10,11 @@ LEAST = 1024
 """Smaller weights are not worth a scale for each channel."""
 
 
-def pack_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
+def pack_convolutions(model: onnx.ModelProto, most: int = 127) -> onnx.ModelProto:
     """Replace the weight of every convolution and Gemm by int8 and DequantizeLinear, in place.
 
-    One scale for each output channel; the function changes only by the rounding of the weights.
+    One scale for each output channel, whose largest weight becomes `most`; the function changes
+    only by the rounding of the weights.
     """
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -23,7 +24,7 @@ def pack_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
         tensor = weights.get(name)
         if tensor is not None and name not in packed and np.prod(tensor.dims) >= LEAST:
             packed.add(name)
-            nodes.append(_unpacked(graph, numpy_helper.to_array(tensor), name, axis=0))
+            nodes.append(_unpacked(graph, numpy_helper.to_array(tensor), name, most))
             graph.initializer.remove(tensor)
         nodes.append(node)
     del graph.node[:]
@@ -31,20 +32,17 @@ def pack_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _unpacked(graph: onnx.GraphProto, values: np.ndarray, name: str, axis: int) -> onnx.NodeProto:
-    rest = tuple(i for i in range(values.ndim) if i != axis)
-    scale = np.maximum(np.abs(values).max(rest), 1e-12).astype(np.float32) / 127
-    shape = [-1 if i == axis else 1 for i in range(values.ndim)]
-    codes = np.rint(values / scale.reshape(shape)).astype(np.int8)
+def _unpacked(graph: onnx.GraphProto, values: np.ndarray, name: str, most: int) -> onnx.NodeProto:
+    rest = tuple(range(1, values.ndim))
+    scale = np.maximum(np.abs(values).max(rest), 1e-12).astype(np.float32) / most
+    codes = np.rint(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(np.int8)
     graph.initializer.extend(
         [
             numpy_helper.from_array(codes, f"{name}_codes"),
             numpy_helper.from_array(scale, f"{name}_scale"),
         ]
     )
-    return helper.make_node(
-        "DequantizeLinear", [f"{name}_codes", f"{name}_scale"], [name], axis=axis
-    )
+    return helper.make_node("DequantizeLinear", [f"{name}_codes", f"{name}_scale"], [name], axis=0)
 
 
 def unpack_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from segagent_rt.annotators.mllm import MllmSettings
+from segagent_rt.bundle import Part, open_part
 from segagent_rt.contracts import BundleIndex, Variant
 from segagent_rt.mllm.geometry import Axial
 from segagent_rt.mllm.language import LanguageSettings
@@ -30,6 +32,9 @@ from segagent_rt_export.packing import pack_convolutions
 from segagent_rt_export.parts import PartDraft, new_part, write_index, write_manifest
 from segagent_rt_export.precision import Precision
 from segagent_rt_export.segmenters.click_net import export_click_net
+from segagent_rt_export.segmenters.integers import MOST
+from segagent_rt_export.segmenters.sharing import save_sharing
+from segagent_rt_export.segmenters.shipped import rounded_click_net
 from segagent_rt_export.train import mllm_net
 from segagent_rt_export.train.questions import PROTOCOL
 from segagent_rt_export.train.segmenter_net import SIDE, SegmenterNet
@@ -65,15 +70,33 @@ def _state(path: Path) -> dict[str, Any]:
 
 
 def export_segmenter(net: SegmenterNet, folder: Path) -> None:
-    """The segmenter's part of the bundle."""
+    """The segmenter's part of the bundle: the same weights for arithmetic in integers, where it is
+    fast, and in fp32 for all other places."""
     folder.mkdir()
     graphs = export_click_net(net, folder)
-    for path in graphs.values():
-        onnx.save_model(pack_convolutions(onnx.load(path)), str(path))
+    stored = {path: pack_convolutions(onnx.load(path), MOST) for path in graphs.values()}
+    for path, model in stored.items():
+        onnx.save_model(model, str(path))
     names = {role: path.name for role, path in graphs.items()}
     variants = {"cpu-8bit": Variant("any", "weights int8, arithmetic fp32", names)}
+    part = _described(folder, variants)
+    with tempfile.TemporaryDirectory() as scratch:
+        rounded = rounded_click_net(part, Path(scratch) / "rounded")
+        found = {role: onnx.load(rounded.graphs(role, "cpu-int8")[0].path) for role in graphs}
+    for role, path in graphs.items():
+        fast = path.with_suffix(".int8.onnx")
+        models = {path: stored[path], fast: found[role]}
+        save_sharing(models, f"{path.name}.data")
+    fast_names = {role: f"{role}.int8.onnx" for role in graphs}
+    roles = tuple(graphs)
+    fast_one = Variant("cpu", "weights and arithmetic int8", fast_names, integers=roles)
+    _described(folder, {"cpu-int8": fast_one, **variants})
+
+
+def _described(folder: Path, variants: dict[str, Variant]) -> Part:
     draft = PartDraft("segmenter", "click_net", ClickNetSettings(side=SIDE), variants)
     write_manifest(folder, draft)
+    return open_part(folder, "segmenter")
 
 
 def export_mllm(

@@ -21,7 +21,7 @@ BLOCK = 32
 class SegmenterVariant:
     """`linear` is for matrix products, in fp16 for convolutions too; `decoder` for those of the
     decoder, if they differ. `convolutions` of 8 bits are unpacked when loaded; as int8 they are
-    multiplied in integers, but for the decoder's."""
+    multiplied in integers, but for those of the roles in `apart`."""
 
     precision: str
     linear: Precision
@@ -29,11 +29,11 @@ class SegmenterVariant:
     convolutions: Literal["fp32", "8bit", "int8"] = "fp32"
     dialect: Literal["ort", "portable"] = "ort"
     decoder: Precision | None = None
+    apart: tuple[str, ...] = ("decoder",)
 
     def in_integers(self, roles: Iterable[str]) -> tuple[str, ...]:
-        """The roles whose convolutions multiply integers: prompts are coordinates, so the decoder's
-        do not."""
-        return tuple(r for r in roles if self.convolutions == "int8" and r != "decoder")
+        """The roles whose convolutions multiply integers."""
+        return tuple(r for r in roles if self.convolutions == "int8" and r not in self.apart)
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,10 +101,11 @@ def run(net, images, clicks):
 def run_graphs(folder, image, clicks):
     """As `run`, for one image and the graphs of a part."""
     part, where = open_part(folder, "segmenter"), Runtime("cpu", 1)
-    maps = part.session("encoder", where).run({"image": image}, ("features", "fine"))
+    encoder, decoder = (part.session(role, where, "cpu-8bit") for role in ("encoder", "decoder"))
+    maps = encoder.run({"image": image}, ("features", "fine"))
     prior = np.full((1, 1, 256, 256), -CERTAIN, np.float32)
     feeds = {**maps, "points": clicks, "prior_logits": prior}
-    return part.session("decoder", where).run(feeds, ("logits",))["logits"][:, 0]
+    return decoder.run(feeds, ("logits",))["logits"][:, 0]
 
 
 def iou(a, b):

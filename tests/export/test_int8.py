@@ -26,6 +26,7 @@ from segagent_rt_export.segmenters import shipped
 from segagent_rt_export.segmenters.gelus import whole_gelus
 from segagent_rt_export.segmenters.integers import Integers, quantise_convolutions
 from segagent_rt_export.segmenters.observing import Observing
+from segagent_rt_export.segmenters.sharing import save_sharing
 from segagent_rt_export.states import Scenes
 from segagent_rt_export.verdict import Gate
 from segagent_rt_export.verify import verify_masks
@@ -172,6 +173,36 @@ def click_net(tmp_path_factory):
     return shipped.rounded_click_net(open_bundle().part("segmenter"), folder)
 
 
+def test_the_shipped_graphs_hold_the_same_weights_and_store_them_once():
+    part = open_bundle().part("segmenter")
+    for role in part.roles:
+        graphs = [part.graphs(role, name)[0].path for name in ("cpu-8bit", "cpu-int8")]
+        once = graphs[0].with_name(f"{role}.onnx.data").stat().st_size
+        held = [weights(onnx.load(path)) for path in graphs]
+        assert once < 1.1 * max(sum(map(len, each)) for each in held)
+        large = [{content for content in each if len(content) > 4096} for each in held]
+        assert len(large[0] & large[1]) > 0.9 * len(large[0])
+
+
+def weights(model: onnx.ModelProto) -> list[bytes]:
+    """What the initializers hold."""
+    return [tensor.raw_data for tensor in model.graph.initializer]
+
+
+def test_equal_weights_are_stored_once_and_come_back(tmp_path):
+    first, second = net(), net()
+    same = numpy_helper.from_array(np.arange(999, dtype=np.float32), "first")
+    also = numpy_helper.from_array(np.arange(999, dtype=np.float32), "second")
+    first.graph.initializer.append(same)
+    second.graph.initializer.append(also)
+    before = [weights(model) for model in (first, second)]
+    graphs = {tmp_path / "a.onnx": first, tmp_path / "b.onnx": second}
+    save_sharing(graphs, "both.data")
+    assert [weights(onnx.load(path)) for path in graphs] == before
+    stored = (tmp_path / "both.data").read_bytes()
+    assert stored.count(np.arange(999, dtype=np.float32).tobytes()) == 1
+
+
 def judged(part: Part) -> Any:
     return verify_masks(part, Gate(), lambda text: None, Scenes(8))
 
@@ -191,9 +222,21 @@ def test_the_runtime_multiplies_integers(click_net, tmp_path):
     """Otherwise everything is unpacked and the net is as slow as in fp32."""
     where = Runtime("cpu", threads=1, profile=tmp_path / "run")
     picture = np.zeros((1, 256, 256, 3), np.uint8)
-    for variant, wanted in (("cpu-int8", 28), ("reference", 0)):
-        session = click_net.session("encoder", where, variant)
-        session.run({"image": picture}, ["features"])
+    maps = {
+        "features": np.zeros((1, 64, 64, 64), np.float32),
+        "fine": np.zeros((1, 16, 128, 128), np.float32),
+    }
+    guide = {
+        "points": np.zeros((1, 1, 3), np.float32),
+        "prior_logits": np.zeros((1, 1, 256, 256), np.float32),
+    }
+    for variant, role, feeds, output, wanted in (
+        ("cpu-int8", "encoder", {"image": picture}, "features", 28),
+        ("cpu-int8", "decoder", maps | guide, "logits", 19),
+        ("reference", "encoder", {"image": picture}, "features", 0),
+    ):
+        session = click_net.session(role, where, variant)
+        session.run(feeds, [output])
         session.close()
         (profile,) = tmp_path.glob("run*")
         events = json.loads(profile.read_text("utf-8"))
@@ -214,9 +257,9 @@ def test_ranges_that_are_ten_times_off_are_refused(tmp_path, monkeypatch, factor
 
     def wrong(*arguments: Any) -> Any:
         found = measured(*arguments)
-        return {
-            role: {name: (factor * low, factor * high) for name, (low, high) in ranges.items()}
-            for role, ranges in found.items()
+        ranges = found["encoder"].items()
+        return found | {
+            "encoder": {name: (factor * low, factor * high) for name, (low, high) in ranges}
         }
 
     monkeypatch.setattr(shipped, "observed_ranges", wrong)

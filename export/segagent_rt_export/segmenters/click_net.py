@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from segagent_rt_export.segmenters.tracing import trace
 from segagent_rt_export.train.segmenter_net import SIDE, SegmenterNet
 
 
@@ -63,22 +64,7 @@ def export_click_net(net: SegmenterNet, folder: Path) -> dict[str, Path]:
     points = torch.rand(1, 3, 3).round(decimals=2)
     prior = torch.zeros(1, 1, SIDE, SIDE)
     encoder, decoder = folder / "encoder.onnx", folder / "decoder.onnx"
-    _export(EncoderGraph(fused), (image,), encoder, ["image"], ["features", "fine"], {})
-    _export(
-        DecoderGraph(fused), (features, fine, points, prior), decoder,
-        ["features", "fine", "points", "prior_logits"], ["logits", "iou"],
-        {"points": {1: torch.export.Dim.AUTO}},
-    )  # fmt: skip
+    trace(EncoderGraph(fused), {"image": image}, encoder, ["features", "fine"])
+    example = {"features": features, "fine": fine, "points": points, "prior_logits": prior}
+    trace(DecoderGraph(fused), example, decoder, ["logits", "iou"], {"points": 1})
     return {"encoder": encoder, "decoder": decoder}
-
-
-def _export(
-    graph: nn.Module, example: tuple[Tensor, ...], path: Path, inputs: list[str],
-    outputs: list[str], dynamic: dict[str, Any],
-) -> None:  # fmt: skip
-    names = list(graph.forward.__annotations__)[:-1]
-    torch.onnx.export(
-        graph.eval(), example, str(path), input_names=inputs, output_names=outputs,
-        opset_version=18, dynamo=True, external_data=False, verbose=False,
-        dynamic_shapes={name: dynamic.get(name) for name in names} if dynamic else None,
-    )  # fmt: skip

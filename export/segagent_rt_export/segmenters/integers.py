@@ -21,6 +21,10 @@ AVERAGES = ("ReduceMean", "GlobalAveragePool")
 LEVELS = 255
 """Steps of an activation's range, in uint8."""
 
+MOST = 63
+"""Of a weight, though int8 goes to 127: x86 without VNNI adds pairs of products in int16, and
+2 * 255 * 63 still fits."""
+
 
 class Integers:
     """Which values of a graph become integers.
@@ -57,7 +61,8 @@ class Integers:
         """The picture, and what is made of it alone."""
         shown = {value.name for value in self._graph.input}
         for node in self._graph.node:
-            if node.op_type != "Conv" and shown & set(node.input):
+            made_of = {name for name in node.input if name and name not in self._constants}
+            if node.op_type != "Conv" and made_of and made_of <= shown:
                 shown |= set(node.output)
         return shown
 
@@ -162,7 +167,7 @@ class _Writer:
         x, weight, bias = node.input[0], node.input[1], [*node.input[2:]]
         values = numpy_helper.to_array(weights[weight]).astype(np.float32)
         most = np.abs(values).max(tuple(range(1, values.ndim)))
-        scale = np.maximum(most, 1e-12).astype(np.float32) / 127
+        scale = np.maximum(most, 1e-12).astype(np.float32) / MOST
         codes = np.rint(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(np.int8)
         node.input[1] = self._constant(weight, codes, scale, node.output[0])
         if bias:

@@ -13,7 +13,7 @@ import onnx
 from segagent_rt.backends import Runtime, open_session
 from segagent_rt.bundle import Part
 from segagent_rt.runtime import open_segmenter
-from segagent_rt.types import Click, Feed, Resident, RgbImage, Session
+from segagent_rt.types import Click, Feed, Resident, RgbImage, Segmenter, Session
 from segagent_rt_export.segmenters.integers import Integers, Ranges, ranges_of
 from segagent_rt_export.variants import REFERENCE
 
@@ -26,6 +26,15 @@ SAMPLE = 1 << 18
 
 AT_ONCE = 32
 """Values that one run hands out: they lie in memory together."""
+
+SPOTS = (
+    (0.5, 0.5, True),
+    (0.25, 0.3, False),
+    (0.7, 0.4, True),
+    (0.3, 0.7, True),
+    (0.6, 0.8, False),
+)
+"""Clicks that are made on every picture: x and y in shares of its sides, and whether positive."""
 
 CPU = Runtime("cpu")
 
@@ -74,13 +83,14 @@ class Observing:
         self._session.close()
 
 
-def observed_ranges(part: Part, images: Iterable[RgbImage]) -> dict[str, Ranges]:
-    """By role, from the reference of a part, whose folder must be writable: its decoder alone is
-    not watched."""
+def observed_ranges(
+    part: Part, images: Iterable[RgbImage], roles: Collection[str]
+) -> dict[str, Ranges]:
+    """For each of the roles, from the reference of a part, whose folder must be writable."""
     watched, others = dict[str, Observing](), list[Session]()
 
     def watch(part: Part, role: str) -> Session:
-        if role == "decoder":
+        if role not in roles:
             others.append(part.session(role, CPU, REFERENCE))
             return others[-1]
         watched[role] = Observing(part.graphs(role, REFERENCE)[0].path)
@@ -88,19 +98,27 @@ def observed_ranges(part: Part, images: Iterable[RgbImage]) -> dict[str, Ranges]
 
     segmenter = open_segmenter(part, watch)
     for image in images:
-        height, width = image.shape[:2]
-        middle = Click(width // 2, height // 2, True)
-        segmenter.decode(segmenter.encode(image), [middle])
+        _click(segmenter, image)
     for session in (*watched.values(), *others):
         session.close()
     return {role: session.ranges for role, session in watched.items()}
+
+
+def _click(segmenter: Segmenter, image: RgbImage) -> None:
+    """Encode an image, and click on and beside whatever is there."""
+    height, width = image.shape[:2]
+    made = [Click(int(x * width), int(y * height), positive) for x, y, positive in SPOTS]
+    embedding, prediction = segmenter.encode(image), None
+    for count in range(1, len(made) + 1):
+        prediction = segmenter.decode(embedding, made[:count], prior=prediction)
 
 
 def misfit(part: Part, variant: str, images: Iterable[RgbImage]) -> float:
     """How many times as wide as they should be, or as narrow, a variant's ranges are on pictures:
     the median over all values."""
     factors = list[float]()
-    for role, measured in observed_ranges(part, images).items():
+    roles = part.manifest.variants[variant].integers
+    for role, measured in observed_ranges(part, images, roles).items():
         stored = ranges_of(onnx.load(part.graphs(role, variant)[0].path, load_external_data=False))
         for name, (low, high) in stored.items():
             least, most = measured[name]

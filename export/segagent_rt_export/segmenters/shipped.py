@@ -1,7 +1,8 @@
-"""The segmenter that ships, in other precisions than the one that it ships in."""
+"""The segmenter that ships, in integers, and in full precision to compare that with."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -17,21 +18,27 @@ from segagent_rt_export.segmenters.storing import store_as
 from segagent_rt_export.states import MEASURED, Material, Scenes
 from segagent_rt_export.variants import REFERENCE, SEGMENTER_VARIANTS
 
+STORED = "cpu-8bit"
+"""The variant whose weights are those of all: in 8 bits, unpacked when loaded."""
+
+INTEGERS = replace(SEGMENTER_VARIANTS["cpu-int8"], apart=())
+
 
 def rounded_click_net(part: Part, folder: Path, material: Material | None = None) -> Part:
     """Write `reference` (fp32) and `cpu-int8` of the part into a new folder.
 
-    The ranges of values are measured on `material`; on generated scenes if it is left out.
+    The decoder multiplies integers, too: its prompts are drawn, not coordinates. The ranges of
+    values are measured on `material`; on generated scenes if it is left out.
     """
     whole = folder / REFERENCE
     whole.mkdir(parents=True)
     graphs = {role: whole / f"{role}.onnx" for role in part.roles}
     for role, path in graphs.items():
-        model = onnx.load(part.graphs(role)[0].path)
+        model = onnx.load(part.graphs(role, STORED)[0].path)
         onnx.save_model(unpack_convolutions(model), str(path))
     bare = _described(folder, [REFERENCE], graphs)
-    ranges = observed_ranges(bare, (material or Scenes(MEASURED)).measured())
-    store_as(graphs, folder / "cpu-int8", SEGMENTER_VARIANTS["cpu-int8"], ranges)
+    images = (material or Scenes(MEASURED)).measured()
+    store_as(graphs, folder / "cpu-int8", INTEGERS, observed_ranges(bare, images, part.roles))
     return _described(folder, [REFERENCE, "cpu-int8"], graphs)
 
 
@@ -41,7 +48,7 @@ def _described(folder: Path, names: list[VariantName], graphs: dict[str, Path]) 
             "cpu",
             name,
             {role: f"{name}/{path.name}" for role, path in graphs.items()},
-            integers=SEGMENTER_VARIANTS[name].in_integers(graphs),
+            integers=INTEGERS.in_integers(graphs) if name == "cpu-int8" else (),
         )
         for name in names
     }

@@ -80,13 +80,20 @@ class StoredGraph:
 
 
 def read_graph(part: Part, role: str) -> StoredGraph:
-    """The graph of a role, in ONNX Runtime's dialect.
+    """The graph of a role, in ONNX Runtime's dialect and in real numbers.
 
     Raises:
         CheckpointInvalid: it is damaged, or has weights missing or to spare.
         BundleError: the part has no such graph.
     """
-    stored = next((g for g in part.graphs(role) if g.variant.dialect == "ort"), None)
+    stored = next(
+        (
+            graph
+            for graph in part.graphs(role)
+            if graph.variant.dialect == "ort" and role not in graph.variant.integers
+        ),
+        None,
+    )
     if stored is None:
         raise refused(part, f"its {role} is for TensorRT only")
     name = PurePosixPath(stored.path.relative_to(part.folder).as_posix())
