@@ -1,4 +1,4 @@
-"""Encoders in int8 beside fp32: how long they take, and what becomes of the masks.
+"""Segmenters in int8 beside fp32: how long they take, and what becomes of the masks.
 
 taskset -c 0 python benchmarks/int8.py          the segmenter that ships; prints one JSON document
 taskset -c 0 python benchmarks/int8.py FOLDER   and EdgeTAM of real size with random weights
@@ -25,12 +25,13 @@ from segagent_rt.bench.machine import describe_machine
 from segagent_rt.bundle import Part, open_bundle, open_part
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.scenes import make_scene
+from segagent_rt.types import Click
 from segagent_rt_export.segmenters.shipped import rounded_click_net
 from segagent_rt_export.states import Scenes
 from segagent_rt_export.verdict import Gate
 from segagent_rt_export.verify import verify_masks
 
-SCENES, ROUNDS = 100, 20
+SCENES, ROUNDS, FAST = 100, 20, "cpu-int8"
 
 
 def main(folder: Path | None) -> None:
@@ -39,30 +40,38 @@ def main(folder: Path | None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         part = rounded_click_net(open_bundle().part("segmenter"), Path(scratch) / "part")
         verdict = verify_masks(part, Gate(), lambda text: None, Scenes(SCENES))
-        document["click_net"] = {"verified": verdict.record()} | encoding(part, side=448)
+        document["click_net"] = {"verified": verdict.record()} | times(part, side=448)
     if folder is not None:
-        document["edgetam"] = encoding(edgetam(folder), side=1024, rounds=5)
+        document["edgetam"] = times(edgetam(folder), side=1024, rounds=5)
         shutil.rmtree(folder)
     print(json.dumps(document, indent=1))
 
 
-def encoding(part: Part, side: int, rounds: int = ROUNDS) -> dict[str, Any]:
-    """Milliseconds of an image's encoding, in turn; the first round does not count."""
+def times(part: Part, side: int, rounds: int = ROUNDS) -> dict[str, Any]:
+    """Milliseconds of an image's encoding and of a click, in turn; the first round does not
+    count."""
     where = Runtime("cpu", _cores())
-    names = [name for name in ("reference", "cpu-int8") if name in part.manifest.variants]
+    names = ("reference", FAST)
     segmenters = {
         name: open_segmenter(part, lambda part, role, name=name: part.session(role, where, name))
         for name in names
     }
-    clocks = {name: Clock() for name in names}
+    clocks = {work: {name: Clock() for name in names} for work in ("encode", "click")}
     for seed in range(rounds + 1):
         image = make_scene(seed, side).image
         for name, segmenter in segmenters.items():
-            with (clocks[name] if seed else Clock())():
-                segmenter.encode(image)
-    fast = median(clocks["reference"].cpu) / median(clocks["cpu-int8"].cpu)
-    times = {name: clock.milliseconds() for name, clock in clocks.items()}
-    return {"encode_ms": times, "times_as_fast_cpu": round(fast, 2)}
+            encode, click = (clocks[work][name] if seed else Clock() for work in clocks)
+            with encode():
+                embedding = segmenter.encode(image)
+            with click():
+                segmenter.decode(embedding, [Click(side // 2, side // 2, True)])
+    return {
+        work: {
+            "ms": {name: clock.milliseconds() for name, clock in each.items()},
+            "times_as_fast_cpu": round(median(each["reference"].cpu) / median(each[FAST].cpu), 2),
+        }
+        for work, each in clocks.items()
+    }
 
 
 def edgetam(folder: Path) -> Part:

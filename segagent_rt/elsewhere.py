@@ -8,7 +8,7 @@ import numpy as np
 from segagent_rt.types import Click, Prediction, Request, Turn, View
 
 DRAWS = 4
-"""First clicks that are drawn at a time; more find hardly more objects (docs/decisions.md)."""
+"""First clicks that are drawn at a time; more hardly find more objects (docs/decisions.md)."""
 
 
 def elsewhere(

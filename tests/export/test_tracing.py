@@ -32,3 +32,11 @@ def test_weights_too_large_for_one_file_lie_beside_it(
     with torch.no_grad():
         expected = net(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_graph_does_not_say_where_it_was_made(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    tracing.trace(torch.nn.Linear(4, 4), {"input": torch.zeros(3, 4)}, path, ["y"])
+    content = path.read_bytes()
+    assert b"stack_trace" not in content
+    assert str(Path(torch.__file__).parent).encode() not in content
