@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
@@ -144,7 +145,7 @@ def parse(content: Any, into: Any, where: str) -> Any:
 
 def _parse_dataclass(content: Any, into: Any, where: str) -> Any:
     _expect(isinstance(content, dict), content, where, "an object")
-    hints = typing.get_type_hints(into)
+    hints = _type_hints(into)
     fields = {f.name: f for f in dataclasses.fields(into)}
     unknown = sorted(set(content) - set(fields))
     if unknown:
@@ -156,6 +157,12 @@ def _parse_dataclass(content: Any, into: Any, where: str) -> Any:
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise ManifestInvalid(f"{where}: field `{name}` is missing")
     return into(**values)
+
+
+@lru_cache
+def _type_hints(into: type) -> dict[str, Any]:
+    """Evaluated once: a manifest has dozens of ranges and files."""
+    return typing.get_type_hints(into)
 
 
 def _parse_union(content: Any, kinds: tuple[Any, ...], where: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,14 +35,42 @@ _TYPES = {
 }
 
 
-class GraphBuilder:
-    """Collects nodes; weights are appended to `<name>.onnx.data` the moment they are given.
-
-    Without a path (`None`) everything stays inside the model, for small graphs and tests.
+class WeightFile:
+    """Large weights of one graph, or of several that lie beside it, written the moment they are
+    given; what is there already is not written again.
     """
 
-    def __init__(self, name: str, path: Path | None = None, dialect: Dialect = "ort") -> None:
-        self._name, self._path, self.dialect = name, path, dialect
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stream = path.open("wb")
+        self._offsets: dict[bytes, int] = {}
+
+    def put(self, values: Weight) -> int:
+        """The offset of a contiguous array in the file, a multiple of 64 bytes."""
+        digest = hashlib.sha256(values).digest()
+        if digest not in self._offsets:
+            self._stream.write(b"\0" * (-self._stream.tell() % 64))
+            self._offsets[digest] = self._stream.tell()
+            values.tofile(self._stream)
+        return self._offsets[digest]
+
+    def close(self, *, keep: bool = True) -> None:
+        """A file without content is not kept, nor that of graphs that will not be finished."""
+        self._stream.close()
+        if not (keep and self._offsets):
+            self.path.unlink()
+
+
+class GraphBuilder:
+    """Collects nodes; large weights go to a file beside the graph.
+
+    Without one (`None`) everything stays inside the model, for small graphs and tests.
+    """
+
+    def __init__(
+        self, name: str, weights: WeightFile | None = None, dialect: Dialect = "ort"
+    ) -> None:
+        self._name, self._file, self.dialect = name, weights, dialect
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
@@ -50,7 +79,6 @@ class GraphBuilder:
         self._count = 0
         self.shared: dict[str, list[str]] = {}
         """Values that several nodes may use, by what they are."""
-        self._data = None if path is None else Path(f"{path}.data").open("wb")  # noqa: SIM115
 
     def input(self, name: str, dtype: npt.DTypeLike, shape: Sequence[int | str]) -> str:
         self._inputs.append(helper.make_tensor_value_info(name, _onnx_type(dtype), shape))
@@ -116,7 +144,7 @@ class GraphBuilder:
         With `nibbles`, the values are pairs of four-bit integers (low half first) of that shape.
         """
         values = np.ascontiguousarray(values)
-        small = values.nbytes <= INLINE_LIMIT or self._data is None
+        small = values.nbytes <= INLINE_LIMIT or self._file is None
         key = values.tobytes() + str((values.dtype, nibbles or values.shape)).encode()
         key = key if small else b""
         if key and key in self._constants:
@@ -133,19 +161,15 @@ class GraphBuilder:
         return name
 
     def _stream(self, tensor: onnx.TensorProto, values: Weight) -> None:
-        assert self._data is not None
-        assert self._path is not None
-        padding = -self._data.tell() % 64
-        self._data.write(b"\0" * padding)
+        assert self._file is not None
         place = {
-            "location": f"{self._path.name}.data",
-            "offset": self._data.tell(),
+            "location": self._file.path.name,
+            "offset": self._file.put(values),
             "length": values.nbytes,
         }
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in place.items():
             tensor.external_data.add(key=key, value=str(value))
-        values.tofile(self._data)
 
     def _fresh(self, kind: str) -> str:
         self._count += 1
@@ -162,35 +186,41 @@ class GraphBuilder:
             graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="segagent-rt"
         )
 
-    def save(self) -> None:
-        """Write the graph; a .data file without content is not kept."""
-        assert self._path is not None
-        assert self._data is not None
-        empty = self._data.tell() == 0
-        self._data.close()
-        if empty:
-            Path(f"{self._path}.data").unlink()
-        partial = self._path.with_suffix(".partial")
+    def save(self, path: Path) -> None:
+        """Write the graph, beside the file of its weights."""
+        partial = path.with_suffix(".partial")
         onnx.save_model(self.model(), str(partial))
-        partial.replace(self._path)
-
-    def discard(self) -> None:
-        """Forget what was written of a graph that will not be finished."""
-        if self._data is not None:
-            self._data.close()
-            Path(f"{self._path}.data").unlink(missing_ok=True)
+        partial.replace(path)
 
 
 @contextmanager
-def new_graph(path: Path, dialect: Dialect = "ort") -> Iterator[GraphBuilder]:
-    """A graph that is saved if the block ends well, and vanishes if not."""
-    graph = GraphBuilder(path.stem, path, dialect)
+def new_weights(path: Path) -> Iterator[WeightFile]:
+    """A file of weights that is kept if the block ends well, and vanishes if not."""
+    weights = WeightFile(path)
     try:
-        yield graph
+        yield weights
     except BaseException:
-        graph.discard()
+        weights.close(keep=False)
         raise
-    graph.save()
+    weights.close()
+
+
+@contextmanager
+def new_graph(
+    path: Path, dialect: Dialect = "ort", weights: WeightFile | None = None
+) -> Iterator[GraphBuilder]:
+    """A graph that is saved if the block ends well, and vanishes if not.
+
+    Its weights go to `weights`, which other graphs in the same folder may share, or to a file of
+    its own, `<path>.data`.
+    """
+    if weights is None:
+        with new_weights(Path(f"{path}.data")) as own, new_graph(path, dialect, own) as graph:
+            yield graph
+        return
+    graph = GraphBuilder(path.stem, weights, dialect)
+    yield graph
+    graph.save(path)
 
 
 def _onnx_type(dtype: npt.DTypeLike) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import onnx
 import torch
 from tokenizers import Tokenizer
 
-from segagent_rt.annotators.mllm import MllmSettings
+from segagent_rt.annotators.mllm import MllmSettings, asker_of
 from segagent_rt.bundle import Part, open_part
 from segagent_rt.contracts import BundleIndex, Variant
 from segagent_rt.mllm.geometry import Axial
@@ -22,9 +23,10 @@ from segagent_rt.mllm.vision import VisionSettings
 from segagent_rt.reply import compile_grammar
 from segagent_rt.scenes.reading import VOCABULARY
 from segagent_rt.segmenters.click_net import ClickNetSettings
-from segagent_rt_export.graph import new_graph
+from segagent_rt_export.graph import Dialect, GraphBuilder, new_graph, new_weights
 from segagent_rt_export.mllm.attention import Heads
 from segagent_rt_export.mllm.language import LanguageShape, build_decoder
+from segagent_rt_export.mllm.profiles import mllm_profiles
 from segagent_rt_export.mllm.towers.patches import HALF_PIXELS
 from segagent_rt_export.mllm.towers.qwen3 import Qwen3Shape
 from segagent_rt_export.mllm.weights import StateDict
@@ -43,6 +45,9 @@ from segagent_rt_export.train.tokenizer import PROMPT, build_tokenizer
 VISION, LANGUAGE = Precision("stored", 16), Precision("stored", 16)
 """Arithmetic in fp32: what the language model computes does not depend on how many tokens are fed
 at once, and so jump-forward stays exact."""
+
+MLLM_FILES: Mapping[Dialect, str] = {"ort": "{}.onnx", "portable": "{}.portable.onnx"}
+"""Names of a role's graphs; their weights are one file, and the same bytes."""
 
 
 def export_tiny(training: Path, target: Path, mllm_stage: str) -> None:
@@ -110,22 +115,52 @@ def export_mllm(
     folder.mkdir()
     settings = mllm_settings(tokenizer)
     state = net.model.state_dict()
-    with new_graph(folder / "vision.onnx") as g:
-        tower_shape().build(g, StateDict(state, "model.visual."), vision_precision)
-    language = StateDict(state, "model.language_model.")
+    tower, language = (StateDict(state, f"model.{part}.") for part in ("visual", "language_model"))
     table = np.asarray(language("embed_tokens.weight"), np.float16).astype(np.float32)
     head = table[list(settings.head_rows)]
-    with new_graph(folder / "decoder.onnx") as g:
-        build_decoder(g, language_shape(), language, head, language_precision)
+    graphs = {
+        "vision": _in_both_dialects(
+            folder, "vision", lambda g: tower_shape().build(g, tower, vision_precision)
+        ),
+        "decoder": _in_both_dialects(
+            folder,
+            "decoder",
+            lambda g: build_decoder(g, language_shape(), language, head, language_precision),
+        ),
+    }
     np.save(folder / "embed.npy", table.astype(np.float16))
     tokenizer.save(str(folder / "tokenizer.json"))
-    graphs = {"vision": "vision.onnx", "decoder": "decoder.onnx"}
+    precision = f"vision {vision_precision.scheme}, language {language_precision.scheme}"
+    ours, portable = (
+        {role: paths[dialect] for role, paths in graphs.items()} for dialect in MLLM_FILES
+    )
     variants = {
-        "cpu-8bit": Variant(
-            "cpu", f"vision {vision_precision.scheme}, language {language_precision.scheme}", graphs
-        )
+        "cpu-8bit": Variant("cpu", precision, _names(ours)),
+        "portable": Variant(
+            "any",
+            precision,
+            _names(portable),
+            "portable",
+            mllm_profiles(portable, asker_of(tokenizer, settings)),
+        ),
     }
     write_manifest(folder, PartDraft("mllm", "qwen3_vl", settings, variants))
+
+
+def _in_both_dialects(
+    folder: Path, role: str, build: Callable[[GraphBuilder], None]
+) -> dict[Dialect, Path]:
+    """Graphs that share one file of weights."""
+    paths = {dialect: folder / name.format(role) for dialect, name in MLLM_FILES.items()}
+    with new_weights(folder / f"{role}.onnx.data") as weights:
+        for dialect, path in paths.items():
+            with new_graph(path, dialect, weights) as g:
+                build(g)
+    return paths
+
+
+def _names(graphs: Mapping[str, Path]) -> dict[str, str]:
+    return {role: path.name for role, path in graphs.items()}
 
 
 def tower_shape() -> Qwen3Shape:

@@ -8,7 +8,7 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
 
 from segagent_rt.backends import Runtime, open_session  # noqa: E402
-from segagent_rt_export.graph import GraphBuilder, new_graph  # noqa: E402
+from segagent_rt_export.graph import GraphBuilder, new_graph, new_weights  # noqa: E402
 
 pytestmark = pytest.mark.export
 
@@ -49,7 +49,34 @@ def test_nothing_is_left_of_a_graph_that_failed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_graphs_without_a_path_hold_everything():
+def test_graphs_share_a_file_and_what_both_have_lies_there_once(tmp_path):
+    same, other = (np.full(1000, value, np.float32) for value in (1, 2))
+    with new_weights(tmp_path / "shared.data") as weights:
+        for name, own in (("a", same), ("b", other)):
+            with new_graph(tmp_path / f"{name}.onnx", weights=weights) as g:
+                x = g.add(g.input("x", np.float32, [1000]), g.weight(same))
+                g.output(g.mul(x, g.weight(own)), "y", np.float32, [1000])
+    assert (tmp_path / "shared.data").stat().st_size == 4032 + 4000  # the next begins at 64 bytes
+    for name, factor in (("a", 1), ("b", 2)):
+        session = open_session(tmp_path / f"{name}.onnx", Runtime("cpu", 1))
+        assert np.array_equal(session.run({"x": same}, ["y"])["y"], 2 * same * factor)
+
+
+def test_a_shared_file_goes_with_the_graph_that_failed(tmp_path):
+    def fail():
+        with (
+            new_weights(tmp_path / "shared.data") as weights,
+            new_graph(tmp_path / "bad.onnx", weights=weights) as g,
+        ):
+            g.weight(np.zeros(10_000, np.float32))
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_graphs_without_a_file_hold_everything():
     g = GraphBuilder("inside")
     g.output(g.add(g.input("x", np.float32, [500]), g.weight(np.ones(500, np.float32))), "y",
              np.float32, [500])  # fmt: skip

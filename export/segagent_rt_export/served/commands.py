@@ -43,9 +43,10 @@ def commands(target: Target, name: str, folder: Path, sizes: Sizes) -> dict[str,
     if target == "trtllm":
         # It names a model by its folder's last part, or by --served_model_name where it has that.
         asks[asks.index("--model") + 1] = "checkpoint"
+        # A prompt must fit into one step: it refuses those of more than --max_num_tokens.
         serve = ["trtllm-serve", f"{here}/checkpoint", "--host", "127.0.0.1", "--port", port,
-                 "--max_seq_len", str(sizes.total), "--extra_llm_api_options",
-                 f"{here}/trtllm.yaml"]  # fmt: skip
+                 "--max_num_tokens", str(sizes.total), "--max_seq_len", str(sizes.total),
+                 "--extra_llm_api_options", f"{here}/trtllm.yaml"]  # fmt: skip
         return {"serve": serve, "ask": asks}
     return {
         "install": ["pip", "install", f"{NAME}[server]=={VERSION}"],

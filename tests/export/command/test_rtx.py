@@ -65,9 +65,21 @@ def test_networks_are_strongly_typed(library):
 
 
 def test_a_graph_with_an_operator_of_onnx_runtime_is_refused_by_name(library):
-    decoder = open_bundle().part("mllm").graphs("decoder")[0].path
+    decoder = open_bundle().part("mllm").graphs("decoder", "cpu-8bit")[0].path
     with pytest.raises(EngineRefused, match="GroupQueryAttention"):
         build(library, decoder)
+
+
+def test_the_bundle_that_ships_as_it_is(terminal):
+    """Every role has a graph that is taken, with the shapes that its manifest names."""
+    done = terminal("build", "tiny", "--backend", "rtx", "--dry-run")
+    assert done.code == 0, done.err
+    told = dict(line.split("\t")[:2] for line in done.out.splitlines())
+    for part in open_bundle().parts.values():
+        for role in part.roles:
+            said = {told[str(graph)] for graph in part.graphs(role)}
+            assert "accepted" in said
+            assert said <= {"accepted", "not for rtx"}
 
 
 def test_the_segmenter_that_ships(library, tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -196,6 +197,9 @@ def test_trtllm_gets_a_checkpoint_with_the_adapter_merged(
     assert (tmp_path / "out" / "trtllm.yaml").read_text() == "guided_decoding_backend: xgrammar\n"
     lines = dict(line.split("\t") for line in done.out.splitlines())
     assert lines["serve"].startswith(f"trtllm-serve {place} ")
+    words = shlex.split(lines["serve"])
+    most = {name: words[words.index(name) + 1] for name in ("--max_num_tokens", "--max_seq_len")}
+    assert len(set(most.values())) == 1, "a prompt that the model reads is one that it takes"
 
 
 def test_weights_that_nobody_changes_are_copied_byte_by_byte(

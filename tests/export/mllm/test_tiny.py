@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from segagent_rt.backends import Runtime
-from segagent_rt.bundle import open_part
+from segagent_rt.bundle import open_bundle, open_part
 from segagent_rt.runtime import open_mllm
 from segagent_rt.types import Request
+from segagent_rt_export.lint import lint
 from segagent_rt_export.precision import Precision
 from segagent_rt_export.tiny import LANGUAGE, VISION, export_mllm
 from segagent_rt_export.train import mllm_net
@@ -61,3 +65,31 @@ def test_it_answers_in_the_precision_that_ships(net, photo, tmp_path):
     turn = view.propose([Request(None, "the red circle")])[0][0]
     assert turn.predicted_iou is not None
     assert turn.reply.startswith(" Current IOU: ")
+
+
+def places(path):
+    """Where a graph's large weights lie."""
+    stored = onnx.load(path, load_external_data=False).graph.initializer
+    return {tuple(entry.value for entry in t.external_data) for t in stored if t.external_data}
+
+
+def test_its_portable_variant_takes_no_weight_of_its_own(net, tmp_path):
+    folder = tmp_path / "mllm"
+    export_mllm(net, build_tokenizer(), folder, VISION, LANGUAGE)
+    part = open_part(folder, "mllm")
+    portable = part.manifest.variants["portable"]
+    assert portable.profiles.keys() == portable.graphs.keys() == {"vision", "decoder"}
+    for role, file in portable.graphs.items():
+        ours = part.manifest.variants["cpu-8bit"].graphs[role]
+        assert places(folder / file) == places(folder / ours)
+        assert len(places(folder / file)) > 20
+
+
+def test_no_operator_of_one_library_is_in_the_portable_variant_that_ships():
+    part = open_bundle().part("mllm")
+    assert list(lint(part)) == []
+    ours = part.manifest.variants["cpu-8bit"]
+    wrong = replace(part.manifest, variants={"portable": replace(ours, dialect="portable")})
+    found = list(lint(replace(part, manifest=wrong)))
+    assert len(found) == 2
+    assert all("operators of com.microsoft" in complaint for complaint in found)

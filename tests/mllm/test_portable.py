@@ -1,0 +1,54 @@
+"""The shipped MLLM in its two dialects: one says what the other says, and they are stored once."""
+
+from __future__ import annotations
+
+import pytest
+
+from segagent_rt.backends import Runtime
+from segagent_rt.backends.table import BACKENDS
+from segagent_rt.bundle import open_bundle
+from segagent_rt.runtime import open_mllm
+from segagent_rt.scenes import make_scene
+from segagent_rt.segmenters.prediction import GivenMask
+from segagent_rt.sessions import suited
+from segagent_rt.types import Request
+
+FIRST, SCENES = 7000, 20
+ROLES = ("vision", "decoder")
+SIZE = 15_000_000
+"""Bytes of the bundle in the wheel, at most."""
+
+
+@pytest.fixture(scope="module")
+def part():
+    return open_bundle().part("mllm")
+
+
+def opened(part, variant):
+    return open_mllm(part, lambda part, role: part.session(role, Runtime("cpu", 1), variant))
+
+
+def test_both_give_the_same_replies_to_clean_and_painted_pictures(part):
+    ours, portable = (opened(part, name) for name in ("cpu-8bit", "portable"))
+    for seed in range(FIRST, FIRST + SCENES):
+        scene = make_scene(seed, 256)
+        wrong = GivenMask(scene.mask((scene.expressions[0].target + 1) % len(scene.objects)))
+        asked = [Request(mask, scene.expressions[0].text) for mask in (None, wrong)]
+        wanted, found = (each.look(scene.image).propose(asked) for each in (ours, portable))
+        for [ours_turn], [portable_turn] in zip(wanted, found, strict=True):
+            assert portable_turn.action == ours_turn.action
+            assert portable_turn.reply == ours_turn.reply
+
+
+def test_they_share_their_weights_and_the_bundle_stays_small(part):
+    for role in ROLES:
+        files = [part.manifest.variants[name].graphs[role] for name in ("cpu-8bit", "portable")]
+        assert [part.weights(file) for file in files] == [[f"{role}.onnx.data"]] * 2
+    assert sum(path.stat().st_size for path in open_bundle().folder.rglob("*.*")) <= SIZE
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_each_backend_gets_the_one_that_it_can_run(part, role):
+    assert suited(part.graphs(role), "cpu")[0].name == "cpu-8bit"
+    for backend in BACKENDS.keys() - {"cpu"}:
+        assert [graph.name for graph in suited(part.graphs(role), backend)] == ["portable"]
