@@ -143,16 +143,16 @@ def measure_walks(place: Place, laps: int) -> dict[str, Any]:
 def told(walks: Sequence[Record], theirs: Sequence[PlainWalk], stops: float) -> dict[str, Any]:
     """How many times as long the plain loop takes.
 
-    Ours always ends with a rating of the last mask, which costs what a click costs; the plain loop
-    does not rate its last mask. With stop rules it is the loop of seven clicks against ours of so
-    many, put together from the clicks that were measured.
+    Ours ends with a rating of the last mask, which costs what a click costs; the plain loop does
+    not rate its last mask. So with the same clicks that turn is taken off ours, as rules without
+    `rates_last` would not take it; with it is the second figure. With stop rules it is the loop of
+    seven clicks against ours of so many and the rating that ends it, put together from the turns
+    that were measured.
     """
     same = [walk.seconds(CLICKS) for walk in theirs]
     return {
-        "same_clicks": ratio_spread(same, [walk.seconds for walk in walks]),
-        "same_clicks_without_last_rating": ratio_spread(
-            same, [walk.seconds - _turns(walk)[-1] for walk in walks]
-        ),
+        "same_clicks": ratio_spread(same, [walk.seconds - _turns(walk)[-1] for walk in walks]),
+        "same_clicks_with_our_last_rating": ratio_spread(same, [walk.seconds for walk in walks]),
         "with_stop": ratio_spread(
             [walk.seconds(THEIR_CLICKS) for walk in theirs],
             [stopped(_turns(walk), stops) for walk in walks],

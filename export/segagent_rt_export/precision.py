@@ -39,6 +39,12 @@ class Blocks:
 AT_ONCE = 128
 """Rows of a matrix that are quantised together: what lies between is small."""
 
+SHORTEST = 32
+"""Longer blocks are halved down to this where they do not fit a matrix."""
+
+PADDING = 1 / 16
+"""The most zeros that may fill up the last block of MatMulNBits, as a share of the inputs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Precision:
@@ -52,6 +58,10 @@ class Precision:
 
     scheme: Scheme = "fp32"
     block: int = 32
+
+    def block_of(self, inputs: int) -> int:
+        """Inputs that share a scale in a MatMulNBits of so many."""
+        return fitting(self.block, inputs, int(PADDING * inputs))
 
     def linear(
         self,
@@ -83,10 +93,10 @@ class Precision:
         return graph.add(y, graph.weight(np.asarray(bias, np.float32)))
 
     def _blocks(self, graph: GraphBuilder, x: str, weight: Weight) -> str:
-        bits = 8 if self.scheme == "8bit" else 4
-        packed, scales = quantise_blocks(weight, bits, self.block)
+        bits, block = 8 if self.scheme == "8bit" else 4, self.block_of(weight.shape[1])
+        packed, scales = quantise_blocks(weight, bits, block)
         inputs = [x, graph.weight(packed), graph.weight(scales)]
-        return _in_blocks(graph, inputs, weight.shape, bits, self.block)
+        return _in_blocks(graph, inputs, weight.shape, bits, block)
 
     def _unpacked(self, graph: GraphBuilder, weight: Weight) -> str:
         """The weight [in, out], stored in few bits.
@@ -95,12 +105,13 @@ class Precision:
         """
         assert self.scheme != "int8"
         outputs, inputs = weight.shape
-        if inputs % self.block:
+        block = fitting(self.block, inputs, 0)
+        if inputs % block:
             codes, scales = quantise_symmetric(weight, 8, inputs)
             inputs_of = [graph.weight(codes.T), graph.weight(scales[:, 0])]
             return graph.node("DequantizeLinear", inputs_of, axis=1)
         bits = 4 if self.scheme == "4bit" else 8
-        codes, scales = quantise_symmetric(weight, bits, self.block)
+        codes, scales = quantise_symmetric(weight, bits, block)
         stored = codes.T
         if bits == 8:
             name = graph.weight(stored)
@@ -109,7 +120,7 @@ class Precision:
             pairs = (flat[0::2] & 15) | (flat[1::2] << 4)
             name = graph.weight(pairs, nibbles=(inputs, outputs))
         return graph.node(
-            "DequantizeLinear", [name, graph.weight(scales.T)], axis=0, block_size=self.block
+            "DequantizeLinear", [name, graph.weight(scales.T)], axis=0, block_size=block
         )
 
 
@@ -119,6 +130,13 @@ class MllmPrecision:
 
     vision: Precision = Precision()
     language: Precision = Precision()
+
+
+def fitting(block: int, inputs: int, padding: int) -> int:
+    """The block, halved until at most so many zeros fill up the last one, or it is the shortest."""
+    while block > SHORTEST and -inputs % block > padding:
+        block //= 2
+    return block
 
 
 def quantise_blocks(

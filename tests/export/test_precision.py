@@ -15,6 +15,7 @@ from segagent_rt_export.precision import (  # noqa: E402
     quantise_blocks,
     quantise_symmetric,
 )
+from segagent_rt_export.variants import MLLM_VARIANTS  # noqa: E402
 
 pytestmark = pytest.mark.export
 
@@ -53,6 +54,41 @@ def test_results_are_near_those_of_the_weights(tmp_path, scheme, dialect, inputs
     loss = float(np.sqrt(((found - wanted) ** 2).mean() / (wanted**2).mean()))
     assert loss < LOSS[scheme]
     assert (tmp_path / "linear.onnx.data").exists()
+
+
+@pytest.mark.parametrize("dialect", ["ort", "portable"])
+@pytest.mark.parametrize("inputs", [76, 96, 192, 256, 380, 520])
+def test_a_long_block_fits_every_width(tmp_path, dialect, inputs):
+    weight, bias, x = layer(48, inputs)
+    wanted = x @ weight.T + bias
+    found = run(tmp_path, Precision("8bit", 128), dialect, weight, bias, x)
+    loss = float(np.sqrt(((found - wanted) ** 2).mean() / (wanted**2).mean()))
+    assert loss < LOSS["8bit"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "padded", "whole"),
+    [(3420, 128, None), (1280, 128, 128), (1176, 64, None), (520, 32, None), (192, 64, 64),
+     (144, 32, None), (96, 32, 32), (48, 32, None)],
+)  # fmt: skip
+def test_blocks_become_shorter_before_much_is_filled_up(tmp_path, inputs, padded, whole):
+    """`whole` is a block that divides the width; without one there is a scale for each output."""
+    weight, bias, x = layer(8, inputs)
+    for dialect, kind, wanted in (
+        ("ort", "MatMulNBits", padded),
+        ("portable", "DequantizeLinear", whole),
+    ):
+        run(tmp_path, Precision("8bit", 128), dialect, weight, bias, x)
+        nodes = onnx.load(tmp_path / "linear.onnx", load_external_data=False).graph.node
+        node = next(node for node in nodes if node.op_type == kind)
+        blocks = [option.i for option in node.attribute if option.name == "block_size"]
+        assert blocks == ([] if wanted is None else [wanted])
+
+
+def test_four_bits_keep_the_short_blocks():
+    arithmetic = MLLM_VARIANTS["cpu-4bit"].arithmetic
+    assert arithmetic.vision.block_of(3420) == 128
+    assert arithmetic.language.block_of(4864) == 32
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -103,7 +103,7 @@ class _Rewriting:
         self._model.graph.initializer.extend(tensors)
 
     def _blocks(self, node: NodeProto, tensor: TensorProto) -> None:
-        name, block = tensor.name, self._precision.block
+        name, block = tensor.name, self._precision.block_of(tensor.dims[0])
         bits = 8 if self._precision.scheme == "8bit" else 4
         if name not in self._stored:
             matrix = np.ascontiguousarray(numpy_helper.to_array(tensor).T, np.float32)

@@ -1,0 +1,130 @@
+"""How many weights should share a scale: how long products in 8 bits take, and how far they err.
+
+python benchmarks/blocks.py             both; prints one JSON document
+python benchmarks/blocks.py --errors    only the errors, which a busy machine does not change
+
+Times are those of one layer of Qwen2.5-VL's tower at 1,024 patches, and of one of a language model
+of half a billion weights that reads a prompt, or one token. Errors are the root mean square of what
+a product is away from that of unrounded numbers, over its own: the operator rounds what comes in
+too, in blocks as long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from in_turn import in_turn
+
+from segagent_rt.backends import Runtime, open_session
+from segagent_rt.bench.machine import describe_machine
+from segagent_rt.bench.spread import spread
+from segagent_rt.types import Session
+from segagent_rt_export.graph import new_graph
+from segagent_rt_export.precision import Precision, Scheme
+
+Floats = npt.NDArray[np.float32]
+
+BLOCKS = (32, 64, 128, 256)
+TOWER = ((1280, 3840), (1280, 1280), (1280, 3420), (1280, 3420), (3420, 1280))
+LANGUAGE = ((896, 1152), (896, 896), (896, 4864), (896, 4864), (4864, 896))
+LAYERS = {"tower": (1024, TOWER), "prompt": (358, LANGUAGE), "one token": (1, LANGUAGE)}
+"""Rows, and inputs and outputs of a layer's matrices."""
+
+LAPS = 10
+ROWS, INPUTS, OUTPUTS = 256, 3420, 512
+OUTLIERS, STRETCH = 6, 30
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--errors", action="store_true", help="no times")
+    given = parser.parse_args()
+    document: dict[str, Any] = {"machine": describe_machine(), "errors": errors()}
+    if not given.errors:
+        document["milliseconds"] = {name: times(*layer) for name, layer in LAYERS.items()}
+    print(json.dumps(document, indent=1))
+
+
+def times(rows: int, shapes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
+    """Milliseconds of a layer's products, by block."""
+    random = np.random.default_rng(0)
+    weights = [random.normal(size=(outputs, inputs)) for inputs, outputs in shapes]
+    given = [random.normal(size=(rows, inputs)).astype(np.float32) for inputs, _ in shapes]
+    opened = {block: [product(w, "8bit", block) for w in weights] for block in BLOCKS}
+
+    def layer(sessions: list[Session]) -> float:
+        start = time.perf_counter()
+        for session, x in zip(sessions, given, strict=True):
+            session.run({"x": x}, ["y"])
+        return time.perf_counter() - start
+
+    ways = {str(b): lambda _, s=s: layer(s) for b, s in opened.items()}
+    in_turn(ways, 2)
+    return {block: spread(seconds) for block, seconds in in_turn(ways, LAPS).items()}
+
+
+def errors() -> dict[str, Any]:
+    """Errors of products, by kind of numbers and by block."""
+    random = np.random.default_rng(0)
+    kinds = {"normal": normal(random), "heavy tails": heavy(random), "outliers": outliers(random)}
+    schemes: dict[str, tuple[Scheme, int]] = {
+        **{f"8 bits in blocks of {block}": ("8bit", block) for block in BLOCKS},
+        "int8": ("int8", 0),
+    }
+    return {
+        kind: {name: apart(x, weight, *scheme) for name, scheme in schemes.items()}
+        for kind, (x, weight) in kinds.items()
+    }
+
+
+def normal(random: np.random.Generator) -> tuple[Floats, Floats]:
+    """What comes in, [rows, inputs], and a weight, [outputs, inputs]."""
+    x, weight = random.normal(size=(ROWS, INPUTS)), random.normal(size=(OUTPUTS, INPUTS))
+    return x.astype(np.float32), weight.astype(np.float32)
+
+
+def heavy(random: np.random.Generator) -> tuple[Floats, Floats]:
+    """Student's t with four degrees of freedom, both."""
+    x = random.standard_t(4, size=(ROWS, INPUTS))
+    weight = random.standard_t(4, size=(OUTPUTS, INPUTS))
+    return x.astype(np.float32), weight.astype(np.float32)
+
+
+def outliers(random: np.random.Generator) -> tuple[Floats, Floats]:
+    """Heavy tails, with a few channels that come in many times as large and weigh as little."""
+    x, weight = heavy(random)
+    channels = random.choice(INPUTS, OUTLIERS, replace=False)
+    x[:, channels] *= STRETCH
+    weight[:, channels] /= STRETCH
+    return x, weight
+
+
+def apart(x: Floats, weight: Floats, scheme: Scheme, block: int) -> float:
+    """Error of one product."""
+    found = product(weight, scheme, block).run({"x": x}, ["y"])["y"]
+    wanted = x.astype(np.float64) @ weight.T
+    return round(float(np.sqrt(((found - wanted) ** 2).mean() / (wanted**2).mean())), 5)
+
+
+def product(weight: npt.NDArray[Any], scheme: Scheme, block: int) -> Session:
+    """A graph that multiplies with the weight, loaded."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "product.onnx"
+        with new_graph(path, "ort") as graph:
+            x = graph.input("x", np.float32, ["N", weight.shape[1]])
+            y = Precision(scheme, block).linear(graph, x, weight.astype(np.float32))
+            graph.output(y, "y", np.float32, ["N", len(weight)])
+        return open_session(path, Runtime("cpu", len(os.sched_getaffinity(0))))
+
+
+if __name__ == "__main__":
+    main()
