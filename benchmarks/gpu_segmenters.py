@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -140,9 +140,9 @@ class EdgeTamEncoder(Segmenter):
 
         config = Sam2Config(**size.config)
         config.mask_decoder_config._attn_implementation = "eager"
-        net = awake(EdgeTam(RepVit(size.widths, size.depths), config))
-        trunk = merged_branches(net.vision_encoder.backbone["timm_model"])
-        encoder = PyramidEncoder(trunk, net)
+        trunk = RepVit(size.widths, size.depths)
+        net = awake(EdgeTam(trunk, config))
+        encoder = PyramidEncoder(merged_branches(trunk), net)
         super().__init__(encoder, picture(config.prompt_encoder_config.image_size), FEATURES)
 
 
@@ -167,7 +167,7 @@ class FusedAttention(simple_click_net.Attention):
             part.reshape(self.layout).transpose(1, 2) for part in self.qkv(rows).chunk(3, -1)
         )
         mixed = functional.scaled_dot_product_attention(query, key, value)
-        return self.proj(mixed.transpose(1, 2).reshape(-1, rows.shape[-1]))
+        return cast(Tensor, self.proj(mixed.transpose(1, 2).reshape(-1, rows.shape[-1])))
 
 
 def picture(side: int) -> dict[str, Tensor]:
