@@ -2,11 +2,13 @@
 
 python benchmarks/gpu.py                       every net in fp16; writes benchmarks/results/gpu.json
 python benchmarks/gpu.py --net vit-l --dtype bf16 -o mine.json
-python benchmarks/gpu.py --dry -o dry.json     small nets in fp32 on the CPU: that all of it runs
+python benchmarks/gpu.py --dry -o dry.json     small nets on the CPU: that all of it runs
 
 Needs torch, onnx and an onnxruntime, whose CUDA build is used where there is one; no network. What
-the nets are is said in gpu_nets.py. A way whose output is not that of PyTorch in fp32 gets no time.
-Graphs are in fp32: in other types ONNX Runtime is not measured.
+the nets are is said in gpu_nets.py; those of the SAM family need transformers, and their graphs and
+SimpleClick's need onnxscript. ONNX Runtime runs what `export` writes: in fp16 the variant
+`gpu-fp16`, in fp32 `reference`, in bf16 nothing, as no variant is in it. A way whose output is not
+that of PyTorch in fp32 gets no time.
 """
 
 from __future__ import annotations
@@ -14,23 +16,20 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime as ort
 import torch
-from gpu_nets import DRY, NETS, Decoder, Vit, VitSize
+from gpu_nets import DRY, NETS, Net
+from gpu_ways import WAYS, Call, Unsuited, in_onnx_runtime, tensors
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from segagent_rt.backends import Runtime, open_session
-from segagent_rt.backends.onnxruntime import OrtBuffer
 from segagent_rt.bench.machine import describe_machine
-from segagent_rt_export.graph import new_graph
+from segagent_rt.errors import SegagentError
 
 RESULT = Path(__file__).parent / "results" / "gpu.json"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -40,108 +39,70 @@ LIMITS = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
 WARM_UP, FEWEST = 5, 10
 """Calls before the clock counts, and for which it counts at least."""
 
-Net = Vit | Decoder
-Call = Callable[[], Any]
+HALVED = ("sam", "decoder-write")
+"""Small nets that go through 16 bits, too."""
+
+BROKEN = (Unsuited, ImportError, RuntimeError, SegagentError)
+"""Too large for the GPU, no compiler, a package that the host lacks, ..."""
 
 
-class Unsuited(Exception):
-    """A way that is not for this machine or type; the words go into the document."""
+@dataclass(frozen=True)
+class Terms:
+    """On what is measured, for how long, and which ways of PyTorch."""
+
+    dtype: str
+    device: str
+    seconds: float
+    ways: Collection[str]
 
 
-def eager(net: Net, inputs: tuple[Tensor, ...]) -> Call:
-    """PyTorch as it is written, attention spelt out."""
+@dataclass(frozen=True)
+class Truth:
+    """What PyTorch computes in fp32 on the CPU, and the floating point operations that it takes."""
+
+    outputs: list[Tensor]
+    flops: int
+
+
+def reference(net: Net) -> Truth:
+    """Run the net as it was made."""
     net.fused = False
-    return lambda: net(*inputs)
+    with FlopCounterMode(display=False) as counted:
+        output = net(*(x.clone() for x in net.inputs))
+    return Truth(tensors(output), counted.get_total_flops())
 
 
-def sdpa(net: Net, inputs: tuple[Tensor, ...]) -> Call:
-    """PyTorch with its fused attention."""
-    net.fused = True
-    return lambda: net(*inputs)
-
-
-def compiled(net: Net, inputs: tuple[Tensor, ...]) -> Call:
-    """The same, through torch.compile."""
-    net.fused = True
-    fast = torch.compile(net)
-    return lambda: fast(*inputs)
-
-
-def cuda_graph(net: Net, inputs: tuple[Tensor, ...]) -> Call:
-    """The same as `sdpa`, captured once and replayed."""
-    if not inputs[0].is_cuda:
-        raise Unsuited("there is no GPU")
-    net.fused = True
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            net(*inputs)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = net(*inputs)
-
-    def call() -> Tensor:
-        graph.replay()
-        return output
-
-    return call
-
-
-WAYS = {"eager": eager, "sdpa": sdpa, "compile": compiled, "cuda graph": cuda_graph}
-
-
-@contextmanager
-def in_onnx_runtime(net: Net, device: str) -> Iterator[Call]:
-    """The runtime's own session; buffers of keys and values stay on the device."""
-    backend = "cuda" if device == "cuda" else "cpu"
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "net.onnx"
-        with new_graph(path) as g:
-            net.write(g)
-        session = open_session(path, Runtime(backend))
-        feeds: dict[str, Any] = net.feeds()
-        kept = {
-            name: OrtBuffer(
-                ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), device, 0)
-            )
-            for name, value in feeds.items()
-            if name.startswith("past.")
-        }
-        into = {name.replace("past", "present", 1): buffer for name, buffer in kept.items()}
-        feeds |= kept
-        yield lambda: session.run(feeds, [net.output], into=into)[net.output]
-        session.close()
-
-
-def measure(
-    net: Net, dtype: str, device: str, seconds: float, chosen: Collection[str]
-) -> dict[str, Any]:
+def measure(net: Net, truth: Truth, terms: Terms) -> dict[str, Any]:
     """Error and time of each way; the net is left on the device, in its type."""
     ways: dict[str, Any] = {}
-    expected = net(*(x.clone() for x in net.inputs)).double()
-    if dtype == "fp32":
-        with in_onnx_runtime(net, device) as call:
-            ways["onnxruntime"] = judged(call, expected, dtype, seconds)
-    else:
-        ways["onnxruntime"] = {"why": f"graphs in {dtype} are not made here"}
-    net.to(device, DTYPES[dtype])
-    inputs = tuple(x.to(device, DTYPES[dtype]) for x in net.inputs)
-    for name in chosen:
+    try:
+        with in_onnx_runtime(net, terms.dtype, terms.device) as call:
+            ways["onnxruntime"] = judged(call, truth, terms)
+    except BROKEN as reason:
+        ways["onnxruntime"] = why(reason)
+    net.to(terms.device, DTYPES[terms.dtype])
+    inputs = tuple(x.to(terms.device, DTYPES[terms.dtype]) for x in net.inputs)
+    for name in terms.ways:
         try:
-            ways[name] = judged(WAYS[name](net, inputs), expected, dtype, seconds)
-        except (Unsuited, RuntimeError) as reason:  # too large for the GPU, no compiler, ...
-            ways[name] = {"why": str(reason).strip().partition("\n")[0]}
+            ways[name] = judged(WAYS[name](net, inputs), truth, terms)
+        except BROKEN as reason:
+            ways[name] = why(reason)
     return ways
 
 
-def judged(call: Call, expected: Tensor, dtype: str, seconds: float) -> dict[str, Any]:
-    """The error of a way, and its time if the error is small enough."""
-    found = torch.as_tensor(call()).double().cpu()
-    error = float((found - expected).norm() / expected.norm())
-    if not error <= LIMITS[dtype]:
-        return {"error": error, "why": f"the error is above {LIMITS[dtype]}"}
-    return {"error": error, **timed(call, seconds)}
+def why(reason: Exception) -> dict[str, str]:
+    """What stands where there is no time."""
+    return {"why": str(reason).strip().partition("\n")[0]}
+
+
+def judged(call: Call, truth: Truth, terms: Terms) -> dict[str, Any]:
+    """The error of a way, of its worst output, and its time if the error is small enough."""
+    found, limit = tensors(call()), LIMITS[terms.dtype]
+    pairs = zip(found, truth.outputs, strict=True)
+    error = max(float((one - other).norm() / other.norm()) for one, other in pairs)
+    if not error <= limit:
+        return {"error": error, "why": f"the error is above {limit}"}
+    return {"error": error, **timed(call, terms.seconds)}
 
 
 def timed(call: Call, seconds: float) -> dict[str, Any]:
@@ -169,61 +130,92 @@ def once(call: Call) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def ceilings(dtype: str, device: str, seconds: float) -> dict[str, float]:
+def ceilings(terms: Terms) -> dict[str, float]:
     """What the device does at best, measured now: GB/s of copying, TFLOP/s of a matrix product."""
-    side = 8192 if device == "cuda" else 512
-    a = torch.randn(side, side, device=device).to(DTYPES[dtype])
+    side = 8192 if terms.device == "cuda" else 512
+    a = torch.randn(side, side, device=terms.device).to(DTYPES[terms.dtype])
     b = torch.empty_like(a)
-    copy, product = (timed(call, seconds)["ms"] for call in (lambda: b.copy_(a), lambda: a @ a))
+    copy, product = (
+        timed(call, terms.seconds)["ms"] for call in (lambda: b.copy_(a), lambda: a @ a)
+    )
     moved = 2 * a.numel() * a.element_size()
     return {"gbytes_per_second": moved / copy / 1e6, "tflops": 2 * side**3 / product / 1e9}
 
 
-def shares(net: Net, ways: dict[str, Any], ceiling: dict[str, float]) -> None:
-    """Add to each way what it reaches of both ceilings, counting weights only."""
+def shares(net: Net, flops: int, ways: dict[str, Any], ceiling: dict[str, float]) -> None:
+    """Add to each way what it reaches of both ceilings, by bytes of weights and by operations."""
     weights = sum(weight.numel() for weight in net.parameters())
     size = next(net.parameters()).element_size()
     for way in ways.values():
         if "ms" in way:
-            bandwidth, work = weights * size / way["ms"] / 1e6, 2 * weights * net.tokens / way["ms"]
+            bandwidth, work = weights * size / way["ms"] / 1e6, flops / way["ms"] / 1e9
             way["percent_of_bandwidth"] = round(100 * bandwidth / ceiling["gbytes_per_second"], 1)
-            way["percent_of_product"] = round(100 * work / 1e9 / ceiling["tflops"], 1)
+            way["percent_of_product"] = round(100 * work / ceiling["tflops"], 1)
 
 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--dry", action="store_true", help="small nets, fp32, on the CPU")
+    parser.add_argument("--dry", action="store_true", help="small nets on the CPU, mostly in fp32")
     parser.add_argument("--net", action="append", help="only this one; may be repeated")
     parser.add_argument("--way", action="append", choices=list(WAYS), help="of PyTorch; likewise")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="fp16")
+    parser.add_argument("--dtype", choices=list(DTYPES))
     parser.add_argument("--seconds", type=float, default=2.0, help="for each way")
     parser.add_argument("-o", "--output", type=Path, default=RESULT)
     given = parser.parse_args()
     if not given.dry and not torch.cuda.is_available():
         parser.error("there is no GPU; --dry shows that all of it runs")
-    device, dtype = ("cpu", "fp32") if given.dry else ("cuda", given.dtype)
     document: dict[str, Any] = {
         "machine": describe_machine(),
         "gpu": None if given.dry else torch.cuda.get_device_name(),
         "torch": torch.__version__,
-        "dtype": dtype,
         "dry": given.dry,
-        "ceilings": ceilings(dtype, device, given.seconds),
+        "ceilings": {},
         "nets": {},
     }
-    for name, size in (DRY if given.dry else NETS).items():
+    nets = DRY if given.dry else NETS
+    for name, dtype in cases(given, nets):
+        terms = Terms(dtype, "cpu" if given.dry else "cuda", given.seconds, given.way or WAYS)
+        if dtype not in document["ceilings"]:
+            document["ceilings"][dtype] = ceilings(terms)
+        ways = of_net(nets[name], terms, document["ceilings"][dtype])
+        document["nets"].setdefault(name, {})[dtype] = ways
+        print(name, dtype, json.dumps(ways))
+    given.output.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+
+
+def cases(given: argparse.Namespace, nets: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Which nets are measured, and in which types."""
+    for name in nets:
         if given.net and name not in given.net:
             continue
-        torch.manual_seed(0)
-        net: Net = Vit(size) if isinstance(size, VitSize) else Decoder(size)
-        with torch.inference_mode():
-            ways = measure(net.eval(), dtype, device, given.seconds, given.way or WAYS)
-        if not given.dry:  # small nets lie in the processor's cache
-            shares(net, ways, document["ceilings"])
-        document["nets"][name] = ways
-        print(name, json.dumps(ways))
-    given.output.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+        if given.dtype or not given.dry:
+            yield name, given.dtype or "fp16"
+            continue
+        yield name, "fp32"
+        if name in HALVED:
+            yield name, "fp16"
+
+
+@torch.inference_mode()
+def of_net(maker: Callable[[], Net], terms: Terms, ceiling: dict[str, float]) -> dict[str, Any]:
+    """Make a net and measure it, with its shares of what a GPU can do at best."""
+    try:
+        net = make(maker)
+    except ImportError as reason:
+        return why(reason)
+    truth = reference(net)
+    ways = measure(net, truth, terms)
+    if terms.device == "cuda":  # small nets lie in the processor's cache
+        shares(net, truth.flops, ways, ceiling)
+    return ways
+
+
+@torch.inference_mode(mode=False)
+def make(maker: Callable[[], Net]) -> Net:
+    """A net, the same whenever it is made."""
+    torch.manual_seed(0)
+    return maker().eval()
 
 
 if __name__ == "__main__":

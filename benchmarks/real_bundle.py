@@ -141,7 +141,7 @@ def make_segmenter(
         for name in variants:
             kind = SEGMENTER_VARIANTS[name]
             if name != REFERENCE:
-                store_as(exported.graphs, folder / name, kind)
+                store_as(exported.graphs_for(kind.device), folder / name, kind)
             graphs = {role: f"{name}/{path.name}" for role, path in exported.graphs.items()}
             made[name] = Variant(kind.device, kind.precision, graphs, kind.dialect)
         if REFERENCE not in variants:

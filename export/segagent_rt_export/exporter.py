@@ -36,7 +36,7 @@ from segagent_rt_export.photos import Photos
 from segagent_rt_export.plan import PartPlan, Plan, too_large
 from segagent_rt_export.recipe import MllmRecipe, SegmenterRecipe, VariantName
 from segagent_rt_export.segmenters.exported import ExportedSegmenter
-from segagent_rt_export.segmenters.families import export_segmenter
+from segagent_rt_export.segmenters.families import FOR_GPU, export_segmenter
 from segagent_rt_export.segmenters.integers import Ranges
 from segagent_rt_export.segmenters.observing import observed_ranges
 from segagent_rt_export.segmenters.storing import store_as
@@ -44,7 +44,12 @@ from segagent_rt_export.states import Material, Scenes
 from segagent_rt_export.streaming import CPU
 from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
 from segagent_rt_export.verdict import Gate, Verdict
-from segagent_rt_export.verify import verify_published, verify_replies, verify_segmenter
+from segagent_rt_export.verify import (
+    verify_graphs,
+    verify_published,
+    verify_replies,
+    verify_segmenter,
+)
 
 Tell: TypeAlias = Callable[[str], None]
 
@@ -165,11 +170,27 @@ def make_segmenter(part: PartPlan, folder: Path, judge: Judge, tell: Tell) -> No
     for name in names:
         if name != REFERENCE:
             tell(f"storing {name}")
-            store_as(exported.graphs, folder / name, SEGMENTER_VARIANTS[name], ranges)
+            kind = SEGMENTER_VARIANTS[name]
+            store_as(exported.graphs_for(kind.device), folder / name, kind, ranges)
+    form = _verify_form(part, exported, folder, judge, tell) if exported.for_gpu else Verdict()
     draft = _draft(part, exported, variants)
     opened = _described(folder, draft)
     verdict = verify_segmenter(opened, exported.checks, judge.gate, tell, judge.material)
-    _finish(part, folder, draft, judge.record("segmenter", verdict))
+    _finish(part, folder, draft, judge.record("segmenter", verdict.and_also(form)))
+
+
+def _verify_form(
+    part: PartPlan, exported: ExportedSegmenter, folder: Path, judge: Judge, tell: Tell
+) -> Verdict:
+    """Compare with torch what variants for GPUs were made of, and remove it."""
+    tell("comparing the graphs in their form for GPUs with torch")
+    graphs = {role: p.relative_to(folder).as_posix() for role, p in exported.for_gpu.items()}
+    whole = _draft(part, exported, {REFERENCE: Variant("gpu", "fp32", graphs, "portable")})
+    checks = [check for check in exported.checks if check.role in graphs]
+    verdict = verify_graphs(_described(folder, whole), checks, judge.gate)
+    shutil.rmtree(folder / REFERENCE / FOR_GPU)
+    failures = tuple(f"for GPUs, {failure}" for failure in verdict.failures)
+    return Verdict({"graphs_for_gpu": verdict.numbers["graphs"]}, failures)
 
 
 def _segmenter_variant(name: VariantName, exported: ExportedSegmenter) -> Variant:

@@ -20,6 +20,7 @@ from segagent_rt_export.mllm.shards import open_shards
 from segagent_rt_export.mllm.source import Choices, MllmSource, read_source
 from segagent_rt_export.precision import Precision
 from segagent_rt_export.recipe import MllmRecipe, Recipe, SegmenterRecipe
+from segagent_rt_export.segmenters.families import formed_for_gpu
 from segagent_rt_export.sources import locate
 from segagent_rt_export.streaming import PIECE
 from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
@@ -158,9 +159,9 @@ def need_of_segmenter(recipe: SegmenterRecipe, source: Path) -> Need:
         count = source.stat().st_size // 4
     sizes = [_size(count, SEGMENTER_VARIANTS[name].linear) for name in recipe.variants]
     whole = 4 * count
-    scratch = 0 if REFERENCE in recipe.variants else whole
+    scratch = (REFERENCE not in recipe.variants) + formed_for_gpu(recipe)
     memory = BASE_MEMORY + 4 * whole
-    return Need(sum(sizes), sum(sizes) + scratch, memory, memory)
+    return Need(sum(sizes), sum(sizes) + scratch * whole, memory, memory)
 
 
 def need_of_mllm(recipe: MllmRecipe, source: MllmSource) -> Need:

@@ -79,23 +79,19 @@ def export_segmenter(net: SegmenterNet, folder: Path) -> None:
     fast, and in fp32 for all other places."""
     folder.mkdir()
     graphs = export_click_net(net, folder)
-    stored = {path: pack_convolutions(onnx.load(path), MOST) for path in graphs.values()}
-    for path, model in stored.items():
-        onnx.save_model(model, str(path))
+    for path in graphs.values():
+        onnx.save_model(pack_convolutions(onnx.load(path), MOST), str(path))
     names = {role: path.name for role, path in graphs.items()}
-    variants = {"cpu-8bit": Variant("any", "weights int8, arithmetic fp32", names)}
-    part = _described(folder, variants)
+    stored = {"cpu-8bit": Variant("any", "weights int8, arithmetic fp32", names)}
     with tempfile.TemporaryDirectory() as scratch:
-        rounded = rounded_click_net(part, Path(scratch) / "rounded")
-        found = {role: onnx.load(rounded.graphs(role, "cpu-int8")[0].path) for role in graphs}
-    for role, path in graphs.items():
-        fast = path.with_suffix(".int8.onnx")
-        models = {path: stored[path], fast: found[role]}
-        save_sharing(models, f"{path.name}.data")
-    fast_names = {role: f"{role}.int8.onnx" for role in graphs}
-    roles = tuple(graphs)
-    fast_one = Variant("cpu", "weights and arithmetic int8", fast_names, integers=roles)
-    _described(folder, {"cpu-int8": fast_one, **variants})
+        rounded = rounded_click_net(_described(folder, stored), Path(scratch) / "rounded")
+        for role, path in graphs.items():
+            integers = onnx.load(rounded.graphs(role, "cpu-int8")[0].path)
+            both = {path: onnx.load(path), folder / f"{role}.int8.onnx": integers}
+            save_sharing(both, f"{path.name}.data")
+    names = {role: f"{role}.int8.onnx" for role in graphs}
+    fast = Variant("cpu", "weights and arithmetic int8", names, integers=tuple(graphs))
+    _described(folder, {"cpu-int8": fast, **stored})
 
 
 def _described(folder: Path, variants: dict[str, Variant]) -> Part:

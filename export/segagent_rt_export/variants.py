@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from segagent_rt_export.precision import MllmPrecision, Precision
 from segagent_rt_export.recipe import VariantName
+
+Device: TypeAlias = Literal["cpu", "gpu", "any"]
 
 REFERENCE: VariantName = "reference"
 BLOCK_OF_EIGHT, BLOCK_OF_FOUR = 128, 32
@@ -25,7 +27,7 @@ class SegmenterVariant:
 
     precision: str
     linear: Precision
-    device: Literal["cpu", "gpu", "any"] = "cpu"
+    device: Device = "cpu"
     convolutions: Literal["fp32", "8bit", "int8"] = "fp32"
     dialect: Literal["ort", "portable"] = "ort"
     decoder: Precision | None = None
@@ -42,7 +44,7 @@ class MllmVariant:
 
     precision: str
     arithmetic: MllmPrecision
-    device: Literal["cpu", "gpu", "any"] = "cpu"
+    device: Device = "cpu"
     dialect: Literal["ort", "portable"] = "ort"
 
 

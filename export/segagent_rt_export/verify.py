@@ -101,18 +101,22 @@ def verify_segmenter(
     """Compare a segmenter's part, which holds the reference and all its variants; on generated
     scenes without other `material`."""
     tell("comparing the graphs with torch")
-    numbers: dict[str, Any] = {"graphs": graph_errors(part, checks)}
+    verdict = verify_graphs(part, checks, gate)
+    tell("comparing what the net is shown")
+    numbers, complaints = _host(part, gate)
+    verdict = verdict.and_also(Verdict({"host": numbers}, (*lint(part), *complaints)))
+    return verdict.and_also(verify_masks(part, gate, tell, material or Scenes(gate.scenes)))
+
+
+def verify_graphs(part: Part, checks: Sequence[Check], gate: Gate) -> Verdict:
+    """Compare the reference's graphs with torch."""
+    errors = graph_errors(part, checks)
     failures = [
         f"the graph `{role}` is {error:.1e} away from torch, {gate.graph_error:.0e} is allowed"
-        for role, error in numbers["graphs"].items()
+        for role, error in errors.items()
         if not error <= gate.graph_error
     ]
-    failures += lint(part)
-    tell("comparing what the net is shown")
-    numbers["host"], complaints = _host(part, gate)
-    failures += complaints
-    verdict = Verdict(numbers, tuple(failures))
-    return verdict.and_also(verify_masks(part, gate, tell, material or Scenes(gate.scenes)))
+    return Verdict({"graphs": errors}, tuple(failures))
 
 
 def verify_masks(part: Part, gate: Gate, tell: Tell, material: Material) -> Verdict:

@@ -92,6 +92,20 @@ def test_products_with_weights_are_16_bits_wide_and_nothing_else_is():
     assert not {"filter", "up", "down"} & names
 
 
+def test_tables_that_rows_are_multiplied_with_are_no_weights():
+    """SAM's relative positions: a matrix for each row of queries; scores keep their 32 bits."""
+    value = helper.make_tensor_value_info
+    table = numpy_helper.from_array(np.ones((5, 8, 5), np.float32), "table")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["grid", "table"], ["rows"])], "net",
+        [value("grid", TensorProto.FLOAT, [2, 5, 5, 8])],
+        [value("rows", TensorProto.FLOAT, [2, 5, 5, 5])], [table],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    before = model.SerializeToString()
+    assert halve_products(model).SerializeToString() == before
+
+
 def test_they_compute_the_same_but_for_rounding():
     whole, half = run(net(), IMAGE), None
     model = net()

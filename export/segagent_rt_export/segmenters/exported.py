@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from segagent_rt.types import Array
+from segagent_rt_export.variants import Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class Check:
 class ExportedSegmenter:
     """Graphs in full precision by role, what they must compute, and where the weights came from.
 
-    `settings` is the dataclass of the family's runtime class.
+    `settings` is the dataclass of the family's runtime class; `for_gpu` are graphs that compute the
+    same in another form, which GPUs take in their place.
     """
 
     family: str
@@ -31,3 +33,8 @@ class ExportedSegmenter:
     graphs: Mapping[str, Path]
     checks: Sequence[Check]
     provenance: Mapping[str, Any]
+    for_gpu: Mapping[str, Path] = field(default_factory=dict)
+
+    def graphs_for(self, device: Device) -> dict[str, Path]:
+        """The graphs by role, in the form for a device."""
+        return {**self.graphs, **(self.for_gpu if device == "gpu" else {})}

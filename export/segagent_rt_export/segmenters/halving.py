@@ -2,10 +2,13 @@
 precision any more.
 
 Only what is multiplied with weights. What comes out is 32 bits wide again, and so are norms,
-softmax and the bias of attention.
+softmax and all of attention between its layers: SAM's relative positions are tables that queries
+are multiplied with, and become part of the scores.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -32,7 +35,7 @@ def halve_products(model: onnx.ModelProto) -> onnx.ModelProto:
         return short
 
     for node in graph.node:
-        if node.op_type not in PRODUCTS or not floats.keys() & set(node.input[:2]):
+        if not _with_weights(node, floats):
             nodes.append(node)
             continue
         (out,) = node.output
@@ -47,6 +50,14 @@ def halve_products(model: onnx.ModelProto) -> onnx.ModelProto:
     for name in [name for name in floats if name not in read]:
         graph.initializer.remove(floats[name])
     return model
+
+
+def _with_weights(node: NodeProto, floats: Mapping[str, TensorProto]) -> bool:
+    """Whether a node multiplies with a layer's weights; a table for each row is of rank 3."""
+    constants = [floats[name] for name in node.input[:2] if name in floats]
+    if node.op_type == "MatMul":
+        constants = [tensor for tensor in constants if len(tensor.dims) == 2]
+    return node.op_type in PRODUCTS and bool(constants)
 
 
 def _halved(tensor: TensorProto, name: str) -> TensorProto:

@@ -25,28 +25,38 @@ from segagent_rt_export.segmenters.sam_encoder import (
     SamEncoder,
     with_attention,
 )
-from segagent_rt_export.segmenters.sam_graphs import Pair, export_pair
+from segagent_rt_export.segmenters.sam_graphs import Pair, export_encoder, export_pair
+
+FEATURES = ("embedding",)
 
 
-def export_sam(source: Path, folder: Path, *, for_gpu: bool = False) -> ExportedSegmenter:
+def export_sam(source: Path, folder: Path) -> ExportedSegmenter:
     """Write encoder.onnx and decoder.onnx from a transformers folder or a `sam_vit_*.pth`.
-
-    Args:
-        source: the checkpoint.
-        folder: where the graphs go.
-        for_gpu: relative positions as part of queries and keys, which GPUs fuse; slower on CPUs.
 
     Raises:
         CheckpointInvalid: the source is no SAM.
     """
     net = load_sam(source)
     side = net.config.vision_config.image_size
-    attention = FoldedAttention if for_gpu else BiasAttention
-    encoder = SamEncoder(with_attention(net.vision_encoder, attention))
+    encoder = SamEncoder(with_attention(net.vision_encoder, BiasAttention))
     decoder = SamDecoder(net.prompt_encoder, net.mask_decoder, side)
     published = SamEncoder(net.vision_encoder)
-    graphs, checks = export_pair(Pair(encoder, decoder, side, reference=published), folder)
+    graphs, checks = export_pair(
+        Pair(encoder, decoder, side, FEATURES, reference=published), folder
+    )
     return ExportedSegmenter("sam", SamSettings(side=side), graphs, checks, provenance(source))
+
+
+def export_sam_for_gpu(source: Path, folder: Path) -> dict[str, Path]:
+    """Write encoder.onnx with relative positions as part of queries and keys: plain attention,
+    which GPUs fuse, and CPUs compute more slowly.
+
+    Raises:
+        CheckpointInvalid: the source is no SAM.
+    """
+    net = load_sam(source)
+    encoder = SamEncoder(with_attention(net.vision_encoder, FoldedAttention))
+    return export_encoder(encoder, net.config.vision_config.image_size, FEATURES, folder)
 
 
 def load_sam(source: Path) -> Any:

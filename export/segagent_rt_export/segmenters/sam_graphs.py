@@ -50,6 +50,15 @@ def export_pair(pair: Pair, folder: Path) -> tuple[dict[str, Path], list[Check]]
     return graphs, checks
 
 
+def export_encoder(
+    encoder: nn.Module, side: int, features: tuple[str, ...], folder: Path
+) -> dict[str, Path]:
+    """Write encoder.onnx alone; it computes what that of a pair does, in another form."""
+    path = folder / "encoder.onnx"
+    trace(encoder, {"image": torch.zeros(1, 3, side, side)}, path, features)
+    return {"encoder": path}
+
+
 def random_prompts(side: int, points: int, rng: torch.Generator) -> dict[str, Tensor]:
     """Points of every kind, and a mask so far if there are two points or more."""
     labels = torch.randint(-1, 4, (1, points), generator=rng).float()

@@ -29,7 +29,7 @@ from segagent_rt_export.segmenters.sam_encoder import (
     FoldedAttention,
     with_attention,
 )
-from segagent_rt_export.segmenters.sam_graphs import Pair, export_pair
+from segagent_rt_export.segmenters.sam_graphs import Pair, export_encoder, export_pair
 
 FEATURES = ("embedding", "hq")
 
@@ -84,24 +84,32 @@ class HqDecoder(SamDecoder):
         return self.draw(tokens, fine) + extra, self.scores(tokens)
 
 
-def export_sam_hq(source: Path, folder: Path, *, for_gpu: bool = False) -> ExportedSegmenter:
+def export_sam_hq(source: Path, folder: Path) -> ExportedSegmenter:
     """Write encoder.onnx and decoder.onnx from a transformers folder or a `sam_hq_vit_*.pth`.
-
-    `for_gpu` as in SAM's export.
 
     Raises:
         CheckpointInvalid: the source is no SAM-HQ.
     """
     net = load_sam_hq(source)
     side = net.config.vision_config.image_size
-    attention = FoldedAttention if for_gpu else BiasAttention
-    encoder = HqEncoder(with_attention(net.vision_encoder, attention), net.mask_decoder)
+    encoder = HqEncoder(with_attention(net.vision_encoder, BiasAttention), net.mask_decoder)
     decoder = HqDecoder(net.prompt_encoder, net.mask_decoder, side)
     published = HqEncoder(net.vision_encoder, net.mask_decoder)
     pair = Pair(encoder, decoder, side, FEATURES, reference=published)
     graphs, checks = export_pair(pair, folder)
     settings = SamSettings(side=side, features=FEATURES)
     return ExportedSegmenter("sam_hq", settings, graphs, checks, provenance(source))
+
+
+def export_sam_hq_for_gpu(source: Path, folder: Path) -> dict[str, Path]:
+    """Write encoder.onnx as for SAM on GPUs.
+
+    Raises:
+        CheckpointInvalid: the source is no SAM-HQ.
+    """
+    net = load_sam_hq(source)
+    encoder = HqEncoder(with_attention(net.vision_encoder, FoldedAttention), net.mask_decoder)
+    return export_encoder(encoder, net.config.vision_config.image_size, FEATURES, folder)
 
 
 def load_sam_hq(source: Path) -> Any:

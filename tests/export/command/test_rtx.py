@@ -104,11 +104,12 @@ def test_the_mllm_that_ships(library, tmp_path, name):
 @pytest.mark.parametrize("family", typing.get_args(SegmenterFamily))
 def test_a_segmenter(library, sources, tmp_path, family):
     source = sources(family)
-    recipe = SegmenterRecipe(family, str(source), ("reference",))
-    graphs = export_segmenter(recipe, source, tmp_path).graphs
-    store_as(graphs, tmp_path / "half", SEGMENTER_VARIANTS["gpu-fp16"])
-    for path in graphs.values():
+    recipe = SegmenterRecipe(family, str(source), ("gpu-fp16", "reference"))
+    exported = export_segmenter(recipe, source, tmp_path)
+    store_as(exported.graphs_for("gpu"), tmp_path / "half", SEGMENTER_VARIANTS["gpu-fp16"])
+    for path in (*exported.graphs.values(), *exported.for_gpu.values()):
         build(library, path)
+    for path in exported.graphs.values():
         build(library, tmp_path / "half" / path.name)
 
 

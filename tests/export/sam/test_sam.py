@@ -22,7 +22,7 @@ from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPi
 
 from segagent_rt_export.errors import CheckpointInvalid  # noqa: E402
 from segagent_rt_export.segmenters import sam_graphs  # noqa: E402
-from segagent_rt_export.segmenters.sam import export_sam, load_sam  # noqa: E402
+from segagent_rt_export.segmenters.sam import export_sam, export_sam_for_gpu, load_sam  # noqa: E402
 from segagent_rt_export.segmenters.sam_encoder import (  # noqa: E402
     BiasAttention,
     FoldedAttention,
@@ -177,16 +177,16 @@ def test_the_gpu_form_is_the_plain_form(model: Any, error: Any) -> None:
     assert {id(weight) for weight in folded.parameters()} <= weights
 
 
-def test_the_gpu_form_is_traced_when_asked_for(
+def test_each_form_is_traced_when_asked_for(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And checked against the plain form. SAM-HQ's test runs such a graph."""
+    """SAM-HQ's test runs such a graph."""
     traced = []
     monkeypatch.setattr(sam_graphs, "trace", lambda graph, *rest: traced.append(graph))
-    for for_gpu in (False, True):
-        export_sam(folder, tmp_path, for_gpu=for_gpu)
+    export_sam(folder, tmp_path)
+    export_sam_for_gpu(folder, tmp_path)
     kinds = [any(isinstance(m, FoldedAttention) for m in g.modules()) for g in traced]
-    assert kinds == [False, False, True, False]
+    assert kinds == [False, False, True]
 
 
 def test_settings_survive_the_manifest(exported: Any) -> None:

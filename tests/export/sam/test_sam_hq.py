@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ pytest.importorskip("transformers", reason="needs the extra `export`")
 from transformers import SamHQConfig, SamHQModel  # noqa: E402
 
 from segagent_rt_export.errors import CheckpointInvalid  # noqa: E402
-from segagent_rt_export.segmenters.sam_hq import export_sam_hq  # noqa: E402
+from segagent_rt_export.segmenters.sam_hq import export_sam_hq, export_sam_hq_for_gpu  # noqa: E402
 
 pytestmark = pytest.mark.export
 
@@ -59,7 +60,9 @@ def mended(model: Any) -> Any:
 def exported(model: Any, tmp_path_factory: Any) -> Any:
     folder = tmp_path_factory.mktemp("sam_hq")
     model.save_pretrained(folder)
-    return export_sam_hq(folder, tmp_path_factory.mktemp("graphs"), for_gpu=True)
+    made = export_sam_hq(folder, tmp_path_factory.mktemp("graphs"))
+    form = export_sam_hq_for_gpu(folder, tmp_path_factory.mktemp("gpu"))
+    return replace(made, graphs={**made.graphs, **form})
 
 
 @pytest.fixture(scope="module")
