@@ -88,7 +88,7 @@ def export_segmenter(net: SegmenterNet, folder: Path) -> None:
         for role, path in graphs.items():
             integers = onnx.load(rounded.graphs(role, "cpu-int8")[0].path)
             both = {path: onnx.load(path), folder / f"{role}.int8.onnx": integers}
-            save_sharing(both, f"{path.name}.data")
+            save_sharing(both, path.with_name(f"{path.name}.data"))
     names = {role: f"{role}.int8.onnx" for role in graphs}
     fast = Variant("cpu", "weights and arithmetic int8", names, integers=tuple(graphs))
     _described(folder, {"cpu-int8": fast, **stored})

@@ -197,7 +197,7 @@ def test_equal_weights_are_stored_once_and_come_back(tmp_path):
     second.graph.initializer.append(also)
     before = [weights(model) for model in (first, second)]
     graphs = {tmp_path / "a.onnx": first, tmp_path / "b.onnx": second}
-    save_sharing(graphs, "both.data")
+    save_sharing(graphs, tmp_path / "both.data")
     assert [weights(onnx.load(path)) for path in graphs] == before
     stored = (tmp_path / "both.data").read_bytes()
     assert stored.count(np.arange(999, dtype=np.float32).tobytes()) == 1
