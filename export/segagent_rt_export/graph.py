@@ -47,7 +47,7 @@ class WeightFile:
 
     def put(self, values: Weight) -> int:
         """The offset of a contiguous array in the file, a multiple of 64 bytes."""
-        digest = hashlib.sha256(values).digest()
+        digest = hashlib.sha256(values.data).digest()
         if digest not in self._offsets:
             self._stream.write(b"\0" * (-self._stream.tell() % 64))
             self._offsets[digest] = self._stream.tell()
