@@ -1,12 +1,13 @@
 """How many weights should share a scale: how long products in 8 bits take, and how far they err.
 
-python benchmarks/blocks.py             both; prints one JSON document
-python benchmarks/blocks.py --errors    only the errors, which a busy machine does not change
+python benchmarks/blocks.py             all of it; prints one JSON document
+python benchmarks/blocks.py --errors    without the times, which a busy machine changes
 
 Times are those of one layer of Qwen2.5-VL's tower at 1,024 patches, and of one of a language model
 of half a billion weights that reads a prompt, or one token. Errors are the root mean square of what
 a product is away from that of unrounded numbers, over its own: the operator rounds what comes in
-too, in blocks as long.
+too, in blocks as long. And it is seen whether a row comes out the same, to the bit, alone and among
+others.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--errors", action="store_true", help="no times")
     given = parser.parse_args()
-    document: dict[str, Any] = {"machine": describe_machine(), "errors": errors()}
+    document: dict[str, Any] = {
+        "machine": describe_machine(),
+        "errors": errors(),
+        "same_rows_alone": {str(block): same_alone(block) for block in BLOCKS},
+    }
     if not given.errors:
         document["milliseconds"] = {name: times(*layer) for name, layer in LAYERS.items()}
     print(json.dumps(document, indent=1))
@@ -113,6 +118,17 @@ def apart(x: Floats, weight: Floats, scheme: Scheme, block: int) -> float:
     found = product(weight, scheme, block).run({"x": x}, ["y"])["y"]
     wanted = x.astype(np.float64) @ weight.T
     return round(float(np.sqrt(((found - wanted) ** 2).mean() / (wanted**2).mean())), 5)
+
+
+def same_alone(block: int) -> bool:
+    """Whether a row of a product does not depend on how many others there are."""
+    x, weight = normal(np.random.default_rng(0))
+    session = product(weight, "8bit", block)
+    together = session.run({"x": x}, ["y"])["y"]
+    return all(
+        np.array_equal(session.run({"x": x[:rows]}, ["y"])["y"], together[:rows])
+        for rows in (1, 2, 3, 17, 64)
+    )
 
 
 def product(weight: npt.NDArray[Any], scheme: Scheme, block: int) -> Session:

@@ -15,8 +15,10 @@ from segagent_rt_export.recipe import VariantName
 Device: TypeAlias = Literal["cpu", "gpu", "any"]
 
 REFERENCE: VariantName = "reference"
-BLOCK_OF_EIGHT, BLOCK_OF_FOUR = 128, 32
-"""Weights that share a scale. Longer blocks are faster, but err more; with 8 bits there is room."""
+LONG, SHORT = 128, 32
+"""Weights that share a scale. Long blocks are faster, but err more, and their products depend in
+the last bits on how many rows come in at once: tokens fed together would not be tokens fed alone.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,8 @@ class MllmVariant:
 
 _WHOLE, _FAST = Precision(), Precision("int8")
 _HALF = Precision("fp16")
-_EIGHT, _FOUR = Precision("8bit", BLOCK_OF_EIGHT), Precision("4bit", BLOCK_OF_FOUR)
+_EIGHT, _FOUR = Precision("8bit", LONG), Precision("4bit", SHORT)
+_EIGHT_OF_WORDS = Precision("8bit", SHORT)
 
 SEGMENTER_VARIANTS: Mapping[VariantName, SegmenterVariant] = {
     REFERENCE: SegmenterVariant("fp32", _WHOLE, "any"),
@@ -67,9 +70,11 @@ SEGMENTER_VARIANTS: Mapping[VariantName, SegmenterVariant] = {
 
 MLLM_VARIANTS: Mapping[VariantName, MllmVariant] = {
     REFERENCE: MllmVariant("fp32", MllmPrecision(_WHOLE, _WHOLE), "any", "portable"),
-    "cpu-8bit": MllmVariant("vision 8 bit, language 8 bit", MllmPrecision(_EIGHT, _EIGHT)),
+    "cpu-8bit": MllmVariant("vision 8 bit, language 8 bit",
+                            MllmPrecision(_EIGHT, _EIGHT_OF_WORDS)),
     "cpu-fast": MllmVariant("vision int8, language int8", MllmPrecision(_FAST, _FAST)),
-    "cpu-int8": MllmVariant("vision int8, language 8 bit", MllmPrecision(_FAST, _EIGHT)),
+    "cpu-int8": MllmVariant("vision int8, language 8 bit",
+                            MllmPrecision(_FAST, _EIGHT_OF_WORDS)),
     "cpu-4bit": MllmVariant("vision 8 bit, language 4 bit", MllmPrecision(_EIGHT, _FOUR)),
     "gpu-fp16": MllmVariant("products with weights fp16, all else fp32",
                             MllmPrecision(_HALF, _HALF), "gpu", "portable"),
