@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 from segagent_rt.bundle import Part, open_bundle, open_part
@@ -18,8 +19,12 @@ def write_bundle(folder: Path, variants: list[str], device: str = "gpu") -> Path
     shipped = open_bundle().part("segmenter")
     manifest, target = shipped.manifest, folder / "segmenter"
     target.mkdir(parents=True)
-    first = next(iter(manifest.variants.values()))
+    first = manifest.variants["cpu-8bit"]
     files, found = {}, {}
+    for role in ROLES:  # every variant has the same weights
+        file = f"{role}.onnx.data"
+        shutil.copy(shipped.file(file), target / file)
+        files[file] = manifest.files[file]
     for name in variants:
         graphs = {role: f"{role}.{name}.onnx" for role in ROLES}
         for role, file in graphs.items():
