@@ -24,6 +24,7 @@ class Tree:
     """How widely to search, and when to stop.
 
     Attributes:
+        rules: of the loop; `doubt` is for one candidate only, as more try several clicks anyway.
         candidates: clicks tried at a turn: the likeliest one, the others drawn. With one this is
             `loop.walk`.
         temperature: of the draws; which one SegAgent used is not published.

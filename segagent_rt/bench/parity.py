@@ -50,10 +50,9 @@ def replay(canvas: Canvas, found: Trajectory, gate: ParityGate) -> Iterator[Stat
         if step.click is None or step.prediction is None:
             yield State(alike, None)
             return
-        clicks, before = ([], None) if step.anew else (clicks, shown)
         clicks.append(step.click)
         embedding = canvas.embedding.result()
-        ours = canvas.runtime.segmenter.decode(embedding, clicks, prior=before, box=step.turn.box)
+        ours = canvas.runtime.segmenter.decode(embedding, clicks, prior=shown, box=step.turn.box)
         yield State(alike, iou(ours.mask(), step.prediction.mask()))
         shown = step.prediction
 
