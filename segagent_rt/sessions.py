@@ -63,7 +63,9 @@ def _open_on(runtime: Runtime, graphs: Sequence[Graph], engines: Path) -> Opened
     else:
         graph = rungs[0]
         integers = graph.role in graph.variant.integers
-        session = open_session(graph.path, replace(runtime, integers=integers))
+        aside = graph.role == "encoder"  # while the MLLM reads the picture
+        how = replace(runtime, integers=integers, aside=aside)
+        session = open_session(graph.path, how)
     placement = Placement(name, graph.name, graph.variant.precision, failed)
     return Opened(session, graph, placement)
 

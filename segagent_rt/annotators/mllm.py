@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -154,8 +154,13 @@ class Asker:
 def asker_of(tokenizer: Tokenizer, settings: MllmSettings) -> Asker:
     """How a model with this tokenizer is asked."""
     added = tokenizer.get_added_tokens_decoder()
+
+    @lru_cache(maxsize=256)  # a walk asks the same at every click
+    def encoded(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+
     return Asker(
-        encode=lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
+        encode=lambda text: list(encoded(text)),
         decode=lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=False)),
         settings=settings,
         specials=frozenset(number for number, token in added.items() if token.special),

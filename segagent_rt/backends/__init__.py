@@ -35,6 +35,7 @@ class Runtime:
     `profile` begins the path of a file that ONNX Runtime writes, when a session is closed, with
     what each node did. A `brief` session runs so few times that arranging weights for speed does
     not pay. `integers`: what the graph quantises is to be multiplied so, and not unpacked.
+    `aside`: another graph runs meanwhile, so threads that wait leave it the cores.
     """
 
     backend: str = "auto"
@@ -42,6 +43,7 @@ class Runtime:
     profile: Path | None = None
     brief: bool = False
     integers: bool = False
+    aside: bool = False
 
 
 def open_session(graph: Path, runtime: Runtime) -> Session:

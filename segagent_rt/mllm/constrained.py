@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +53,7 @@ Until = Callable[[State], bool]
 """Whether a reply need not go beyond a state."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prompt:
     """What a reply follows: embeddings float32 [1 + deepstack, S, hidden] and positions int64
     [3, S]."""
@@ -60,10 +61,14 @@ class Prompt:
     embeddings: Floats
     positions: Positions
 
+    @cached_property
+    def _end(self) -> int:
+        return int(self.positions.max()) + 1
+
     def following(self, count: int, skip: int = 0) -> Positions:
         """Positions of `count` text tokens behind the prompt, after `skip` others."""
-        start = int(self.positions.max()) + 1 + skip
-        return np.broadcast_to(start + np.arange(count), (3, count))
+        start = self._end + skip
+        return np.arange(start, start + count)[None].repeat(3, 0)
 
 
 def greedy(logits: npt.NDArray[np.float64]) -> int:
@@ -116,6 +121,7 @@ class Writer:
     def __init__(self, model: LanguageModel, rows: Sequence[int]) -> None:
         self._model = model
         self._row = {token: row for row, token in enumerate(rows)}
+        self._rows: dict[tuple[int, ...], npt.NDArray[np.int64]] = {}
 
     def write(
         self,
@@ -190,6 +196,8 @@ class Writer:
 
     def _choice(self, automaton: Automaton, state: State, logits: Floats) -> Choice:
         tokens = tuple(automaton.edges(state))
-        chosen = logits[[self._row[token] for token in tokens]].astype(np.float64)
+        if tokens not in self._rows:
+            self._rows[tokens] = np.array([self._row[token] for token in tokens])
+        chosen = logits[self._rows[tokens]].astype(np.float64)
         chances = np.exp(chosen - chosen.max())
         return Choice(state, tokens, chances / chances.sum())

@@ -91,11 +91,9 @@ class LanguageModel:
 
     def embed(self, tokens: Sequence[int]) -> Floats:
         """Embeddings of text."""
-        stack = np.zeros(
-            (1 + self.settings.deepstack, len(tokens), self._table.shape[1]), np.float32
-        )
-        stack[0] = self._table[np.asarray(tokens, np.int64)]
-        return stack
+        words = self._table[np.asarray(tokens, np.int64)].astype(np.float32)[None]
+        deeper = np.zeros((self.settings.deepstack, *words.shape[1:]), np.float32)
+        return np.concatenate([words, deeper]) if self.settings.deepstack else words
 
     def feed(self, cache: Cache, embeddings: Floats, positions: Positions, rows: int = 1) -> Floats:
         """Append tokens to the cache; returns logits of the last `rows` of them, [rows, V'], over

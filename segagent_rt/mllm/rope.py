@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -41,9 +42,8 @@ class RopeSettings:
 
     def angles(self, positions: Positions) -> Angles:
         """Angle tables for tokens at these positions."""
-        share = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
-        speed = (1 / self.theta**share).astype(np.float32)  # in 32 bits, as the models were trained
-        turned = positions[self.axes()].T.astype(np.float32) * speed
+        axes, speed = _frequencies(self)
+        turned = positions[axes].T.astype(np.float32) * speed
         return np.cos(turned), np.sin(turned)
 
     def before_text(self, lead: int, grid: tuple[int, int]) -> Positions:
@@ -55,6 +55,14 @@ class RopeSettings:
             count = lead + grid[0] * grid[1]
             return np.broadcast_to(np.arange(count), (3, count))
         return prompt_positions(lead, grid, 0)
+
+
+@lru_cache(maxsize=16)
+def _frequencies(rope: RopeSettings) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """For each frequency of a head, what it turns with and how fast."""
+    share = np.arange(0, rope.head_dim, 2, dtype=np.float32) / np.float32(rope.head_dim)
+    speed = 1 / rope.theta**share  # in 32 bits, as the models were trained
+    return rope.axes(), speed.astype(np.float32)
 
 
 def prompt_positions(before: int, grid: tuple[int, int], after: int) -> Positions:

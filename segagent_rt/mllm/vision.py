@@ -71,7 +71,8 @@ class Tower:
         settings = self._settings
         grid = picture.shape[0] // settings.patch, picture.shape[1] // settings.patch
         order, geometry = lay_out(grid, settings)
-        patches = cut_patches(picture, settings.patch, settings.merge)[order]
+        patches = cut_patches(picture, settings.patch, settings.merge)
+        patches = patches if order is None else patches[order]
         names = ["image_embeds", "deepstack_embeds"][: 1 + bool(settings.deepstack)]
         feeds = {"patches": patches.reshape(-1, patches.shape[-1]), **geometry}
         outputs = self._session.run(feeds, names)
@@ -91,16 +92,18 @@ def cut_patches(picture: RgbImage, patch: int, merge: int) -> Floats:
 
 
 @lru_cache(maxsize=16)
-def lay_out(grid: Size, settings: VisionSettings) -> tuple[Indices, dict[str, Array]]:
-    """The order in which the graph takes the tokens of a grid of patches, and its other inputs."""
+def lay_out(grid: Size, settings: VisionSettings) -> tuple[Indices | None, dict[str, Array]]:
+    """The order in which the graph takes the tokens of a grid of patches (None: as they are), and
+    its other inputs."""
     row, column = merge_order(*grid, settings.merge)
-    order = np.arange(len(row))
+    order: Indices | None = None
     feeds: dict[str, Array] = {}
     if settings.window is not None:
         tokens = grid[0] // settings.merge, grid[1] // settings.merge
         windows = sort_windows(*tokens, settings.window, settings.merge)
         order, feeds = windows.order, windows.feeds()
-    row, column = row[order].reshape(-1), column[order].reshape(-1)
+        row, column = row[order], column[order]
+    row, column = row.reshape(-1), column.reshape(-1)
     if settings.rope is not None:
         feeds["rope_cos"], feeds["rope_sin"] = settings.rope.angles(row, column)
     if settings.table is not None:

@@ -22,7 +22,7 @@ from segagent_rt.reply import compile_grammar
 
 FIELDS = {
     "model", "messages", "max_tokens", "temperature", "logprobs", "top_logprobs",
-    "structured_outputs",
+    "structured_outputs", "seed",
 }  # fmt: skip
 FRAME = (
     "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{}<|im_end|>\n"
@@ -34,8 +34,10 @@ class Model:
     def __init__(self) -> None:
         self.annotator = segagent_rt.load(backend="cpu", threads=1).annotator
 
-    def reply(self, picture: np.ndarray, text: str, form: str) -> tuple[str, list[Any]]:
-        """Greedy, held to the grammar, which must be the form that was asked for."""
+    def reply(
+        self, picture: np.ndarray, text: str, form: str, dice: np.random.Generator | None
+    ) -> tuple[str, list[Any]]:
+        """Held to the grammar, which must be the form that was asked for; greedy without dice."""
         a = self.annotator
         rows = list(a.settings.head_rows)
         grammar = compile_grammar(a.settings.reply, a.encode, "", picture.shape[:2])
@@ -53,7 +55,7 @@ class Model:
         logits = a.model.feed(cache, x, positions)[0]
         while not grammar.ended(state):
             chances = logits.astype(np.float64) - np.logaddexp.reduce(logits.astype(np.float64))
-            token = max(grammar.edges(state), key=lambda token: chances[rows.index(token)])
+            token = self._pick(chances, rows, list(grammar.edges(state)), dice)
             places.append(self._place(token, rows, chances))
             said.append(token)
             state = grammar.edges(state)[token]
@@ -62,6 +64,16 @@ class Model:
         reply = a.decode(said)
         assert re.fullmatch(form, reply), (form, reply)
         return reply, places
+
+    @staticmethod
+    def _pick(
+        chances: np.ndarray, rows: list[int], allowed: list[int], dice: np.random.Generator | None
+    ) -> int:
+        found = chances[[rows.index(token) for token in allowed]]
+        if dice is None:
+            return allowed[int(found.argmax())]
+        shares = np.exp(found - found.max())
+        return int(dice.choice(allowed, p=shares / shares.sum()))
 
     def _place(self, token: int, rows: list[int], chances: np.ndarray) -> dict[str, Any]:
         spelt = [self.annotator.decode([row]) for row in rows]
@@ -85,7 +97,10 @@ def answer(model: Model, question: dict[str, Any]) -> tuple[int, dict[str, Any]]
         return 400, {"error": {"message": "one picture, then one text"}}
     pixels = decode_image(base64.b64decode(content, validate=True))
     form = question["structured_outputs"]["regex"]
-    reply, places = model.reply(pixels, text["text"], form)
+    if question["temperature"] not in (0, 1):
+        return 422, {"error": {"message": "the temperature is neither 0 nor 1"}}
+    dice = np.random.default_rng(question.get("seed")) if question["temperature"] else None
+    reply, places = model.reply(pixels, text["text"], form, dice)
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": reply},
