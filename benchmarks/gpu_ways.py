@@ -43,7 +43,8 @@ def sdpa(net: Net, inputs: tuple[Tensor, ...]) -> Call:
 def compiled(net: Net, inputs: tuple[Tensor, ...]) -> Call:
     """The same, through torch.compile."""
     net.fused = True
-    fast = torch.compile(net)
+    torch.compiler.reset()  # or the nets before this one make its sizes symbols, which takes minutes
+    fast = torch.compile(net, dynamic=False)
     return lambda: fast(*inputs)
 
 

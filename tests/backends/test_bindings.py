@@ -1,0 +1,68 @@
+"""Buffers that stay in their places from run to run, and sessions that step aside."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import segagent_rt
+from segagent_rt.backends import Runtime
+from segagent_rt.bundle import open_bundle
+from segagent_rt.runtime import open_mllm
+
+CPU = Runtime("cpu", 1)
+
+
+def language_model():
+    return open_mllm(
+        open_bundle().part("mllm"), lambda part, role: part.open(role, CPU).session
+    ).model
+
+
+def fed(model, cache, tokens):
+    start = cache.length + np.arange(len(tokens))
+    return model.feed(cache, model.embed(tokens), np.broadcast_to(start, (3, len(tokens))))
+
+
+def test_two_sequences_in_turn_are_each_what_they_are_alone():
+    """Their buffers change places in the session's binding, or do not, from run to run."""
+    pieces = ([5, 6, 7], [8], [9, 10], [11], [12])
+    alone = []
+    for sequence in (pieces, pieces[::-1]):
+        model = language_model()
+        cache = model.new_cache(64)
+        alone.append([fed(model, cache, tokens) for tokens in sequence])
+    model = language_model()
+    caches = [model.new_cache(64) for _ in range(2)]
+    found = [[], []]
+    for which in (0, 0, 1, 0, 1, 1, 1, 0, 1, 0):
+        tokens = (pieces, pieces[::-1])[which][len(found[which])]
+        found[which].append(fed(model, caches[which], tokens))
+    for one, other in zip(alone, found, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_results_stay_when_the_next_run_writes_its_own():
+    model = language_model()
+    cache = model.new_cache(64)
+    first = fed(model, cache, [5, 6, 7])
+    kept = first.copy()
+    cache.rewind(0)
+    second = fed(model, cache, [8, 9, 10])
+    assert np.array_equal(first, kept)
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("role", ["encoder", "decoder"])
+def test_only_the_encoder_steps_aside(role):
+    """It runs while the MLLM reads the picture."""
+    with segagent_rt.load(backend="cpu") as runtime:
+        session = runtime.bundle.part("segmenter").open(role, runtime.where).session
+        options = session._session.get_session_options()
+        name = "session.intra_op.allow_spinning"
+        if role == "encoder":
+            assert options.get_session_config_entry(name) == "0"
+        else:
+            with pytest.raises(RuntimeError):
+                options.get_session_config_entry(name)
+        session.close()
