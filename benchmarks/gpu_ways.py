@@ -43,7 +43,7 @@ def sdpa(net: Net, inputs: tuple[Tensor, ...]) -> Call:
 def compiled(net: Net, inputs: tuple[Tensor, ...]) -> Call:
     """The same, through torch.compile."""
     net.fused = True
-    torch.compiler.reset()  # or the nets before this one make its sizes symbols, which takes minutes
+    torch.compiler.reset()  # or sizes of the nets before make symbols of this one's: minutes
     fast = torch.compile(net, dynamic=False)
     return lambda: fast(*inputs)
 
