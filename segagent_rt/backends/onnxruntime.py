@@ -7,7 +7,7 @@ import io
 import json
 import os
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ class OrtSession:
 
     def __init__(self, session: ort.InferenceSession, device: str) -> None:
         self._session, self._device = session, device
-        self._last: _Bound | None = None
+        self._spare: deque[_Bound] = deque(maxlen=1)
 
     @property
     def inputs(self) -> list[str]:
@@ -78,7 +78,7 @@ class OrtSession:
             name: OrtBuffer(ort.OrtValue(values[at])) if name in keep else values[at].numpy()
             for at, name in enumerate(outputs)
         }
-        self._last = bound
+        self._spare.append(bound)
         return found
 
     def _bound(
@@ -90,9 +90,12 @@ class OrtSession:
     ) -> _Bound:
         """A binding with the buffers in their places: that of the last run, if it had the same.
 
-        While it is in use it belongs to one thread.
+        Threads may run one session: while a binding is in use, it is no longer to be had.
         """
-        last, self._last = self._last, None
+        try:
+            last = self._spare.pop()
+        except IndexError:
+            last = None
         inside = {name: feed for name, feed in feeds.items() if isinstance(feed, OrtBuffer)}
         if last is not None and last.serves(feeds.keys(), outputs, inside, into):
             return last
@@ -134,6 +137,7 @@ class OrtSession:
     def close(self) -> None:
         if self._session.get_session_options().enable_profiling:
             self._session.end_profiling()
+        self._spare.clear()
         del self._session
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,8 @@ import segagent_rt
 from segagent_rt.backends import Runtime
 from segagent_rt.bundle import open_bundle
 from segagent_rt.runtime import open_mllm
+from segagent_rt.scenes import make_scene
+from segagent_rt.types import Click
 
 CPU = Runtime("cpu", 1)
 
@@ -51,6 +55,30 @@ def test_results_stay_when_the_next_run_writes_its_own():
     second = fed(model, cache, [8, 9, 10])
     assert np.array_equal(first, kept)
     assert not np.array_equal(first, second)
+
+
+def test_threads_that_share_a_segmenter_get_the_masks_that_each_would_get_alone():
+    with segagent_rt.load(backend="cpu", threads=1) as runtime:
+        canvases = [runtime.open(make_scene(seed, 256).image) for seed in (1, 2)]
+        clicks = [Click(40 + 12 * at, 200 - 10 * at, positive=True) for at in range(12)]
+
+        def masks(canvas):
+            return [canvas.segment([click]).mask() for click in clicks]
+
+        alone = [masks(canvas) for canvas in canvases]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(masks, canvases * 4))
+    for at, made in enumerate(found):
+        assert np.array_equal(made, alone[at % 2])
+
+
+def test_the_next_image_leaves_the_embedding_of_the_one_before():
+    with segagent_rt.load(backend="cpu") as runtime:
+        first = runtime.segmenter.encode(make_scene(1, 256).image)
+        kept = first.features.numpy().copy()
+        second = runtime.segmenter.encode(make_scene(2, 256).image)
+        assert np.array_equal(first.features.numpy(), kept)
+        assert not np.array_equal(second.features.numpy(), kept)
 
 
 @pytest.mark.parametrize("role", ["encoder", "decoder"])
