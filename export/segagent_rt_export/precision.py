@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from segagent_rt_export.graph import GraphBuilder, Weight
 
-Scheme: TypeAlias = Literal["fp32", "fp16", "8bit", "4bit", "int8", "stored"]
+Scheme: TypeAlias = Literal["fp32", "fp16", "8bit", "4bit", "int8", "stored", "rounded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,9 @@ class Precision:
     weights are unpacked (DequantizeLinear). `int8`: one scale per output channel, activations one
     per tensor (MatMulInteger), ONNX Runtime only. `stored`: eight bits on disk, unpacked once, at
     load, and multiplied in fp32: for small models, whose results then depend on rounding no more.
-    `fp16`: products in 16 bits, what comes in and out of them in 32. `fp32`: as they are.
+    `rounded`: as `int8` where weights come as integers with one scale per output, else as `stored`;
+    in the portable dialect all are unpacked. `fp16`: products in 16 bits, what comes in and out of
+    them in 32. `fp32`: as they are.
     """
 
     scheme: Scheme = "fp32"
@@ -73,17 +75,20 @@ class Precision:
     ) -> str:
         """x @ weight.T + bias, for a weight of [out, in] as in torch.
 
-        `blocks` are the same weight's integers; they are kept where the precision is theirs.
+        `blocks` are the same weight's integers; they are kept where the precision is for them.
         """
         weight = np.asarray(weight, np.float32)
         if self.scheme == "fp32":
             y = graph.node("MatMul", [x, graph.weight(weight.T)])
         elif self.scheme == "fp16":
             y = _half(graph, x, weight)
-        elif graph.dialect == "portable" or self.scheme == "stored":
+        elif self.scheme == "rounded" and blocks is not None:
+            y = _in_integers(graph, x, *_signed(blocks))
+        elif graph.dialect == "portable" or self.scheme in ("stored", "rounded"):
             y = graph.node("MatMul", [x, self._unpacked(graph, weight)])
         elif self.scheme == "int8":
-            y = _dynamic_int8(graph, x, weight)
+            codes, scales = quantise_symmetric(weight, 8, weight.shape[1])
+            y = _in_integers(graph, x, codes, scales[:, 0])
         elif blocks is not None and self.scheme == f"{blocks.bits}bit":
             y = _kept(graph, x, blocks)
         else:
@@ -108,8 +113,7 @@ class Precision:
         block = fitting(self.block, inputs, 0)
         if inputs % block:
             codes, scales = quantise_symmetric(weight, 8, inputs)
-            inputs_of = [graph.weight(codes.T), graph.weight(scales[:, 0])]
-            return graph.node("DequantizeLinear", inputs_of, axis=1)
+            return _unpacked_rows(graph, codes, scales[:, 0])
         bits = 4 if self.scheme == "4bit" else 8
         codes, scales = quantise_symmetric(weight, bits, block)
         stored = codes.T
@@ -227,13 +231,31 @@ def _in_blocks(
     )
 
 
-def _dynamic_int8(graph: GraphBuilder, x: str, weight: Weight) -> str:
-    scale = np.abs(weight).max(1) / 127
-    codes = np.rint(weight / np.where(scale == 0, 1, scale)[:, None]).astype(np.int8)
+def _signed(blocks: Blocks) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Codes and scales of integers with one scale per output, none of them below -127."""
+    assert blocks.scales.shape[1] == 1
+    codes = blocks.codes.astype(np.int16) - blocks.zeros
+    return codes.astype(np.int8), blocks.scales[:, 0]
+
+
+def _unpacked_rows(
+    graph: GraphBuilder, codes: npt.NDArray[np.int8], scale: npt.NDArray[np.float32]
+) -> str:
+    """The weight [in, out] of codes [out, in] with one scale per output."""
+    names = [graph.weight(codes.T), graph.weight(scale)]
+    return graph.node("DequantizeLinear", names, axis=1)
+
+
+def _in_integers(
+    graph: GraphBuilder, x: str, codes: npt.NDArray[np.int8], scale: npt.NDArray[np.float32]
+) -> str:
+    """x @ (scale * codes).T; activations are quantised on the fly, all with one scale."""
+    if graph.dialect == "portable":
+        return graph.node("MatMul", [x, _unpacked_rows(graph, codes, scale)])
     if f"{x}_codes" not in graph.shared:
         names = [f"{x}_codes", f"{x}_scale", f"{x}_zero"]
         graph.shared[f"{x}_codes"] = graph.nodes("DynamicQuantizeLinear", [x], names)
     quantised, x_scale, x_zero = graph.shared[f"{x}_codes"]
     product = graph.node("MatMulInteger", [quantised, graph.weight(codes.T), x_zero])
-    scaled = graph.mul(x_scale, graph.weight(scale.astype(np.float32)))
+    scaled = graph.mul(x_scale, graph.weight(scale))
     return graph.mul(graph.node("Cast", [product], to=1), scaled)

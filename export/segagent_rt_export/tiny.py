@@ -32,19 +32,24 @@ from segagent_rt_export.mllm.towers.qwen3 import Qwen3Shape
 from segagent_rt_export.mllm.weights import StateDict
 from segagent_rt_export.packing import pack_convolutions
 from segagent_rt_export.parts import PartDraft, new_part, write_index, write_manifest
-from segagent_rt_export.precision import Precision
+from segagent_rt_export.precision import Blocks, Precision, Scheme
+from segagent_rt_export.rounding import round_in_turn
 from segagent_rt_export.segmenters.click_net import export_click_net
 from segagent_rt_export.segmenters.integers import MOST
 from segagent_rt_export.segmenters.sharing import save_sharing
 from segagent_rt_export.segmenters.shipped import rounded_click_net
 from segagent_rt_export.train import mllm_net
+from segagent_rt_export.train.observed import block_layers, observed_moments
 from segagent_rt_export.train.questions import PROTOCOL
 from segagent_rt_export.train.segmenter_net import SIDE, SegmenterNet
 from segagent_rt_export.train.tokenizer import PROMPT, build_tokenizer
 
-VISION, LANGUAGE = Precision("stored", 16), Precision("stored", 16)
-"""Arithmetic in fp32: what the language model computes does not depend on how many tokens are fed
-at once, and so jump-forward stays exact."""
+VISION, LANGUAGE = Precision("rounded", 16), Precision("stored", 16)
+"""The language model computes in fp32: so what it writes does not depend on how many tokens are fed
+at once, and jump-forward stays exact. The tower's blocks multiply integers; what follows them errs
+most in integers (its inputs have outliers) and stays in fp32, too."""
+
+SAID: Mapping[Scheme, str] = {"rounded": "int8", "stored": "weights int8"}
 
 MLLM_FILES: Mapping[Dialect, str] = {"ort": "{}.onnx", "portable": "{}.portable.onnx"}
 """Names of a role's graphs; their weights are one file, and the same bytes."""
@@ -111,7 +116,8 @@ def export_mllm(
     folder.mkdir()
     settings = mllm_settings(tokenizer)
     state = net.model.state_dict()
-    tower, language = (StateDict(state, f"model.{part}.") for part in ("visual", "language_model"))
+    tower = StateDict(state, "model.visual.", _rounded(net, vision_precision))
+    language = StateDict(state, "model.language_model.")
     table = np.asarray(language("embed_tokens.weight"), np.float16).astype(np.float32)
     head = table[list(settings.head_rows)]
     graphs = {
@@ -126,21 +132,33 @@ def export_mllm(
     }
     np.save(folder / "embed.npy", table.astype(np.float16))
     tokenizer.save(str(folder / "tokenizer.json"))
-    precision = f"vision {vision_precision.scheme}, language {language_precision.scheme}"
+    ways = [SAID.get(each.scheme, each.scheme) for each in (vision_precision, language_precision)]
+    precision = f"vision {ways[0]}, language {ways[1]}"
     ours, portable = (
         {role: paths[dialect] for role, paths in graphs.items()} for dialect in MLLM_FILES
     )
     variants = {
-        "cpu-8bit": Variant("cpu", precision, _names(ours)),
+        "cpu-int8": Variant("cpu", precision, _names(ours)),
         "portable": Variant(
             "any",
-            precision,
+            "weights int8, arithmetic fp32",
             _names(portable),
             "portable",
             mllm_profiles(portable, asker_of(tokenizer, settings)),
         ),
     }
     write_manifest(folder, PartDraft("mllm", "qwen3_vl", settings, variants))
+
+
+def _rounded(net: mllm_net.TinyMllm, precision: Precision) -> dict[str, Blocks]:
+    """Integers for the tower's blocks, if that is where they are multiplied."""
+    if precision.scheme != "rounded":
+        return {}
+    moments, layers = observed_moments(net), block_layers(net)
+    return {
+        name: round_in_turn(layer.weight.detach().numpy(), moments[name])
+        for name, layer in layers.items()
+    }
 
 
 def _in_both_dialects(

@@ -21,6 +21,7 @@ from segagent_rt.backends import Runtime
 from segagent_rt.bundle import open_part
 from segagent_rt.contracts import BundleIndex
 from segagent_rt.errors import FileChanged, SegagentError
+from segagent_rt.runtime import open_mllm
 from segagent_rt.segmenters.click_net import CERTAIN
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.parts import write_index
@@ -30,6 +31,7 @@ from segagent_rt_export.train.initial_mllm import initial_mllm
 from segagent_rt_export.train.initial_segmenter import initial_segmenter
 from segagent_rt_export.train.main import Plan, begin
 from segagent_rt_export.train.mllm_net import TinyMllm, tiny_config
+from segagent_rt_export.train.observed import observed_moments
 from segagent_rt_export.train.progress import Progress
 from segagent_rt_export.train.segmenter import SegmenterRecipe, _examples, _step
 from segagent_rt_export.train.segmenter_net import SegmenterNet
@@ -136,9 +138,17 @@ def edit(path, change):
 
 
 def test_the_mllm_comes_back_to_within_the_rounding_of_its_weights(bundle, mllm_net):
+    """Of those that were rounded in turn, what they do to what comes in."""
     found = initial_mllm(open_part(bundle / "mllm", "mllm")).model.state_dict()
+    moments = observed_moments(mllm_net)
     for name, weight in mllm_net.model.state_dict().items():
         back, step = found[name], float(weight.abs().max()) / 127
+        if name in moments:
+            power = [
+                each @ moments[name] @ each.T for each in (weight.numpy(), (weight - back).numpy())
+            ]
+            assert np.trace(power[1]) < 0.01**2 * np.trace(power[0]), name
+            continue
         if "patch_embed.proj.weight" in name:  # a still image sees the sum of both frames only
             weight, back, step = weight.sum(2), back.sum(2), 1e-6
         elif weight.ndim == 1 or "pos_embed" in name:
@@ -155,12 +165,14 @@ def test_an_mllm_without_rounding_comes_back_exactly(mllm_net, tmp_path):
 
 
 def test_the_mllm_that_came_back_is_exported_with_the_same_codes(bundle, tmp_path):
+    """Where they are the nearest ones: what was rounded in turn is weighed anew."""
     net = initial_mllm(open_part(bundle / "mllm", "mllm"))
-    export_mllm(net, build_tokenizer(), tmp_path / "mllm", VISION, LANGUAGE)
-    for role in ("vision", "decoder"):
-        before, after = (
-            graph_values(f, "mllm", role) for f in (bundle / "mllm", tmp_path / "mllm")
-        )
+    nearest = Precision("stored", VISION.block)
+    export_mllm(net, build_tokenizer(), tmp_path / "once", nearest, LANGUAGE)
+    net = initial_mllm(open_part(tmp_path / "once", "mllm"))
+    export_mllm(net, build_tokenizer(), tmp_path / "mllm", nearest, LANGUAGE)
+    for role, first in (("vision", tmp_path / "once"), ("decoder", bundle / "mllm")):
+        before, after = (graph_values(f, "mllm", role) for f in (first, tmp_path / "mllm"))
         assert before.keys() == after.keys()
         codes = [name for name in before if before[name].dtype in (np.int8, np.uint8)]
         rest = before.keys() - codes
@@ -171,6 +183,19 @@ def test_the_mllm_that_came_back_is_exported_with_the_same_codes(bundle, tmp_pat
         assert all(np.allclose(before[name], after[name], 1e-3, 1e-6) for name in rest)
     same = [np.load(folder / "mllm" / "embed.npy") for folder in (bundle, tmp_path)]
     assert np.array_equal(*same)
+
+
+def test_the_tower_that_came_back_sees_the_same(bundle, tmp_path):
+    export_mllm(
+        initial_mllm(open_part(bundle / "mllm", "mllm")),
+        build_tokenizer(), tmp_path / "mllm", VISION, LANGUAGE,
+    )  # fmt: skip
+    where, seen = Runtime("cpu", 1), []
+    for folder in (bundle / "mllm", tmp_path / "mllm"):
+        part = open_part(folder, "mllm")
+        tower = open_mllm(part, lambda part, role: part.session(role, where)).tower
+        seen.append(tower.embed(pictures(0)[0][0]).embeddings)
+    assert np.abs(seen[0] - seen[1]).std() < 0.02 * seen[0].std()
 
 
 def test_the_segmenter_comes_back_and_is_exported_alike(bundle, tmp_path):

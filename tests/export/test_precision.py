@@ -15,6 +15,7 @@ from segagent_rt_export.precision import (  # noqa: E402
     quantise_blocks,
     quantise_symmetric,
 )
+from segagent_rt_export.rounding import MOST, round_in_turn  # noqa: E402
 from segagent_rt_export.variants import MLLM_VARIANTS  # noqa: E402
 
 pytestmark = pytest.mark.export
@@ -118,3 +119,48 @@ def test_codes_are_within_half_a_step(bits):
     assert (np.abs(back - weight) <= 0.5001 * width).mean() > 0.99
     assert (np.abs(back - weight) <= 1.0001 * width).all()  # the far end has one code less
     assert not back[0].any()
+
+
+def together(width: int):
+    """Inputs that go together, as activations do, and their moments."""
+    mixed = RNG.normal(size=(600, width)) @ RNG.normal(size=(width, width)) / width**0.5
+    mixed += 2 * RNG.normal(size=(600, 1))
+    return mixed.astype(np.float32), mixed.T @ mixed
+
+
+def test_rounding_in_turn_errs_less_than_rounding_to_the_nearest():
+    weight, (x, moments) = RNG.normal(size=(48, 96)).astype(np.float32), together(96)
+    rounded = round_in_turn(weight, moments)
+    back = rounded.scales * (rounded.codes.astype(int) - rounded.zeros)
+    nearest = rounded.scales * np.rint(weight / rounded.scales)
+    errors = [float(np.square(x @ (w - weight).T).mean()) for w in (back, nearest)]
+    assert errors[0] < 0.5 * errors[1]
+    assert np.abs(rounded.codes.astype(int) - rounded.zeros).max() == MOST
+
+
+def test_inputs_that_do_not_go_together_are_rounded_to_the_nearest():
+    weight = RNG.normal(size=(8, 40)).astype(np.float32)
+    rounded = round_in_turn(weight, np.diag(RNG.uniform(1, 9, 40)))
+    wanted = np.rint(weight / rounded.scales) + rounded.zeros
+    assert np.array_equal(rounded.codes, wanted)
+
+
+@pytest.mark.parametrize("dialect", ["ort", "portable"])
+def test_rounded_weights_are_multiplied_as_they_are(tmp_path, dialect):
+    """In integers by ONNX Runtime: all that is lost beside their rounding is that of the inputs,
+    an even error within one of 255 steps."""
+    weight, (x, moments) = RNG.normal(size=(48, 96)).astype(np.float32), together(96)
+    rounded = round_in_turn(weight, moments)
+    back = rounded.scales * (rounded.codes.astype(int) - rounded.zeros)
+    wanted = x @ back.T
+    expected = float(np.ptp(x) / 255 / 12**0.5 * np.linalg.norm(back) / 48**0.5)
+    path = tmp_path / "linear.onnx"
+    with new_graph(path, dialect) as g:
+        name = g.input("x", np.float32, ["N", 96])
+        y = Precision("rounded", 32).linear(g, name, weight, None, rounded)
+        g.output(y, "y", np.float32, ["N", 48])
+    found = open_session(path, Runtime("cpu", 1)).run({"x": x}, ["y"])["y"]
+    loss = float(np.sqrt(((found - wanted) ** 2).mean()))
+    assert loss < {"ort": 1.1 * expected, "portable": 1e-5}[dialect]
+    kinds = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+    assert ("MatMulInteger" in kinds) == (dialect == "ort")

@@ -29,7 +29,7 @@ def opened(part, variant):
 
 
 def test_both_give_the_same_replies_to_clean_and_painted_pictures(part):
-    ours, portable = (opened(part, name) for name in ("cpu-8bit", "portable"))
+    ours, portable = (opened(part, name) for name in ("cpu-int8", "portable"))
     for seed in range(FIRST, FIRST + SCENES):
         scene = make_scene(seed, 256)
         wrong = GivenMask(scene.mask((scene.expressions[0].target + 1) % len(scene.objects)))
@@ -42,13 +42,13 @@ def test_both_give_the_same_replies_to_clean_and_painted_pictures(part):
 
 def test_they_share_their_weights_and_the_bundle_stays_small(part):
     for role in ROLES:
-        files = [part.manifest.variants[name].graphs[role] for name in ("cpu-8bit", "portable")]
+        files = [part.manifest.variants[name].graphs[role] for name in ("cpu-int8", "portable")]
         assert [part.weights(file) for file in files] == [[f"{role}.onnx.data"]] * 2
     assert sum(path.stat().st_size for path in open_bundle().folder.rglob("*.*")) <= SIZE
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_each_backend_gets_the_one_that_it_can_run(part, role):
-    assert suited(part.graphs(role), "cpu")[0].name == "cpu-8bit"
+    assert suited(part.graphs(role), "cpu")[0].name == "cpu-int8"
     for backend in BACKENDS.keys() - {"cpu"}:
         assert [graph.name for graph in suited(part.graphs(role), backend)] == ["portable"]

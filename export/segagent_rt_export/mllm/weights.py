@@ -50,10 +50,15 @@ def _by(shape: Sequence[int]) -> str:
 
 
 class StateDict:
-    """Weights that are in memory already."""
+    """Weights that are in memory already; `rounded` are the integers of some, by whole names."""
 
-    def __init__(self, tensors: Mapping[str, object], prefix: str = "") -> None:
-        self._tensors, self._prefix = tensors, prefix
+    def __init__(
+        self,
+        tensors: Mapping[str, object],
+        prefix: str = "",
+        rounded: Mapping[str, Blocks] | None = None,
+    ) -> None:
+        self._tensors, self._prefix, self._rounded = tensors, prefix, rounded or {}
 
     def __call__(self, name: str) -> Weight:
         if name not in self:
@@ -64,8 +69,8 @@ class StateDict:
     def __contains__(self, name: object) -> bool:
         return f"{self._prefix}{name}" in self._tensors
 
-    def blocks(self, name: str) -> None:
-        return None
+    def blocks(self, name: str) -> Blocks | None:
+        return self._rounded.get(self._prefix + name)
 
 
 def missing(name: str) -> CheckpointInvalid:

@@ -8,15 +8,17 @@ from typing import TypeAlias
 import numpy as np
 import onnx
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from segagent_rt.annotators.mllm import MllmSettings
 from segagent_rt.bundle import Part
 from segagent_rt_export.graph import GraphBuilder, Weight
 from segagent_rt_export.mllm.language import build_decoder
 from segagent_rt_export.mllm.weights import StateDict
-from segagent_rt_export.precision import Precision
+from segagent_rt_export.precision import Blocks, Precision
 from segagent_rt_export.tiny import language_shape, mllm_settings, tower_shape
 from segagent_rt_export.train.mllm_net import PATCH, TinyMllm, tiny_config
+from segagent_rt_export.train.observed import block_layers
 from segagent_rt_export.train.stored import fill, outline, read_graph, read_settings, refused
 from segagent_rt_export.train.tokenizer import build_tokenizer
 
@@ -51,7 +53,8 @@ def initial_mllm(part: Part) -> TinyMllm:
         weights.names.append(HEAD)
 
     blank = net.model.state_dict()
-    vision = _weights(part, "vision", _Noted(blank, VISION), tower)
+    unknown = {name: _unknown(layer.weight) for name, layer in block_layers(net).items()}
+    vision = _weights(part, "vision", _Noted(blank, VISION, unknown), tower)
     language = _weights(part, "decoder", _Noted(blank, LANGUAGE), decoder)
     del language[HEAD]
     tied = {f"{LANGUAGE}embed_tokens.weight": table, "lm_head.weight": table}
@@ -62,8 +65,13 @@ def initial_mllm(part: Part) -> TinyMllm:
 class _Noted(StateDict):
     """Weights that note, by their whole names and in order, which of them were asked for."""
 
-    def __init__(self, tensors: Mapping[str, object], prefix: str) -> None:
-        super().__init__(tensors, prefix)
+    def __init__(
+        self,
+        tensors: Mapping[str, object],
+        prefix: str,
+        rounded: Mapping[str, Blocks] | None = None,
+    ) -> None:
+        super().__init__(tensors, prefix, rounded)
         self.names: list[str] = []
 
     def __call__(self, name: str) -> Weight:
@@ -87,12 +95,19 @@ def _weights(part: Part, role: str, noted: _Noted, build: _Build) -> dict[str, W
     return dict(zip(noted.names, stored.unpacked(), strict=True))
 
 
+def _unknown(weight: Tensor) -> Blocks:
+    """Integers of a weight's shape, of as many bits as `round_in_turn` makes."""
+    outputs, inputs = weight.shape
+    zeros, scales = np.zeros((outputs, 1), np.uint8), np.ones((outputs, 1), np.float32)
+    return Blocks(7, np.zeros((outputs, inputs), np.uint8), zeros, scales)
+
+
 def _precision(graph: onnx.GraphProto) -> Precision:
     kinds = {node.op_type for node in graph.node}
-    if "MatMulInteger" in kinds:
-        return Precision("int8")
     options = [attribute for node in graph.node for attribute in node.attribute]
     block = next((option.i for option in options if option.name == "block_size"), 32)
+    if "MatMulInteger" in kinds:
+        return Precision("rounded" if "DequantizeLinear" in kinds else "int8", block)
     if "MatMulNBits" in kinds:
         return Precision("8bit", block)
     return Precision("stored" if "DequantizeLinear" in kinds else "fp32", block)
