@@ -78,9 +78,9 @@ def test_several_candidates_are_tried_and_it_is_said(terminal, tmp_path):
 
 
 def test_patience_ends_walks_early_and_it_is_said(terminal, tmp_path):
-    how = ("--limit", 2, "-o", tmp_path / "out", "--json")
-    (long,) = figures(terminal("eval", segagent(tmp_path), *how[:3], tmp_path / "long", "--json"))
-    (found,) = figures(terminal("eval", segagent(tmp_path), "--patience", 1, *how))
+    out, longer = (("-o", tmp_path / name, "--json") for name in ("out", "long"))
+    (long,) = figures(terminal("eval", segagent(tmp_path), *longer))
+    (found,) = figures(terminal("eval", segagent(tmp_path), "--patience", 1, *out))
     assert found["patience"] == 1
     assert "patience" not in long
     assert found["stops"].get("no gain", 0) > 0
