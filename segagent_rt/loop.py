@@ -46,9 +46,8 @@ def walk(
             watch, turn, anew = Stopwatch(), Turn("", Finish()), False
             try:
                 with deadline.active(), watch("annotate"):
-                    request = [Request(prediction, expression)]
-                    asking = len(tried) < rules.max_clicks
-                    turn = view.propose(request)[0][0] if asking else view.rate(request)[0]
+                    spent = len(tried) >= rules.max_clicks
+                    turn = _ask(view, Request(prediction, expression), rules, spent=spent)
                 ratings += [] if prediction is None else [turn.predicted_iou]
                 stop = rules.verdict(turn, len(tried), ratings)
                 if stop is None and prior is None and len(clicks) == 1 and rules.doubts(turn):
@@ -69,10 +68,20 @@ def walk(
             # Shown the same mask again, the annotator would say the same again.
             settled = rules.settles and prediction is not None and after.agrees(prediction)
             tried.append(after)
-            spent = not rules.rates_last and len(tried) == rules.max_clicks
-            ended = "unchanged" if settled else "budget" if spent else None
+            last = not rules.rates_last and len(tried) == rules.max_clicks
+            ended = "unchanged" if settled else "budget" if last else None
             prediction = after
             yield Step(turn, clicks[-1], after, watch.seconds, ended, anew=anew)
+
+
+def _ask(view: View, request: Request, rules: Rules, *, spent: bool) -> Turn:
+    """The rating of the mask shown; and the next click, unless it is accepted or none is left."""
+    if request.prediction is None or (rules.accept is None and not spent):
+        return view.propose([request])[0][0]
+    rated = view.rate([request])[0]
+    if spent or rules.accepts(rated.predicted_iou):
+        return rated
+    return view.propose([request])[0][0].after(rated)
 
 
 def annotate(

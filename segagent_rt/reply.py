@@ -180,11 +180,13 @@ class Automaton:
     """The token sequences that spell a valid reply. States are made when first visited.
 
     `Automaton.start` to begin, `edges(state)` for the tokens allowed and where they lead; a state
-    without edges is the end.
+    without edges is the end. `opening` is how a reply that is shown no mask most likely begins:
+    rated 0, and positive.
     """
 
     paths: list[list[int | _Number]]
     digits: dict[int, str]
+    opening: tuple[int, ...] = ()
     start: State = frozenset()
     _edges: dict[State, dict[int, State]] = field(default_factory=dict)
 
@@ -267,7 +269,20 @@ def compile_grammar(
         _spell(pieces, encode, zero, set(digits))
         for pieces in protocol.skeletons(expression, frame)
     ]
-    return Automaton(paths, digits)
+    positive = paths[len(protocol.endings)]
+    return Automaton(paths, digits, tuple(_opening(positive, zero if protocol.rates else None)))
+
+
+def _opening(path: list[int | _Number], rating: int | None) -> Iterator[int]:
+    """The tokens before a path's first number, or before its second where the first is a rating."""
+    for piece in path:
+        if isinstance(piece, int):
+            yield piece
+        elif rating is not None:
+            yield rating
+            rating = None
+        else:
+            return
 
 
 def _digit(encode: Callable[[str], Sequence[int]], value: int) -> int:

@@ -37,7 +37,7 @@ class Rules:
     def verdict(self, turn: Turn, clicks: int, ratings: Sequence[float | None]) -> Stop | None:
         """Why to stop instead of making the click that `turn` proposes, or None to make it."""
         rated = [rating for rating in ratings if rating is not None]
-        if self.accept is not None and rated and rated[-1] >= self.accept:
+        if rated and self.accepts(rated[-1]):
             return "accepted"
         if clicks == self.max_clicks:
             return "budget"
@@ -49,6 +49,10 @@ class Rules:
         if self.patience is not None and rated and len(rated) - 1 - best >= self.patience:
             return "no gain"
         return None
+
+    def accepts(self, rating: float | None) -> bool:
+        """Whether a mask that is rated so needs no further click."""
+        return self.accept is not None and rating is not None and rating >= self.accept
 
     def doubts(self, turn: Turn) -> bool:
         """Whether a first click was a wrong one, by what `turn` says of its mask."""

@@ -139,4 +139,6 @@ class _Branches:
         turns = self._view.rate(requests)
         ratings = [-1.0 if t.predicted_iou is None else t.predicted_iou for t in turns]
         at = int(np.argmax(ratings))
-        return steps[at], turns[at] if last else self._view.propose(requests[at : at + 1])[0][0]
+        if last or self._tree.rules.accepts(turns[at].predicted_iou):
+            return steps[at], turns[at]
+        return steps[at], self._view.propose(requests[at : at + 1])[0][0].after(turns[at])

@@ -7,7 +7,7 @@ Masks are bool [H, W], images uint8 [H, W, 3] in RGB order, sizes (height, width
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -66,6 +66,12 @@ class Turn:
     predicted_iou: float | None = None
     box: Box | None = None
     seconds: Seconds = field(default_factory=dict)
+
+    def after(self, rated: Turn) -> Turn:
+        """This turn, which went on from a rating, with the time of both."""
+        first, then = rated.seconds, self.seconds
+        both = {stage: first.get(stage, 0.0) + then.get(stage, 0.0) for stage in {**first, **then}}
+        return replace(self, seconds=both)
 
 
 class Prediction(Protocol):
@@ -182,7 +188,10 @@ class View(Protocol):
         """`samples` turns for each request, greedy at temperature 0."""
 
     def rate(self, requests: Sequence[Request]) -> list[Turn]:
-        """The rating of each request's mask alone, without a next click."""
+        """The rating of each request's mask alone, without a next click.
+
+        Asked for the click then, a view goes on from there: no mask is looked at twice.
+        """
 
 
 class Annotator(Protocol):

@@ -1,6 +1,7 @@
 """The loop: what it asks, when it stops, which mask it returns."""
 
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 
@@ -66,6 +67,44 @@ def test_an_accepted_mask_ends_the_walk_without_the_proposed_click():
     found, _ = run(ScriptedAnnotator(CLICKS, [0.0, 0.95]), Rules(accept=0.9))
     assert found.stop == "accepted"
     assert len(found.clicks) == 1
+
+
+class Asked:
+    """A view that notes what it is asked, and takes a second for anything."""
+
+    def __init__(self, script):
+        self.inner, self.asked = script.look(IMAGE), []
+
+    def propose(self, requests, **how):
+        self.asked.append("propose")
+        ((turn,),) = self.inner.propose(requests, **how)
+        return [[replace(turn, seconds={"language": 1.0})]]
+
+    def rate(self, requests):
+        self.asked.append("rate")
+        (turn,) = self.inner.rate(requests)
+        return [replace(turn, seconds={"vision": 1.0, "language": 1.0})]
+
+
+def asked(ratings, rules):
+    segmenter, embedding = DiscSegmenter(), Future()
+    embedding.set_result(segmenter.encode(IMAGE))
+    view = Asked(ScriptedAnnotator(CLICKS, ratings))
+    return annotate("it", view, segmenter, embedding, rules=rules), view.asked
+
+
+def test_for_an_accepted_mask_no_click_is_asked():
+    found, calls = asked([0.0, 0.6, 0.95], Rules(accept=0.9))
+    assert calls == ["propose", "rate", "propose", "rate"]
+    assert found.clicks == tuple(CLICKS[:2])
+    seconds = [dict(step.turn.seconds) for step in found.steps]
+    assert seconds[1] == {"vision": 1.0, "language": 2.0}, "of the rating and of the click"
+    assert seconds[2] == {"vision": 1.0, "language": 1.0}
+
+
+def test_where_nothing_is_accepted_click_and_rating_are_asked_at_once():
+    _, calls = asked([0.0, 0.6, 0.95], Rules(2, accept=None))
+    assert calls == ["propose", "propose", "rate"]
 
 
 def test_the_rating_of_an_empty_start_accepts_nothing():

@@ -136,6 +136,28 @@ def test_endings_are_alternatives():
     assert not protocol.rates
 
 
+@pytest.mark.parametrize(
+    ("template", "endings", "expected"),
+    [
+        (SEGAGENT.template, (), " Current IOU: 0  Positive point: ("),
+        (" {sign} point: ({row}, {column})", (), " Positive point: ("),
+        ("{sign} point: ({column}, {row})", ("Finish",), "Positive point: ("),
+        ("<box>({x0},{y0}),({x1},{y1})</box> {sign} point: ({column}, {row})", (), "<box>("),
+        ("<ref>{expression}</ref> Current IOU: {iou}  {sign} point: ({row}, {column})", (),
+         "<ref>mug 3</ref> Current IOU: 0  Positive point: ("),
+    ],
+)  # fmt: skip
+def test_a_reply_about_no_mask_opens_rated_0_and_positive_up_to_its_first_free_number(
+    template, endings, expected
+):
+    grammar = compile_grammar(ReplyProtocol(template, endings=endings), characters, "mug 3", SIZE)
+    assert list(grammar.opening) == characters(expected)
+    state = grammar.start
+    for token in grammar.opening:
+        state = grammar.edges(state)[token]
+    assert len(grammar.edges(state)) == 10, "a digit is chosen next"
+
+
 def test_the_expression_is_echoed_and_forced():
     protocol = ReplyProtocol(template="<ref>{expression}</ref> {sign} point: ({row}, {column})")
     grammar = compile_grammar(protocol, characters, "mug 3", SIZE)

@@ -10,7 +10,7 @@ import base64
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -115,7 +115,7 @@ class EndpointView:
     def _greedy(self, request: Request) -> Turn:
         for known, turn in self._rated:
             if known.prediction is request.prediction and known.expression == request.expression:
-                return turn
+                return replace(turn, seconds={})
         return self._turn(request, {"temperature": 0.0})
 
     def _turn(self, request: Request, drawing: dict[str, Any]) -> Turn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Literal
 
@@ -287,6 +287,8 @@ class MllmView:
         """Decode a reply from its beginning; a draft of it, unless it was drawn."""
         annotator, cache = self._annotator, sight.cache
         prompt = self._question(expression, sight)
+        if grammar is not None and sight.prediction is None:
+            prompt = replace(prompt, guess=grammar.opening)
         start = cache.length + prompt.embeddings.shape[1]
         if grammar is None:
             free = FreeWriter(annotator.model, annotator.settings.stops)

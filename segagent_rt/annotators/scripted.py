@@ -34,6 +34,7 @@ class ScriptedView:
 
     script: ScriptedAnnotator
     seen: list[Request] = field(default_factory=list)
+    _rated: Request | None = None
 
     def propose(
         self,
@@ -47,12 +48,15 @@ class ScriptedView:
 
     def rate(self, requests: Sequence[Request]) -> list[Turn]:
         turns = [self._turn(request, 0.0) for request in requests]
+        self._rated = requests[-1]
         return [Turn("", Finish(), turn.predicted_iou) for turn in turns]
 
     def _turn(self, request: Request, temperature: float) -> Turn:
-        again = temperature > 0 and request.prediction is None and bool(self.seen)
-        at = 0 if again else len(self.seen)
-        self.seen += [] if again else [request]
+        first = temperature > 0 and request.prediction is None and bool(self.seen)
+        known = self._rated is not None and self._rated.prediction is request.prediction
+        at = 0 if first else len(self.seen) - known
+        self.seen += [] if first or known else [request]
+        self._rated = None
         clicks, ratings = self.script.clicks, self.script.ratings
         rating = ratings[at] if at < len(ratings) else 0.0
         if at >= len(clicks):

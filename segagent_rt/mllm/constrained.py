@@ -1,7 +1,9 @@
 """Decoding within the reply grammar: what the grammar forces is not asked of the model.
 
 Tokens that have no alternative ride along in the next call (jump-forward), and the end token is
-never decoded. The result equals masked greedy decoding, one token at a time, token for token.
+never decoded. Where a prompt comes with a guess of how the reply begins, that is read along with
+it, and counts as far as the model would have written it. The result equals masked greedy decoding,
+one token at a time, token for token.
 
 A reply that the cache still holds can be gone on with, or drawn anew from one of its choices on:
 what was weighed at each of them is known, so only what comes behind the first other token is asked.
@@ -56,10 +58,11 @@ Until = Callable[[State], bool]
 @dataclass(frozen=True)
 class Prompt:
     """What a reply follows: embeddings float32 [1 + deepstack, S, hidden] and positions int64
-    [3, S]."""
+    [3, S]; and a guess of the tokens that it begins with, up to a choice."""
 
     embeddings: Floats
     positions: Positions
+    guess: tuple[int, ...] = ()
 
     @cached_property
     def _end(self) -> int:
@@ -134,10 +137,18 @@ class Writer:
         """Read the prompt into the cache and decode a reply as far as a state that is `until`."""
         pen = _Pen(automaton, automaton.start)
         pen.put_forced()
-        embeddings = np.concatenate([prompt.embeddings, self._model.embed(pen.tokens)], axis=1)
-        positions = np.concatenate([prompt.positions, prompt.following(len(pen.tokens))], axis=1)
-        logits = self._model.feed(cache, embeddings, positions)[0]
-        return self._decode(cache, prompt, pen, logits, (pick, until))
+        first, guess = len(pen.tokens), prompt.guess or tuple(pen.tokens)
+        start = cache.length + prompt.embeddings.shape[1]
+        embeddings = np.concatenate([prompt.embeddings, self._model.embed(guess)], axis=1)
+        positions = np.concatenate([prompt.positions, prompt.following(len(guess))], axis=1)
+        logits = self._model.feed(cache, embeddings, positions, 1 + len(guess) - first)
+        while True:
+            known = len(pen.tokens)
+            self._choose(pen, logits[known - first], pick)
+            if until(pen.state) or pen.tokens[known] not in guess[known : known + 1]:
+                break
+        cache.rewind(start + known)
+        return self._decode(cache, prompt, pen, known, (pick, until))
 
     def go_on(
         self, cache: Cache, draft: Draft, automaton: Automaton, pick: Pick, until: Until
@@ -160,9 +171,7 @@ class Writer:
             return pen.written
         kept = min(at, draft.kept)
         cache.rewind(draft.start + kept)
-        logits = self._feed(cache, draft.prompt, pen.tokens[kept:], skip=kept)
-        pen.calls += 1
-        written = self._decode(cache, draft.prompt, pen, logits, (pick, until))
+        written = self._decode(cache, draft.prompt, pen, kept, (pick, until))
         if same and pick is greedy:
             draft.written, draft.kept = written, cache.length - draft.start
         else:
@@ -170,29 +179,27 @@ class Writer:
         return written
 
     def _decode(
-        self,
-        cache: Cache,
-        prompt: Prompt,
-        pen: _Pen,
-        logits: Floats,
-        how: tuple[Pick, Until],
+        self, cache: Cache, prompt: Prompt, pen: _Pen, kept: int, how: tuple[Pick, Until]
     ) -> Written:
+        """Go on with a reply of which the cache holds the first `kept` tokens."""
         pick, until = how
-        while True:
-            choice = self._choice(pen.automaton, pen.state, logits)
-            pen.choices.append(choice)
-            known = len(pen.tokens)
-            pen.put(choice.tokens[pick(choice.scores)])
-            if until(pen.state):
-                return pen.written
-            logits = self._feed(cache, prompt, pen.tokens[known:], skip=known)
+        while not until(pen.state):
+            logits = self._feed(cache, prompt, pen.tokens[kept:], skip=kept)
             pen.calls += 1
+            kept = len(pen.tokens)
+            self._choose(pen, logits, pick)
+        return pen.written
 
     def _feed(self, cache: Cache, prompt: Prompt, tokens: Sequence[int], skip: int) -> Floats:
         """Logits behind the reply's tokens from the `skip`-th on."""
         positions = prompt.following(len(tokens), skip)
         logits: Floats = self._model.feed(cache, self._model.embed(tokens), positions)[0]
         return logits
+
+    def _choose(self, pen: _Pen, logits: Floats, pick: Pick) -> None:
+        choice = self._choice(pen.automaton, pen.state, logits)
+        pen.choices.append(choice)
+        pen.put(choice.tokens[pick(choice.scores)])
 
     def _choice(self, automaton: Automaton, state: State, logits: Floats) -> Choice:
         tokens = tuple(automaton.edges(state))

@@ -69,6 +69,38 @@ def test_at_most_eight_calls_follow_the_prompt(runtime):
     assert annotator.settings.reply.rates
 
 
+def test_what_is_guessed_right_is_not_asked_and_what_is_not_costs_no_token(runtime):
+    """Replies about no mask begin rated 0 and positive: two calls fewer. Any other guess leaves the
+    reply as it is, also one that the model would never have written."""
+    annotator = runtime.annotator
+    grammar = annotator.grammar("the red circle", (256, 256))
+    assert annotator.decode(grammar.opening) == " Current IOU: 0  Positive point: ("
+    other = annotator.encode(" Current IOU: 37  Negative point: (")
+    for canvas, request in states(runtime, 8):
+        written = {}
+        for guess in ((), grammar.opening, other[:-4], other):
+            view = annotator.look(canvas.image)
+            view._writer = Guessing(annotator.model, annotator.settings.head_rows, tuple(guess))
+            view.propose([request])
+            written[tuple(guess)] = (view._painted or [view._blank])[0].draft.written
+        plain, *guessed = written.values()
+        assert {each.tokens for each in guessed} == {plain.tokens}
+        if request.prediction is None:
+            assert guessed[0].calls == plain.calls - 2
+        assert all(each.calls <= plain.calls for each in guessed)
+
+
+class Guessing(Writer):
+    """Begins with a guess of its own."""
+
+    def __init__(self, model, rows, guess):
+        super().__init__(model, rows)
+        self.guess = guess
+
+    def write(self, cache, prompt, automaton, pick, until):
+        return super().write(cache, replace(prompt, guess=self.guess), automaton, pick, until)
+
+
 def test_rewinding_the_cache_forgets_what_came_after(runtime):
     """Two expressions on one picture, in either order, give the same replies as alone."""
     scene = make_scene(3, 256)
@@ -139,7 +171,9 @@ def test_a_rated_mask_is_gone_on_with_and_a_known_reply_costs_nothing(runtime, m
         "feed",
         lambda self, *arguments: calls.append(arguments[1].shape[1]) or feed(self, *arguments),
     )
-    for canvas, request in states(runtime, 4):
+    for canvas, request in states(runtime, 8):
+        if request.prediction is None:
+            continue
         calls.clear()
         whole = canvas.runtime.annotator.look(canvas.image).propose([request])[0][0]
         alone = list(calls)
