@@ -9,8 +9,8 @@ from typing import Any
 
 from segagent_rt import __version__
 from segagent_rt.backends import jetson, probe_backends
+from segagent_rt.backends.cores import usable_cores
 from segagent_rt.backends.driver import gpu
-from segagent_rt.backends.onnxruntime import usable_cores
 from segagent_rt.errors import BackendUnavailable
 
 PACKAGES = (

@@ -6,7 +6,7 @@ import contextvars
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,9 @@ import numpy as np
 from segagent_rt import loop, search
 from segagent_rt.annotators.mllm import Asker, MllmAnnotator, MllmSettings, asker_of
 from segagent_rt.backends import Runtime as Where
+from segagent_rt.backends.cores import crowded
 from segagent_rt.bundle import Bundle, Part, open_bundle
+from segagent_rt.deferred import Deferred
 from segagent_rt.errors import ClickOutside, ManifestInvalid
 from segagent_rt.image import load_image
 from segagent_rt.mllm.language import LanguageModel
@@ -87,6 +89,12 @@ class Runtime:
 
         return EndpointAnnotator(open_asker(part), self.endpoint)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether the graphs that are loaded have too few cores to run two at a time."""
+        backends = {placement.backend for placement in self.placements.values()}
+        return self.endpoint is None and backends <= {"cpu"} and crowded(self.where.threads)
+
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(max_workers=1, thread_name_prefix="segmenter")
@@ -130,9 +138,13 @@ class Canvas:
 
     @cached_property
     def embedding(self) -> Future[Any]:
-        """The segmenter's embedding, computed in another thread from now on."""
-        encode = self.runtime.segmenter.encode
-        return self.runtime._pool.submit(contextvars.copy_context().run, encode, self.image)
+        """The segmenter's embedding, computed in another thread from now on; where that would only
+        slow the MLLM down, when it is asked for."""
+        runtime = self.runtime
+        encode = partial(runtime.segmenter.encode, self.image)
+        if runtime.crowded:
+            return Deferred(encode)
+        return runtime._pool.submit(contextvars.copy_context().run, encode)
 
     @cached_property
     def view(self) -> View:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from segagent_rt.backends import Runtime, first_that_works, open_session, problem, tell
+from segagent_rt.backends.cores import crowded
 from segagent_rt.backends.table import AUTO, kind_of, row
 from segagent_rt.engines import EngineCache, Graph
 from segagent_rt.errors import BundleMissing
@@ -63,7 +64,8 @@ def _open_on(runtime: Runtime, graphs: Sequence[Graph], engines: Path) -> Opened
     else:
         graph = rungs[0]
         integers = graph.role in graph.variant.integers
-        aside = graph.role == "encoder"  # while the MLLM reads the picture
+        # While the MLLM reads the picture.
+        aside = graph.role == "encoder" and not crowded(runtime.threads)
         how = replace(runtime, integers=integers, aside=aside)
         session = open_session(graph.path, how)
     placement = Placement(name, graph.name, graph.variant.precision, failed)

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from segagent_rt.annotators.mllm import MllmSettings
-from segagent_rt.backends.onnxruntime import usable_cores
+from segagent_rt.backends.cores import usable_cores
 from segagent_rt.bundle import Bundle
 from segagent_rt.errors import InputError
 from segagent_rt.image import overlay, squash

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
-import os
 import tempfile
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from segagent_rt.backends import Runtime
+from segagent_rt.backends.cores import usable_cores
 from segagent_rt.backends.driver import gpu
 from segagent_rt.backends.table import Backend, row
 from segagent_rt.errors import BackendMissing, BackendUnavailable, EngineRefused, Interrupted
@@ -322,12 +322,6 @@ _ONE_NODE = bytes.fromhex(
     "08083a320a0b0a017812017922034e65671201705a0f0a0178120a0a08080112040a02080162"
     "0f0a0179120a0a08080112040a02080142040a00100d"
 )
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: in a container often fewer than the machine has."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _first_line(error: Exception) -> str:

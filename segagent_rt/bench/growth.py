@@ -87,7 +87,7 @@ def _with_threads(runtime: Runtime, count: int) -> Runtime:
 
 
 def _cores(runtime: Runtime) -> int:
-    from segagent_rt.backends.onnxruntime import usable_cores
+    from segagent_rt.backends.cores import usable_cores
 
     return runtime.where.threads or usable_cores()
 

@@ -82,8 +82,9 @@ def test_the_next_image_leaves_the_embedding_of_the_one_before():
 
 
 @pytest.mark.parametrize("role", ["encoder", "decoder"])
-def test_only_the_encoder_steps_aside(role):
-    """It runs while the MLLM reads the picture."""
+def test_only_the_encoder_steps_aside(role, monkeypatch):
+    """It runs while the MLLM reads the picture, if there are cores for both."""
+    monkeypatch.setattr("segagent_rt.backends.cores.usable_cores", lambda: 4)
     with segagent_rt.load(backend="cpu") as runtime:
         session = runtime.bundle.part("segmenter").open(role, runtime.where).session
         options = session._session.get_session_options()

@@ -1,0 +1,22 @@
+"""A result that whoever first asks for it computes, under the deadline that holds there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from threading import Lock
+from typing import Any
+
+
+class Deferred(Future[Any]):
+    """A future that no other thread works on. If the work fails, the next to ask tries again."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__()
+        self._work, self._turn = work, Lock()
+
+    def result(self, timeout: float | None = None) -> Any:
+        with self._turn:
+            if not self.done():
+                self.set_result(self._work())
+        return super().result(timeout)
