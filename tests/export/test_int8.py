@@ -22,9 +22,9 @@ from segagent_rt.bundle import Part, open_bundle
 from segagent_rt.contracts import Variant
 from segagent_rt_export.lint import complaints
 from segagent_rt_export.packing import pack_convolutions, unpack_convolutions
-from segagent_rt_export.segmenters import shipped
+from segagent_rt_export.segmenters import integers, shipped
 from segagent_rt_export.segmenters.gelus import whole_gelus
-from segagent_rt_export.segmenters.integers import Integers, quantise_convolutions
+from segagent_rt_export.segmenters.integers import Integers, quantise_convolutions, ranges_of
 from segagent_rt_export.segmenters.observing import Observing
 from segagent_rt_export.segmenters.sharing import save_sharing
 from segagent_rt_export.states import Scenes
@@ -102,6 +102,47 @@ def test_what_becomes_integers():
     assert [node.output[0] for node in chosen.convolutions] == ["wide", "narrow", "mixed"]
     assert chosen.values == ["x", "wide", "gelu", "narrow", "gated", "mixed", "y"]
     assert Integers(whole_gelus(net()).graph).values == chosen.values
+
+
+def joined() -> onnx.ModelProto:
+    """Two convolutions of the picture and their squares side by side, read by a third."""
+    constants: dict[str, Any] = {}
+    nodes: list[onnx.NodeProto] = []
+
+    def conv(x: str, out: str, inputs: int, outputs: int) -> None:
+        weight = RNG.normal(0, inputs**-0.5, (outputs, inputs, 1, 1))
+        constants[f"{out}_w"] = weight.astype(np.float32)
+        nodes.append(helper.make_node("Conv", [x, f"{out}_w"], [out]))
+
+    conv("image", "a", 3, 8)
+    conv("image", "b", 3, 4)
+    nodes.append(helper.make_node("Mul", ["b", "b"], ["squares"]))
+    nodes.append(helper.make_node("Concat", ["a", "squares"], ["all"], axis=1))
+    conv("all", "mixed", 12, 8)
+    conv("mixed", "features", 8, 4)
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "net", [value("image", TensorProto.FLOAT, IMAGE.shape)],
+        [value("features", TensorProto.FLOAT, [1, 4, 16, 16])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def test_parts_are_rounded_before_they_are_joined_and_nothing_else_comes_out(tmp_path, monkeypatch):
+    model = joined()
+    assert Integers(model.graph).values == ["all", "mixed"]
+    ranges = {"all": (-4.0, 9.0), "mixed": (-6.0, 6.0)}
+    parts = quantise_convolutions(copy(model), ranges)
+    (join,) = [node for node in parts.graph.node if node.op_type == "Concat"]
+    made = {node.output[0]: node for node in parts.graph.node}
+    scales = {made[name].input[1] for name in join.input}
+    assert scales == {"all_scale"}
+    assert ranges_of(parts).keys() == ranges.keys()
+    monkeypatch.setattr(integers._Writer, "_rounded_as", lambda self, whole, part: part)
+    whole = quantise_convolutions(copy(model), ranges)
+    ours, theirs = (run(each, tmp_path, integers=True) for each in (parts, whole))
+    assert np.array_equal(ours, theirs)
 
 
 def test_one_gelu_is_what_five_operators_compute(tmp_path):

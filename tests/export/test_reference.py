@@ -24,7 +24,7 @@ from segagent_rt_export.precision import Precision
 from segagent_rt_export.segmenters.click_net import export_click_net
 from segagent_rt_export.tiny import export_mllm, export_tiny
 from segagent_rt_export.train import mllm_net
-from segagent_rt_export.train.segmenter_net import SegmenterNet
+from segagent_rt_export.train.segmenter_net import Folded, SegmenterNet
 from segagent_rt_export.train.tokenizer import build_tokenizer
 
 pytestmark = [
@@ -182,3 +182,12 @@ def test_damaged_checkpoints_are_refused(tmp_path):
         (tmp_path / name).write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match="cannot be read"):
         open_contender(open_bundle(), tmp_path, 1)
+
+
+@pytest.mark.parametrize("side", [2, 4])
+def test_squares_of_pixels_become_channels_as_torch_shuffles_them(side):
+    fold, picture = Folded(side), torch.rand(2, 1, 16, 24)
+    channels = fold(picture)
+    assert torch.equal(channels, torch.nn.functional.pixel_unshuffle(picture, side))
+    assert torch.equal(fold.back(channels), picture)
+    assert fold.state_dict() == {}, "no checkpoint holds what is not learnt"

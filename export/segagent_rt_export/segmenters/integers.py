@@ -127,7 +127,7 @@ def ranges_of(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
     held = {tensor.name: tensor for tensor in model.graph.initializer}
     found = {}
     for node in model.graph.node:
-        if node.op_type == "QuantizeLinear":
+        if node.op_type == "QuantizeLinear" and node.output[0] == f"{node.input[0]}_codes":
             scale, zero = (float(numpy_helper.to_array(held[name])) for name in node.input[1:])
             found[node.input[0]] = -scale * zero, scale * (LEVELS - zero)
     return found
@@ -146,6 +146,8 @@ class _Writer:
     def other(self, node: NodeProto) -> None:
         """A node that stays as it is, but for what it reads."""
         node.input[:] = [f"{n}_rounded" if n in self._scales else n for n in node.input]
+        if node.op_type == "Concat" and node.output[0] in self._scales:
+            node.input[:] = [self._rounded_as(node.output[0], name) for name in node.input]
         self._nodes.append(node)
         for name in node.output:
             if name in self._scales:
@@ -156,10 +158,19 @@ class _Writer:
         scale, zero = self._scales[name]
         self._store(f"{name}_scale", np.asarray(scale))
         self._store(f"{name}_zero", np.asarray(zero))
-        by = [f"{name}_scale", f"{name}_zero"]
+        self._there_and_back(name, name, name)
+
+    def _rounded_as(self, whole: str, part: str) -> str:
+        """A part of what will be rounded as a whole: rounded alike beforehand, bytes are joined."""
+        self._there_and_back(whole, part, f"{part}_in_{whole}")
+        return f"{part}_in_{whole}_rounded"
+
+    def _there_and_back(self, scaled: str, name: str, called: str) -> None:
+        by = [f"{scaled}_scale", f"{scaled}_zero"]
+        codes = f"{called}_codes"
         self._nodes += [
-            helper.make_node("QuantizeLinear", [name, *by], [f"{name}_codes"]),
-            helper.make_node("DequantizeLinear", [f"{name}_codes", *by], [f"{name}_rounded"]),
+            helper.make_node("QuantizeLinear", [name, *by], [codes]),
+            helper.make_node("DequantizeLinear", [codes, *by], [f"{called}_rounded"]),
         ]
 
     def convolution(self, node: NodeProto, weights: Mapping[str, onnx.TensorProto]) -> None:

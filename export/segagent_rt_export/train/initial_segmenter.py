@@ -59,7 +59,7 @@ def _layers(stored: StoredGraph) -> dict[str, Weight]:
     of graphs."""
     layers: dict[str, Weight] = {}
     for node in stored.graph.node:
-        if node.op_type in ("Conv", "Gemm"):
+        if node.op_type in ("Conv", "Gemm") and node.input[1].endswith(".weight"):
             given = [stored.values.get(name) for name in node.input[1:]]
             weight, bias = (*given, None, None)[:2]
             if weight is not None:

@@ -23,6 +23,26 @@ def _up(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
+class Folded(nn.Module):
+    """Squares of pixels to channels (`pixel_unshuffle` of one channel), and back.
+
+    Spelt as convolutions: runtimes have fast ones, and shuffle pixels one by one.
+    """
+
+    squares: Tensor
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        squares = torch.eye(side**2).view(side**2, 1, side, side)
+        self.register_buffer("squares", squares, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.squares.to(x.dtype), stride=self.squares.shape[-1])
+
+    def back(self, x: Tensor) -> Tensor:
+        return F.conv_transpose2d(x, self.squares.to(x.dtype), stride=self.squares.shape[-1])
+
+
 class Residual(nn.Module):
     """Two 3 x 3 convolutions beside the identity."""
 
@@ -96,12 +116,13 @@ class Decoder(nn.Module):
         self.refine = _conv(16 + 16 + 4, 24)
         self.logits = nn.Conv2d(24, 4, 1)
         self.rate = nn.Sequential(nn.Linear(128 + 40, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.fours, self.twos = Folded(4), Folded(2)
 
     def forward(
         self, features: Tensor, fine: Tensor, points: Tensor, prior: Tensor
     ) -> tuple[Tensor, Tensor]:
         evidence = self._click_maps(features, points).to(features.dtype)
-        past = F.pixel_unshuffle(prior, 4).to(features.dtype)
+        past = self.fours(prior).to(features.dtype)
         x4 = self.mix(self.enter(torch.cat([features, evidence, past], 1)))
         x8 = self.down8(x4)
         x16 = self.down16(x8)
@@ -109,10 +130,8 @@ class Decoder(nn.Module):
         x16 = self.at16(x16 + _up(self.up16(x32)))
         x8 = self.at8(x8 + _up(self.up8(x16)))
         x4 = self.at4(x4 + _up(x8))
-        sharp = torch.cat(
-            [_up(self.squeeze(x4)), fine, F.pixel_unshuffle(prior, 2).to(fine.dtype)], 1
-        )
-        logits = F.pixel_shuffle(self.logits(self.refine(sharp)), 2)
+        sharp = torch.cat([_up(self.squeeze(x4)), fine, self.twos(prior).to(fine.dtype)], 1)
+        logits = self.twos.back(self.logits(self.refine(sharp)))
         summary = torch.cat([x32.mean((2, 3)), x4.mean((2, 3))], 1)
         return logits, torch.sigmoid(self.rate(summary))[:, 0]
 
