@@ -22,7 +22,7 @@ from segagent_rt.bundle import Part, open_bundle
 from segagent_rt.contracts import Variant
 from segagent_rt_export.lint import complaints
 from segagent_rt_export.packing import pack_convolutions, unpack_convolutions
-from segagent_rt_export.segmenters import integers, shipped
+from segagent_rt_export.segmenters import shipped
 from segagent_rt_export.segmenters.gelus import whole_gelus
 from segagent_rt_export.segmenters.integers import Integers, quantise_convolutions, ranges_of
 from segagent_rt_export.segmenters.observing import Observing
@@ -139,7 +139,8 @@ def test_parts_are_rounded_before_they_are_joined_and_nothing_else_comes_out(tmp
     scales = {made[name].input[1] for name in join.input}
     assert scales == {"all_scale"}
     assert ranges_of(parts).keys() == ranges.keys()
-    monkeypatch.setattr(integers._Writer, "_rounded_as", lambda self, whole, part: part)
+    as_it_is = "segagent_rt_export.segmenters.integers._Writer._rounded_as"
+    monkeypatch.setattr(as_it_is, lambda self, whole, part: part)
     whole = quantise_convolutions(copy(model), ranges)
     ours, theirs = (run(each, tmp_path, integers=True) for each in (parts, whole))
     assert np.array_equal(ours, theirs)
