@@ -26,6 +26,9 @@ from segagent_rt.errors import BackendMissing, BackendUnavailable, EngineRefused
 from segagent_rt.timing import current_deadline
 from segagent_rt.types import Array, Feed, Resident
 
+KEPT = 2
+"""Bindings that a session keeps: a walk goes to and fro between the caches of two pictures."""
+
 
 class OrtBuffer:
     """An `OrtValue`: stays on its device, may be bound as input and output."""
@@ -44,7 +47,7 @@ class OrtSession:
 
     def __init__(self, session: ort.InferenceSession, device: str) -> None:
         self._session, self._device = session, device
-        self._spare: deque[_Bound] = deque(maxlen=1)
+        self._spare: deque[_Bound] = deque(maxlen=KEPT)
 
     @property
     def inputs(self) -> list[str]:
@@ -88,17 +91,19 @@ class OrtSession:
         into: Mapping[str, Resident],
         keep: Collection[str],
     ) -> _Bound:
-        """A binding with the buffers in their places: that of the last run, if it had the same.
+        """A binding with the buffers in their places: one of the last runs', if it had the same.
 
         Threads may run one session: while a binding is in use, it is no longer to be had.
         """
-        try:
-            last = self._spare.pop()
-        except IndexError:
-            last = None
         inside = {name: feed for name, feed in feeds.items() if isinstance(feed, OrtBuffer)}
-        if last is not None and last.serves(feeds.keys(), outputs, inside, into):
-            return last
+        for _ in range(KEPT):
+            try:
+                last = self._spare.pop()
+            except IndexError:
+                break
+            if last.serves(feeds.keys(), outputs, inside, into):
+                return last
+            self._spare.appendleft(last)
         binding = self._session.io_binding()
         for name, buffer in inside.items():
             binding.bind_ortvalue_input(name, buffer.value)

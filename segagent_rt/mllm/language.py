@@ -6,9 +6,12 @@ added behind each of the first few layers (zero for text).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 import numpy.typing as npt
@@ -37,21 +40,21 @@ def rows_for(tokens: int) -> int:
     return -(-tokens // 64) * 64
 
 
+Buffers = Mapping[str, Resident]
+"""Keys and values of every layer, [1, heads, rows, head_dim] each."""
+
+LEFT = 2
+"""Caches' buffers that are kept for the next picture: as many as a walk needs."""
+
+
 class Cache:
     """Keys and values of a sequence, in buffers of `capacity` rows; only the first `length` count.
 
     Going back is setting `length`: what lies behind it is overwritten by the next call.
     """
 
-    def __init__(self, session: Session, settings: LanguageSettings, capacity: int) -> None:
-        shape = (1, settings.kv_heads, capacity, settings.rope.head_dim)
-        self.capacity, self.length = capacity, 0
-        self.buffers: dict[str, Resident] = {
-            f"{number}.{kind}": session.allocate(shape, np.float32)
-            for number in range(settings.layers)
-            for kind in ("key", "value")
-        }
-        half = settings.rope.head_dim // 2
+    def __init__(self, buffers: Buffers, capacity: int, half: int) -> None:
+        self.buffers, self.capacity, self.length = buffers, capacity, 0
         self.cos = np.zeros((capacity, half), np.float32)
         self.sin = np.zeros((capacity, half), np.float32)
 
@@ -73,10 +76,12 @@ class LanguageModel:
     ) -> None:
         self._session, self._head = session, head
         self._table = np.asarray(table)  # no `memmap`, whose every slice costs
+        self._left: deque[tuple[int, Buffers]] = deque(maxlen=LEFT)
         self.settings = settings
 
     def new_cache(self, tokens: int) -> Cache:
-        """A cache for at least that many tokens; capacities are rounded up, to be reused.
+        """A cache for at least that many tokens, in the buffers of one that is gone if they fit;
+        so that more do, capacities are rounded up.
 
         Raises:
             ManifestInvalid: the model was not made for so many.
@@ -87,7 +92,25 @@ class LanguageModel:
                 f"the model reads at most {most} tokens, and a prompt may need {tokens}",
                 hint="export it for smaller pictures",
             )
-        return Cache(self._session, self.settings, rows_for(tokens))
+        capacity = rows_for(tokens)
+        buffers = self._take(capacity) or self._allocate(capacity)
+        cache = Cache(buffers, capacity, self.settings.rope.head_dim // 2)
+        finalize(cache, self._left.append, (capacity, buffers)).atexit = False
+        return cache
+
+    def _take(self, capacity: int) -> Buffers | None:
+        with suppress(IndexError):
+            rows, buffers = self._left.pop()
+            return buffers if rows == capacity else None
+        return None
+
+    def _allocate(self, capacity: int) -> Buffers:
+        shape = (1, self.settings.kv_heads, capacity, self.settings.rope.head_dim)
+        return {
+            f"{number}.{kind}": self._session.allocate(shape, np.float32)
+            for number in range(self.settings.layers)
+            for kind in ("key", "value")
+        }
 
     def embed(self, tokens: Sequence[int]) -> Floats:
         """Embeddings of text."""

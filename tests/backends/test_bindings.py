@@ -46,6 +46,24 @@ def test_two_sequences_in_turn_are_each_what_they_are_alone():
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+def test_a_cache_that_is_gone_leaves_its_buffers_to_the_next():
+    model = language_model()
+    first, second = model.new_cache(64), model.new_cache(64)
+    assert first.buffers["0.key"] is not second.buffers["0.key"]
+    fed(model, second, [5, 6, 7])
+    wanted = fed(model, second, [8])
+    left = second.buffers
+    del second
+    third, fourth = model.new_cache(50), model.new_cache(64)
+    assert third.buffers is left
+    assert fourth.buffers is not left
+    assert third.length == 0
+    fed(model, third, [5, 6, 7])
+    assert np.array_equal(fed(model, third, [8]), wanted)
+    del third
+    assert model.new_cache(65).buffers is not left, "they would be too short"
+
+
 def test_results_stay_when_the_next_run_writes_its_own():
     model = language_model()
     cache = model.new_cache(64)
