@@ -18,6 +18,9 @@ Ranges: TypeAlias = Mapping[str, tuple[float, float]]
 
 AVERAGES = ("ReduceMean", "GlobalAveragePool")
 
+EXACT = "_exact"
+"""Behind the name of an output that is rounded, what it is before."""
+
 LEVELS = 255
 """Steps of an activation's range, in uint8."""
 
@@ -31,11 +34,11 @@ class Integers:
 
     What a convolution reads and makes does, and the sum of two such values, so that integers stay
     integers from one convolution to the next. Kept in fp32: what reads the picture or an average
-    over it, and what makes an output of the graph.
+    over it, and, unless `outputs` are to be rounded too, what makes an output of the graph.
     """
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self._graph = graph
+    def __init__(self, graph: onnx.GraphProto, *, outputs: bool = False) -> None:
+        self._graph, self._last = graph, outputs
         self._constants = {tensor.name for tensor in graph.initializer}
         self._outputs = {output.name for output in graph.output}
         self._readers: dict[str, list[NodeProto]] = {}
@@ -46,7 +49,7 @@ class Integers:
         self.values = self._met()
 
     def _chosen(self) -> list[NodeProto]:
-        """All convolutions but the first ones and the last ones."""
+        """All convolutions but the first ones and, where they are kept, the last ones."""
         kept = self._before_any_convolution() | self._averages()
         return [
             node
@@ -54,7 +57,7 @@ class Integers:
             if node.op_type == "Conv"
             and node.input[1] in self._constants
             and node.input[0] not in kept
-            and self.settled(node.output[0]) not in self._outputs
+            and (self._last or self.settled(node.output[0]) not in self._outputs)
         ]
 
     def _before_any_convolution(self) -> set[str]:
@@ -90,18 +93,21 @@ class Integers:
         for node in self._graph.node:
             if node.op_type == "Add" and all(name in found for name in node.input):
                 found[self.settled(node.output[0])] = None
-        return [name for name in found if name not in self._outputs]
+        return [name for name in found if self._last or name not in self._outputs]
 
 
-def quantise_convolutions(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
+def quantise_convolutions(
+    model: onnx.ModelProto, ranges: Ranges, *, outputs: bool = False
+) -> onnx.ModelProto:
     """Put the convolutions of a graph into integers, in place.
 
     Args:
         model: its weights are in fp32; nodes stand in the order in which they run.
-        ranges: for each of `Integers(model.graph).values`.
+        ranges: for each of the `values` of `Integers`, or for more.
+        outputs: whether what makes an output becomes integers, too.
     """
     graph = model.graph
-    chosen = Integers(graph)
+    chosen = Integers(graph, outputs=outputs)
     weights = {tensor.name: tensor for tensor in graph.initializer}
     scales = {name: _scale(*ranges[name]) for name in chosen.values}
     writer = _Writer(graph, scales)
@@ -127,9 +133,10 @@ def ranges_of(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
     held = {tensor.name: tensor for tensor in model.graph.initializer}
     found = {}
     for node in model.graph.node:
-        if node.op_type == "QuantizeLinear" and node.output[0] == f"{node.input[0]}_codes":
-            scale, zero = (float(numpy_helper.to_array(held[name])) for name in node.input[1:])
-            found[node.input[0]] = -scale * zero, scale * (LEVELS - zero)
+        name = node.input[0].removesuffix(EXACT) if node.input else ""
+        if node.op_type == "QuantizeLinear" and node.output[0] == f"{name}_codes":
+            scale, zero = (float(numpy_helper.to_array(held[by])) for by in node.input[1:])
+            found[name] = -scale * zero, scale * (LEVELS - zero)
     return found
 
 
@@ -140,37 +147,42 @@ class _Writer:
         self, graph: onnx.GraphProto, scales: Mapping[str, tuple[np.float32, np.uint8]]
     ) -> None:
         self._graph, self._scales = graph, scales
+        self._outputs = {output.name for output in graph.output}
         self._nodes = list[NodeProto]()
-        self._stored = set[str]()
 
     def other(self, node: NodeProto) -> None:
         """A node that stays as it is, but for what it reads."""
-        node.input[:] = [f"{n}_rounded" if n in self._scales else n for n in node.input]
+        node.input[:] = [self._rounded(n) if n in self._scales else n for n in node.input]
         if node.op_type == "Concat" and node.output[0] in self._scales:
             node.input[:] = [self._rounded_as(node.output[0], name) for name in node.input]
         self._nodes.append(node)
-        for name in node.output:
+        for at, name in enumerate(node.output):
             if name in self._scales:
-                self.round(name)
+                node.output[at] = name + EXACT if name in self._outputs else name
+                self._round(name, node.output[at])
 
-    def round(self, name: str) -> None:
+    def _rounded(self, name: str) -> str:
+        """What a value is called once it is rounded; outputs keep their names."""
+        return name if name in self._outputs else f"{name}_rounded"
+
+    def _round(self, name: str, exact: str) -> None:
         """Integers and back."""
         scale, zero = self._scales[name]
         self._store(f"{name}_scale", np.asarray(scale))
         self._store(f"{name}_zero", np.asarray(zero))
-        self._there_and_back(name, name, name)
+        self._there_and_back(name, exact, f"{name}_codes", self._rounded(name))
 
     def _rounded_as(self, whole: str, part: str) -> str:
         """A part of what will be rounded as a whole: rounded alike beforehand, bytes are joined."""
-        self._there_and_back(whole, part, f"{part}_in_{whole}")
-        return f"{part}_in_{whole}_rounded"
+        rounded = f"{part}_in_{whole}"
+        self._there_and_back(whole, part, f"{rounded}_codes", rounded)
+        return rounded
 
-    def _there_and_back(self, scaled: str, name: str, called: str) -> None:
+    def _there_and_back(self, scaled: str, exact: str, codes: str, rounded: str) -> None:
         by = [f"{scaled}_scale", f"{scaled}_zero"]
-        codes = f"{called}_codes"
         self._nodes += [
-            helper.make_node("QuantizeLinear", [name, *by], [codes]),
-            helper.make_node("DequantizeLinear", [codes, *by], [f"{called}_rounded"]),
+            helper.make_node("QuantizeLinear", [exact, *by], [codes]),
+            helper.make_node("DequantizeLinear", [codes, *by], [rounded]),
         ]
 
     def convolution(self, node: NodeProto, weights: Mapping[str, onnx.TensorProto]) -> None:

@@ -44,7 +44,7 @@ class Observing:
 
     def __init__(self, path: Path) -> None:
         model = onnx.load(path, load_external_data=False)
-        self._values = Integers(model.graph).values
+        self._values = Integers(model.graph, outputs=True).values
         self.ranges: dict[str, tuple[float, float]] = {}
         seen = {output.name for output in model.graph.output}
         extra = [onnx.ValueInfoProto(name=name) for name in self._values if name not in seen]

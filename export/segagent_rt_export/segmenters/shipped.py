@@ -21,7 +21,7 @@ from segagent_rt_export.variants import REFERENCE, SEGMENTER_VARIANTS
 STORED = "cpu-8bit"
 """The variant whose weights are those of all: in 8 bits, unpacked when loaded."""
 
-INTEGERS = replace(SEGMENTER_VARIANTS["cpu-int8"], apart=())
+INTEGERS = replace(SEGMENTER_VARIANTS["cpu-int8"], apart=(), outputs=True)
 
 
 def rounded_click_net(part: Part, folder: Path, material: Material | None = None) -> Part:

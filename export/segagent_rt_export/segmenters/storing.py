@@ -39,7 +39,7 @@ def store_as(
             linear = variant.decoder
         if role in variant.in_integers(graphs):
             assert ranges is not None
-            quantise_convolutions(whole_gelus(model), ranges[role])
+            quantise_convolutions(whole_gelus(model), ranges[role], outputs=variant.outputs)
         elif variant.convolutions != "fp32":
             pack_convolutions(model)
         if linear.scheme == "fp16":
