@@ -181,12 +181,13 @@ class Automaton:
 
     `Automaton.start` to begin, `edges(state)` for the tokens allowed and where they lead; a state
     without edges is the end. `opening` is how a reply that is shown no mask most likely begins:
-    rated 0, and positive.
+    rated 0, and positive; `praise`, how one does that is shown a good mask: rated in the nineties.
     """
 
     paths: list[list[int | _Number]]
     digits: dict[int, str]
     opening: tuple[int, ...] = ()
+    praise: tuple[int, ...] = ()
     start: State = frozenset()
     _edges: dict[State, dict[int, State]] = field(default_factory=dict)
 
@@ -270,19 +271,23 @@ def compile_grammar(
         for pieces in protocol.skeletons(expression, frame)
     ]
     positive = paths[len(protocol.endings)]
-    return Automaton(paths, digits, tuple(_opening(positive, zero if protocol.rates else None)))
+    words = _before_numbers(positive)
+    first = next(words)
+    if not protocol.rates:
+        return Automaton(paths, digits, first)
+    opening = (*first, zero, *next(words))
+    return Automaton(paths, digits, opening, praise=(*first, others[-1]))
 
 
-def _opening(path: list[int | _Number], rating: int | None) -> Iterator[int]:
-    """The tokens before a path's first number, or before its second where the first is a rating."""
+def _before_numbers(path: list[int | _Number]) -> Iterator[tuple[int, ...]]:
+    """The tokens before each number of a path, from those of the number before it on."""
+    words = list[int]()
     for piece in path:
         if isinstance(piece, int):
-            yield piece
-        elif rating is not None:
-            yield rating
-            rating = None
+            words.append(piece)
         else:
-            return
+            yield tuple(words)
+            words.clear()
 
 
 def _digit(encode: Callable[[str], Sequence[int]], value: int) -> int:

@@ -152,6 +152,8 @@ def test_a_reply_about_no_mask_opens_rated_0_and_positive_up_to_its_first_free_n
 ):
     grammar = compile_grammar(ReplyProtocol(template, endings=endings), characters, "mug 3", SIZE)
     assert list(grammar.opening) == characters(expected)
+    rated, before, _ = expected.partition("0  ")
+    assert list(grammar.praise) == (characters(f"{rated}9") if before else [])
     state = grammar.start
     for token in grammar.opening:
         state = grammar.edges(state)[token]

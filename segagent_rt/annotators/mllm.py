@@ -287,8 +287,9 @@ class MllmView:
         """Decode a reply from its beginning; a draft of it, unless it was drawn."""
         annotator, cache = self._annotator, sight.cache
         prompt = self._question(expression, sight)
-        if grammar is not None and sight.prediction is None:
-            prompt = replace(prompt, guess=grammar.opening)
+        if grammar is not None:
+            guess = grammar.opening if sight.prediction is None else grammar.praise
+            prompt = replace(prompt, guess=guess)
         start = cache.length + prompt.embeddings.shape[1]
         if grammar is None:
             free = FreeWriter(annotator.model, annotator.settings.stops)

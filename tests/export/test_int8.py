@@ -187,6 +187,21 @@ def test_integers_stay_near_and_are_the_same_with_and_without_a_runtime_that_fus
         assert 0 < apart < 0.03
 
 
+def test_outputs_may_be_rounded_too_and_keep_their_names(tmp_path):
+    model = net()
+    (tmp_path / "encoder.onnx").write_bytes(model.SerializeToString())
+    watched = Observing(tmp_path / "encoder.onnx")
+    watched.run({"image": IMAGE}, ["features"])
+    made = quantise_convolutions(whole_gelus(copy(model)), watched.ranges, outputs=True)
+    assert [output.name for output in made.graph.output] == ["features"]
+    assert Integers(model.graph, outputs=True).values[-1] == "features"
+    wanted, found = run(model, tmp_path), run(made, tmp_path, integers=True)
+    assert 0 < np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 0.03
+    low, high = ranges_of(made)["features"]
+    steps = found / ((high - low) / 255)
+    assert np.abs(steps - np.rint(steps)).max() < 1e-3
+
+
 def test_every_runtime_can_read_them(rounded):
     """Standard operators, opset and IR; weights int8, no fp32 copy left."""
     _, made = rounded

@@ -75,10 +75,11 @@ def test_what_is_guessed_right_is_not_asked_and_what_is_not_costs_no_token(runti
     annotator = runtime.annotator
     grammar = annotator.grammar("the red circle", (256, 256))
     assert annotator.decode(grammar.opening) == " Current IOU: 0  Positive point: ("
-    other = annotator.encode(" Current IOU: 37  Negative point: (")
+    assert annotator.decode(grammar.praise) == " Current IOU: 9"
+    other, praised = annotator.encode(" Current IOU: 37  Negative point: ("), 0
     for canvas, request in states(runtime, 8):
         written = {}
-        for guess in ((), grammar.opening, other[:-4], other):
+        for guess in ((), grammar.opening, grammar.praise, other[:-4], other):
             view = annotator.look(canvas.image)
             view._writer = Guessing(annotator.model, annotator.settings.head_rows, tuple(guess))
             view.propose([request])
@@ -88,6 +89,10 @@ def test_what_is_guessed_right_is_not_asked_and_what_is_not_costs_no_token(runti
         if request.prediction is None:
             assert guessed[0].calls == plain.calls - 2
         assert all(each.calls <= plain.calls for each in guessed)
+        if annotator.decode(plain.tokens).startswith(" Current IOU: 9"):
+            assert guessed[1].calls == plain.calls - 1
+            praised += 1
+    assert praised > 2
 
 
 class Guessing(Writer):
