@@ -117,7 +117,7 @@ def measure_clicks(place: Place, laps: int) -> dict[str, Any]:
     return {
         "patches": place.pixels // 14**2,
         "reply_tokens": float(np.mean([len(tokens) for tokens in replies])),
-        "decoder_calls": float(np.mean([len(c.logits) for c in done["cpu-8bit"]])),
+        "decoder_calls": float(np.mean([c.calls for c in done["cpu-8bit"]])),
         "logits_apart": errors | {"allowed when rounded": limit},
         "parity": passed,
         "ways": {

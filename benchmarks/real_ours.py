@@ -1,9 +1,9 @@
-"""Our side of the benchmarks at real size: a variant's MLLM, with an ear at its decoder."""
+"""Our side of the benchmarks at real size: a variant's MLLM, with an ear at what it writes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,44 +14,44 @@ from real_bundle import Place
 from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.backends import Runtime
 from segagent_rt.bundle import Part, open_bundle
-from segagent_rt.mllm.constrained import Prompt, Writer, greedy
+from segagent_rt.mllm.constrained import Pick, Prompt, Until, Writer, Written, greedy
+from segagent_rt.mllm.language import Cache
+from segagent_rt.reply import Automaton
 from segagent_rt.runtime import open_mllm
-from segagent_rt.types import Feed, Request, Resident, RgbImage, Session, Turn, View
+from segagent_rt.types import Request, RgbImage, Session, Turn, View
 
 Floats = npt.NDArray[np.float32]
 
 
 class Ear:
-    """A decoder's session; keeps the logits of every call."""
+    """Keeps the logits behind every choice of a reply, and counts decoder calls."""
 
-    def __init__(self, session: Session) -> None:
-        self._session, self.heard = session, list[Floats]()
+    def __init__(self) -> None:
+        self.heard, self.calls = list[Floats](), 0
 
-    def run(
-        self,
-        feeds: Mapping[str, Feed],
-        outputs: Sequence[str],
-        *,
-        into: Mapping[str, Resident] | None = None,
-        keep: Collection[str] = (),
-    ) -> dict[str, Any]:
-        """Run the graph."""
-        found = self._session.run(feeds, outputs, into=into, keep=keep)
-        self.heard.append(np.array(found["logits"][-1]))
-        return found
+    def writer(self) -> type[Writer]:
+        """A writer that is listened to."""
+        ear = self
 
-    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Resident:
-        """A buffer of the session's."""
-        return self._session.allocate(shape, dtype)
+        class Listened(Writer):
+            def write(
+                self, cache: Cache, prompt: Prompt, automaton: Automaton, pick: Pick, until: Until
+            ) -> Written:
+                written = super().write(cache, prompt, automaton, pick, until)
+                ear.calls += 1 + written.calls
+                return written
 
-    def close(self) -> None:
-        """Release the graph."""
-        self._session.close()
+            def _choose(self, pen: Any, logits: Floats, pick: Pick) -> None:
+                ear.heard.append(np.array(logits))
+                super()._choose(pen, logits, pick)
 
-    def take(self) -> Floats:
-        """Logits [calls, rows] since the last time."""
-        heard, self.heard = self.heard, []
-        return np.stack(heard)
+        return Listened
+
+    def take(self) -> tuple[Floats, int]:
+        """Logits [choices, rows] and calls since the last time."""
+        heard, calls = self.heard, self.calls
+        self.heard, self.calls = [], 0
+        return np.stack(heard) if heard else np.zeros((0, 0), np.float32), calls
 
 
 class Replies:
@@ -73,12 +73,14 @@ class Replies:
 
 @dataclass(frozen=True, slots=True)
 class OurClick:
-    """A turn, all its seconds, the tokens of its reply, and the logits [choices, rows] of it."""
+    """A turn, all its seconds, the tokens of its reply, the logits [choices, rows] of it, and the
+    decoder calls for it."""
 
     turn: Turn
     total: float
     tokens: tuple[int, ...]
     logits: Floats
+    calls: int
 
     @property
     def language(self) -> float:
@@ -93,15 +95,14 @@ class OurMllm:
         self._cpu = Runtime("cpu", brief=variant == "reference")
         self._variant, self._sessions = variant, list[Session]()
         part = open_bundle(place.bundle).part("mllm")
+        self.ear = Ear()
         self.annotator: MllmAnnotator = open_mllm(part, self._open)
+        self.annotator.writing = self.ear.writer()
         self._replies = Replies(self.annotator)
 
     def _open(self, part: Part, role: str) -> Session:
         session = part.session(role, self._cpu, self._variant)
         self._sessions.append(session)
-        if role == "decoder":
-            self.ear = Ear(session)
-            return self.ear
         return session
 
     def click(self, image: RgbImage, expression: str) -> OurClick:
@@ -112,11 +113,11 @@ class OurMllm:
 
     def ask(self, view: View, expression: str, start: float | None = None) -> OurClick:
         """The first click for an expression; `start` is when its time began."""
-        self.ear.heard.clear()
+        self.ear.take()
         start = time.perf_counter() if start is None else start
         turn = view.propose([Request(None, expression)])[0][0]
         total = time.perf_counter() - start
-        return OurClick(turn, total, self._replies.take()[-1], self.ear.take())
+        return OurClick(turn, total, self._replies.take()[-1], *self.ear.take())
 
     def split(self, image: RgbImage, expression: str) -> Floats:
         """As `click`, with the prompt read in two calls: up to the end of the picture, and on."""
@@ -132,10 +133,10 @@ class OurMllm:
         model.feed(cache, embeddings, positions)
         first = Prompt(embeddings, positions)
         rest = Prompt(model.embed(tail), first.following(len(tail)))
-        self.ear.heard.clear()
-        writer = Writer(model, annotator.settings.head_rows)
+        self.ear.take()
+        writer = self.ear.writer()(model, annotator.settings.head_rows)
         writer.write(cache, rest, grammar, greedy, grammar.ended)
-        return self.ear.take()
+        return self.ear.take()[0]
 
     def close(self) -> None:
         """Release the graphs."""

@@ -24,7 +24,7 @@ from segagent_rt.rules import Rules
 from segagent_rt.runtime import Runtime, load
 from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.sam import SamSettings
-from segagent_rt.types import RgbImage, Session
+from segagent_rt.types import RgbImage
 
 CLICKS, THEIR_CLICKS = 3, 7
 RULES = Rules.fixed(CLICKS)
@@ -72,20 +72,13 @@ class Listened:
 
 def listen(place: Place) -> Listened:
     """Load the bundle."""
-    runtime, meter, ears = load(place.bundle, backend="cpu"), GraphMeter(), list[Ear]()
-
-    def watch(name: str, session: Session) -> Session:
-        metered = meter.wrap(name, session)
-        if name != "mllm decoder":
-            return metered
-        ears.append(Ear(metered))
-        return ears[-1]
-
-    runtime.watch = watch
+    runtime, meter, ear = load(place.bundle, backend="cpu"), GraphMeter(), Ear()
+    runtime.watch = meter.wrap
     _ = runtime.segmenter
     annotator = runtime.annotator
     assert isinstance(annotator, MllmAnnotator)
-    return Listened(runtime, meter, ears[0], Replies(annotator))
+    annotator.writing = ear.writer()
+    return Listened(runtime, meter, ear, Replies(annotator))
 
 
 def measure_walks(place: Place, laps: int) -> dict[str, Any]:
@@ -190,4 +183,4 @@ def _clicked(ours: Listened) -> Picture:
     """Our own walk, which says what the plain loop is to say; it warms everything up."""
     image = make_scene(0, SIDE).image
     walk = ours.walk(image)
-    return Picture(image, tuple(ours.replies.take()[: walk.clicks]), ours.ear.take())
+    return Picture(image, tuple(ours.replies.take()[: walk.clicks]), ours.ear.take()[0])
