@@ -132,7 +132,7 @@ class OurMllm:
         cache = model.new_cache(annotator.room(seen.embeddings.shape[1]))
         model.feed(cache, embeddings, positions)
         first = Prompt(embeddings, positions)
-        rest = Prompt(model.embed(tail), first.following(len(tail)))
+        rest = Prompt(model.embed(tail), first.following(len(tail)), grammar.opening)
         self.ear.take()
         writer = self.ear.writer()(model, annotator.settings.head_rows)
         writer.write(cache, rest, grammar, greedy, grammar.ended)
