@@ -81,18 +81,21 @@ def _to_rgb(picture: Any) -> Any:
     return picture.convert("RGB")
 
 
+_TINTED = ((np.arange(256)[None, :, None] + (0, 255, 0)) >> 1).astype(np.uint8)
+"""Every value of each channel, halfway to green."""
+
+
 def overlay(image: RgbImage, mask: Mask) -> RgbImage:
     """The image with the mask over it in half-transparent green, as SegAgent shows it to its MLLM.
 
     Exactly `(I + colour) >> 1` for each channel under the mask; elsewhere unchanged.
     """
-    painted = image.copy()
-    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+    painted, shown = image.copy(), mask.view(np.uint8)
+    x, y, width, height = cv2.boundingRect(shown)
     if width:
-        window = painted[y : y + height, x : x + width]
-        tinted = (window >> 1) + (window & 1) * np.array([0, 1, 0], np.uint8)
-        tinted[..., 1] += 127  # (g + 255) >> 1 without leaving eight bits
-        np.copyto(window, tinted, where=mask[y : y + height, x : x + width, None])
+        within = slice(y, y + height), slice(x, x + width)
+        window = painted[within]
+        cv2.copyTo(cv2.LUT(window, _TINTED), shown[within], window)
     return painted
 
 
