@@ -15,8 +15,8 @@ from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.backends import Runtime
 from segagent_rt.bundle import Part, open_bundle
 from segagent_rt.mllm.constrained import Pick, Prompt, Until, Writer, Written, greedy
+from segagent_rt.mllm.grammar import Automaton
 from segagent_rt.mllm.language import Cache
-from segagent_rt.reply import Automaton
 from segagent_rt.runtime import open_mllm
 from segagent_rt.types import Request, RgbImage, Session, Turn, View
 

@@ -1,4 +1,4 @@
-"""SegAgent's reply text: writing it, reading it, and the automaton that decoding stays within.
+"""SegAgent's reply text: writing it and reading it.
 
 The only module that knows how a reply counts: its point is (row, column) over 1000, its box
 (x, y) over 999 (SegAgent, evaltools/model_loader.py).
@@ -7,9 +7,9 @@ The only module that knows how a reply counts: its point is (row, column) over 1
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 from segagent_rt.types import Action, Box, Click, Finish, Malformed, Size
 
@@ -169,161 +169,3 @@ class ReplyProtocol:
             return ["0.", 9, 9, 9]
         length = frame[0 if name == "row" else 1]
         return [(length if self.unit == "pixels" else self.scale) - 1]
-
-
-State: TypeAlias = frozenset[tuple[int, int, str]]
-"""Where decoding may stand: (skeleton, token in it, digits of the number being written)."""
-
-
-@dataclass(slots=True)
-class Automaton:
-    """The token sequences that spell a valid reply. States are made when first visited.
-
-    `Automaton.start` to begin, `edges(state)` for the tokens allowed and where they lead; a state
-    without edges is the end. `opening` is how a reply that is shown no mask most likely begins:
-    rated 0, and positive; `praise`, how one does that is shown a good mask: rated in the nineties.
-    """
-
-    paths: list[list[int | _Number]]
-    digits: dict[int, str]
-    opening: tuple[int, ...] = ()
-    praise: tuple[int, ...] = ()
-    start: State = frozenset()
-    _edges: dict[State, dict[int, State]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.start = frozenset((path, 0, "") for path in range(len(self.paths)))
-
-    def edges(self, state: State) -> dict[int, State]:
-        """Allowed tokens, in ascending order, with the state after each."""
-        if state not in self._edges:
-            after: dict[int, set[tuple[int, int, str]]] = {}
-            for place in state:
-                for token, following in self._moves(*place):
-                    after.setdefault(token, set()).add(following)
-            self._edges[state] = {token: frozenset(after[token]) for token in sorted(after)}
-        return self._edges[state]
-
-    def _moves(
-        self, path: int, at: int, written: str
-    ) -> Iterator[tuple[int, tuple[int, int, str]]]:
-        if at == len(self.paths[path]):
-            return
-        piece = self.paths[path][at]
-        if isinstance(piece, int):
-            yield piece, (path, at + 1, "")
-            return
-        for token, digit in self.digits.items():
-            if written != "0" and int(written + digit) <= piece.most:
-                yield token, (path, at, written + digit)
-        if written:  # the number may end here
-            yield from self._moves(path, at + 1, "")
-
-    def ended(self, state: State) -> bool:
-        """Whether the reply is complete."""
-        return not self.edges(state)
-
-    def rating_digits(self, state: State) -> str | None:
-        """The digits written so far of a reply's first number; None anywhere else.
-
-        In protocols that rate, the first number is the rating.
-        """
-        for path, at, written in state:
-            pieces = self.paths[path]
-            first = not any(isinstance(piece, _Number) for piece in pieces[:at])
-            if first and at < len(pieces) and isinstance(pieces[at], _Number):
-                return written
-        return None
-
-    def past_rating(self, state: State) -> bool:
-        """Whether the first number of the reply is complete."""
-        return all(
-            any(isinstance(piece, _Number) for piece in self.paths[path][:at])
-            for path, at, _ in state
-        )
-
-    def tokens(self) -> set[int]:
-        """Every token that can occur."""
-        literals = {piece for path in self.paths for piece in path if isinstance(piece, int)}
-        return literals | set(self.digits)
-
-
-@dataclass(frozen=True, slots=True)
-class _Number:
-    most: int
-
-
-def compile_grammar(
-    protocol: ReplyProtocol, encode: Callable[[str], Sequence[int]], expression: str, frame: Size
-) -> Automaton:
-    """Turn a protocol into an automaton over the tokens of a tokenizer.
-
-    Literal text is spelt as the tokenizer spells it between numbers, which must be single-digit
-    tokens there (true of Qwen's and LLaMA's tokenizers).
-
-    Raises:
-        ValueError: the tokenizer joins digits to each other or to their surroundings.
-    """
-    zero, *others = (_digit(encode, value) for value in range(10))
-    digits = {token: str(value) for value, token in enumerate([zero, *others])}
-    paths = [
-        _spell(pieces, encode, zero, set(digits))
-        for pieces in protocol.skeletons(expression, frame)
-    ]
-    positive = paths[len(protocol.endings)]
-    words = _before_numbers(positive)
-    first = next(words)
-    if not protocol.rates:
-        return Automaton(paths, digits, first)
-    opening = (*first, zero, *next(words))
-    return Automaton(paths, digits, opening, praise=(*first, others[-1]))
-
-
-def _before_numbers(path: list[int | _Number]) -> Iterator[tuple[int, ...]]:
-    """The tokens before each number of a path, from those of the number before it on."""
-    words = list[int]()
-    for piece in path:
-        if isinstance(piece, int):
-            words.append(piece)
-        else:
-            yield tuple(words)
-            words.clear()
-
-
-def _digit(encode: Callable[[str], Sequence[int]], value: int) -> int:
-    """The token of a digit, seen after another digit, where no space is drawn into it."""
-    token = encode(f"3{value}")[-1]
-    if encode(f"3{value}{value}")[-2:] != [token, token]:
-        raise ValueError("the tokenizer does not write digits one by one")
-    return token
-
-
-def _spell(
-    pieces: list[str | int], encode: Callable[[str], Sequence[int]], zero: int, digits: set[int]
-) -> list[int | _Number]:
-    """Encode a skeleton with a 0 in every number's place, then put the numbers back."""
-    text = "".join("0" if isinstance(piece, int) else piece for piece in pieces)
-    numbers = [piece for piece in pieces if isinstance(piece, int)]
-    literal_digits = sum(c.isdigit() for piece in pieces if isinstance(piece, str) for c in piece)
-    path: list[int | _Number] = []
-    places = _number_places(pieces)
-    seen = 0
-    for token in encode(text):
-        is_number = token == zero and seen in places
-        seen += token in digits
-        path.append(_Number(numbers[places.index(seen - 1)]) if is_number else token)
-    if seen != len(numbers) + literal_digits:
-        raise ValueError("the tokenizer joins digits to the text around them")
-    return path
-
-
-def _number_places(pieces: list[str | int]) -> list[int]:
-    """Which of the digits of the text, counted from 0, stand for numbers."""
-    places, count = [], 0
-    for piece in pieces:
-        if isinstance(piece, int):
-            places.append(count)
-            count += 1
-        else:
-            count += sum(c.isdigit() for c in piece)
-    return places

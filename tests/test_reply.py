@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segagent_rt.reply import Automaton, ReplyProtocol, compile_grammar
+from segagent_rt.mllm.grammar import Automaton, compile_grammar
+from segagent_rt.reply import ReplyProtocol
 from segagent_rt.types import Box, Click, Finish, Malformed
 
 SEGAGENT = ReplyProtocol()

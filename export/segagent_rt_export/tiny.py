@@ -16,11 +16,11 @@ from segagent_rt.annotators.mllm import MllmSettings, asker_of
 from segagent_rt.bundle import Part, open_part
 from segagent_rt.contracts import BundleIndex, Variant
 from segagent_rt.mllm.geometry import Axial
+from segagent_rt.mllm.grammar import compile_grammar
 from segagent_rt.mllm.language import LanguageSettings
 from segagent_rt.mllm.pictures import Squash
 from segagent_rt.mllm.rope import RopeSettings
 from segagent_rt.mllm.vision import VisionSettings
-from segagent_rt.reply import compile_grammar
 from segagent_rt.scenes.reading import VOCABULARY
 from segagent_rt.segmenters.click_net import ClickNetSettings
 from segagent_rt_export.graph import Dialect, GraphBuilder, new_graph, new_weights

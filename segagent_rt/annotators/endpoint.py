@@ -22,8 +22,8 @@ from segagent_rt.draw import png
 from segagent_rt.errors import AnnotatorError, ManifestInvalid
 from segagent_rt.mllm.constrained import Choice, Written
 from segagent_rt.mllm.free import LONGEST
+from segagent_rt.mllm.grammar import Automaton
 from segagent_rt.mllm.rating import rating_of
-from segagent_rt.reply import Automaton
 from segagent_rt.timing import Stopwatch
 from segagent_rt.types import Finish, Prediction, Request, RgbImage, Size, Turn
 

@@ -15,10 +15,11 @@ from segagent_rt.errors import ExpressionRefused
 from segagent_rt.image import jpeg_round_trip, overlay
 from segagent_rt.mllm.constrained import Draft, Pick, Prompt, Writer, Written, greedy
 from segagent_rt.mllm.free import LONGEST, FreeWriter
+from segagent_rt.mllm.grammar import Automaton, compile_grammar
 from segagent_rt.mllm.language import Cache, LanguageModel, LanguageSettings
 from segagent_rt.mllm.rating import rating_of
 from segagent_rt.mllm.vision import Seen, Tower, VisionSettings
-from segagent_rt.reply import Automaton, Reading, ReplyProtocol, compile_grammar
+from segagent_rt.reply import Reading, ReplyProtocol
 from segagent_rt.timing import Stopwatch
 from segagent_rt.types import Finish, Prediction, Request, RgbImage, Size, Turn
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from segagent_rt.mllm.constrained import Pick, Prompt, Writer, Written
+from segagent_rt.mllm.grammar import Automaton, State
 from segagent_rt.mllm.language import Cache
-from segagent_rt.reply import Automaton, State
 
 
 class OneByOne(Writer):

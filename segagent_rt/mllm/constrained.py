@@ -18,9 +18,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from segagent_rt.mllm.grammar import Automaton, State
 from segagent_rt.mllm.language import Cache, Floats, LanguageModel
 from segagent_rt.mllm.rope import Positions
-from segagent_rt.reply import Automaton, State
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from segagent_rt.mllm.constrained import Choice, Written
-from segagent_rt.reply import Automaton
+from segagent_rt.mllm.grammar import Automaton
 
 
 def rating_of(written: Written, automaton: Automaton) -> float | None:

@@ -18,7 +18,7 @@ import numpy as np
 
 import segagent_rt
 from segagent_rt.image import decode_image
-from segagent_rt.reply import compile_grammar
+from segagent_rt.mllm.grammar import compile_grammar
 
 FIELDS = {
     "model", "messages", "max_tokens", "temperature", "logprobs", "top_logprobs",

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from segagent_rt.mllm.constrained import Choice, Written
+from segagent_rt.mllm.grammar import compile_grammar
 from segagent_rt.mllm.rating import rating_of
-from segagent_rt.reply import ReplyProtocol, compile_grammar
+from segagent_rt.reply import ReplyProtocol
 
 
 def characters(text):

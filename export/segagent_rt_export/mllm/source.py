@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 
 from segagent_rt.annotators.mllm import Asker, MllmSettings, asker_of
 from segagent_rt.errors import InputError
+from segagent_rt.mllm.grammar import compile_grammar
 from segagent_rt.mllm.prompts import PRESETS
-from segagent_rt.reply import compile_grammar
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.mllm.chats import PICTURES, chat
 from segagent_rt_export.mllm.config import Config
