@@ -35,7 +35,8 @@ def walk(
 ) -> Iterator[Step]:
     """Yield a step for every click, and a last one without a click that says why it ended.
 
-    The embedding is a future: the segmenter encodes meanwhile. `prior` is a mask to start from.
+    The embedding is a future: the segmenter encodes meanwhile, or when it is asked for. `prior` is
+    a mask to start from.
     """
     rules = rules or Rules()
     prediction, clicks, tried = prior, list[Click](), list[Prediction]()

@@ -90,7 +90,7 @@ class Runtime:
         return EndpointAnnotator(open_asker(part), self.endpoint)
 
     @property
-    def crowded(self) -> bool:
+    def _crowded(self) -> bool:
         """Whether the graphs that are loaded have too few cores to run two at a time."""
         backends = {placement.backend for placement in self.placements.values()}
         return self.endpoint is None and backends <= {"cpu"} and crowded(self.where.threads)
@@ -142,7 +142,7 @@ class Canvas:
         slow the MLLM down, when it is asked for."""
         runtime = self.runtime
         encode = partial(runtime.segmenter.encode, self.image)
-        if runtime.crowded:
+        if runtime._crowded:
             return Deferred(encode)
         return runtime._pool.submit(contextvars.copy_context().run, encode)
 

@@ -27,7 +27,8 @@ class Levers:
 
     Attributes:
         jump_forward: tokens that the grammar forces ride along in the next decoder call.
-        overlap: the segmenter encodes while the MLLM looks for the first time.
+        overlap: the segmenter encodes while the MLLM looks for the first time, if there are cores
+            for both.
         masks_on_demand: only the mask that is returned is drawn at full size.
         kept_canvas: the picture as it is without a mask is read once for all expressions.
         stop_rules: the rules of the scenario end the walk, not the budget alone.
