@@ -65,6 +65,7 @@ def _frequencies(rope: RopeSettings) -> tuple[npt.NDArray[np.int64], npt.NDArray
     return rope.axes(), speed.astype(np.float32)
 
 
+@lru_cache(maxsize=16)
 def prompt_positions(before: int, grid: tuple[int, int], after: int) -> Positions:
     """Positions of `before` text tokens, a picture of `grid` (rows, columns), `after` text tokens.
 

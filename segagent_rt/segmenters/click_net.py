@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,11 @@ import numpy.typing as npt
 from segagent_rt.image import squash
 from segagent_rt.segmenters.prediction import LogitsPrediction
 from segagent_rt.types import Box, Click, Prediction, RgbImage, Session, Size
+
+MAPS = ("keys", "coarse", "fine")
+"""What the encoder makes of a picture and every decoding reads: keys float32 [1, 24, side/4,
+side/4], to which the key of a clicked place is compared; and the picture's part of two sums, [1,
+40, side/4, side/4] and [1, 24, side/2, side/2]."""
 
 CERTAIN = 20.0
 """Logit of a mask that is given, not predicted; no mask at all is -CERTAIN everywhere."""
@@ -26,10 +31,9 @@ class ClickNetSettings:
 
 @dataclass(frozen=True, slots=True)
 class ClickNetEmbedding:
-    """Feature maps, wherever the backend keeps them."""
+    """`MAPS`, wherever the backend keeps them, of a picture of `size`."""
 
-    features: Any
-    fine: Any
+    maps: Mapping[str, Any]
     size: Size
 
 
@@ -41,9 +45,8 @@ class ClickNet:
 
     def encode(self, image: RgbImage) -> ClickNetEmbedding:
         pixels = squash(image, self._side)[None]
-        names = ("features", "fine")
-        maps = self._encoder.run({"image": pixels}, names, keep=names)
-        return ClickNetEmbedding(maps["features"], maps["fine"], image.shape[:2])
+        maps = self._encoder.run({"image": pixels}, MAPS, keep=MAPS)
+        return ClickNetEmbedding(maps, image.shape[:2])
 
     def decode(
         self,
@@ -55,8 +58,7 @@ class ClickNet:
     ) -> LogitsPrediction:
         """The mask after `clicks`. This net takes no box; it is ignored."""
         feeds = {
-            "features": embedding.features,
-            "fine": embedding.fine,
+            **embedding.maps,
             "points": self._points(clicks, embedding.size),
             "prior_logits": self._prior(prior),
         }

@@ -10,6 +10,7 @@ from segagent_rt.backends.tensorrt import load
 from segagent_rt.bundle import open_bundle
 from segagent_rt.contracts import Range
 from segagent_rt.errors import BackendUnavailable, EngineRefused, Interrupted
+from segagent_rt.segmenters.click_net import MAPS
 from segagent_rt.timing import Deadline
 from tests.backends import fake_cuda
 from tests.backends.fake_driver import FakeDriver
@@ -63,7 +64,7 @@ def feeds(maps, points=2):
 
 
 def test_an_engine_computes_what_onnx_runtime_computes_with_features_kept_on_the_gpu(engine):
-    part, names = open_bundle().part("segmenter"), ("features", "fine")
+    part, names = open_bundle().part("segmenter"), MAPS
     encoder, decoder = (
         open_session(part.graphs(role)[0].path, Runtime("cpu", 1))
         for role in ("encoder", "decoder")
@@ -85,7 +86,7 @@ def test_what_was_kept_is_not_overwritten_by_the_next_image(engine):
 
 
 def test_buffers_of_another_backend_are_taken(engine):
-    part, names = open_bundle().part("segmenter"), ("features", "fine")
+    part, names = open_bundle().part("segmenter"), MAPS
     other = open_session(part.graphs("encoder")[0].path, Runtime("cpu", 1))
     foreign = other.run({"image": picture(0)}, names, keep=names)
     plain = other.run({"image": picture(0)}, names)
@@ -106,7 +107,7 @@ def test_a_graph_is_captured_after_a_plain_run_and_replayed_with_new_inputs(nega
 
 def test_each_shape_has_its_own_graph_and_a_change_of_shape_is_run_plainly_first(engine):
     decoder, maps = engine("decoder"), engine("encoder").run(
-        {"image": picture(0)}, ("features", "fine"))  # fmt: skip
+        {"image": picture(0)}, MAPS)  # fmt: skip
     fake_cuda.device.calls.clear()
     expected = {n: decoder.run(feeds(maps, n), ["logits"])["logits"] for n in (1, 2)}
     assert "capture" not in fake_cuda.device.calls
@@ -155,7 +156,7 @@ def test_on_an_integrated_gpu_nothing_is_copied(machine, tmp_path):
 
 
 def test_shapes_outside_the_profile_are_refused_in_words(engine):
-    maps = engine("encoder").run({"image": picture(0)}, ("features", "fine"))
+    maps = engine("encoder").run({"image": picture(0)}, MAPS)
     with pytest.raises(EngineRefused, match=r"not built for .*points \[1, 9, 3\]"):
         engine("decoder").run(feeds(maps, 9), ["logits"])
 

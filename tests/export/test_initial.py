@@ -22,7 +22,7 @@ from segagent_rt.bundle import open_part
 from segagent_rt.contracts import BundleIndex
 from segagent_rt.errors import FileChanged, SegagentError
 from segagent_rt.runtime import open_mllm
-from segagent_rt.segmenters.click_net import CERTAIN
+from segagent_rt.segmenters.click_net import CERTAIN, MAPS
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.parts import write_index
 from segagent_rt_export.precision import Precision
@@ -104,7 +104,7 @@ def run_graphs(folder, image, clicks):
     """As `run`, for one image and the graphs of a part."""
     part, where = open_part(folder, "segmenter"), Runtime("cpu", 1)
     encoder, decoder = (part.session(role, where, "cpu-8bit") for role in ("encoder", "decoder"))
-    maps = encoder.run({"image": image}, ("features", "fine"))
+    maps = encoder.run({"image": image}, MAPS)
     prior = np.full((1, 1, 256, 256), -CERTAIN, np.float32)
     feeds = {**maps, "points": clicks, "prior_logits": prior}
     return decoder.run(feeds, ("logits",))["logits"][:, 0]

@@ -146,6 +146,29 @@ def test_parts_are_rounded_before_they_are_joined_and_nothing_else_comes_out(tmp
     assert np.array_equal(ours, theirs)
 
 
+def test_a_convolution_and_an_input_are_added_in_integers(tmp_path):
+    """So it is where one half of a sum was made beforehand; sums of anything else stay exact."""
+    model = net()
+    at = next(n for n, node in enumerate(model.graph.node) if node.output[0] == "sum")
+    for output, given in (("more", "before"), ("most", "one")):
+        at += 1
+        last = model.graph.node[at - 1].output[0]
+        model.graph.node.insert(at, helper.make_node("Add", [last, given], [output]))
+    model.graph.node[at + 1].input[0] = "most"
+    shape = (1, 8, 16, 16)
+    model.graph.input.append(helper.make_tensor_value_info("before", TensorProto.FLOAT, shape))
+    values = Integers(model.graph).values
+    assert {"sum", "before", "more"} <= set(values)
+    assert "most" not in values
+    before = RNG.normal(0, 1, shape).astype(np.float32)
+    ranges = dict.fromkeys(values, (-9.0, 9.0))
+    found = []
+    for each in (model, quantise_convolutions(copy(model), ranges)):
+        session = open_session(each.SerializeToString(), CPU)
+        found.append(session.run({"image": IMAGE, "before": before}, ["features"])["features"])
+    assert 0 < np.abs(found[1] - found[0]).max() < 0.1 * np.abs(found[0]).max()
+
+
 def test_one_gelu_is_what_five_operators_compute(tmp_path):
     model = net()
     spelt = run(copy(model), tmp_path)
@@ -280,17 +303,18 @@ def test_the_runtime_multiplies_integers(click_net, tmp_path):
     where = Runtime("cpu", threads=1, profile=tmp_path / "run")
     picture = np.zeros((1, 256, 256, 3), np.uint8)
     maps = {
-        "features": np.zeros((1, 64, 64, 64), np.float32),
-        "fine": np.zeros((1, 16, 128, 128), np.float32),
+        "keys": np.zeros((1, 24, 64, 64), np.float32),
+        "coarse": np.zeros((1, 40, 64, 64), np.float32),
+        "fine": np.zeros((1, 24, 128, 128), np.float32),
     }
     guide = {
         "points": np.zeros((1, 1, 3), np.float32),
         "prior_logits": np.zeros((1, 1, 256, 256), np.float32),
     }
     for variant, role, feeds, output, wanted in (
-        ("cpu-int8", "encoder", {"image": picture}, "features", 30),
+        ("cpu-int8", "encoder", {"image": picture}, "fine", 30),
         ("cpu-int8", "decoder", maps | guide, "logits", 19),
-        ("reference", "encoder", {"image": picture}, "features", 0),
+        ("reference", "encoder", {"image": picture}, "fine", 0),
     ):
         session = click_net.session(role, where, variant)
         session.run(feeds, [output])

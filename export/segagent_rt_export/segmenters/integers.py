@@ -32,9 +32,10 @@ MOST = 63
 class Integers:
     """Which values of a graph become integers.
 
-    What a convolution reads and makes does, and the sum of two such values, so that integers stay
-    integers from one convolution to the next. Kept in fp32: what reads the picture or an average
-    over it, and, unless `outputs` are to be rounded too, what makes an output of the graph.
+    What a convolution reads and makes does, and the sum of two such values or of one and an input,
+    so that integers stay integers from one convolution to the next. Kept in fp32: what reads the
+    picture or an average over it, and, unless `outputs` are to be rounded too, what makes an output
+    of the graph.
     """
 
     def __init__(self, graph: onnx.GraphProto, *, outputs: bool = False) -> None:
@@ -61,7 +62,7 @@ class Integers:
         ]
 
     def _before_any_convolution(self) -> set[str]:
-        """The picture, and what is made of it alone."""
+        """The inputs, and what is made of them alone."""
         shown = {value.name for value in self._graph.input}
         for node in self._graph.node:
             made_of = {name for name in node.input if name and name not in self._constants}
@@ -90,8 +91,11 @@ class Integers:
         found = dict[str, None]()
         for node in self.convolutions:
             found[node.input[0]] = found[self.settled(node.output[0])] = None
+        given = self._before_any_convolution()
         for node in self._graph.node:
-            if node.op_type == "Add" and all(name in found for name in node.input):
+            met = any(name in found for name in node.input)
+            if node.op_type == "Add" and met and given.union(found).issuperset(node.input):
+                found |= dict.fromkeys(node.input)
                 found[self.settled(node.output[0])] = None
         return [name for name in found if self._last or name not in self._outputs]
 
@@ -149,6 +153,9 @@ class _Writer:
         self._graph, self._scales = graph, scales
         self._outputs = {output.name for output in graph.output}
         self._nodes = list[NodeProto]()
+        for given in graph.input:
+            if given.name in scales:
+                self._round(given.name, given.name)
 
     def other(self, node: NodeProto) -> None:
         """A node that stays as it is, but for what it reads."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.mllm.language import LanguageModel
 from segagent_rt.mllm.vision import Seen, Tower
-from segagent_rt.segmenters.click_net import ClickNet, ClickNetSettings
+from segagent_rt.segmenters.click_net import MAPS, ClickNet, ClickNetSettings
 from segagent_rt.types import Array, Feed, Resident, RgbImage
 from segagent_rt_export.segmenters.click_net import DecoderGraph, EncoderGraph
 from segagent_rt_export.tiny import mllm_settings
@@ -141,7 +141,7 @@ def annotator_as_trained(net: TinyMllm, tokenizer: Tokenizer) -> MllmAnnotator:
 
 def segmenter_as_trained(net: SegmenterNet) -> ClickNet:
     """The segmenter with its weights in fp32."""
-    encoder = ModuleSession(EncoderGraph(net), ["image"], ["features", "fine"])
-    inputs = ["features", "fine", "points", "prior_logits"]
+    encoder = ModuleSession(EncoderGraph(net), ["image"], MAPS)
+    inputs = [*MAPS, "points", "prior_logits"]
     decoder = ModuleSession(DecoderGraph(net), inputs, ["logits", "iou"])
     return ClickNet(encoder, decoder, ClickNetSettings(SIDE))

@@ -7,7 +7,7 @@ pictures of the training, as statistics and as shift and scale.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import pairwise
 from typing import cast
@@ -50,7 +50,7 @@ def _read(part: Part) -> SegmenterNet:
     weights: dict[str, Weight] = {}
     for role in ("encoder", "decoder"):
         weights |= _layers(read_graph(part, role))
-    fill(folded, weights, part)
+    fill(folded, dict(_joined(weights)), part)
     return folded
 
 
@@ -68,6 +68,18 @@ def _layers(stored: StoredGraph) -> dict[str, Weight]:
                 zeros = np.zeros(weight.shape[:1], np.float32)
                 layers[f"{name}.bias"] = zeros if bias is None else bias
     return layers
+
+
+def _joined(layers: Mapping[str, Weight]) -> Iterator[tuple[str, Weight]]:
+    """Layers that were parted, in one piece again."""
+    for name, values in layers.items():
+        if ".still." not in name and ".moving." not in name:
+            yield name, values
+        elif name.endswith(".still.bias"):
+            yield name.replace(".still.", ".layers.0."), values
+        elif name.endswith(".still.weight"):
+            rest = layers.get(name.replace(".still.", ".moving."), values[:, :0])
+            yield name.replace(".still.", ".layers.0."), np.concatenate([values, rest], 1)
 
 
 @torch.no_grad()

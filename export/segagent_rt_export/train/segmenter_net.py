@@ -43,6 +43,48 @@ class Folded(nn.Module):
         return F.conv_transpose2d(x, self.squares.to(x.dtype), stride=self.squares.shape[-1])
 
 
+class Joint(nn.Module):
+    """A convolution over what a picture tells and what clicks do, joined in this order."""
+
+    def __init__(self, still: int, moving: int, outputs: int, kernel: int = 3) -> None:
+        super().__init__()
+        self.layers, self.share = _conv(still + moving, outputs, kernel), still
+
+    def begin(self, still: Tensor) -> Tensor:
+        """What can be done before there are clicks: here, nothing."""
+        return still
+
+    def forward(self, begun: Tensor, moving: Tensor) -> Tensor:
+        return cast(Tensor, self.layers(torch.cat([begun, moving], 1)))
+
+
+class Begun(nn.Module):
+    """A joint whose norm is folded, in two: the half over the picture is made beforehand, and
+    added."""
+
+    def __init__(self, joint: Joint) -> None:
+        super().__init__()
+        whole = cast(nn.Conv2d, joint.layers[0])
+        self.still = _over(whole, slice(None, joint.share))
+        self.moving = _over(whole, slice(joint.share, None))
+        self.still.bias = whole.bias
+
+    def begin(self, still: Tensor) -> Tensor:
+        return cast(Tensor, self.still(still))
+
+    def forward(self, begun: Tensor, moving: Tensor) -> Tensor:
+        return F.relu(begun + self.moving(moving))
+
+
+def _over(whole: nn.Conv2d, inputs: slice) -> nn.Conv2d:
+    """A convolution over some of another one's inputs, without its bias."""
+    weight = whole.weight[:, inputs].detach()
+    outputs, count, kernel, _ = weight.shape
+    some = nn.Conv2d(count, outputs, kernel, padding=kernel // 2, bias=False)
+    some.weight = nn.Parameter(weight)
+    return some
+
+
 class Residual(nn.Module):
     """Two 3 x 3 convolutions beside the identity."""
 
@@ -102,7 +144,7 @@ class Decoder(nn.Module):
     def __init__(self, width: int = 64) -> None:
         super().__init__()
         self.key = nn.Conv2d(width, 24, 1)
-        self.enter = _conv(width + 6 + 16, 40, 1)
+        self.enter: Joint | Begun = Joint(width, 6 + 16, 40, kernel=1)
         self.mix = _conv(40, 40)
         self.down8 = _conv(40, 64, stride=2)
         self.down16 = nn.Sequential(_conv(64, 96, stride=2), Residual(96))
@@ -113,7 +155,7 @@ class Decoder(nn.Module):
         self.at8 = nn.Sequential(_conv(64, 64), _conv(64, 40, 1))
         self.at4 = _conv(40, 40)
         self.squeeze = nn.Conv2d(40, 16, 1)
-        self.refine = _conv(16 + 16 + 4, 24)
+        self.refine: Joint | Begun = Joint(16, 16 + 4, 24)
         self.logits = nn.Conv2d(24, 4, 1)
         self.rate = nn.Sequential(nn.Linear(128 + 40, 64), nn.ReLU(), nn.Linear(64, 1))
         self.fours, self.twos = Folded(4), Folded(2)
@@ -121,24 +163,36 @@ class Decoder(nn.Module):
     def forward(
         self, features: Tensor, fine: Tensor, points: Tensor, prior: Tensor
     ) -> tuple[Tensor, Tensor]:
-        evidence = self._click_maps(features, points).to(features.dtype)
-        past = self.fours(prior).to(features.dtype)
-        x4 = self.mix(self.enter(torch.cat([features, evidence, past], 1)))
+        return self.click(*self.begin(features, fine), points, prior)
+
+    def begin(self, features: Tensor, fine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What does not depend on clicks: keys [B, 24, S/4, S/4], at each place what clicks are
+        compared with, of length 1; and what there is at both strides for `click` to go on from."""
+        keys = F.normalize(self.key(features).float(), dim=1)
+        return keys, self.enter.begin(features), self.refine.begin(fine)
+
+    def click(
+        self, keys: Tensor, coarse: Tensor, fine: Tensor, points: Tensor, prior: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`forward`, from what `begin` returned."""
+        evidence = self._click_maps(keys, points).to(coarse.dtype)
+        past = self.fours(prior).to(coarse.dtype)
+        x4 = self.mix(self.enter(coarse, torch.cat([evidence, past], 1)))
         x8 = self.down8(x4)
         x16 = self.down16(x8)
         x32 = self.down32(x16)
         x16 = self.at16(x16 + _up(self.up16(x32)))
         x8 = self.at8(x8 + _up(self.up8(x16)))
         x4 = self.at4(x4 + _up(x8))
-        sharp = torch.cat([_up(self.squeeze(x4)), fine, self.twos(prior).to(fine.dtype)], 1)
-        logits = self.twos.back(self.logits(self.refine(sharp)))
+        sharp = torch.cat([_up(self.squeeze(x4)), self.twos(prior).to(fine.dtype)], 1)
+        logits = self.twos.back(self.logits(self.refine(fine, sharp)))
         summary = torch.cat([x32.mean((2, 3)), x4.mean((2, 3))], 1)
         return logits, torch.sigmoid(self.rate(summary))[:, 0]
 
-    def _click_maps(self, features: Tensor, points: Tensor) -> Tensor:
+    def _click_maps(self, keys: Tensor, points: Tensor) -> Tensor:
         """For each polarity, likeness to the clicked places and two Gaussians: [B, 6, h, w]."""
-        batch, _, height, width = features.shape
-        keys = F.normalize(self.key(features).float(), dim=1).flatten(2)
+        batch, _, height, width = keys.shape
+        keys = keys.flatten(2)
         column = (points[..., 0] * width).long().clamp(0, width - 1)
         row = (points[..., 1] * height).long().clamp(0, height - 1)
         place = (row * width + column)[:, None].expand(-1, keys.shape[1], -1)
