@@ -14,9 +14,9 @@ from segagent_rt.segmenters.prediction import LogitsPrediction
 from segagent_rt.types import Box, Click, Prediction, RgbImage, Session, Size
 
 MAPS = ("keys", "coarse", "fine")
-"""What the encoder makes of a picture and every decoding reads: keys float32 [1, 24, side/4,
-side/4], to which the key of a clicked place is compared; and the picture's part of two sums, [1,
-40, side/4, side/4] and [1, 24, side/2, side/2]."""
+"""What the encoder makes of a picture, and every decoding reads: keys float32 [1, 24, side/4,
+side/4], with which that of a clicked place is compared, and the picture's part of two sums, [1,
+side/4, side/4, 40] and [1, side/2, side/2, 24]."""
 
 CERTAIN = 20.0
 """Logit of a mask that is given, not predicted; no mask at all is -CERTAIN everywhere."""

@@ -93,10 +93,10 @@ def test_threads_that_share_a_segmenter_get_the_masks_that_each_would_get_alone(
 def test_the_next_image_leaves_the_embedding_of_the_one_before():
     with segagent_rt.load(backend="cpu") as runtime:
         first = runtime.segmenter.encode(make_scene(1, 256).image)
-        kept = first.features.numpy().copy()
+        kept = first.maps["fine"].numpy().copy()
         second = runtime.segmenter.encode(make_scene(2, 256).image)
-        assert np.array_equal(first.features.numpy(), kept)
-        assert not np.array_equal(second.features.numpy(), kept)
+        assert np.array_equal(first.maps["fine"].numpy(), kept)
+        assert not np.array_equal(second.maps["fine"].numpy(), kept)
 
 
 @pytest.mark.parametrize("role", ["encoder", "decoder"])

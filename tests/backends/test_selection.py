@@ -123,8 +123,8 @@ def test_backends_are_probed_by_running_something():
 def test_nodes_are_counted_by_the_provider_that_ran_them(decoder):
     feeds = {
         "keys": np.zeros((1, 24, 64, 64), np.float32),
-        "coarse": np.zeros((1, 40, 64, 64), np.float32),
-        "fine": np.zeros((1, 24, 128, 128), np.float32),
+        "coarse": np.zeros((1, 64, 64, 40), np.float32),
+        "fine": np.zeros((1, 128, 128, 24), np.float32),
         "points": np.zeros((1, 1, 3), np.float32),
         "prior_logits": np.zeros((1, 1, 256, 256), np.float32),
     }

@@ -51,7 +51,7 @@ def test_a_variant_that_computes_wrong_is_named_with_the_figure(bundle, terminal
     fake_tensorrt.trouble.overflows.add("encoder.fast.onnx")
     done = terminal("build", bundle, "--backend", "tensorrt")
     assert done.code == 0
-    assert "segmenter encoder (fast)\tnot used\tfeatures: not finite" in done.out
+    assert "segmenter encoder (fast)\tnot used\tkeys: not finite" in done.out
     assert "segmenter encoder (safe)\tready" in done.out
 
 

@@ -304,8 +304,8 @@ def test_the_runtime_multiplies_integers(click_net, tmp_path):
     picture = np.zeros((1, 256, 256, 3), np.uint8)
     maps = {
         "keys": np.zeros((1, 24, 64, 64), np.float32),
-        "coarse": np.zeros((1, 40, 64, 64), np.float32),
-        "fine": np.zeros((1, 24, 128, 128), np.float32),
+        "coarse": np.zeros((1, 64, 64, 40), np.float32),
+        "fine": np.zeros((1, 128, 128, 24), np.float32),
     }
     guide = {
         "points": np.zeros((1, 1, 3), np.float32),
