@@ -25,7 +25,7 @@ from segagent_rt.scenes.expressions import KINDS
 from segagent_rt.scenes.reading import meanings
 from segagent_rt.scenes.scene import visible_objects
 from segagent_rt.segmenters.prediction import GivenMask
-from segagent_rt.types import Click, Mask, Prediction, Request, Step, Trajectory
+from segagent_rt.types import Click, Mask, Request, Step, Trajectory
 
 Ablation: TypeAlias = Literal["none", "remove", "shuffle"]
 
@@ -47,6 +47,8 @@ class SceneResult:
     returned: float
     clicks: int
     oracle: list[float]
+    corrected: float
+    """Of the first click's mask, after all other clicks of the budget were the oracle's."""
     leak_negative: bool | None
     leak_hit: bool | None
     rated: list[tuple[float, float]] = field(default_factory=list)
@@ -108,6 +110,7 @@ def _one(runtime: Runtime, scene: Scene, expression: str, rules: Rules) -> Scene
     returned = usual.prediction.mask() if usual.prediction else np.zeros_like(target)
     leak_negative, leak_hit = _leak(canvas, scene, expression)
     first = forced.clicks[0] if forced.clicks else None
+    oracle = _Oracle(canvas, target, rules.max_clicks)
     return SceneResult(
         kind=meant.kind,
         hit=first is not None and bool(target[first.y, first.x]),
@@ -116,7 +119,8 @@ def _one(runtime: Runtime, scene: Scene, expression: str, rules: Rules) -> Scene
         ratings=[rating for _, rating in forced.candidates],
         returned=iou(returned, target),
         clicks=len(usual.clicks),
-        oracle=oracle_ious(canvas, target, rules.max_clicks),
+        oracle=oracle.ious(),
+        corrected=oracle.ious(forced.steps[0])[-1],
         leak_negative=leak_negative,
         leak_hit=leak_hit,
         rated=list(_rated(canvas, scene, expression)),
@@ -145,21 +149,30 @@ def shorten(forced: Trajectory, rules: Rules) -> Trajectory:
     return Trajectory(forced.expression, tuple(steps), forced.prior)
 
 
-def oracle_ious(canvas: Canvas, target: Mask, clicks: int) -> list[float]:
-    """IoU after each click of the simulated annotator; a mask that is right stays."""
-    made: list[Click] = []
-    ious: list[float] = []
-    prediction: Prediction | None = None
-    segmenter = canvas.runtime.segmenter
-    while len(ious) < clicks:
-        mask = np.zeros_like(target) if prediction is None else prediction.mask()
-        click = next_click(target, mask)
-        if click is not None:
-            made.append(click)
-            prediction = segmenter.decode(canvas.embedding.result(), made, prior=prediction)
-            mask = prediction.mask()
-        ious.append(iou(mask, target))
-    return ious
+@dataclass(frozen=True, slots=True)
+class _Oracle:
+    """The simulated annotator, with a budget of clicks."""
+
+    canvas: Canvas
+    target: Mask
+    budget: int
+
+    def ious(self, first: Step | None = None) -> list[float]:
+        """IoU after each click, the first of them as in a step or its own; a mask that is right
+        stays."""
+        made = [] if first is None or first.click is None else [first.click]
+        prediction = None if first is None else first.prediction
+        ious = [iou(prediction.mask(), self.target)] if prediction else []
+        embedding, segmenter = self.canvas.embedding.result(), self.canvas.runtime.segmenter
+        while len(ious) < self.budget:
+            mask = np.zeros_like(self.target) if prediction is None else prediction.mask()
+            click = next_click(self.target, mask)
+            if click is not None:
+                made.append(click)
+                prediction = segmenter.decode(embedding, made, prior=prediction)
+                mask = prediction.mask()
+            ious.append(iou(mask, self.target))
+        return ious
 
 
 def _leak(canvas: Canvas, scene: Scene, expression: str) -> tuple[bool | None, bool | None]:
@@ -226,6 +239,7 @@ def summarise(results: Sequence[SceneResult], clicks: int) -> dict[str, Any]:
         "miou_by_turn": [_mean(_at(r.ious, turn) for r in results) for turn in range(clicks)],
         "oracle_miou_by_click": [_mean(r.oracle[n] for r in results) for n in range(clicks)],
         "gain": _mean(r.returned - _at(r.ious, 0) for r in results),
+        "oracle_gain": _mean(r.corrected - _at(r.ious, 0) for r in results),
         "recovery": _mean(r.returned - r.ious[0] for r in missed),
         "missed_first_clicks": len(missed),
         "returned_worse": _mean(r.returned < _at(r.ious, 0) - 0.05 for r in results),

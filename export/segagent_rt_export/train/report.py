@@ -35,8 +35,9 @@ CURVES = {
 }
 GALLERY = 12
 SHOWN = (
-    "first_click_hit", "miou", "gain", "recovery", "missed_first_clicks", "returned_worse",
-    "clicks_mean", "negative_start_negative", "negative_start_hit", "predicted_iou_mae",
+    "first_click_hit", "miou", "gain", "oracle_gain", "recovery", "missed_first_clicks",
+    "returned_worse", "clicks_mean", "negative_start_negative", "negative_start_hit",
+    "predicted_iou_mae",
 )  # fmt: skip
 
 
