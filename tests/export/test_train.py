@@ -106,6 +106,25 @@ def test_facts_by_hand():
     assert np.allclose(facts.surplus[0] * 256, [219.5, 119.5], atol=1.1)
 
 
+def test_a_walk_that_goes_astray_is_to_come_back_by_taking_away():
+    """A positive click on another object, a negative one on what that selected, then the target."""
+    from segagent_rt.scenes.dice import Dice
+    from segagent_rt_export.train.segmenter import _aims, sample_click
+
+    targets = np.zeros((2, 32, 32), np.bool_)
+    targets[0, 4:12, 4:12], targets[1, 18:30, 18:30] = True, True
+    masks, dice = np.zeros_like(targets), Dice("astray", 0)
+    for turn, (place, sign) in enumerate([(1, 1.0), (1, 0.0), (0, 1.0)]):
+        aims = _aims(targets, masks, [0], turn)
+        clicks = [sample_click(aims[0], masks[0], dice, first=False) for _ in range(40)]
+        on_it = [targets[place, int(y * 32), int(x * 32)] for x, y, _ in filter(None, clicks)]
+        assert all(click is not None and click[2] == sign for click in clicks)
+        assert np.mean(on_it) > 0.9
+        assert np.array_equal(aims[1], targets[1])
+        masks = aims
+    assert np.array_equal(masks, targets)
+
+
 def test_a_pool_is_stored_whole_and_draws_what_went_astray_more_often(tmp_path):
     from segagent_rt.scenes.dice import Dice
     from segagent_rt_export.train.pool import ASTRAY_SHARE, TURNS, Pool, load_pool

@@ -1,5 +1,6 @@
 """Train the promptable segmenter on collages and scenes, with a simulated annotator's clicks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from segagent_rt_export.train.segmenter_net import SIDE, SegmenterNet
 
 TARGETS = 2
 MOST_CLICKS = 6
+
+ASTRAY = 0.1
+"""Share of the examples whose first click selects another object, which the next ones are to undo.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +75,12 @@ def _step(
 ) -> dict[str, Tensor]:
     dice = Dice("segmenter-step", recipe.seed, first)
     images, targets = _examples(recipe, first, batch, side)
-    truth = torch.from_numpy(targets).float()[:, None]
     many = len(targets)
     clicks = dice.weighted(range(1, MOST_CLICKS + 1), (4, 5, 4, 3, 2, 2))
     points = np.full((many, MOST_CLICKS, 3), -1, np.float32)
     masks = np.zeros_like(targets)
     begins = [dice.chance(0.2) for _ in range(many)]
+    astray = [i for i in range(many) if not begins[i] and dice.chance(ASTRAY)]
     for i in range(many):
         if begins[i]:
             masks[i] = spoil(targets[i], targets[i ^ 1], dice)
@@ -87,8 +92,9 @@ def _step(
         features = features.repeat_interleave(TARGETS, 0)
         fine = fine.repeat_interleave(TARGETS, 0)
         for turn in range(clicks):
+            aims = _aims(targets, masks, astray, turn)
             for i in range(many):
-                point = sample_click(targets[i], masks[i], dice, first=turn == 0 and not begins[i])
+                point = sample_click(aims[i], masks[i], dice, first=turn == 0 and not begins[i])
                 if point is not None:
                     points[i, turn] = point
             logits, iou = net.decoder(features, fine, torch.from_numpy(points.copy()), prior)
@@ -96,14 +102,25 @@ def _step(
             prior = torch.sigmoid(logits.detach())
             masks = (logits.detach()[:, 0] > 0).numpy()
             weight = 1.0 if turn < 3 else 0.7
-            for name, value in _losses(logits, iou.float(), truth, masks, targets).items():
+            for name, value in _losses(logits, iou.float(), masks, aims).items():
                 totals[name] = totals.get(name, torch.zeros(())) + value * (weight / clicks)
     return totals
 
 
-def _losses(
-    logits: Tensor, iou: Tensor, truth: Tensor, masks: Mask, targets: Mask
-) -> dict[str, Tensor]:
+def _aims(targets: Mask, masks: Mask, astray: Sequence[int], turn: int) -> Mask:
+    """What the click of a turn is to bring about: the target. Of those astray it first selects
+    another one; a second click takes away what is wrong, and all others are as they should be."""
+    aims = targets.copy()
+    for i in astray:
+        if turn == 0:
+            aims[i] = targets[i ^ 1]
+        elif turn == 1:
+            aims[i] &= masks[i]
+    return aims
+
+
+def _losses(logits: Tensor, iou: Tensor, masks: Mask, targets: Mask) -> dict[str, Tensor]:
+    truth = torch.from_numpy(targets).float()[:, None]
     chance = torch.sigmoid(logits)
     right = chance * truth + (1 - chance) * (1 - truth)
     cross = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
@@ -171,7 +188,7 @@ def sample_click(
     positive = m > s
     x, y = (mx, my) if positive else (sx, sy)
     manner = dice.weighted(
-        ("deepest", "anywhere", "near", "wrong"), (35, 35, 22, 8) if first else (55, 25, 15, 5)
+        ("deepest", "anywhere", "near", "wrong"), (35, 35, 22, 8) if first else (42, 20, 33, 5)
     )
     if manner == "anywhere":
         rows, columns = np.nonzero(missing if positive else surplus)
