@@ -312,7 +312,7 @@ def test_the_runtime_multiplies_integers(click_net, tmp_path):
         "prior_logits": np.zeros((1, 1, 256, 256), np.float32),
     }
     for variant, role, feeds, output, wanted in (
-        ("cpu-int8", "encoder", {"image": picture}, "fine", 30),
+        ("cpu-int8", "encoder", {"image": picture}, "fine", 33),
         ("cpu-int8", "decoder", maps | guide, "logits", 19),
         ("reference", "encoder", {"image": picture}, "fine", 0),
     ):
