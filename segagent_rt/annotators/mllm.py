@@ -246,6 +246,8 @@ class MllmView:
             with watch("language"):
                 written = self._write(sight, expression, grammar, pick, rate_only)
         reply = annotator.decode(written.tokens)
+        if rate_only and grammar is not None:
+            return Turn(reply, Finish(), rating_of(written, grammar), seconds=watch.seconds)
         reading = annotator.understand(reply, self._size, frame)
         action, rating = Finish() if rate_only else reading.action, reading.iou
         if grammar is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from segagent_rt.mllm.constrained import Choice, Written
 from segagent_rt.mllm.grammar import Automaton
 
@@ -18,28 +20,27 @@ def rating_of(written: Written, automaton: Automaton) -> float | None:
     if not digits:
         return None
     first, *later = digits
+    chances = _chances(first, automaton)
+    likeliest = max(chances, key=lambda digit: chances[digit])
     total = 0.0
-    for token, chance in zip(first.tokens, first.chances, strict=True):
-        digit = int(automaton.digits[token])
-        if digit == int(_likeliest(first, automaton)):
-            total += chance * _second(digit, later, automaton)
-        else:
-            total += chance * _first(digit, first, automaton)
-    return float(min(total, 100.0) / 100)
+    for digit, chance in chances.items():
+        whole = digit == likeliest
+        total += chance * (_second(digit, later, automaton) if whole else _first(digit, chances))
+    return min(total, 100.0) / 100
 
 
-def _first(digit: int, choice: Choice, automaton: Automaton) -> float:
+def _chances(choice: Choice, automaton: Automaton) -> dict[int, float]:
+    """The chance of each digit, in the order of the tokens."""
+    pairs = zip(choice.tokens, choice.chances.tolist(), strict=True)
+    return {int(automaton.digits[token]): chance for token, chance in pairs}
+
+
+def _first(digit: int, chances: Mapping[int, float]) -> float:
     """Expected number of which no more than the first digit is known."""
     if digit != 1:
         return 10 * digit + 4.5 if digit else 0.0
-    chances = dict(zip(choice.tokens, choice.chances, strict=True))
-    beside = {int(automaton.digits[token]): chance for token, chance in chances.items()}
-    few, many = beside[0] + beside[2], beside[9]
-    return float((few * 14.5 + many * 100.0) / (few + many)) if few + many else 14.5
-
-
-def _likeliest(choice: Choice, automaton: Automaton) -> str:
-    return automaton.digits[choice.tokens[int(choice.chances.argmax())]]
+    few, many = chances[0] + chances[2], chances[9]
+    return (few * 14.5 + many * 100.0) / (few + many) if few + many else 14.5
 
 
 def _second(digit: int, later: list[Choice], automaton: Automaton) -> float:
@@ -47,11 +48,11 @@ def _second(digit: int, later: list[Choice], automaton: Automaton) -> float:
     if not later:
         return float(digit)
     total = 0.0
-    for token, chance in zip(later[0].tokens, later[0].chances, strict=True):
+    for token, chance in zip(later[0].tokens, later[0].chances.tolist(), strict=True):
         second = automaton.digits.get(token)
         total += chance * (digit if second is None else 10 * digit + int(second))
     # A third digit can only make a hundred of a ten.
     if len(later) > 1 and digit == 1:
         zero = next(t for t in later[1].tokens if automaton.digits.get(t) == "0")
-        total += 90.0 * later[1].chances[later[1].tokens.index(zero)]
+        total += 90.0 * float(later[1].chances[later[1].tokens.index(zero)])
     return total
