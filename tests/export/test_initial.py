@@ -266,6 +266,14 @@ def spare(graph):
     graph.initializer.append(onnx.numpy_helper.from_array(np.ones(3, np.float32), "spare"))
 
 
+def swap_halves(graph):
+    """Each of two layers gets the half over the clicks that the other has, of another size."""
+    enter, refine = (f"decoder.{layer}.moving.weight" for layer in ("enter", "refine"))
+    plain = next(tensor for tensor in graph.initializer if tensor.name == enter)
+    unpacked = next(node for node in graph.node if node.output[0] == refine)
+    plain.name, unpacked.output[0] = refine, enter
+
+
 def leave_the_folder(graph):
     tensor = next(each for each in graph.initializer if each.external_data)
     tensor.external_data[0].value = "../secret.data"
@@ -287,7 +295,7 @@ def test_damaged_decoders_are_refused(damaged, fault, said):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("fault", [rename, spare])
+@pytest.mark.parametrize("fault", [rename, spare, swap_halves])
 def test_damaged_segmenters_are_refused(damaged, fault):
     edit(damaged / "segmenter" / "decoder.onnx", fault)
     with pytest.raises(CheckpointInvalid):

@@ -50,7 +50,11 @@ def _read(part: Part) -> SegmenterNet:
     weights: dict[str, Weight] = {}
     for role in ("encoder", "decoder"):
         weights |= _layers(read_graph(part, role))
-    fill(folded, dict(_joined(weights)), part)
+    try:
+        whole = dict(_joined(weights))
+    except (ValueError, IndexError):
+        raise refused(part, "the halves of a layer do not fit together") from None
+    fill(folded, whole, part)
     return folded
 
 
