@@ -162,7 +162,7 @@ class _Oracle:
         stays."""
         made = [] if first is None or first.click is None else [first.click]
         prediction = None if first is None else first.prediction
-        ious = [iou(prediction.mask(), self.target)] if prediction else []
+        ious = [] if prediction is None else [iou(prediction.mask(), self.target)]
         embedding, segmenter = self.canvas.embedding.result(), self.canvas.runtime.segmenter
         while len(ious) < self.budget:
             mask = np.zeros_like(self.target) if prediction is None else prediction.mask()

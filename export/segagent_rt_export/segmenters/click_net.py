@@ -19,7 +19,7 @@ class EncoderGraph(nn.Module):
     """uint8 [1, SIDE, SIDE, 3] to `MAPS`: the encoder, and what of the decoder needs no clicks.
 
     What will be added goes from graph to graph with the channels last: that is how convolutions in
-    integers make and read it, and turning bytes round costs a fifth of a click.
+    integers make and read it, so nothing is turned round in between.
     """
 
     def __init__(self, net: SegmenterNet) -> None:
