@@ -196,8 +196,7 @@ class OurLanguage:
 
     def _prompt(self, tokens: Sequence[int]) -> Prompt:
         self._cache.rewind(0)
-        positions = np.broadcast_to(np.arange(len(tokens)), (3, len(tokens)))
-        return Prompt(self._model.embed(tokens), positions)
+        return Prompt(self._model.embed(tokens))
 
 
 def measure_genai(python: str, place: Place, laps: int) -> dict[str, Any]:

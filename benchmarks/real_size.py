@@ -213,18 +213,16 @@ def _paces(annotator: Any, image: np.ndarray) -> dict[str, Any]:
         seen = annotator.tower.embed(picture)
     x = np.concatenate([model.embed(lead), seen.embeddings, model.embed(tail)], axis=1)
     before = rope.before_text(len(lead), seen.grid)
-    after = before.max() + 1 + np.arange(len(tail) + DECODED)
-    positions = np.concatenate([before, np.broadcast_to(after, (3, len(after)))], axis=1)
     count = x.shape[1]
     cache = model.new_cache(count + DECODED)
-    model.feed(cache, x, positions[:, :count])
+    model.feed(cache, x, before)
     cache.rewind(0)
     with prefill():
-        model.feed(cache, x, positions[:, :count])
-    model.feed(cache, model.embed([0]), positions[:, count : count + 1])
-    for at in range(count + 1, count + DECODED):
+        model.feed(cache, x, before)
+    model.feed(cache, model.embed([0]))
+    for _ in range(DECODED - 1):
         with decode():
-            model.feed(cache, model.embed([1]), positions[:, at : at + 1])
+            model.feed(cache, model.embed([1]))
     return {
         "picture_tokens": seen.embeddings.shape[1],
         "prompt_tokens": count,

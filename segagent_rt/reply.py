@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from segagent_rt.types import Action, Box, Click, Finish, Malformed, Size
@@ -101,17 +102,12 @@ class ReplyProtocol:
         text = _SPECIAL.sub("", text).rsplit("</ref>", 1)[-1]
         rating = _IOU.search(text)
         iou = float(rating[1]) / 100 if rating and float(rating[1]) <= 100 else None
-        found = list(self._points().finditer(text))
+        found = list(_points(self.signs).finditer(text))
         if found:
             return Reading(self._action(found[-1], size, frame or size), iou, self._box(text, size))
         if any(ending.lower() in text.lower() for ending in (*self.endings, *_ENDINGS)):
             return Reading(Finish(), iou)
         return Reading(Malformed("no point in the reply"), iou)
-
-    def _points(self) -> re.Pattern[str]:
-        signs = "|".join(re.escape(sign) for sign in self.signs)
-        pattern = rf"({signs})\s+point\s*(?::\s*)?(?:[(\[]\s*)?{_NUMBER}\s*,\s*{_NUMBER}"
-        return re.compile(pattern, re.IGNORECASE)
 
     def _action(self, match: re.Match[str], size: Size, frame: Size) -> Action:
         positive = match[1].lower() == self.signs[0].lower()
@@ -169,3 +165,10 @@ class ReplyProtocol:
             return ["0.", 9, 9, 9]
         length = frame[0 if name == "row" else 1]
         return [(length if self.unit == "pixels" else self.scale) - 1]
+
+
+@lru_cache(maxsize=16)
+def _points(signs: tuple[str, str]) -> re.Pattern[str]:
+    words = "|".join(re.escape(sign) for sign in signs)
+    pattern = rf"({words})\s+point\s*(?::\s*)?(?:[(\[]\s*)?{_NUMBER}\s*,\s*{_NUMBER}"
+    return re.compile(pattern, re.IGNORECASE)

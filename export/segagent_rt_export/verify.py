@@ -311,15 +311,10 @@ def _seen_and_said(annotator: MllmAnnotator, image: Array) -> Said:
     more = annotator.encode(" Current IOU: 45  Positive point: (12")
     seen = annotator.tower.embed(annotator.tower.resize(image))
     x = np.concatenate([model.embed(lead), seen.embeddings, model.embed(tail)], axis=1)
-    before = rope.before_text(len(lead), seen.grid)
-    after = before.max() + 1 + np.arange(len(tail) + len(more))
-    positions = np.concatenate([before, np.broadcast_to(after, (3, len(after)))], axis=1)
-    start, cache = x.shape[1], model.new_cache(positions.shape[1])
-    logits = [model.feed(cache, x, positions[:, :start])]
+    cache = model.new_cache(x.shape[1] + len(more))
+    logits = [model.feed(cache, x, rope.before_text(len(lead), seen.grid))]
     for step in STEPS:
-        count = len(more[step])
-        place = positions[:, start:][:, step]
-        logits.append(model.feed(cache, model.embed(more[step]), place, rows=count))
+        logits.append(model.feed(cache, model.embed(more[step]), rows=len(more[step])))
     rows = list(annotator.settings.head_rows)
     return Said(seen.embeddings[0], np.concatenate(logits), lead, tail + more, rows)
 

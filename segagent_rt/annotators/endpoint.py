@@ -197,11 +197,11 @@ def weigh(
             edges = grammar.edges(state)
             spelt = {decode([token]): token for token in edges}
             known = {entry["token"]: entry["logprob"] for entry in (*place["top_logprobs"], place)}
-            chances = np.array([math.exp(known.get(text, -math.inf)) for text in spelt])
-            if not 0 < chances.sum() < math.inf:
+            scores = np.array([0.0 + known.get(text, -math.inf) for text in spelt])
+            if not 0 < math.exp(scores.max()) < math.inf:
                 return None
             if len(edges) > 1:
-                choices.append(Choice(state, tuple(spelt.values()), chances / chances.sum()))
+                choices.append(Choice(state, tuple(spelt.values()), scores))
             tokens.append(spelt[place["token"]])
             state = edges[tokens[-1]]
             if grammar.ended(state):

@@ -13,11 +13,12 @@ import numpy as np
 
 from segagent_rt.errors import ExpressionRefused
 from segagent_rt.image import jpeg_round_trip, overlay
-from segagent_rt.mllm.constrained import Draft, Pick, Prompt, Writer, Written, greedy
+from segagent_rt.mllm.constrained import Draft, Pick, Prompt, Scores, Writer, Written, greedy
 from segagent_rt.mllm.free import LONGEST, FreeWriter
 from segagent_rt.mllm.grammar import Automaton, compile_grammar
-from segagent_rt.mllm.language import Cache, LanguageModel, LanguageSettings
+from segagent_rt.mllm.language import Cache, Floats, LanguageModel, LanguageSettings
 from segagent_rt.mllm.rating import rating_of
+from segagent_rt.mllm.rope import Positions
 from segagent_rt.mllm.vision import Seen, Tower, VisionSettings
 from segagent_rt.reply import Reading, ReplyProtocol
 from segagent_rt.timing import Stopwatch
@@ -301,7 +302,7 @@ class MllmView:
             until = grammar.past_rating if rate_only else grammar.ended
             written = self._writer.write(cache, prompt, grammar, pick, until)
         kept = cache.length - start
-        return (Draft(prompt, start, written, kept) if pick is greedy else None), written
+        return (Draft(start, written, kept) if pick is greedy else None), written
 
     def _look(self, prediction: Prediction | None, watch: Stopwatch) -> _Sight:
         """The picture, painted or not, as the beginning of a prompt."""
@@ -335,21 +336,19 @@ class MllmView:
         room = annotator.room(seen.embeddings.shape[1])
         if cache is None or cache.capacity < room:
             cache = annotator.model.new_cache(room)
-        cache.rewind(0)
-        return _Sight(prediction, cache, Prompt(embeddings, positions))
+        cache.rewind(min(cache.length, lead.shape[1]))  # it began alike, whatever it held
+        return _Sight(prediction, cache, embeddings, positions)
 
     def _question(self, expression: str, sight: _Sight) -> Prompt:
-        """The rest of the prompt, with the picture before it unless the cache holds that."""
+        """The rest of the prompt, with as much of the picture before it as the cache lacks."""
         _, tokens = self._annotator.prompt(expression)
         embeddings = self._annotator.model.embed(tokens)
-        positions = sight.prompt.following(len(tokens))
-        if sight.cache.length >= sight.length:
-            sight.cache.rewind(sight.length)
-            return Prompt(embeddings, positions)
-        return Prompt(
-            np.concatenate([sight.prompt.embeddings, embeddings], axis=1),
-            np.concatenate([sight.prompt.positions, positions], axis=1),
-        )
+        held = min(sight.cache.length, sight.positions.shape[1])
+        sight.cache.rewind(held)
+        if held == sight.positions.shape[1]:
+            return Prompt(embeddings)
+        before = sight.embeddings[:, held:]
+        return Prompt(np.concatenate([before, embeddings], axis=1), sight.positions[:, held:])
 
 
 @dataclass(slots=True, eq=False)
@@ -359,13 +358,10 @@ class _Sight:
 
     prediction: Prediction | None
     cache: Cache
-    prompt: Prompt
+    embeddings: Floats
+    positions: Positions
     said: str = ""
     draft: Draft | None = None
-
-    @property
-    def length(self) -> int:
-        return int(self.prompt.embeddings.shape[1])
 
 
 def _picker(temperature: float, rng: np.random.Generator | None) -> Pick:
@@ -373,8 +369,9 @@ def _picker(temperature: float, rng: np.random.Generator | None) -> Pick:
         return greedy
     draw = rng or np.random.default_rng()
 
-    def pick(logits: np.ndarray) -> int:
-        weights = np.exp((logits - logits.max()) / temperature)
+    def pick(logits: Scores) -> int:
+        scaled = logits.astype(np.float64) / temperature
+        weights = np.exp(scaled - scaled.max())
         return int(draw.choice(len(weights), p=weights / weights.sum()))
 
     return pick

@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ from segagent_rt.types import Array, Feed, Resident
 
 KEPT = 2
 """Bindings that a session keeps: a walk goes to and fro between the caches of two pictures."""
+
+IN_PLACE = "CPUExecutionProvider"
+"""The provider that reads arrays where they lie, in every run; others copy them when bound."""
 
 
 class OrtBuffer:
@@ -68,10 +71,8 @@ class OrtSession:
     ) -> dict[str, Any]:
         if not into and not keep and not any(isinstance(f, OrtBuffer) for f in feeds.values()):
             return self._run_plain(feeds, outputs)
-        bound = self._bound(feeds, outputs, into or {}, keep)
-        for name, feed in feeds.items():
-            if not isinstance(feed, OrtBuffer):
-                bound.binding.bind_cpu_input(name, np.ascontiguousarray(on_host(feed)))
+        bound = self._bound(outputs, into or {}, keep)
+        bound.take(feeds)
         for name in outputs:
             bound.binding.bind_output(name, self._device if name in keep else "cpu")
         with self._stoppable() as options:
@@ -85,34 +86,27 @@ class OrtSession:
         return found
 
     def _bound(
-        self,
-        feeds: Mapping[str, Feed],
-        outputs: Sequence[str],
-        into: Mapping[str, Resident],
-        keep: Collection[str],
+        self, outputs: Sequence[str], into: Mapping[str, Resident], keep: Collection[str]
     ) -> _Bound:
         """A binding with the buffers in their places: one of the last runs', if it had the same.
 
         Threads may run one session: while a binding is in use, it is no longer to be had.
         """
-        inside = {name: feed for name, feed in feeds.items() if isinstance(feed, OrtBuffer)}
         for _ in range(KEPT):
             try:
                 last = self._spare.pop()
             except IndexError:
                 break
-            if last.serves(feeds.keys(), outputs, inside, into):
+            if last.serves(outputs, into):
                 return last
             self._spare.appendleft(last)
         binding = self._session.io_binding()
-        for name, buffer in inside.items():
-            binding.bind_ortvalue_input(name, buffer.value)
         for name in outputs:  # first, as results come in the order of binding
             binding.bind_output(name, self._device if name in keep else "cpu")
         for name, held in into.items():
             assert isinstance(held, OrtBuffer)
             binding.bind_ortvalue_output(name, held.value)
-        return _Bound(binding, set(feeds), list(outputs), inside, dict(into))
+        return _Bound(binding, tuple(outputs), dict(into), in_place=self.provider == IN_PLACE)
 
     def _run_plain(self, feeds: Mapping[str, Feed], outputs: Sequence[str]) -> dict[str, Any]:
         with self._stoppable() as options:
@@ -148,29 +142,30 @@ class OrtSession:
 
 @dataclass(slots=True)
 class _Bound:
-    """A binding, the names of what it is given and asked for, and the buffers in it."""
+    """A binding, what it writes, what it writes that into, and what it was fed last."""
 
     binding: Any
-    given: set[str]
-    asked: list[str]
-    inside: Mapping[str, Resident]
+    asked: tuple[str, ...]
     into: Mapping[str, Resident]
+    in_place: bool
+    fed: dict[str, Feed | None] = field(default_factory=dict)
 
-    def serves(
-        self,
-        given: Collection[str],
-        asked: Sequence[str],
-        inside: Mapping[str, Resident],
-        into: Mapping[str, Resident],
-    ) -> bool:
-        """Whether a run with these finds all in its place but what comes from the host."""
-        if self.given != set(given) or self.asked != list(asked):
-            return False
-        return _same(self.inside, inside) and _same(self.into, into)
+    def serves(self, asked: Sequence[str], into: Mapping[str, Resident]) -> bool:
+        """Whether a run with these outputs finds a place for each."""
+        return self.asked == tuple(asked) and self.into == into
 
-
-def _same(held: Mapping[str, Resident], wanted: Mapping[str, Resident]) -> bool:
-    return held.keys() == wanted.keys() and all(held[name] is wanted[name] for name in held)
+    def take(self, feeds: Mapping[str, Feed]) -> None:
+        """Bind what is not in its place already."""
+        for name, feed in feeds.items():
+            if self.fed.get(name) is feed:
+                continue
+            if isinstance(feed, OrtBuffer):
+                self.binding.bind_ortvalue_input(name, feed.value)
+                self.fed[name] = feed
+            else:
+                array = np.ascontiguousarray(on_host(feed))
+                self.binding.bind_cpu_input(name, array)
+                self.fed[name] = array if self.in_place else None
 
 
 def on_host(feed: Feed) -> Array:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from segagent_rt.mllm.constrained import Pick, Prompt, Writer, Written
 from segagent_rt.mllm.grammar import Automaton, State
 from segagent_rt.mllm.language import Cache
@@ -29,11 +27,10 @@ class OneByOne(Writer):
             token, *others = automaton.edges(state)
             if others:
                 choice = self._choice(automaton, state, logits)
-                token = choice.tokens[pick(np.log(choice.chances))]
+                token = choice.tokens[pick(choice.scores)]
                 choices.append(choice)
             tokens.append(token)
             state = automaton.edges(state)[token]
             if until(state):
                 return Written(tuple(tokens), tuple(choices), len(tokens) - 1)
-            position = prompt.following(1, skip=len(tokens) - 1)
-            logits = self._model.feed(cache, self._model.embed([token]), position)[0]
+            logits = self._model.feed(cache, self._model.embed([token]))[0]

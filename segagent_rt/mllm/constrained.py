@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +22,24 @@ from segagent_rt.mllm.grammar import Automaton, State
 from segagent_rt.mllm.language import Cache, Floats, LanguageModel
 from segagent_rt.mllm.rope import Positions
 
+Scores: TypeAlias = npt.NDArray[np.floating[Any]]
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A point where the model chose: the allowed tokens, and their probabilities."""
+    """A point where the model chose: the allowed tokens, and their logits."""
 
     state: State
     tokens: tuple[int, ...]
-    chances: npt.NDArray[np.float64]
+    scores: Scores
 
     @property
-    def scores(self) -> npt.NDArray[np.float64]:
-        """Logarithms of the chances; -inf for a token whose chance is too small for a number."""
-        with np.errstate(divide="ignore"):
-            return np.log(self.chances)
+    def chances(self) -> npt.NDArray[np.float64]:
+        """Probabilities of the tokens among each other."""
+        scores = self.scores.astype(np.float64)
+        shares = np.exp(scores - scores.max())
+        chances: npt.NDArray[np.float64] = shares / shares.sum()
+        return chances
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,45 +52,36 @@ class Written:
     """Decoder calls after the one that read the prompt."""
 
 
-Pick = Callable[[npt.NDArray[np.float64]], int]
+Pick = Callable[[Scores], int]
 """Index of the token to take, given logits of the allowed ones."""
 
 Until = Callable[[State], bool]
 """Whether a reply need not go beyond a state."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a reply follows: embeddings float32 [1 + deepstack, S, hidden] and positions int64
-    [3, S]; and a guess of the tokens that it begins with, up to a choice."""
+    """What a reply follows: embeddings float32 [1 + deepstack, S, hidden]; positions int64 [3, T],
+    as far as they are not those of text that counts on; and a guess of the tokens that the reply
+    begins with, up to a choice."""
 
     embeddings: Floats
-    positions: Positions
+    positions: Positions | None = None
     guess: tuple[int, ...] = ()
 
-    @cached_property
-    def _end(self) -> int:
-        return int(self.positions.max()) + 1
 
-    def following(self, count: int, skip: int = 0) -> Positions:
-        """Positions of `count` text tokens behind the prompt, after `skip` others."""
-        start = self._end + skip
-        return np.arange(start, start + count)[None].repeat(3, 0)
-
-
-def greedy(logits: npt.NDArray[np.float64]) -> int:
+def greedy(logits: Scores) -> int:
     """The likeliest token; of equal ones the first."""
     return int(logits.argmax())
 
 
 @dataclass(slots=True)
 class Draft:
-    """A reply behind a prompt, as far as it was decoded greedily.
+    """A reply, as far as it was decoded greedily.
 
-    The cache holds the prompt, `start` tokens in all, and the first `kept` tokens of the reply.
+    The cache holds what it follows, `start` tokens, and the first `kept` tokens of the reply.
     """
 
-    prompt: Prompt
     start: int
     written: Written
     kept: int
@@ -140,20 +135,20 @@ class Writer:
         first, guess = len(pen.tokens), prompt.guess or tuple(pen.tokens)
         start = cache.length + prompt.embeddings.shape[1]
         embeddings = np.concatenate([prompt.embeddings, self._model.embed(guess)], axis=1)
-        positions = np.concatenate([prompt.positions, prompt.following(len(guess))], axis=1)
-        logits = self._model.feed(cache, embeddings, positions, 1 + len(guess) - first)
+        rows = 1 + len(guess) - first
+        logits = self._model.feed(cache, embeddings, prompt.positions, rows)
         while True:
             known = len(pen.tokens)
             self._choose(pen, logits[known - first], pick)
             if until(pen.state) or pen.tokens[known] not in guess[known : known + 1]:
                 break
         cache.rewind(start + known)
-        return self._decode(cache, prompt, pen, known, (pick, until))
+        return self._decode(cache, pen, known, (pick, until))
 
     def go_on(
         self, cache: Cache, draft: Draft, automaton: Automaton, pick: Pick, until: Until
     ) -> Written:
-        """As `write` behind the prompt of a draft, whose rating stays; picking greedily makes the
+        """As `write` where a draft was written, whose rating stays; picking greedily makes the
         draft longer."""
         drafted, pen = draft.written, _Pen(automaton, automaton.start)
         pen.put_forced()
@@ -171,30 +166,22 @@ class Writer:
             return pen.written
         kept = min(at, draft.kept)
         cache.rewind(draft.start + kept)
-        written = self._decode(cache, draft.prompt, pen, kept, (pick, until))
+        written = self._decode(cache, pen, kept, (pick, until))
         if same and pick is greedy:
             draft.written, draft.kept = written, cache.length - draft.start
         else:
             draft.kept = len(drafted.tokens) if same else at
         return written
 
-    def _decode(
-        self, cache: Cache, prompt: Prompt, pen: _Pen, kept: int, how: tuple[Pick, Until]
-    ) -> Written:
+    def _decode(self, cache: Cache, pen: _Pen, kept: int, how: tuple[Pick, Until]) -> Written:
         """Go on with a reply of which the cache holds the first `kept` tokens."""
         pick, until = how
         while not until(pen.state):
-            logits = self._feed(cache, prompt, pen.tokens[kept:], skip=kept)
+            logits = self._model.feed(cache, self._model.embed(pen.tokens[kept:]))[0]
             pen.calls += 1
             kept = len(pen.tokens)
             self._choose(pen, logits, pick)
         return pen.written
-
-    def _feed(self, cache: Cache, prompt: Prompt, tokens: Sequence[int], skip: int) -> Floats:
-        """Logits behind the reply's tokens from the `skip`-th on."""
-        positions = prompt.following(len(tokens), skip)
-        logits: Floats = self._model.feed(cache, self._model.embed(tokens), positions)[0]
-        return logits
 
     def _choose(self, pen: _Pen, logits: Floats, pick: Pick) -> None:
         choice = self._choice(pen.automaton, pen.state, logits)
@@ -205,6 +192,4 @@ class Writer:
         tokens = tuple(automaton.edges(state))
         if tokens not in self._rows:
             self._rows[tokens] = np.array([self._row[token] for token in tokens])
-        chosen = logits[self._rows[tokens]].astype(np.float64)
-        chances = np.exp(chosen - chosen.max())
-        return Choice(state, tokens, chances / chances.sum())
+        return Choice(state, tokens, logits[self._rows[tokens]])

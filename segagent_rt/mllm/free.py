@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import numpy as np
-
 from segagent_rt.mllm.constrained import Pick, Prompt, Written
 from segagent_rt.mllm.language import Cache, LanguageModel
 
@@ -23,10 +21,9 @@ class FreeWriter:
         """Read the prompt into the cache and decode a reply; stop tokens are not part of it."""
         logits = self._model.feed_whole(cache, prompt.embeddings, prompt.positions)[0]
         tokens: list[int] = []
-        while (token := pick(logits.astype(np.float64))) not in self._stops:
+        while (token := pick(logits)) not in self._stops:
             tokens.append(token)
             if len(tokens) == LONGEST:
                 break
-            position = prompt.following(1, skip=len(tokens) - 1)
-            logits = self._model.feed_whole(cache, self._model.embed([token]), position)[0]
+            logits = self._model.feed_whole(cache, self._model.embed([token]))[0]
         return Written(tuple(tokens), (), len(tokens))

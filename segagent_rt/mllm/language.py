@@ -50,13 +50,23 @@ LEFT = 2
 class Cache:
     """Keys and values of a sequence, in buffers of `capacity` rows; only the first `length` count.
 
-    Going back is setting `length`: what lies behind it is overwritten by the next call.
+    Going back is setting `length`: what lies behind it is overwritten by the next call. `cos` and
+    `sin` are the rotary angles of every row, those to come too.
     """
 
-    def __init__(self, buffers: Buffers, capacity: int, half: int) -> None:
-        self.buffers, self.capacity, self.length = buffers, capacity, 0
-        self.cos = np.zeros((capacity, half), np.float32)
-        self.sin = np.zeros((capacity, half), np.float32)
+    def __init__(self, buffers: Buffers, capacity: int, rope: RopeSettings) -> None:
+        self.capacity, self.length, self._rope = capacity, 0, rope
+        self.past = {f"past.{name}": buffer for name, buffer in buffers.items()}
+        self.present = {f"present.{name}": buffer for name, buffer in buffers.items()}
+        self.cos, self.sin = np.empty((2, capacity, rope.head_dim // 2), np.float32)
+        self.place(np.empty((3, 0), np.int64))
+
+    def place(self, positions: Positions) -> None:
+        """Say where the next tokens stand, int64 [3, T]; text counts on behind them."""
+        left = self.capacity - self.length - positions.shape[1]
+        text = positions.max(initial=-1) + 1 + np.arange(left)
+        every = np.concatenate([positions, np.broadcast_to(text, (3, left))], axis=1)
+        self.cos[self.length :], self.sin[self.length :] = self._rope.angles(every)
 
     def rewind(self, length: int) -> None:
         """Forget everything behind the first `length` tokens."""
@@ -94,7 +104,7 @@ class LanguageModel:
             )
         capacity = rows_for(tokens)
         buffers = self._take(capacity) or self._allocate(capacity)
-        cache = Cache(buffers, capacity, self.settings.rope.head_dim // 2)
+        cache = Cache(buffers, capacity, self.settings.rope)
         finalize(cache, self._left.append, (capacity, buffers)).atexit = False
         return cache
 
@@ -114,16 +124,25 @@ class LanguageModel:
 
     def embed(self, tokens: Sequence[int]) -> Floats:
         """Embeddings of text."""
-        words = self._table[np.asarray(tokens, np.int64)].astype(np.float32)[None]
+        words = self._table[list(tokens)].astype(np.float32)[None]
+        if not self.settings.deepstack:
+            return words
         deeper = np.zeros((self.settings.deepstack, *words.shape[1:]), np.float32)
-        return np.concatenate([words, deeper]) if self.settings.deepstack else words
+        return np.concatenate([words, deeper])
 
-    def feed(self, cache: Cache, embeddings: Floats, positions: Positions, rows: int = 1) -> Floats:
+    def feed(
+        self, cache: Cache, embeddings: Floats, positions: Positions | None = None, rows: int = 1
+    ) -> Floats:
         """Append tokens to the cache; returns logits of the last `rows` of them, [rows, V'], over
-        the tokens that the decoder's own head was cut to. Positions are int64 [3, S]."""
+        the tokens that the decoder's own head was cut to.
+
+        Positions are int64 [3, T], of the first T tokens; those behind are text, which counts on.
+        """
         return self._run(cache, embeddings, positions, rows, "logits")
 
-    def feed_whole(self, cache: Cache, embeddings: Floats, positions: Positions) -> Floats:
+    def feed_whole(
+        self, cache: Cache, embeddings: Floats, positions: Positions | None = None
+    ) -> Floats:
         """As `feed`; returns logits of the last token over the whole vocabulary, [1, V]."""
         assert self._head is not None
         hidden = self._run(cache, embeddings, positions, 1, "hidden")
@@ -131,12 +150,12 @@ class LanguageModel:
         return logits
 
     def _run(
-        self, cache: Cache, embeddings: Floats, positions: Positions, rows: int, output: str
+        self, cache: Cache, embeddings: Floats, positions: Positions | None, rows: int, output: str
     ) -> Floats:
-        count, start = embeddings.shape[1], cache.length
+        if positions is not None:
+            cache.place(positions)
+        count = embeddings.shape[1]
         cache.length += count
-        cos, sin = self.settings.rope.angles(positions)
-        cache.cos[start : cache.length], cache.sin[start : cache.length] = cos, sin
         feeds: dict[str, Any] = {
             "inputs_embeds": embeddings[:1],
             "rope_cos": cache.cos,
@@ -146,7 +165,6 @@ class LanguageModel:
         }
         if self.settings.deepstack:
             feeds["deepstack_embeds"] = embeddings[1:]
-        into = {f"present.{name}": buffer for name, buffer in cache.buffers.items()}
-        feeds |= {f"past.{name}": buffer for name, buffer in cache.buffers.items()}
-        result: Floats = self._session.run(feeds, [output], into=into)[output]
-        return result
+        results = self._session.run(feeds | cache.past, (output,), into=cache.present)
+        logits: Floats = results[output]
+        return logits

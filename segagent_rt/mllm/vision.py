@@ -76,9 +76,11 @@ class Tower:
         names = ["image_embeds", "deepstack_embeds"][: 1 + bool(settings.deepstack)]
         feeds = {"patches": patches.reshape(-1, patches.shape[-1]), **geometry}
         outputs = self._session.run(feeds, names)
-        stack = [outputs["image_embeds"][None], *(outputs[name] for name in names[1:])]
+        embeddings = outputs["image_embeds"][None]
+        if settings.deepstack:
+            embeddings = np.concatenate([embeddings, outputs["deepstack_embeds"]])
         tokens = grid[0] // settings.merge, grid[1] // settings.merge
-        return Seen(np.concatenate(stack), settings.grid or tokens)
+        return Seen(embeddings, settings.grid or tokens)
 
 
 def cut_patches(picture: RgbImage, patch: int, merge: int) -> Floats:

@@ -47,9 +47,6 @@ class Model:
         lead, tail = tokens[:at], tokens[at + 1 :]
         x = np.concatenate([a.model.embed(lead), seen.embeddings, a.model.embed(tail)], axis=1)
         positions = a.settings.language.rope.before_text(len(lead), seen.grid)
-        text_at = positions.max() + 1 + np.arange(len(tail) + 40)
-        text_at = np.broadcast_to(text_at, (3, len(text_at)))
-        positions = np.concatenate([positions, text_at[:, : len(tail)]], axis=1)
         cache = a.model.new_cache(x.shape[1] + 40)
         state, said, places = grammar.start, [], []
         logits = a.model.feed(cache, x, positions)[0]
@@ -59,8 +56,7 @@ class Model:
             places.append(self._place(token, rows, chances))
             said.append(token)
             state = grammar.edges(state)[token]
-            next_at = text_at[:, len(tail) + len(said) - 1 :][:, :1]
-            logits = a.model.feed(cache, a.model.embed([token]), next_at)[0]
+            logits = a.model.feed(cache, a.model.embed([token]))[0]
         reply = a.decode(said)
         assert re.fullmatch(form, reply), (form, reply)
         return reply, places

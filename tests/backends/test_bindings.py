@@ -24,8 +24,7 @@ def language_model():
 
 
 def fed(model, cache, tokens):
-    start = cache.length + np.arange(len(tokens))
-    return model.feed(cache, model.embed(tokens), np.broadcast_to(start, (3, len(tokens))))
+    return model.feed(cache, model.embed(tokens))
 
 
 def test_two_sequences_in_turn_are_each_what_they_are_alone():
@@ -49,19 +48,19 @@ def test_two_sequences_in_turn_are_each_what_they_are_alone():
 def test_a_cache_that_is_gone_leaves_its_buffers_to_the_next():
     model = language_model()
     first, second = model.new_cache(64), model.new_cache(64)
-    assert first.buffers["0.key"] is not second.buffers["0.key"]
+    assert first.past["past.0.key"] is not second.past["past.0.key"]
     fed(model, second, [5, 6, 7])
     wanted = fed(model, second, [8])
-    left = second.buffers
+    left = second.past
     del second
     third, fourth = model.new_cache(50), model.new_cache(64)
-    assert third.buffers is left
-    assert fourth.buffers is not left
+    assert third.past == left
+    assert fourth.past != left
     assert third.length == 0
     fed(model, third, [5, 6, 7])
     assert np.array_equal(fed(model, third, [8]), wanted)
     del third
-    assert model.new_cache(65).buffers is not left, "they would be too short"
+    assert model.new_cache(65).past != left, "they would be too short"
 
 
 def test_results_stay_when_the_next_run_writes_its_own():

@@ -7,7 +7,7 @@ import pytest
 
 from segagent_rt.annotators.oracle import next_click
 from segagent_rt.bench.one_by_one import OneByOne
-from segagent_rt.mllm.constrained import Prompt, Writer, greedy
+from segagent_rt.mllm.constrained import Writer, greedy
 from segagent_rt.runtime import load
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Request
@@ -127,11 +127,6 @@ def test_a_rating_alone_equals_the_rating_of_a_whole_reply(runtime):
 
 def test_greedy_takes_the_first_of_equals():
     assert greedy(np.array([1.0, 3.0, 3.0])) == 1
-
-
-def test_positions_behind_a_prompt_go_on_after_its_last():
-    prompt = Prompt(np.zeros((2, 4), np.float32), np.array([[0, 1], [0, 5], [0, 1]]))
-    assert prompt.following(2, skip=1).tolist() == [[7, 8]] * 3
 
 
 class Ranked:

@@ -28,7 +28,7 @@ class Scripted:
 
     def run(self, feeds, outputs, *, into=None, keep=()):
         self.calls.append({name: feed for name, feed in feeds.items()})
-        if outputs == ["hidden"]:
+        if "hidden" in outputs:
             return {"hidden": np.zeros((1, 4), np.float32)}
         rows = len(feeds.get("logits_at", [0]))
         logits = np.zeros((rows, self.vocabulary), np.float32)
@@ -70,8 +70,21 @@ def test_a_call_tells_the_decoder_the_length_and_the_angles_by_slot():
     assert second["length"].dtype == np.int32
     assert second["logits_at"].tolist() == [0, 1]
     assert np.array_equal(second["rope_cos"][3:5], ROPE.angles(text(7, 2))[0])
-    assert second["past.1.key"] is cache.buffers["1.key"]
+    assert second["past.1.key"] is cache.past["past.1.key"]
     assert "deepstack_embeds" not in second
+
+
+def test_text_counts_on_where_no_positions_are_given():
+    session = Scripted()
+    language = model(session)
+    cache = language.new_cache(10)
+    picture = np.array([[0, 1, 1], [0, 1, 6], [0, 1, 1]])
+    language.feed(cache, language.embed([1, 2, 3, 4]), picture)
+    cache.rewind(3)
+    language.feed(cache, language.embed([5, 6]))
+    wanted = np.concatenate([picture, text(7, 2)], axis=1)
+    assert np.array_equal(session.calls[-1]["rope_cos"][:5], ROPE.angles(wanted)[0])
+    assert np.array_equal(language.new_cache(10).sin, ROPE.angles(text(0, 64))[1])
 
 
 def test_going_back_overwrites_what_lies_behind():

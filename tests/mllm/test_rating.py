@@ -26,7 +26,8 @@ def written(*chances):
             ((_, state),) = edges.items()
         tokens = tuple(GRAMMAR.edges(state))
         shares = np.array([wanted.get(GRAMMAR.digits.get(token, "end"), 0.0) for token in tokens])
-        choices.append(Choice(state, tokens, shares))
+        with np.errstate(divide="ignore"):
+            choices.append(Choice(state, tokens, np.log(shares)))
         state = GRAMMAR.edges(state)[tokens[int(shares.argmax())]]
     return Written((), tuple(choices), 0)
 

@@ -56,12 +56,15 @@ def build_decoder(
     whole = Module(g, weights, precision)
     for number in range(shape.layers):
         layer = whole.at(f"layers.{number}")
-        x = g.add(x, _attention(layer, shape, attention, number, x))
+        mixed = _attention(layer, shape, attention, number, x)
+        deeper = g.gather(added, g.weight(np.array([number]))) if number < shape.deepstack else ""
+        if number == shape.layers - 1:  # no later layer reads the other rows
+            x, mixed, deeper = (rows and g.gather(rows, at, axis=1) for rows in (x, mixed, deeper))
+        x = g.add(x, _project(layer, shape, mixed))
         y = layer.rms_norm(x, "post_attention_layernorm", shape.hidden, shape.epsilon)
         x = g.add(x, gated_mlp(layer.at("mlp"), y, shape.inner, shape.hidden))
-        if number < shape.deepstack:
-            x = g.add(x, g.gather(added, g.weight(np.array(number))))
-    chosen = g.reshape(g.gather(x, at, axis=1), -1, shape.hidden)
+        x = g.add(x, deeper) if deeper else x
+    chosen = g.reshape(x, -1, shape.hidden)
     hidden = whole.rms_norm(chosen, "norm", shape.hidden, shape.epsilon)
     g.output(hidden, "hidden", np.float32, ["L", shape.hidden])
     g.output(precision.linear(g, hidden, head), "logits", np.float32, ["L", len(head)])
@@ -80,8 +83,12 @@ def _attention(
     if shape.head_norms:
         query = _head_norm(own, query, "q_norm", heads.count, shape)
         key = _head_norm(own, key, "k_norm", heads.kv, shape)
-    mixed = attention.mix(number, query, key, value)
-    return own.linear(mixed, "o_proj", shape.hidden, heads.count * heads.width)
+    return attention.mix(number, query, key, value)
+
+
+def _project(layer: Module, shape: LanguageShape, mixed: str) -> str:
+    width = shape.heads.count * shape.heads.width
+    return layer.at("self_attn").linear(mixed, "o_proj", shape.hidden, width)
 
 
 def _head_norm(module: Module, x: str, name: str, count: int, shape: LanguageShape) -> str:

@@ -31,16 +31,13 @@ def distance_of_logits(annotator: MllmAnnotator, reference: Any, image: np.ndarr
     theirs = reference.logits(image, lead, tail + more)[len(tail) - 1 :]
     seen = annotator.tower.embed(annotator.tower.resize(image))
     x = np.concatenate([model.embed(lead), seen.embeddings, model.embed(tail)], axis=1)
+    cache = model.new_cache(x.shape[1] + len(more))
     before = rope.before_text(len(lead), seen.grid)
-    after = before.max() + 1 + np.arange(len(tail) + len(more))
-    positions = np.concatenate([before, np.broadcast_to(after, (3, len(after)))], axis=1)
-    cache = model.new_cache(positions.shape[1])
-    found = [distance(model.feed_whole(cache, x, positions[:, : x.shape[1]])[0], theirs[0])]
-    rest = positions[:, x.shape[1] :]
+    found = [distance(model.feed_whole(cache, x, before)[0], theirs[0])]
     cut = list(annotator.settings.head_rows)
-    rows = model.feed(cache, model.embed(more[:5]), rest[:, :5], rows=5)
+    rows = model.feed(cache, model.embed(more[:5]), rows=5)
     found.append(distance(rows, theirs[1:6][:, cut]))
     for at in range(5, len(more)):
-        row = model.feed_whole(cache, model.embed([more[at]]), rest[:, at : at + 1])[0]
+        row = model.feed_whole(cache, model.embed([more[at]]))[0]
         found.append(distance(row, theirs[at + 1]))
     return max(found)

@@ -79,15 +79,14 @@ def test_the_decoder_its_cache_and_one_more_token(opened, golden):
     start = int(np.flatnonzero(ids == SIZES["visual"]["image_start_id"])[0]) + 1
     x = model.embed(ids.tolist())
     x[0, start : start + 256] = golden["image_embeds"][0]
-    positions = np.broadcast_to(np.arange(len(ids) + 1), (3, len(ids) + 1))
     cache = model.new_cache(len(ids) + 1)
-    logits = model.feed_whole(cache, x, positions[:, :-1])
+    logits = model.feed_whole(cache, x)
     assert distance(logits, golden["prefill_logits_last"]) < CLOSE
     for kind in ("key", "value"):
-        kept = cache.buffers[f"2.{kind}"].numpy()[0, :, : len(ids)].transpose(1, 0, 2)
+        kept = cache.past[f"past.2.{kind}"].numpy()[0, :, : len(ids)].transpose(1, 0, 2)
         assert distance(kept, golden[f"{kind[0]}_last"][0]) < CLOSE
     token = model.embed([int(golden["next_id"][0, 0])])
-    row = model.feed_whole(cache, token, positions[:, -1:])
+    row = model.feed_whole(cache, token)
     assert distance(row, golden["decode_logits"][0]) < CLOSE
 
 
