@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock
-
 from segagent_rt.backends.tensorrt import UNKNOWN, WORKSPACE, Machine
 from segagent_rt.contracts import (
     SCHEMA,
@@ -155,6 +153,8 @@ class EngineCache:
         """Only one process builds an engine; another waits here, and then finds it."""
         folder = self.path(key, "lock").parent
         folder.mkdir(parents=True, exist_ok=True)
+        from filelock import FileLock
+
         with FileLock(self.path(key, "lock")):
             for left in folder.glob(f".{key.digest}.*.partial"):  # of a process that was killed
                 left.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ stdout is data, stderr is talk. A command's module is imported when that command
 
 from __future__ import annotations
 
+import gc
 import sys
 from importlib import import_module
 
@@ -31,8 +32,14 @@ COMMANDS = {
 }
 
 
+RARELY = 200_000
+"""Objects between searches for garbage: importing makes many, and none of it. A tenth of a second
+of a short command is saved by this, and by not searching what is left at its end."""
+
+
 def main() -> None:
     """Entry point of `segagent-rt`."""
+    gc.set_threshold(RARELY)
     try:
         build_app(sys.argv[1:])(prog_name="segagent-rt")
     except SegagentError as error:
@@ -42,6 +49,8 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
+    finally:
+        gc.freeze()
 
 
 def fail(error: SegagentError) -> None:
