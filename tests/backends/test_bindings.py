@@ -9,6 +9,7 @@ import pytest
 
 import segagent_rt
 from segagent_rt.backends import Runtime
+from segagent_rt.backends.onnxruntime import OrtBuffer, _Bound
 from segagent_rt.bundle import open_bundle
 from segagent_rt.runtime import open_mllm
 from segagent_rt.scenes import make_scene
@@ -61,6 +62,47 @@ def test_a_cache_that_is_gone_leaves_its_buffers_to_the_next():
     assert np.array_equal(fed(model, third, [8]), wanted)
     del third
     assert model.new_cache(65).past != left, "they would be too short"
+
+
+def test_angles_that_change_in_their_place_are_read_anew():
+    """Arrays are bound once; a picture of another size turns the same tokens otherwise."""
+    picture = np.array([[0, 0, 0], [0, 5, 9], [0, 1, 2]])
+    model = language_model()
+    cache = model.new_cache(64)
+    as_text = fed(model, cache, [5, 6, 7])
+    cache.rewind(0)
+    found = model.feed(cache, model.embed([5, 6, 7]), picture)
+    other = language_model()
+    wanted = other.feed(other.new_cache(64), other.embed([5, 6, 7]), picture)
+    assert np.array_equal(found, wanted)
+    assert not np.array_equal(found, as_text)
+
+
+class Noting:
+    """A binding that writes down what it is given."""
+
+    def __init__(self):
+        self.bound = []
+
+    def bind_cpu_input(self, name, array):
+        self.bound.append(name)
+
+    def bind_ortvalue_input(self, name, value):
+        self.bound.append(name)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_what_is_in_its_place_is_not_bound_again(in_place):
+    """A provider that copies arrays when they are bound would not see what changed in them."""
+    binding, array, buffer = Noting(), np.zeros(3), OrtBuffer(None)
+    bound = _Bound(binding, ("y",), {}, in_place)
+    bound.take({"x": array, "past": buffer})
+    bound.take({"x": array, "past": buffer})
+    assert binding.bound == ["x", "past"] + ([] if in_place else ["x"])
+    bound.take({"x": buffer, "past": array})
+    bound.take({"x": array[::2], "past": buffer})
+    bound.take({"x": array[::2], "past": buffer})
+    assert binding.bound[-5:] == ["x", "past", "x", "past", "x"]
 
 
 def test_results_stay_when_the_next_run_writes_its_own():

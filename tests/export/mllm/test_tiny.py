@@ -93,3 +93,18 @@ def test_no_operator_of_one_library_is_in_the_portable_variant_that_ships():
     found = list(lint(replace(part, manifest=wrong)))
     assert len(found) == 2
     assert all("operators of com.microsoft" in complaint for complaint in found)
+
+
+@pytest.mark.parametrize("name", ["decoder.onnx", "decoder.portable.onnx"])
+def test_behind_the_last_keys_and_values_are_only_rows_that_are_scored(name):
+    """Two gathers, of the mixture and of what goes past it; then four products, and the head."""
+    path = open_bundle().part("mllm").folder / name
+    graph = onnx.load(path, load_external_data=False).graph
+    few, kinds = {"logits_at"}, []
+    for node in graph.node:
+        if few.intersection(node.input):
+            few.update(node.output)
+            kinds.append(node.op_type)
+    assert kinds.count("Gather") == 2
+    assert kinds.count("MatMul") == 5
+    assert not {"present.3.key", "present.3.value"} & few
