@@ -197,6 +197,7 @@ def weigh(
             edges = grammar.edges(state)
             spelt = {decode([token]): token for token in edges}
             known = {entry["token"]: entry["logprob"] for entry in (*place["top_logprobs"], place)}
+            # Added to a number, what is none is refused.
             scores = np.array([0.0 + known.get(text, -math.inf) for text in spelt])
             if not 0 < math.exp(scores.max()) < math.inf:
                 return None
