@@ -1,16 +1,18 @@
-"""SegAgent's reply text: writing it and reading it.
+"""Reply protocols: SegAgent's clicks and ratings, and the JSON boxes of stock Qwen-VL models.
 
-The only module that knows how a reply counts: its point is (row, column) over 1000, its box
-(x, y) over 999 (SegAgent, evaltools/model_loader.py).
+The only module that knows the coordinate frames of replies. SegAgent's point is (row, column) over
+1000, its box (x, y) over 999 (SegAgent, evaltools/model_loader.py). Qwen3-VL's boxes are
+thousandths of the image, Qwen2.5-VL's are pixels of the resized image.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from segagent_rt.types import Action, Box, Click, Finish, Malformed, Size
 
@@ -20,15 +22,27 @@ _IOU = re.compile(r"current iou:\s*(\d+(?:\.\d+)?)", re.IGNORECASE)
 _NUMBER = r"(-?(?:\d+(?:\.\d*)?|\.\d+))(?![\d_])"
 _BOX = re.compile(r"<box>\s*\((\d+),\s*(\d+)\),\s*\((\d+),\s*(\d+)\)\s*</box>")
 _ENDINGS = ("finish", "no object found")
+_COORDINATE = r"\s*(-?\d{1,6}(?:\.\d{0,6})?)\s*"
+_JSON_BOX = re.compile(
+    r"\"bbox(?:_2d)?\"\s*:\s*\[" + ",".join([_COORDINATE] * 4) + r"\]", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A reply understood: the action, the rating of the mask shown (0..1), the box."""
+    """A reply understood.
+
+    Attributes:
+        action: what to do next; of a list of boxes, the first one.
+        iou: the rating of the mask shown, 0..1.
+        box: the box that comes with a click.
+        boxes: every box of a list of boxes.
+    """
 
     action: Action
     iou: float | None = None
     box: Box | None = None
+    boxes: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +70,15 @@ class ReplyProtocol:
     def rates(self) -> bool:
         """Whether replies say how good the mask is."""
         return "{iou}" in self.template
+
+    @property
+    def repeats_expression(self) -> bool:
+        """Whether replies repeat the expression."""
+        return "{expression}" in self.template
+
+    def longest_reply(self, expression: int) -> int:
+        """Tokens of the longest reply, given the tokens of the longest expression."""
+        return 128 + (expression if self.repeats_expression else 0)
 
     def write(
         self,
@@ -165,6 +188,136 @@ class ReplyProtocol:
             return ["0.", 9, 9, 9]
         length = frame[0 if name == "row" else 1]
         return [(length if self.unit == "pixels" else self.scale) - 1]
+
+
+LABEL_CHARACTERS = 24
+"""Characters of the expression that a box's label repeats. Labels are not used, so they are kept
+short: every token of them has to be read by the model before the next box."""
+
+BOX_LIST_START, BOX_SEPARATOR, BOX_LIST_END = "```json\n[\n\t", '"},\n\t', '"}\n]\n```'
+
+
+@dataclass(frozen=True, slots=True)
+class BoxListProtocol:
+    """How stock Qwen-VL models answer when they are asked to locate an object.
+
+    The reply is a fenced JSON list with an object for each box::
+
+        [
+            {"bbox_2d": [x1, y1, x2, y2], "label": "the mug"}
+        ]
+
+    Attributes:
+        unit: what coordinates count. `relative`: thousandths of the image's width and height
+            (Qwen3-VL); `pixels`: pixels of the resized image (Qwen2.5-VL).
+        max_boxes: length of the longest list that constrained decoding allows.
+        form: tells this protocol from `ReplyProtocol` in a manifest.
+    """
+
+    unit: Literal["relative", "pixels"]
+    max_boxes: int = 8
+    form: Literal["json-boxes"] = "json-boxes"
+
+    @property
+    def rates(self) -> bool:
+        """Whether replies say how good the mask is: never."""
+        return False
+
+    @property
+    def repeats_expression(self) -> bool:
+        """Whether replies repeat the expression: always, as the label."""
+        return True
+
+    def longest_reply(self, expression: int) -> int:
+        """Tokens of the longest reply; the length of the expression does not matter."""
+        return self.max_boxes * (32 + 3 * LABEL_CHARACTERS) + 16
+
+    def write(
+        self, boxes: Sequence[Box], size: Size, *, expression: str = "", frame: Size | None = None
+    ) -> str:
+        """The reply that lists these boxes.
+
+        Args:
+            boxes: in pixels of an image of `size`.
+            size: (height, width) of the image.
+            expression: the label of each box.
+            frame: (height, width) of the resized image, for pixel units.
+
+        Returns:
+            The text, with coordinates in the protocol's unit.
+        """
+        rows, columns = self._units(frame or size)
+        numbers = (
+            round(value * units / side)
+            for box in boxes
+            for value, units, side in (
+                (box.x0, columns, size[1]),
+                (box.y0, rows, size[0]),
+                (box.x1, columns, size[1]),
+                (box.y1, rows, size[0]),
+            )
+        )
+        pieces = self._skeleton(len(boxes), expression, frame or size)
+        return "".join(piece if isinstance(piece, str) else str(next(numbers)) for piece in pieces)
+
+    def read(self, text: str, size: Size, *, frame: Size | None = None) -> Reading:
+        """Understand a reply, also one that a free-running model wrote a little differently.
+
+        Text around the list, missing fences, decimals and a list that was cut off are accepted.
+        Corners are put in order and clamped to the image; boxes without area are left out.
+
+        Args:
+            text: the reply.
+            size: (height, width) of the image that boxes are wanted in.
+            frame: (height, width) of the resized image, for pixel units.
+
+        Returns:
+            The first box as the action, and all boxes. An empty list reads as `Finish`.
+        """
+        rows, columns = self._units(frame or size)
+        found = []
+        for match in _JSON_BOX.finditer(text):
+            x0, x1 = self._interval(match[1], match[3], columns, size[1])
+            y0, y1 = self._interval(match[2], match[4], rows, size[0])
+            if x0 < x1 and y0 < y1:
+                found.append(Box(x0, y0, x1, y1))
+        if found:
+            return Reading(found[0], boxes=tuple(found))
+        if re.search(r"\[\s*\]", text):
+            return Reading(Finish())
+        return Reading(Malformed("no box in the reply"))
+
+    def _units(self, frame: Size) -> Size:
+        return frame if self.unit == "pixels" else (1000, 1000)
+
+    @staticmethod
+    def _interval(one: str, other: str, units: int, side: int) -> tuple[int, int]:
+        first, last = sorted(round(float(value) / units * side) for value in (one, other))
+        return min(max(first, 0), side - 1), min(max(last, 0), side - 1)
+
+    def skeletons(self, expression: str, frame: Size) -> Iterator[list[str | int]]:
+        """Every form of a reply, from one box to `max_boxes`: literal texts, and for each number
+        the largest value it may have."""
+        for count in range(1, self.max_boxes + 1):
+            yield self._skeleton(count, expression, frame)
+
+    def entry(self, expression: str, frame: Size) -> list[str | int]:
+        """One box of the list, without what separates it from the next.
+
+        The label stands apart, so that it does not change how the text after it is tokenized.
+        """
+        rows, columns = self._units(frame)
+        numbers: list[str | int] = [columns, ", ", rows, ", ", columns, ", ", rows]
+        label = json.dumps(expression[:LABEL_CHARACTERS].rstrip(), ensure_ascii=False)[1:-1]
+        return ['{"bbox_2d": [', *numbers, '], "label": "', label]
+
+    def _skeleton(self, count: int, expression: str, frame: Size) -> list[str | int]:
+        first, *rest = self.entry(expression, frame)
+        again: list[str | int] = [f"{BOX_SEPARATOR}{first}", *rest] * (count - 1)
+        return [f"{BOX_LIST_START}{first}", *rest, *again, BOX_LIST_END]
+
+
+AnyReplyProtocol: TypeAlias = ReplyProtocol | BoxListProtocol
 
 
 @lru_cache(maxsize=16)

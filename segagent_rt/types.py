@@ -51,7 +51,7 @@ class Malformed:
     why: str
 
 
-Action: TypeAlias = Click | Finish | Malformed
+Action: TypeAlias = Click | Box | Finish | Malformed
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ class Turn:
     """What an annotator said about one mask: the raw reply, and what was understood.
 
     `predicted_iou` (0..1) rates the mask that was shown, not the one that the click will make.
+    `boxes` are all objects that a grounding reply lists; its action is the first of them.
     """
 
     reply: str
@@ -66,6 +67,7 @@ class Turn:
     predicted_iou: float | None = None
     box: Box | None = None
     seconds: Seconds = field(default_factory=dict)
+    boxes: tuple[Box, ...] = ()
 
     def after(self, rated: Turn) -> Turn:
         """This turn, which went on from a rating, with the time of both."""

@@ -53,7 +53,7 @@ from segagent_rt_export.verify import (
 
 Tell: TypeAlias = Callable[[str], None]
 
-ZERO_SHOT = ("qwen2.5-vl", "qwen3-vl", "box-then-clicks")
+ZERO_SHOT = ("qwen2.5-vl-clicks", "qwen3-vl-clicks", "box-then-clicks")
 """Presets that ask models for clicks which were never trained to make them."""
 
 

@@ -21,7 +21,6 @@ from segagent_rt.annotators.servers import row
 from segagent_rt.draw import png
 from segagent_rt.errors import AnnotatorError, ManifestInvalid
 from segagent_rt.mllm.constrained import Choice, Written
-from segagent_rt.mllm.free import LONGEST
 from segagent_rt.mllm.grammar import Automaton
 from segagent_rt.mllm.rating import rating_of
 from segagent_rt.timing import Stopwatch
@@ -128,7 +127,7 @@ class EndpointView:
             question = {
                 "model": endpoint.model,
                 "messages": self._messages(expression, request.prediction),
-                "max_tokens": LONGEST + asker.settings.longest_expression,
+                "max_tokens": asker.settings.reply.longest_reply(asker.settings.longest_expression),
                 **drawing,
                 **self._annotator.server.asks(protocol, expression, frame),
             }
@@ -140,7 +139,7 @@ class EndpointView:
         rating, rates = reading.iou, asker.settings.reply.rates
         if grammar is not None and rates and (written := weigh(likelihoods, grammar, asker.decode)):
             rating = rating_of(written, grammar)
-        return Turn(reply, reading.action, rating, reading.box, watch.seconds)
+        return Turn(reply, reading.action, rating, reading.box, watch.seconds, reading.boxes)
 
     def _messages(self, expression: str, prediction: Prediction | None) -> list[dict[str, Any]]:
         system, asked = conversation(self._asker.settings)

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from segagent_rt.reply import ReplyProtocol
+from segagent_rt.reply import (
+    BOX_LIST_END,
+    BOX_LIST_START,
+    BOX_SEPARATOR,
+    AnyReplyProtocol,
+    ReplyProtocol,
+)
 from segagent_rt.types import Size
 
 _SPECIAL = re.compile(r"([\\.^$*+?{}\[\]|()])")
 
 
-def regex(protocol: ReplyProtocol, expression: str, frame: Size) -> str:
+def regex(protocol: AnyReplyProtocol, expression: str, frame: Size) -> str:
     """A regular expression for the whole reply, without what dialects disagree about.
 
     `frame` is the size of the picture that the model is given, for replies in pixels.
     """
-    forms = _spelt(protocol, expression, frame, lambda text: _SPECIAL.sub(r"\\\1", text))
-    return "|".join("".join(form) for form in forms)
+
+    def literal(text: str) -> str:
+        return _SPECIAL.sub(r"\\\1", text)
+
+    return "|".join(_alternatives(protocol, expression, frame, literal, ""))
 
 
-def gbnf(protocol: ReplyProtocol, expression: str, frame: Size) -> str:
+def gbnf(protocol: AnyReplyProtocol, expression: str, frame: Size) -> str:
     """The same in llama.cpp's grammar language."""
-    forms = _spelt(protocol, expression, frame, lambda text: json.dumps(text, ensure_ascii=False))
-    return "root ::= " + " | ".join(" ".join(form) for form in forms)
+
+    def literal(text: str) -> str:
+        return json.dumps(text, ensure_ascii=False)
+
+    return "root ::= " + " | ".join(_alternatives(protocol, expression, frame, literal, " "))
 
 
 def up_to(most: int) -> str:
@@ -41,12 +53,25 @@ def up_to(most: int) -> str:
     return "|".join(found if most == 0 else [*found, "".join(classes)])
 
 
-def _spelt(
-    protocol: ReplyProtocol, expression: str, frame: Size, literal: Callable[[str], str]
-) -> Iterator[list[str]]:
-    for pieces in protocol.skeletons(expression, frame):
-        yield [
+def _alternatives(
+    protocol: AnyReplyProtocol,
+    expression: str,
+    frame: Size,
+    literal: Callable[[str], str],
+    space: str,
+) -> Iterator[str]:
+    """The forms of a reply; `space` stands between the parts of one."""
+
+    def written(pieces: Iterable[str | int]) -> str:
+        return space.join(
             literal(piece) if isinstance(piece, str) else f"({up_to(piece)})"
             for piece in pieces
             if piece != ""
-        ]
+        )
+
+    if isinstance(protocol, ReplyProtocol):
+        yield from (written(pieces) for pieces in protocol.skeletons(expression, frame))
+        return
+    entry = written(protocol.entry(expression, frame))
+    again = f"({literal(BOX_SEPARATOR)}{space}{entry}){{0,{protocol.max_boxes - 1}}}"
+    yield space.join([literal(BOX_LIST_START), entry, again, literal(BOX_LIST_END)])

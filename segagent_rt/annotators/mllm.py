@@ -14,13 +14,13 @@ import numpy as np
 from segagent_rt.errors import ExpressionRefused
 from segagent_rt.image import jpeg_round_trip, overlay
 from segagent_rt.mllm.constrained import Draft, Pick, Prompt, Scores, Writer, Written, greedy
-from segagent_rt.mllm.free import LONGEST, FreeWriter
+from segagent_rt.mllm.free import FreeWriter
 from segagent_rt.mllm.grammar import Automaton, compile_grammar
 from segagent_rt.mllm.language import Cache, Floats, LanguageModel, LanguageSettings
 from segagent_rt.mllm.rating import rating_of
 from segagent_rt.mllm.rope import Positions
 from segagent_rt.mllm.vision import Seen, Tower, VisionSettings
-from segagent_rt.reply import Reading, ReplyProtocol
+from segagent_rt.reply import AnyReplyProtocol, Reading
 from segagent_rt.timing import Stopwatch
 from segagent_rt.types import Finish, Prediction, Request, RgbImage, Size, Turn
 
@@ -49,7 +49,7 @@ class MllmSettings:
     language: LanguageSettings
     vision: VisionSettings
     prompt: str
-    reply: ReplyProtocol
+    reply: AnyReplyProtocol
     head_rows: tuple[int, ...]
     picture: str = "<|image_pad|>"
     decoding: Literal["grammar", "free"] = "grammar"
@@ -62,7 +62,7 @@ class MllmSettings:
     @property
     def echoes(self) -> bool:
         """Whether replies repeat the expression."""
-        return "{expression}" in self.reply.template
+        return self.reply.repeats_expression
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,9 +115,9 @@ class Asker:
 
     def room(self, visual: int) -> int:
         """Cache rows that the longest conversation about a picture of so many tokens needs."""
-        settings = self.settings
-        expressions = settings.longest_expression * (2 if settings.echoes else 1)
-        return visual + sum(map(len, self.prompt(""))) + expressions + LONGEST
+        longest = self.settings.longest_expression
+        asked = visual + sum(map(len, self.prompt(""))) + longest
+        return asked + self.settings.reply.longest_reply(longest)
 
     def grammar(self, expression: str, frame: Size) -> Automaton | None:
         """The reply grammar, compiled; one for all expressions unless replies repeat them. None if
@@ -149,8 +149,12 @@ class Asker:
         """A reply about a picture of size `frame`, in pixels of the image of `size`."""
         window = self.settings.vision.resize.window(size)
         reading = self.settings.reply.read(reply, window.size, frame=frame)
-        action, box = window.action(reading.action, size), window.box(reading.box, size)
-        return Reading(action, reading.iou, box)
+        return Reading(
+            action=window.action(reading.action, size),
+            iou=reading.iou,
+            box=window.box(reading.box, size),
+            boxes=tuple(window.box(box, size) for box in reading.boxes),
+        )
 
 
 def asker_of(tokenizer: Tokenizer, settings: MllmSettings) -> Asker:
@@ -253,7 +257,7 @@ class MllmView:
         action, rating = Finish() if rate_only else reading.action, reading.iou
         if grammar is not None:
             rating = rating_of(written, grammar) if annotator.settings.reply.rates else None
-        return Turn(reply, action, rating, reading.box, watch.seconds)
+        return Turn(reply, action, rating, reading.box, watch.seconds, reading.boxes)
 
     def _write(
         self,

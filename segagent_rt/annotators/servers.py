@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from segagent_rt.annotators import forms
 from segagent_rt.errors import AnnotatorError
-from segagent_rt.reply import ReplyProtocol
+from segagent_rt.reply import AnyReplyProtocol
 from segagent_rt.types import Size
 
 FORM = "<form>"
@@ -32,7 +32,9 @@ class Server:
     language: Literal["regex", "gbnf"] = "regex"
     likelihoods: bool = False
 
-    def asks(self, protocol: ReplyProtocol | None, expression: str, frame: Size) -> dict[str, Any]:
+    def asks(
+        self, protocol: AnyReplyProtocol | None, expression: str, frame: Size
+    ) -> dict[str, Any]:
         """Fields of a request: for a reply in the protocol's form, if one is given."""
         more: dict[str, Any] = {}
         if self.likelihoods:

@@ -21,6 +21,7 @@ from segagent_rt.errors import DataInvalid
 from segagent_rt.files import write_whole
 from segagent_rt.image import load_image, overlay
 from segagent_rt.mllm.prompts import Preset
+from segagent_rt.reply import AnyReplyProtocol, ReplyProtocol
 from segagent_rt.types import RgbImage
 
 QUALITY = 75
@@ -40,7 +41,10 @@ class Lesson:
 
 
 def lessons(
-    demonstrations: Sequence[Demonstration], preset: Preset, folder: Path, tell: Tell
+    demonstrations: Sequence[Demonstration],
+    preset: Preset[ReplyProtocol],
+    folder: Path,
+    tell: Tell,
 ) -> Iterator[Lesson]:
     """One lesson for each click and expression; the pictures are written below `folder`.
 
@@ -174,13 +178,19 @@ TARGETS: Mapping[str, tuple[Teach, str]] = {
 """What writes a training format, and the preset of its replies."""
 
 
-def check_preset(name: str, presets: Mapping[str, Preset]) -> Preset:
-    """A preset of that name whose replies do not depend on the size that a model resizes to.
+def check_preset(
+    name: str, presets: Mapping[str, Preset[AnyReplyProtocol]]
+) -> Preset[ReplyProtocol]:
+    """A preset that asks for clicks, and whose replies do not depend on a model's resizing.
 
     Raises:
         DataInvalid: there is none.
     """
-    usable = [known for known, preset in presets.items() if preset.reply.unit != "pixels"]
+    usable = {
+        known: Preset(preset.instruction, preset.reply)
+        for known, preset in presets.items()
+        if isinstance(preset.reply, ReplyProtocol) and preset.reply.unit != "pixels"
+    }
     if name not in usable:
         raise DataInvalid(f"there is no preset {name} for training", hint=", ".join(usable))
-    return presets[name]
+    return usable[name]

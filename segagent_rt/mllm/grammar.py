@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from segagent_rt.reply import ReplyProtocol
+from segagent_rt.reply import AnyReplyProtocol, ReplyProtocol
 from segagent_rt.types import Size
 
 State: TypeAlias = frozenset[tuple[int, int, str]]
@@ -92,7 +92,7 @@ class _Number:
 
 
 def compile_grammar(
-    protocol: ReplyProtocol, encode: Callable[[str], Sequence[int]], expression: str, frame: Size
+    protocol: AnyReplyProtocol, encode: Callable[[str], Sequence[int]], expression: str, frame: Size
 ) -> Automaton:
     """Turn a protocol into an automaton over the tokens of a tokenizer.
 
@@ -105,9 +105,11 @@ def compile_grammar(
     zero, *others = (_digit(encode, value) for value in range(10))
     digits = {token: str(value) for value, token in enumerate([zero, *others])}
     paths = [
-        _spell(pieces, encode, zero, set(digits))
+        [step for part in _parts(pieces) for step in _spell(part, encode, zero, set(digits))]
         for pieces in protocol.skeletons(expression, frame)
     ]
+    if not isinstance(protocol, ReplyProtocol):
+        return Automaton(paths, digits)
     positive = paths[len(protocol.endings)]
     words = _before_numbers(positive)
     first = next(words)
@@ -134,6 +136,16 @@ def _digit(encode: Callable[[str], Sequence[int]], value: int) -> int:
     if encode(f"3{value}{value}")[-2:] != [token, token]:
         raise ValueError("the tokenizer does not write digits one by one")
     return token
+
+
+def _parts(pieces: list[str | int]) -> list[list[str | int]]:
+    """Split a skeleton where two texts meet: the tokenizer spells each side by itself."""
+    parts: list[list[str | int]] = [[]]
+    for piece in pieces:
+        if isinstance(piece, str) and parts[-1] and isinstance(parts[-1][-1], str):
+            parts.append([])
+        parts[-1].append(piece)
+    return parts
 
 
 def _spell(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, overload
 
 import numpy as np
 
@@ -33,10 +33,18 @@ class Window:
 
     def action(self, action: Action, image: Size) -> Action:
         """An action counted from the window's corner, counted from the image's and inside it."""
+        if isinstance(action, Box):
+            return self.box(action, image)
         if not isinstance(action, Click):
             return action
         x, y = self._inside(action.x, action.y, image)
         return Click(x, y, action.positive)
+
+    @overload
+    def box(self, box: Box, image: Size) -> Box: ...
+
+    @overload
+    def box(self, box: Box | None, image: Size) -> Box | None: ...
 
     def box(self, box: Box | None, image: Size) -> Box | None:
         """As `action`, for a box."""

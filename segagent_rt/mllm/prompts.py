@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from segagent_rt.reply import ReplyProtocol
+from segagent_rt.reply import AnyReplyProtocol, BoxListProtocol, ReplyProtocol
 
 SEGAGENT = (
     "Please optimize the semi-transparent green mask in a point-wise manner based on the image and "
@@ -50,15 +51,18 @@ _FORM = 'Answer "Positive point: (x, y)" or "Negative point: (x, y)", '
 _END = 'or "Finish" if nothing is wrong. '
 
 
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """An instruction and the form of the reply to it."""
+R = TypeVar("R", bound=AnyReplyProtocol, covariant=True)
+
+
+@dataclass(frozen=True)
+class Preset(Generic[R]):
+    """An instruction and the protocol of the reply to it."""
 
     instruction: str
-    reply: ReplyProtocol
+    reply: R
 
 
-PRESETS: Mapping[str, Preset] = {
+PRESETS: Mapping[str, Preset[AnyReplyProtocol]] = {
     "segagent": Preset(
         SEGAGENT,
         ReplyProtocol(
@@ -80,10 +84,19 @@ PRESETS: Mapping[str, Preset] = {
         SEGAGENT_LLAVA, ReplyProtocol("{sign} point: ({row}, {column})", unit="decimal")
     ),
     "qwen2.5-vl": Preset(
+        "Locate {expression} in this image and output the bbox coordinates in JSON format.",
+        BoxListProtocol("pixels"),
+    ),
+    "qwen3-vl": Preset(
+        'Locate every object that matches the description "{expression}" in the image. '
+        "Report bbox coordinates in JSON format.",
+        BoxListProtocol("relative"),
+    ),
+    "qwen2.5-vl-clicks": Preset(
         _TASK + _FORM + _END + _PIXELS,
         ReplyProtocol("{sign} point: ({column}, {row})", endings=("Finish",), unit="pixels"),
     ),
-    "qwen3-vl": Preset(
+    "qwen3-vl-clicks": Preset(
         _TASK + _FORM + _END + _RELATIVE,
         ReplyProtocol("{sign} point: ({column}, {row})", endings=("Finish",)),
     ),
@@ -97,5 +110,10 @@ PRESETS: Mapping[str, Preset] = {
         ),
     ),
 }
-"""`segagent*` are for SegAgent's checkpoints and fine-tunes on its data; the others for models that
-were never trained on it: coordinates as the family's own grounding data has them."""
+"""What each kind of checkpoint is asked.
+
+`segagent*` are for SegAgent's checkpoints and fine-tunes on its data. `qwen2.5-vl` and `qwen3-vl`
+are for the stock models: their authors' own grounding instruction and reply. The three presets that
+ask a stock model for clicks are experimental, because it was never trained to click. Qwen2-VL and
+LLaVA have no grounding preset, because their authors publish no instruction for it.
+"""

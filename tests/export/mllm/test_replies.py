@@ -11,7 +11,7 @@ import pytest
 
 from segagent_rt.errors import ExpressionRefused
 from segagent_rt.image import jpeg_round_trip, overlay
-from segagent_rt.types import Click, Finish, Malformed, Request
+from segagent_rt.types import Box, Click, Finish, Malformed, Request
 from segagent_rt_export.mllm.source import Choices
 from tests.export.mllm.conftest import NAMES
 
@@ -68,6 +68,8 @@ def test_replies_are_masked_greedy(small, exported, photo, name, dialect):
 PRESETS = {
     "qwen2.5-vl": "qwen2_5_vl",
     "qwen3-vl": "qwen3_vl",
+    "qwen2.5-vl-clicks": "qwen2_5_vl",
+    "qwen3-vl-clicks": "qwen3_vl",
     "box-then-clicks": "qwen2_vl",
     "segagent-plain": "qwen_vl",
     "segagent-box": "qwen_vl",
@@ -84,7 +86,7 @@ def test_every_preset_is_masked_greedy_too(small, exported, photo, preset):
         wanted = masked_greedy(annotator, small(name).reference, image, frame)
         turn = annotator.look(image).propose([Request(None, EXPRESSION)])[0][0]
         assert turn.reply == annotator.decode(wanted), seed
-        assert isinstance(turn.action, (Click, Finish))
+        assert isinstance(turn.action, (Box, Click, Finish, Malformed))
         assert (turn.box is not None) == ("<box>" in turn.reply)
         assert turn.predicted_iou is None
 
