@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 from segagent_rt.errors import ManifestInvalid
+from segagent_rt.files import parse_json
 
 SCHEMA = 1
 BUNDLE_FILE = "bundle.json"
@@ -99,7 +100,7 @@ def read_json(path: Path, into: type[T]) -> T:
         ManifestInvalid: not JSON, another schema, or a field that is missing, unknown or mistyped.
     """
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = parse_json(path.read_text("utf-8"))
     except OSError as error:
         raise ManifestInvalid(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:

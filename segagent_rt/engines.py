@@ -26,7 +26,7 @@ from segagent_rt.contracts import (
     to_json,
 )
 from segagent_rt.errors import EngineRefused, ManifestInvalid
-from segagent_rt.files import write_whole
+from segagent_rt.files import atomic_write, json_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +138,8 @@ class EngineCache:
         }
         record = dataclasses.replace(record, files=described)
         for kind, content in files.items():
-            write_whole(self.path(record.key, kind), content)
-        text = json.dumps(to_json(record), indent=1) + "\n"
-        write_whole(self.path(record.key, "json"), text.encode())
+            atomic_write(self.path(record.key, kind), content)
+        atomic_write(self.path(record.key, "json"), json_bytes(to_json(record), indent=1))
         return record
 
     def forget(self, key: EngineKey) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from segagent_rt.backends.tensorrt import Library
 from segagent_rt.engines import EngineCache, EngineKey, EngineRecord, Graph, engine_key
 from segagent_rt.errors import EngineRefused, OutputError
-from segagent_rt.files import write_whole
+from segagent_rt.files import atomic_write
 from segagent_rt.types import Array, Session
 
 LIMITS = {
@@ -169,7 +169,7 @@ class Ladder:
         known = timing.read_bytes() if timing.is_file() else b""
         built = self.library.build(graph.path, graph.profiles, known, progress)
         with suppress(OutputError):  # costs time in the next build, no more
-            write_whole(timing, built.timing)
+            atomic_write(timing, built.timing)
         return built.plan
 
     def _not_built(self, graph: Graph, key: EngineKey) -> EngineRefused:

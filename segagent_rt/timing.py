@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from segagent_rt.errors import Interrupted
+from segagent_rt.errors import InputError, Interrupted
 
 
 class Stopwatch:
@@ -29,6 +29,24 @@ class Stopwatch:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
+def check_seconds(seconds: float, what: str) -> float:
+    """The seconds, if a clock can count them.
+
+    Args:
+        seconds: a time to wait.
+        what: names it in the message.
+
+    Raises:
+        InputError: they are negative, infinite or not a number.
+    """
+    if not 0 <= seconds <= threading.TIMEOUT_MAX:
+        raise InputError(
+            f"{what} of {seconds} seconds cannot be kept",
+            hint="give a number that is not negative, or leave it out to wait without an end",
+        )
+    return seconds
+
+
 AHEAD = 0.004
 """Seconds before its deadline at which a call is stopped: where all cores are busy, the thread that
 stops it wakes up that much too late."""
@@ -39,10 +57,15 @@ class Deadline:
 
     Code under `with deadline.active():` wraps each long call in `stopping(stop)`. When time is up,
     `stop` is called from another thread, and the call, or the next one, ends in `Interrupted`.
+
+    Raises:
+        InputError: the seconds are negative, infinite or not a number.
     """
 
     def __init__(self, seconds: float | None) -> None:
-        left = float("inf") if seconds is None else max(0.0, seconds - AHEAD)
+        left = float("inf")
+        if seconds is not None:
+            left = max(0.0, check_seconds(seconds, "a deadline") - AHEAD)
         self._at = time.monotonic() + left
         self._lock = threading.Lock()
         self._running: dict[int, Callable[[], None]] = {}

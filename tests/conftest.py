@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,26 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"the golden data in {folder} is not there")
     return folder / "data"
+
+
+@pytest.fixture
+def fail_writing(monkeypatch):
+    """Called with an exception: files are written half, then it is raised, from the `after`-th."""
+
+    def fail(problem: BaseException, after: int = 0) -> None:
+        fdopen, count = os.fdopen, itertools.count()
+
+        def opened(descriptor, *how):
+            stream = fdopen(descriptor, *how)
+            if next(count) < after:
+                return stream
+            with stream:
+                stream.write(b"half")
+            raise problem
+
+        monkeypatch.setattr(os, "fdopen", opened)
+
+    return fail
 
 
 @pytest.fixture

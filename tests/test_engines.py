@@ -124,18 +124,8 @@ def test_a_record_moved_to_another_key_is_no_engine(cache):
 
 
 @pytest.mark.parametrize("full_after", [0, 1, 2])
-def test_a_full_disk_leaves_no_engine_and_no_litter(cache, monkeypatch, full_after):
-    written = []
-
-    def write(path, content):
-        if len(written) == full_after:
-            path.touch()
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written.append(path)
-        with path.open("wb") as stream:
-            return stream.write(content)
-
-    monkeypatch.setattr(Path, "write_bytes", write)
+def test_a_full_disk_leaves_no_engine_and_no_litter(cache, fail_writing, monkeypatch, full_after):
+    fail_writing(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), after=full_after)
     with pytest.raises(OutputError, match="disk is full"):
         cache.put(RECORD, FILES)
     monkeypatch.undo()

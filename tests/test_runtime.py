@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from segagent_rt.bundle import open_bundle
 from segagent_rt.contracts import BundleIndex, FileRecord, Manifest, Variant, to_json
 from segagent_rt.errors import ManifestInvalid
-from segagent_rt.files import write_whole
+from segagent_rt.files import atomic_write
 from segagent_rt.runtime import SAMS, load
 from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.sam import SamSettings
@@ -90,7 +90,7 @@ def write_disc_bundle(folder: Path, family: str, settings: SamSettings) -> Path:
     files = {}
     for name, model in (("encoder.onnx", encoder()), ("decoder.onnx", decoder())):
         content = model.SerializeToString()
-        write_whole(folder / "segmenter" / name, content)
+        atomic_write(folder / "segmenter" / name, content)
         files[name] = FileRecord(len(content), hashlib.sha256(content).hexdigest())
     graphs = {"encoder": "encoder.onnx", "decoder": "decoder.onnx"}
     variants = {"reference": Variant("any", "fp32", graphs)}

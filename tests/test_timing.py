@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from segagent_rt.errors import Interrupted
+from segagent_rt.errors import InputError, Interrupted
 from segagent_rt.timing import Deadline, Stopwatch, current_deadline
 
 
@@ -49,3 +49,9 @@ def test_the_stopwatch_adds_up():
         with watch("stage"):
             time.sleep(0.002)
     assert watch.seconds["stage"] >= 0.004
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, 1e300])
+def test_seconds_that_no_clock_can_count_are_refused(seconds):
+    with pytest.raises(InputError, match="cannot be kept"):
+        Deadline(seconds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from typing import Any
 
 from segagent_rt import contracts
 from segagent_rt.contracts import BundleIndex, FileRecord, Manifest, PartName, Variant
-from segagent_rt.files import write_whole
+from segagent_rt.files import atomic_write, json_bytes
 
 
 @contextmanager
@@ -79,7 +78,7 @@ def write_index(folder: Path, index: BundleIndex) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a dataclass as JSON."""
-    write_whole(path, (json.dumps(contracts.to_json(value), indent=1) + "\n").encode())
+    atomic_write(path, json_bytes(contracts.to_json(value), indent=1))
 
 
 def tool_versions() -> dict[str, str]:

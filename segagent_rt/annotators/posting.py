@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
-import json
 import os
 import socket
 import threading
@@ -19,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from segagent_rt.errors import AnnotatorError, Interrupted
+from segagent_rt.files import dump_json, parse_json
 from segagent_rt.timing import current_deadline
 
 KEY = "SEGAGENT_API_KEY"
@@ -101,7 +101,7 @@ def post(address: Address, path: str, question: Mapping[str, Any], timeout: floa
         AnnotatorError: there is no answer, or it says no, or is not JSON.
         Interrupted: the deadline passed meanwhile.
     """
-    body, headers = json.dumps(question).encode(), _headers(address)
+    body, headers = dump_json(question).encode(), _headers(address)
     for tried in range(1, TRIES + 1):
         problem: AnnotatorError
         try:
@@ -213,8 +213,8 @@ def _failure(address: Address, error: Exception) -> Exception:
 
 def _json(address: Address, answer: bytes) -> Any:
     try:
-        return json.loads(answer)
-    except (ValueError, RecursionError):
+        return parse_json(answer)
+    except ValueError:
         raise AnnotatorError(f"{address} does not answer in JSON", hint="check the URL") from None
 
 
@@ -227,8 +227,8 @@ def _refusal(address: Address, status: int, answer: bytes) -> AnnotatorError:
 def _said(answer: bytes) -> str:
     """The message of an error, where servers put it."""
     try:
-        content = json.loads(answer)
-    except (ValueError, RecursionError):
+        content = parse_json(answer)
+    except ValueError:
         return "" if answer.lstrip().startswith(b"<") else answer.decode("utf-8", "replace")
     content = content.get("error", content) if isinstance(content, dict) else content
     if isinstance(content, dict):

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from segagent_rt.backends import Runtime
-from segagent_rt.backends.cores import usable_cores
+from segagent_rt.backends.cores import thread_count
 from segagent_rt.backends.driver import gpu
 from segagent_rt.backends.table import Backend, row
 from segagent_rt.errors import BackendMissing, BackendUnavailable, EngineRefused, Interrupted
@@ -229,7 +229,7 @@ def _load(
 def _options(runtime: Runtime) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = runtime.threads or usable_cores()
+    options.intra_op_num_threads = thread_count(runtime.threads)
     if not runtime.integers:
         # Weights stored in 8 bits are unpacked once, at load, not in every run.
         options.add_session_config_entry("session.disable_quant_qdq", "1")

@@ -22,7 +22,7 @@ from segagent_rt.backends.engine import EngineSession
 from segagent_rt.backends.table import row
 from segagent_rt.contracts import Profile, Range
 from segagent_rt.errors import BackendMissing, BackendUnavailable, EngineRefused, OutputError
-from segagent_rt.files import write_whole
+from segagent_rt.files import atomic_write
 
 WORKSPACE = 2 << 30
 """The most scratch memory that one layer may ask for, bytes."""
@@ -199,7 +199,7 @@ class Contexts:
         """Keep what was compiled; a disk that is full only costs time."""
         if self._cache is not None and self._kernels is not None:
             with suppress(OutputError):
-                write_whole(self._kernels, bytes(self._cache.serialize()))
+                atomic_write(self._kernels, bytes(self._cache.serialize()))
         self._cache = self._engine = None
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from segagent_rt.errors import InputError
+from segagent_rt.files import parse_json
 
 Document: TypeAlias = Mapping[str, Any]
 Curve: TypeAlias = list[tuple[float, float]]
@@ -49,7 +49,7 @@ def read_results(folder: Path) -> list[Result]:
     results = []
     for path in sorted(folder.glob("*.json")):
         try:
-            document = json.loads(path.read_text("utf-8"))
+            document = parse_json(path.read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read: {error}", hint="measure it again") from None
         if not isinstance(document, dict):

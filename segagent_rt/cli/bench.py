@@ -48,7 +48,7 @@ def command(
     from segagent_rt.bench.meter import GraphMeter
     from segagent_rt.bench.roofline import roofline, weight_bytes
     from segagent_rt.bench.scenario import packaged_scenarios, read_scenario
-    from segagent_rt.files import check_writable, write_whole
+    from segagent_rt.files import atomic_write, check_writable
     from segagent_rt.runtime import load
 
     if list_scenarios:
@@ -91,7 +91,7 @@ def command(
     document["peak_megabytes"] = round((peak_bytes() or 0) / 1e6, 1)
     text = json.dumps(document, indent=1)
     if output is not None:
-        write_whole(output, (text + "\n").encode())
+        atomic_write(output, (text + "\n").encode())
     typer.echo(text if as_json else _table(document))
     if document.get("parity") is False:
         raise GateFailed(

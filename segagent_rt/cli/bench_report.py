@@ -27,7 +27,7 @@ def command(
 ) -> None:
     """Reads results/*.json; writes README.md and plots/*.svg. Needs the extra `bench`."""
     from segagent_rt.bench import report
-    from segagent_rt.files import write_whole
+    from segagent_rt.files import atomic_write
 
     results = report.read_results(folder / "results")
     page, text = folder / "README.md", report.page(results)
@@ -44,6 +44,6 @@ def command(
     except ModuleNotFoundError:
         raise ExtraMissing("bench report", "bench") from None
     for path, content in draw(results).items():
-        write_whole(folder / path, content)
-    write_whole(page, text.encode())
+        atomic_write(folder / path, content)
+    atomic_write(page, text.encode())
     typer.echo(page)

@@ -42,9 +42,9 @@ def command(
             path = conversion.TARGETS[to](each, output)
             typer.echo(f"{path}\t{len(each.samples)} objects")
         return
-    write, usual = training.TARGETS[to]
-    chosen = training.check_preset(preset or usual, PRESETS)
+    target = training.TARGETS[to]
+    chosen = training.check_preset(preset or target.preset, PRESETS)
     shown = open_trajectories(data, places)
     taught = list(training.lessons(shown, chosen, output, telling(Path(data).stem)))
-    write(output, taught)
+    target.write(output, taught)
     typer.echo(f"{output}\t{len(taught)} samples")

@@ -20,13 +20,13 @@ def command(
     """Draws a scene, segments one object by its expression, and writes mask and overlay."""
     from segagent_rt.cli import run
     from segagent_rt.draw import png
-    from segagent_rt.files import check_writable, write_whole
+    from segagent_rt.files import atomic_write, check_writable
     from segagent_rt.scenes import make_scene
 
     check_writable(output)
     scene = make_scene(seed)
     picture = output / "scene.png"
-    write_whole(picture, png(scene.image))
+    atomic_write(picture, png(scene.image))
     said = scene.expressions[0].text
     typer.echo(f'segagent-rt run {picture} "{said}" -o {output}', err=True)
     run.command(picture, [said], bundle=bundle, output=output)

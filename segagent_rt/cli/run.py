@@ -123,7 +123,7 @@ def write_results(
 ) -> dict[str, Any]:
     """A mask and an overlay for each trajectory, and the document about them, which is returned."""
     from segagent_rt.draw import draw_overlay, png
-    from segagent_rt.files import write_whole
+    from segagent_rt.files import atomic_write
     from segagent_rt.results import describe
 
     results = []
@@ -133,12 +133,12 @@ def write_results(
             mask = trajectory.prediction.mask()
             names = {kind: f"{stem}.{number}.{kind}.png" for kind in ("mask", "overlay")}
             shown = draw_overlay(pixels, mask, trajectory.clicks, trajectory.expression)
-            write_whole(folder / names["mask"], png(mask))
-            write_whole(folder / names["overlay"], png(shown))
+            atomic_write(folder / names["mask"], png(mask))
+            atomic_write(folder / names["overlay"], png(shown))
             result["files"] = names
         results.append(result)
     document = {**about, "results": results}
-    write_whole(folder / f"{stem}.json", (json.dumps(document, indent=1) + "\n").encode())
+    atomic_write(folder / f"{stem}.json", (json.dumps(document, indent=1) + "\n").encode())
     return document
 
 

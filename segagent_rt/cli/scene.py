@@ -27,7 +27,7 @@ def command(
     With --count: writes a folder, and prints the path of its data file.
     """
     from segagent_rt.draw import png
-    from segagent_rt.files import write_whole
+    from segagent_rt.files import atomic_write
     from segagent_rt.image import mask_to_rle
     from segagent_rt.scenes import GENERATOR, make_scene
 
@@ -40,7 +40,7 @@ def command(
         return
     output = output or Path("scene.png")
     scene = make_scene(seed, side, expressions)
-    write_whole(output, png(scene.image))
+    atomic_write(output, png(scene.image))
     document = {
         "generator": GENERATOR,
         "seed": seed,

@@ -83,7 +83,7 @@ def _annotations(
     from segagent_rt.data.sources import Places
     from segagent_rt.errors import BatchFailed, DataInvalid
     from segagent_rt.eval.ratings import filtered, rate_all
-    from segagent_rt.files import check_writable, write_whole
+    from segagent_rt.files import atomic_write, check_writable
 
     document = read_json(path)
     if not looks_like_coco(document):
@@ -100,7 +100,7 @@ def _annotations(
         if each.rating is not None and (share is None or each.rating < share):
             typer.echo(_line(each, each.rating))
     if output is not None:
-        write_whole(output, (json.dumps(filtered(document, rated, share)) + "\n").encode())
+        atomic_write(output, (json.dumps(filtered(document, rated, share)) + "\n").encode())
     unrated = [each for each in rated if each.rating is None]
     for each in unrated:
         typer.echo(f"{each.sample.source}: {each.problem}", err=True)

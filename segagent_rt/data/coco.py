@@ -5,7 +5,6 @@ An annotation's expressions are its `caption` (text or a list of them), else its
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from segagent_rt.data.reading import captions, expect, field, image_size, segmen
 from segagent_rt.data.record import Sample, bounding_box
 from segagent_rt.data.segagent import image_name
 from segagent_rt.errors import DataInvalid
-from segagent_rt.files import write_whole
+from segagent_rt.files import json_bytes, write_result
 
 
 def looks_like_coco(document: Any) -> bool:
@@ -76,7 +75,7 @@ def _expressions(record: dict[str, Any], categories: dict[int, Any], where: str)
     return captions(field(categories[number], "name", str, where), f"{where}: the category's name")
 
 
-def write_coco(path: Path, samples: Sequence[Sample]) -> None:
+def write_coco(path: Path, samples: Sequence[Sample], *, overwrite: bool = False) -> None:
     """Write samples as annotations, their expressions as `caption`.
 
     Ids are kept if no two are the same; else annotations are numbered from 1.
@@ -98,7 +97,7 @@ def write_coco(path: Path, samples: Sequence[Sample]) -> None:
         ],
         "categories": [{"id": 1, "name": "object"}],
     }
-    write_whole(path, (json.dumps(document) + "\n").encode())
+    write_result(path, json_bytes(document), overwrite=overwrite)
 
 
 def _annotation(sample: Sample, number: int, picture: int) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from segagent_rt.data.sources import DataSet
 from segagent_rt.data.trajectories import (
     Demonstration,
     StartKind,
+    check_record,
     describe_demonstration,
     write_trajectories,
 )
+from segagent_rt.files import check_replaceable
 from segagent_rt.runtime import Runtime
 from segagent_rt.scenes.dice import Dice
 
@@ -40,7 +42,7 @@ class Task:
 class Generation:
     """How trajectories are made: from which starts, up to which limits, with which draws.
 
-    `restart` forgets what an earlier run has done.
+    `restart` forgets what an earlier run has done, and replaces files that are not ours.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -112,12 +114,14 @@ def generate(
     Raises:
         OutputError: a file cannot be written, or belongs to another run.
     """
+    check_replaceable([path], overwrite=how.restart)
     heading = how.heading(data, runtime)
     tasks = how.tasks(data)
-    with Journal(path.with_suffix(".journal.jsonl"), heading, overwrite=how.restart) as journal:
+    noted = path.with_suffix(".journal.jsonl")
+    with Journal(noted, heading, check=check_record, overwrite=how.restart) as journal:
         problems = complete(journal, tasks, spread, tell)
         records = [journal.done[task.key] for task in tasks if task.key in journal.done]
-    write_trajectories(path, records, heading)
+    write_trajectories(path, records, heading, overwrite=how.restart)
     clicks = sum(len(record["clicks_list"]) for record in records)
     told = (f"{task.sample.source}: {problems[task.key]}" for task in tasks if task.key in problems)
     return Made(path, len(records), clicks, list(dict.fromkeys(told)))

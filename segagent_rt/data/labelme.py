@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from segagent_rt.data.record import RunLengths, Sample, corners
 from segagent_rt.data.segagent import image_name
 from segagent_rt.draw import png
 from segagent_rt.errors import DataInvalid
-from segagent_rt.files import write_whole
+from segagent_rt.files import json_bytes, write_result
 from segagent_rt.types import Mask, Size
 
 VERSION = "5.5.0"
@@ -113,7 +112,7 @@ def _placed(shape: Any, points: list[tuple[float, float]], size: Size, where: st
     return mask
 
 
-def write_labelme(path: Path, samples: Sequence[Sample]) -> None:
+def write_labelme(path: Path, samples: Sequence[Sample], *, overwrite: bool = False) -> None:
     """Write the objects of one image, each as a mask, which keeps every pixel.
 
     An object of several expressions is written under its first; an empty mask is left out.
@@ -131,7 +130,7 @@ def write_labelme(path: Path, samples: Sequence[Sample]) -> None:
         "imageHeight": height,
         "imageWidth": width,
     }
-    write_whole(path, (json.dumps(document, indent=2) + "\n").encode())
+    write_result(path, json_bytes(document, indent=2), overwrite=overwrite)
 
 
 def _shape(sample: Sample) -> dict[str, Any]:

@@ -9,7 +9,6 @@ A list of `{"img_path", "height", "width", "caption", "gt_mask", "pred_list", "o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from segagent_rt.data.reading import captions, expect, field, image_size, segmen
 from segagent_rt.data.record import Question, RunLengths
 from segagent_rt.data.segagent import image_name
 from segagent_rt.errors import DataInvalid
-from segagent_rt.files import write_whole
+from segagent_rt.files import json_bytes, write_result
 from segagent_rt.reply import ReplyProtocol
 from segagent_rt.types import Box, Click, Size, Trajectory
 
@@ -212,10 +211,12 @@ def _describe_step(number: int, step: RecordedStep) -> dict[str, Any]:
     }
 
 
-def write_predictions(path: Path, records: Sequence[dict[str, Any]]) -> None:
+def write_predictions(
+    path: Path, records: Sequence[dict[str, Any]], *, overwrite: bool = False
+) -> None:
     """Write a predictions file.
 
     Raises:
         OutputError: it cannot be written.
     """
-    write_whole(path, (json.dumps(list(records)) + "\n").encode())
+    write_result(path, json_bytes(list(records)), overwrite=overwrite)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from segagent_rt.data.polygons import fill_polygons
 from segagent_rt.data.record import RunLengths
 from segagent_rt.errors import DataInvalid
+from segagent_rt.files import parse_json
 from segagent_rt.image import MAX_MEGAPIXELS, mask_to_rle, rle_to_mask
 from segagent_rt.types import Size
 
@@ -50,8 +50,8 @@ def read_json(path: Path) -> Any:
     """
     content = read_bytes(path)
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
+        return parse_json(content)
+    except ValueError as error:
         raise DataInvalid(
             f"{path} is not JSON: {error}", hint="was it written and copied completely?"
         ) from None

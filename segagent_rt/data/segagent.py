@@ -6,7 +6,6 @@ one record for each object; `clicks_list` beside `gt_ann` makes it a file of tra
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from segagent_rt.data.images import ImageFolders
 from segagent_rt.data.reading import captions, expect, field, image_size, segmentation
 from segagent_rt.data.record import Sample, bounding_box
 from segagent_rt.errors import DataInvalid
-from segagent_rt.files import write_whole
+from segagent_rt.files import json_bytes, write_result
 
 UNKNOWN = "Unknown"
 """Stands for an expression that is the image's name without its last six characters."""
@@ -119,11 +118,11 @@ def describe_sample(sample: Sample) -> dict[str, Any]:
     }
 
 
-def write_segagent(path: Path, samples: Iterable[Sample]) -> None:
+def write_segagent(path: Path, samples: Iterable[Sample], *, overwrite: bool = False) -> None:
     """Write a data file.
 
     Raises:
         OutputError: it cannot be written.
     """
     document = {"info": {"args": {}}, "data": [describe_sample(sample) for sample in samples]}
-    write_whole(path, (json.dumps(document) + "\n").encode())
+    write_result(path, json_bytes(document), overwrite=overwrite)

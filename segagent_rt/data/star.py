@@ -20,15 +20,17 @@ from segagent_rt.data.easel import Easel
 from segagent_rt.data.generation import Made
 from segagent_rt.data.journal import Journal, Tell
 from segagent_rt.data.pieces import Do, Spread, complete
-from segagent_rt.data.reading import read_json
+from segagent_rt.data.reading import field, read_json
 from segagent_rt.data.record import Question, RunLengths, Sample, questions
 from segagent_rt.data.sources import DataSet
 from segagent_rt.data.trajectories import (
     Demonstration,
     Start,
+    check_record,
     describe_demonstration,
     write_trajectories,
 )
+from segagent_rt.files import check_replaceable
 from segagent_rt.runtime import Runtime
 from segagent_rt.types import Click, Mask, Request, View
 
@@ -126,6 +128,12 @@ def _correct(growing: Growing, target: Mask) -> bool:
     return True
 
 
+def _check_walk(walk: Any) -> None:
+    field(walk, "replaced", int, "the journal")
+    for record in field(walk, "records", list, "the journal"):
+        check_record(record)
+
+
 def add_round(
     data: DataSet,
     made: Made,
@@ -145,13 +153,16 @@ def add_round(
         made.path.with_name(f"{data.title}.star.trajectories.json"),
         how.heading(data, runtime),
     )
+    check_replaceable([path], overwrite=how.restart)
     asked = list(questions(data.samples))
-    with Journal(path.with_suffix(".journal.jsonl"), heading, overwrite=how.restart) as journal:
+    noted = path.with_suffix(".journal.jsonl")
+    with Journal(noted, heading, check=_check_walk, overwrite=how.restart) as journal:
         problems = complete(journal, asked, spread, tell)
         walks = [journal.done[question.key] for question in asked if question.key in journal.done]
     first = read_json(made.path)
     records = [*first["data"], *(record for walk in walks for record in walk["records"])]
-    write_trajectories(path, records, {**first["info"]["args"], "star": heading})
+    about = {**first["info"]["args"], "star": heading}
+    write_trajectories(path, records, about, overwrite=how.restart)
     return Made(
         path,
         trajectories=len(records),

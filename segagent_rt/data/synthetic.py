@@ -8,23 +8,24 @@ from pathlib import Path
 from segagent_rt.data.record import RunLengths, Sample
 from segagent_rt.data.segagent import write_segagent
 from segagent_rt.draw import png
-from segagent_rt.files import write_whole
+from segagent_rt.files import check_replaceable, write_result
 from segagent_rt.scenes import Scene
 
 
-def write_scenes(folder: Path, scenes: Iterable[Scene]) -> Path:
+def write_scenes(folder: Path, scenes: Iterable[Scene], *, overwrite: bool = False) -> Path:
     """Write the scenes; returns the data file, `scenes.json`, which is written last.
 
     Raises:
         OutputError: a file cannot be written.
     """
+    path = folder / "scenes.json"
+    check_replaceable([path], overwrite=overwrite)
     samples: list[Sample] = []
     for scene in scenes:
         picture = folder / f"{scene.seed:06d}.png"
-        write_whole(picture, png(scene.image))
+        write_result(picture, png(scene.image), overwrite=overwrite)
         samples += _samples(scene, picture)
-    path = folder / "scenes.json"
-    write_segagent(path, samples)
+    write_segagent(path, samples, overwrite=overwrite)
     return path
 
 

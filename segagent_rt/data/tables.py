@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segagent_rt.files import write_whole
+from segagent_rt.files import write_result
 
 COLUMNS = ("image_name", "mask_idx", "iou", "caption")
 MEAN = -1
@@ -77,7 +77,9 @@ def _mean(block: Sequence[Overlap]) -> np.float32:
     return np.float32(total / np.float32(len(block)))
 
 
-def write_tables(stem: Path, click: int | None, overlaps: Sequence[Overlap]) -> list[Path]:
+def write_tables(
+    stem: Path, click: int | None, overlaps: Sequence[Overlap], *, overwrite: bool = False
+) -> list[Path]:
     """Write `<stem>_clicknew2<click>.csv` and `<stem>_clicknew2<click>_click<click>.txt`.
 
     Raises:
@@ -90,6 +92,7 @@ def write_tables(stem: Path, click: int | None, overlaps: Sequence[Overlap]) -> 
     writer.writerow(COLUMNS)
     writer.writerows((row.image, row.index, row.iou, row.caption) for row in rows(overlaps))
     class_iou, global_iou = summary(overlaps)
-    write_whole(table, stream.getvalue().encode())
-    write_whole(text, f"class_iou: {class_iou}\nglobal_iou: {global_iou}\n".encode())
+    figures = f"class_iou: {class_iou}\nglobal_iou: {global_iou}\n"
+    write_result(table, stream.getvalue().encode(), overwrite=overwrite)
+    write_result(text, figures.encode(), overwrite=overwrite)
     return [table, text]

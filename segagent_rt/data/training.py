@@ -7,18 +7,17 @@ Qwen-VL's own finetune.py.
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 from segagent_rt.data.easel import check_size
 from segagent_rt.data.journal import Tell
 from segagent_rt.data.record import corners
 from segagent_rt.data.trajectories import Demonstration
 from segagent_rt.errors import DataInvalid
-from segagent_rt.files import write_whole
+from segagent_rt.files import dump_json, json_bytes, write_result
 from segagent_rt.image import load_image, overlay
 from segagent_rt.mllm.prompts import Preset
 from segagent_rt.reply import AnyReplyProtocol, ReplyProtocol
@@ -45,6 +44,8 @@ def lessons(
     preset: Preset[ReplyProtocol],
     folder: Path,
     tell: Tell,
+    *,
+    overwrite: bool = False,
 ) -> Iterator[Lesson]:
     """One lesson for each click and expression; the pictures are written below `folder`.
 
@@ -62,7 +63,8 @@ def lessons(
         for step, made in enumerate(demonstration.clicks):
             mask, iou = demonstration.shown[step]
             picture = f"images/{at:06d}.{step:02d}.jpg"
-            write_whole(folder / picture, _jpeg(overlay(pixels, mask.mask())))
+            shown = _jpeg(overlay(pixels, mask.mask()))
+            write_result(folder / picture, shown, overwrite=overwrite)
             for said in sample.expressions:
                 reply = preset.reply.write(
                     made.click, sample.size, iou=iou, box=box, expression=said
@@ -79,7 +81,7 @@ def _jpeg(pixels: RgbImage) -> bytes:
     return stream.getvalue()
 
 
-def write_llama_factory(folder: Path, taught: Sequence[Lesson]) -> None:
+def write_llama_factory(folder: Path, taught: Sequence[Lesson], *, overwrite: bool = False) -> None:
     """`segagent.json`, `dataset_info.json`, and a recipe for each family of models.
 
     `llamafactory-cli train FOLDER/qwen3-vl.yaml` trains on it.
@@ -103,13 +105,14 @@ def write_llama_factory(folder: Path, taught: Sequence[Lesson]) -> None:
             "tags": tags,
         }
     }
-    write_whole(folder / "segagent.json", _document(listed))
-    write_whole(folder / "dataset_info.json", _document(about))
+    files = {"segagent.json": _document(listed), "dataset_info.json": _document(about)}
     for name, (model, template) in MODELS.items():
         recipe = RECIPE.format(
-            model=model, template=template, folder=json.dumps(str(folder.resolve())), name=name
+            model=model, template=template, folder=dump_json(str(folder.resolve())), name=name
         )
-        write_whole(folder / f"{name}.yaml", recipe.encode())
+        files[f"{name}.yaml"] = recipe.encode()
+    for file, content in files.items():  # every key of dataset_info.json is a data set: no seal
+        write_result(folder / file, content, overwrite=overwrite, seal=False)
 
 
 MODELS: Mapping[str, tuple[str, str]] = {
@@ -147,7 +150,7 @@ bf16: true
 """
 
 
-def write_qwen_vl(folder: Path, taught: Sequence[Lesson]) -> None:
+def write_qwen_vl(folder: Path, taught: Sequence[Lesson], *, overwrite: bool = False) -> None:
     """`qwen-vl.json` for Qwen-VL's finetune.py, which is to be run inside of the folder."""
     listed = [
         {
@@ -162,20 +165,36 @@ def write_qwen_vl(folder: Path, taught: Sequence[Lesson]) -> None:
         }
         for number, lesson in enumerate(taught)
     ]
-    write_whole(folder / "qwen-vl.json", _document(listed))
+    write_result(folder / "qwen-vl.json", _document(listed), overwrite=overwrite)
 
 
 def _document(content: Any) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+    return json_bytes(content, indent=1, ascii_only=False)
 
 
-Teach: TypeAlias = Callable[[Path, Sequence[Lesson]], None]
+class WriteTraining(Protocol):
+    """Writes the files of a training format into a folder."""
 
-TARGETS: Mapping[str, tuple[Teach, str]] = {
-    "llama-factory": (write_llama_factory, "segagent-rated"),
-    "qwen-vl": (write_qwen_vl, "segagent"),
+    def __call__(
+        self, folder: Path, taught: Sequence[Lesson], *, overwrite: bool = False
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A training format: what writes it, the preset of its replies, and its main files."""
+
+    write: WriteTraining
+    preset: str
+    files: tuple[str, ...]
+
+
+TARGETS: Mapping[str, Target] = {
+    "llama-factory": Target(
+        write_llama_factory, "segagent-rated", ("segagent.json", "dataset_info.json")
+    ),
+    "qwen-vl": Target(write_qwen_vl, "segagent", ("qwen-vl.json",)),
 }
-"""What writes a training format, and the preset of its replies."""
 
 
 def check_preset(

@@ -7,7 +7,6 @@ mask has `start` besides, which is ours: `{"kind", "mask", "iou"}`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from segagent_rt.data.reading import expect, field, segmentation
 from segagent_rt.data.record import RunLengths, Sample, bounding_box
 from segagent_rt.data.segagent import describe_sample, read_sample, records_of
 from segagent_rt.errors import DataInvalid
-from segagent_rt.files import write_whole
+from segagent_rt.files import json_bytes, write_result
 from segagent_rt.types import Click, Size
 
 StartKind: TypeAlias = Literal["empty", "box", "random", "grid"]
@@ -97,6 +96,11 @@ def read_demonstration(record: Any, where: str, images: ImageFolders) -> Demonst
     return Demonstration(sample, start, tuple(clicks))
 
 
+def check_record(record: Any) -> None:
+    """Raise `DataInvalid` unless this is a record of the file."""
+    read_demonstration(record, "the journal", ImageFolders((Path(),)))
+
+
 def _read_click(made: Any, size: Size, where: str) -> ShownClick:
     place = [expect(n, int, f"{where}: `coor`") for n in field(made, "coor", list, where)]
     if len(place) != 2 or not (0 <= place[0] < size[0] and 0 <= place[1] < size[1]):
@@ -146,11 +150,17 @@ def _describe_click(number: int, made: ShownClick) -> dict[str, Any]:
     }
 
 
-def write_trajectories(path: Path, records: Sequence[dict[str, Any]], how: dict[str, Any]) -> None:
+def write_trajectories(
+    path: Path,
+    records: Sequence[dict[str, Any]],
+    how: dict[str, Any],
+    *,
+    overwrite: bool = False,
+) -> None:
     """Write records, and under `info` how they were made.
 
     Raises:
         OutputError: the file cannot be written.
     """
     document = {"info": {"args": how}, "data": list(records)}
-    write_whole(path, (json.dumps(document) + "\n").encode())
+    write_result(path, json_bytes(document), overwrite=overwrite)

@@ -15,7 +15,7 @@ from segagent_rt.data.sources import DataSet
 from segagent_rt.errors import BatchFailed, DataInvalid
 from segagent_rt.eval.report import Report
 from segagent_rt.eval.scores import LOST, Choice
-from segagent_rt.eval.walks import Answered, answer_all
+from segagent_rt.eval.walks import Answered, answer_all, check_entry
 
 NAMED = 5
 """So many missing pictures or refused questions are named in a message; the figures name all."""
@@ -29,7 +29,7 @@ class Evaluation:
         folder: where the files go.
         choice: which mask of a walk counts.
         limit: only so many questions of each data set; None for all.
-        restart: forget what an earlier run has done.
+        restart: forget what an earlier run has done, and replace files that are not ours.
         pictures: draw a picture of every chosen mask.
     """
 
@@ -51,8 +51,10 @@ class Evaluation:
         Raises:
             DataInvalid: no question could be answered.
         """
-        report = Report(self.folder, data.title)
-        with Journal(report.path(".journal.jsonl"), heading, overwrite=self.restart) as journal:
+        report = Report(self.folder, data.title, self.restart)
+        report.check((".predictions.json", ".timings.json", ".figures.json"))
+        path = report.path(".journal.jsonl")
+        with Journal(path, heading, check=check_entry, overwrite=self.restart) as journal:
             answered = answer_all(data, journal, spread, tell, self.limit)
         if not answered.questions:
             raise DataInvalid(f"{data.title}: {_and_why(answered)}", hint=_HINT)
@@ -71,7 +73,8 @@ class Evaluation:
 
     def score(self, title: str, recordings: list[Recording]) -> dict[str, Any]:
         """Figures and tables of walks that were recorded elsewhere or earlier."""
-        report = Report(self.folder, title)
+        report = Report(self.folder, title, self.restart)
+        report.check((".figures.json",))
         budget = max(len(recording.steps) - recording.started for recording in recordings)
         return report.write_figures(recordings[: self.limit], self.choice, budget, {})
 

@@ -8,7 +8,6 @@ None of them depends on how often the run was broken off. Timings, which do, are
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from segagent_rt.eval.latency import latencies
 from segagent_rt.eval.scores import Choice, Measured, figures, measure, overlaps
 from segagent_rt.eval.selection import select
 from segagent_rt.eval.walks import Answered
-from segagent_rt.files import write_whole
+from segagent_rt.files import check_replaceable, json_bytes, write_result
 from segagent_rt.image import load_image
 
 
@@ -32,15 +31,30 @@ class Report:
 
     folder: Path
     title: str
+    overwrite: bool = False
+    """Also replace files that we did not write."""
 
     def path(self, ending: str) -> Path:
         return self.folder / f"{self.title}{ending}"
 
+    def check(self, endings: Sequence[str]) -> None:
+        """Find out before the work whether files can be written.
+
+        Raises:
+            OutputError: somebody else wrote one of them.
+        """
+        check_replaceable(map(self.path, endings), overwrite=self.overwrite)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        write_result(path, content, overwrite=self.overwrite)
+
     def write_walks(self, answered: Answered) -> dict[str, Any]:
         """Predictions and timings; returns the latter."""
-        write_predictions(self.path(".predictions.json"), answered.records)
+        write_predictions(
+            self.path(".predictions.json"), answered.records, overwrite=self.overwrite
+        )
         timings = latencies(answered.entries)
-        write_whole(self.path(".timings.json"), _document(timings))
+        self._write(self.path(".timings.json"), json_bytes(timings, indent=1))
         return timings
 
     def write_figures(
@@ -49,9 +63,10 @@ class Report:
         """Tables and figures; returns the latter. `about` says where they come from."""
         measured = [measure(recording) for recording in recordings]
         rule = "" if choice.rule == "ref" else f".{choice.rule}"
-        write_tables(self.path(rule), choice.click, overlaps(measured, choice))
+        rows = overlaps(measured, choice)
+        write_tables(self.path(rule), choice.click, rows, overwrite=self.overwrite)
         found = {"data": self.title, **figures(measured, choice, budget), **about}
-        write_whole(self.path(".figures.json"), _document(found))
+        self._write(self.path(".figures.json"), json_bytes(found, indent=1))
         return found
 
     def draw(self, recordings: Sequence[Recording], images: Sequence[Path], choice: Choice) -> None:
@@ -59,7 +74,7 @@ class Report:
         for number, (recording, image) in enumerate(zip(recordings, images, strict=True), 1):
             at = select(recording, choice.rule, choice.click)
             shown = _picture(measure(recording), at, load_image(image))
-            write_whole(self.folder / f"{self.title}.pictures" / f"{number:05d}.png", shown)
+            self._write(self.folder / f"{self.title}.pictures" / f"{number:05d}.png", shown)
 
 
 def _picture(measured: Measured, at: int | None, pixels: Any) -> bytes:
@@ -74,7 +89,3 @@ def _picture(measured: Measured, at: int | None, pixels: Any) -> bytes:
     if packed is not None and steps[-1].rating is not None:
         caption += f", rated {steps[-1].rating:.2f}"
     return png(draw_overlay(pixels, mask, clicks, caption))
-
-
-def _document(content: Any) -> bytes:
-    return (json.dumps(content, indent=1) + "\n").encode()

@@ -12,6 +12,7 @@ from segagent_rt.data.images import missing_images
 from segagent_rt.data.journal import Journal, Tell
 from segagent_rt.data.pieces import Do, Spread, complete
 from segagent_rt.data.predictions import Recording, describe_recording, read_recording, record
+from segagent_rt.data.reading import expect, field
 from segagent_rt.data.record import Question, questions
 from segagent_rt.data.sources import DataSet
 from segagent_rt.errors import DataInvalid
@@ -94,6 +95,16 @@ def _spoilt(target: Mask, question: Question) -> GivenMask:
     if mask is None:
         raise DataInvalid(f"the mask of `{question.expression}` is too small to be spoilt")
     return GivenMask(mask)
+
+
+def check_entry(entry: Any) -> None:
+    """Raise `DataInvalid` unless this is what a walker answers, see `Walker.answerer`."""
+    where = "the journal"
+    read_recording(field(entry, "record", dict, where), where)
+    field(entry, "cold", bool, where)
+    for turn in field(entry, "seconds", list, where):
+        for seconds in expect(turn, dict, where).values():
+            expect(seconds, float, where)
 
 
 @dataclass(frozen=True, slots=True)

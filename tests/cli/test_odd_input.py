@@ -233,29 +233,17 @@ def test_an_output_that_cannot_be_written(terminal, tmp_path, out, monkeypatch):
     check_refused(terminal("run", tmp_path / "scene.png", TEXT, "-o", out), out)
 
 
-def test_a_full_disk_leaves_nothing_half_written(terminal, tmp_path, out, monkeypatch):
+def test_a_full_disk_leaves_nothing_half_written(terminal, tmp_path, out, fail_writing):
     (tmp_path / "scene.png").write_bytes(PNG)
-
-    def full(self, content):
-        with self.open("wb") as stream:
-            stream.write(content[:10])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    fail_writing(OSError(28, "No space left on device"))
     done = terminal("run", tmp_path / "scene.png", TEXT, "-o", out, "--max-clicks", "1")
     check_refused(done, out)
     assert "full" in done.err
 
 
-def test_interrupting_leaves_nothing_half_written(terminal, tmp_path, out, monkeypatch):
+def test_interrupting_leaves_nothing_half_written(terminal, tmp_path, out, fail_writing):
     (tmp_path / "scene.png").write_bytes(PNG)
-
-    def interrupted(self, content):
-        with self.open("wb") as stream:
-            stream.write(content[:10])
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    fail_writing(KeyboardInterrupt())
     done = terminal("run", tmp_path / "scene.png", TEXT, "-o", out, "--max-clicks", "1")
     check_clean(done, out, 130)
     assert list(out.iterdir()) == []

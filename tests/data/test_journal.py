@@ -89,3 +89,65 @@ def test_a_file_in_the_way_of_the_folder(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError), Journal(tmp_path / "file" / "j", HEADING):
         pass
+
+
+FOREIGN = (
+    b"precious, without a line break",
+    b"precious\n",
+    b"{}\n",
+    b"[1]\n[2]\n",
+    b"\xff\n",
+    b"NaN\n",
+)
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_a_file_that_is_no_journal_of_ours_is_not_touched(tmp_path, content):
+    (tmp_path / "j").write_bytes(content)
+    journal = Journal(tmp_path / "j", HEADING)
+    with pytest.raises(OutputError, match="belongs to another run"), journal:
+        pass
+    assert (tmp_path / "j").read_bytes() == content
+    with Journal(tmp_path / "j", HEADING, overwrite=True) as journal:
+        assert journal.done == {}
+
+
+def test_a_link_or_a_pipe_is_no_journal(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "victim")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe"):
+        journal = Journal(tmp_path / name, HEADING)
+        with pytest.raises(OutputError, match="not a regular file"), journal:
+            pass
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_file_at_the_place_of_the_lock_is_kept(tmp_path):
+    (tmp_path / ".j.lock").write_text("precious")
+    with pytest.raises(OutputError, match="not a lock"), Journal(tmp_path / "j", HEADING):
+        pass
+    assert (tmp_path / ".j.lock").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "line", ['{"key": 1, "content": 3}', '{"key": "1"}', "3", "[]", '{"key": "1", "content": "x"}']
+)
+def test_content_that_this_run_would_not_have_noted_is_damage(tmp_path, line):
+    def check(content):
+        if not isinstance(content, dict):
+            raise DataInvalid("not an object")
+
+    write(tmp_path / "j", 1)
+    with (tmp_path / "j").open("a") as stream:
+        stream.write(line + "\n")
+    before = (tmp_path / "j").read_bytes()
+    journal = Journal(tmp_path / "j", HEADING, check=check)
+    with pytest.raises(DataInvalid, match="line 3 is damaged"), journal:
+        pass
+    assert (tmp_path / "j").read_bytes() == before
+
+
+def test_numbers_that_are_not_finite_are_not_noted(tmp_path):
+    with Journal(tmp_path / "j", HEADING) as journal, pytest.raises(OutputError, match="finite"):
+        journal.append("1", {"rating": float("nan")})
