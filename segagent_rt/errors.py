@@ -26,6 +26,10 @@ A reply that does not parse is no error: it is a `Malformed` action.
 """
 
 
+class SegagentWarning(UserWarning):
+    """One sentence about a result that may not be what was meant; nothing is stopped."""
+
+
 class SegagentError(Exception):
     """One sentence about what is wrong, and a hint about what to do."""
 

@@ -19,9 +19,9 @@ import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from segagent_rt.errors import OutputError
+from segagent_rt.errors import InputError, OutputError, SegagentError
 
 OWN_FILES = ".segagent-files"
 """The list of results in a folder that cannot carry a seal; lines are `<sha256>  <name>`."""
@@ -257,3 +257,54 @@ def _refused(path: Path, error: OSError) -> OutputError:
     return OutputError(
         f"{path} cannot be written: {error.strerror}", hint="choose another folder with -o"
     )
+
+
+def open_regular(path: Path, refusal: type[SegagentError] = InputError) -> BinaryIO:
+    """Open a file that somebody else made. Pipes, sockets and devices are refused without waiting.
+
+    Args:
+        path: of the file; links are followed.
+        refusal: class of the error.
+
+    Returns:
+        The file, open at its first byte.
+
+    Raises:
+        refusal: there is no such file, it is not a regular one, or it cannot be read.
+    """
+    try:
+        if stat.S_ISREG(path.stat().st_mode):  # opening a device can already do something
+            stream = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb")
+            if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                return stream
+            stream.close()
+        elif path.is_dir():
+            raise refusal(f"{path} is a folder", hint="name a file")
+    except FileNotFoundError:
+        raise refusal(f"there is no file {path}", hint="check the path") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise refusal(f"{path} cannot be read: {reason}", hint="check the path") from None
+    raise refusal(f"{path} is a pipe or a device, not a regular file", hint="save it to a file")
+
+
+def read_bounded(
+    stream: BinaryIO, most: int, name: str, refusal: type[SegagentError] = InputError
+) -> bytes:
+    """Read a file to its end, unless that is too far away.
+
+    Args:
+        stream: the file, or standard input.
+        most: bytes that it may have.
+        name: of the file, for the message.
+        refusal: class of the error.
+
+    Raises:
+        refusal: it has more bytes.
+    """
+    content = bytearray()
+    while block := stream.read(min(1 << 20, most + 1 - len(content))):
+        content += block
+        if len(content) > most:
+            raise refusal(f"{name} has more than {most / 1e6:.0f} MB", hint="is it the right file?")
+    return bytes(content)

@@ -106,14 +106,17 @@ class Runtime:
         self.placements[name] = opened.placement
         return opened.session if self.watch is None else self.watch(name, opened.session)
 
-    def open(self, image: str | Path | RgbImage) -> Canvas:
-        """Put an image (a path, or uint8 [H, W, 3] RGB) on a canvas.
+    def open(self, image: Any, *, value_range: tuple[float, float] | None = None) -> Canvas:
+        """Put an image on a canvas.
+
+        Args:
+            image: a path, `-`, bytes, a Pillow image, or an array; see `load_image`.
+            value_range: the values that stand for black and white in float and 16-bit images.
 
         Raises:
-            ImageUnreadable: no picture can be read from the path.
+            ImageUnreadable: no picture can be read from it.
         """
-        pixels = load_image(image) if isinstance(image, (str, Path)) else image
-        return Canvas(self, pixels)
+        return Canvas(self, load_image(image, value_range=value_range))
 
     def close(self) -> None:
         """Release the graphs."""

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import gc
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 import typer
 
 from segagent_rt import __version__
-from segagent_rt.errors import SegagentError
+from segagent_rt.errors import SegagentError, SegagentWarning
 
 COMMANDS = {
     "demo": "cut one object out of a packaged picture",
@@ -42,7 +46,8 @@ def main() -> None:
     """Entry point of `segagent-rt`."""
     gc.set_threshold(RARELY)
     try:
-        build_app(sys.argv[1:])(prog_name="segagent-rt")
+        with telling_warnings():
+            build_app(sys.argv[1:])(prog_name="segagent-rt")
     except SegagentError as error:
         fail(error)
     except KeyboardInterrupt:
@@ -52,6 +57,23 @@ def main() -> None:
         sys.exit(141)
     finally:
         gc.freeze()
+
+
+@contextmanager
+def telling_warnings() -> Iterator[None]:
+    """Our own warnings are one line on stderr; those of libraries stay as they are."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def tell(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, SegagentWarning):
+                typer.echo(f"warning: {message}", err=True)
+            else:
+                show(message, category, *place, **more)
+
+        warnings.simplefilter("always", SegagentWarning)
+        warnings.showwarning = tell
+        yield
 
 
 def fail(error: SegagentError) -> None:

@@ -6,7 +6,6 @@ Shapes of the same label and group are one object; the label is its expression.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from segagent_rt.data.images import ImageFolders
-from segagent_rt.data.masks import decode_mask
+from segagent_rt.data.masks import load_mask
 from segagent_rt.data.reading import captions, expect, field, image_size
 from segagent_rt.data.record import RunLengths, Sample, corners
 from segagent_rt.data.segagent import image_name
@@ -100,9 +99,9 @@ def _placed(shape: Any, points: list[tuple[float, float]], size: Size, where: st
     """A mask kept as a picture of its own, at its place in the image."""
     try:
         content = base64.b64decode(field(shape, "mask", str, where), validate=True)
-    except binascii.Error:
+    except ValueError:
         raise DataInvalid(f"{where}: `mask` is not base64") from None
-    part = decode_mask(content, f"{where}: `mask`")
+    part = load_mask(content, name=f"{where}: `mask`")
     x, y = (int(n) for n in points[0]) if points else (0, 0)
     height, width = part.shape
     if min(x, y) < 0 or y + height > size[0] or x + width > size[1]:

@@ -48,6 +48,7 @@ UNREADABLE = {
     "zip": b"PK\x03\x04" + bytes(100),
     "pdf": b"%PDF-1.7\n",
     "huge": packed(Image.new("1", (20000, 20000))),
+    "16 bits": packed(Image.fromarray(RNG.integers(0, 65536, (40, 50), dtype=np.uint16))),
     **{f"jpeg cut at {n}": JPEG[:n] for n in range(2, len(JPEG) - 2, len(JPEG) // 24)},
     **{f"png cut at {n}": PNG[:n] for n in range(4, len(PNG) - 40, len(PNG) // 24)},
 }
@@ -63,7 +64,6 @@ ODD = {
     "palette with transparency": packed(noise(40, 50).convert("P"), transparency=0),
     "rgba": packed(noise(40, 50, 4)),
     "bilevel": packed(noise(40, 50).convert("1")),
-    "16 bits": packed(Image.fromarray(RNG.integers(0, 65536, (40, 50), dtype=np.uint16))),
     "cmyk jpeg": packed(noise(40, 50).convert("CMYK"), "JPEG"),
     "grey jpeg": packed(noise(40, 50, 1), "JPEG"),
     "progressive jpeg": packed(noise(40, 50), "JPEG", progressive=True),

@@ -173,26 +173,3 @@ def test_a_digest_names_the_content(tmp_path):
     path.write_text(json.dumps(document))
     (second,) = open_data(str(path), Places())
     assert first.digest != second.digest
-
-
-def test_masks_kept_as_pictures(tmp_path):
-    """0/255, 0/1 and palettes are all masks; grey edges are cut at the half."""
-    from PIL import Image
-
-    from segagent_rt.data.masks import load_mask
-
-    mask = DRAWN[1].mask
-    values = mask.astype(np.uint8)
-    palette = Image.fromarray(values * 3)
-    palette.putpalette([n % 256 for n in range(768)])
-    for name, shown in {
-        "bright": Image.fromarray(values * 255),
-        "ones": Image.fromarray(values),
-        "bilevel": Image.fromarray(values * 255).convert("1"),
-        "rgb": Image.fromarray(values * 255).convert("RGB"),
-        "deep": Image.fromarray(values.astype(np.uint16) * 65535),
-        "palette": palette,
-        "grey": Image.fromarray(np.where(mask, 130, 120).astype(np.uint8)),
-    }.items():
-        shown.save(tmp_path / f"{name}.png")
-        assert np.array_equal(load_mask(tmp_path / f"{name}.png"), mask), name
