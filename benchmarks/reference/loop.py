@@ -35,11 +35,9 @@ from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.prediction import LogitsPrediction
 from segagent_rt.timing import Stopwatch
 from segagent_rt.types import Click, Prediction, RgbImage, Step, Trajectory, Turn
-from segagent_rt_export.tiny import trained_nets
-from segagent_rt_export.train.initial_mllm import initial_mllm
-from segagent_rt_export.train.initial_segmenter import initial_segmenter
-from segagent_rt_export.train.main import last_stage
-from segagent_rt_export.train.segmenter_net import SIDE, SegmenterNet
+from segagent_rt_export.families.click_net.from_bundle import click_net_from_part
+from segagent_rt_export.families.click_net.net import SIDE, SegmenterNet
+from segagent_rt_export.families.demo_mllm.from_bundle import mllm_from_part
 
 END = "<|im_end|>"
 LONGEST = 128
@@ -206,8 +204,15 @@ def open_reference(bundle: Bundle, training: Path | None, threads: int | None) -
 def nets_of(bundle: Bundle, training: Path | None) -> Nets:
     """The one place where weights come from: a training's checkpoints, or the bundle itself."""
     if training is None:
-        net = initial_mllm(bundle.part("mllm"))
-        return Nets(net.model.float().eval(), initial_segmenter(bundle.part("segmenter")).eval())
+        net = mllm_from_part(bundle.part("mllm"))
+        return Nets(net.model.float().eval(), click_net_from_part(bundle.part("segmenter")).eval())
+    try:
+        from segagent_rt_training.checkpoints import last_stage, trained_nets
+    except ModuleNotFoundError:
+        raise InputError(
+            "only a checkout of segagent-rt reads the folder of a training",
+            hint="leave --training out: the weights are then read from the bundle",
+        ) from None
     stage = last_stage(training)
     try:
         segmenter, mllm = trained_nets(training, stage)

@@ -9,10 +9,6 @@ class CheckpointInvalid(SegagentError):
     """A checkpoint cannot be read, is refused, or is not of the family it is said to be."""
 
 
-class TrainingMissing(SegagentError):
-    """A folder does not hold the checkpoints that are asked for."""
-
-
 class RecipeInvalid(InputError):
     """A recipe is not what its format says."""
 

@@ -28,7 +28,6 @@ COMMANDS = {
     "trajectories": "make click trajectories out of images and masks",
     "bench": "measure latency by stage",
     "scene": "draw a synthetic scene",
-    "train": "train the models that ship",
     "export": "turn checkpoints into a bundle",
     "build": "build engines for this GPU",
     "inspect": "show what a bundle is",

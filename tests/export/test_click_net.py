@@ -9,14 +9,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from segagent_rt.segmenters.click_net import MAPS  # noqa: E402
-from segagent_rt_export.segmenters.click_net import (  # noqa: E402
+from segagent_rt_export.families.click_net.export import (  # noqa: E402
     DecoderGraph,
     EncoderGraph,
     export_click_net,
     fuse,
     part,
 )
-from segagent_rt_export.train.segmenter_net import SIDE, Begun, SegmenterNet  # noqa: E402
+from segagent_rt_export.families.click_net.net import SIDE, Begun, SegmenterNet  # noqa: E402
 
 pytestmark = pytest.mark.export
 

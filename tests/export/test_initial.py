@@ -24,19 +24,20 @@ from segagent_rt.errors import FileChanged, SegagentError
 from segagent_rt.runtime import open_mllm
 from segagent_rt.segmenters.click_net import CERTAIN, MAPS
 from segagent_rt_export.errors import CheckpointInvalid
+from segagent_rt_export.families.click_net.export import export_segmenter
+from segagent_rt_export.families.click_net.net import SegmenterNet
+from segagent_rt_export.families.demo_mllm.activation_moments import observed_moments
+from segagent_rt_export.families.demo_mllm.export import LANGUAGE, VISION, export_mllm
+from segagent_rt_export.families.demo_mllm.from_bundle import mllm_from_part
+from segagent_rt_export.families.demo_mllm.net import TinyMllm, tiny_config
+from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
+from segagent_rt_export.graph_weights import read_graph
 from segagent_rt_export.parts import write_index
 from segagent_rt_export.precision import Precision
-from segagent_rt_export.tiny import LANGUAGE, VISION, export_mllm, export_segmenter
-from segagent_rt_export.train.initial_mllm import initial_mllm
-from segagent_rt_export.train.initial_segmenter import initial_segmenter
-from segagent_rt_export.train.main import Plan, begin
-from segagent_rt_export.train.mllm_net import TinyMllm, tiny_config
-from segagent_rt_export.train.observed import observed_moments
-from segagent_rt_export.train.progress import Progress
-from segagent_rt_export.train.segmenter import SegmenterRecipe, _examples, _step
-from segagent_rt_export.train.segmenter_net import SegmenterNet
-from segagent_rt_export.train.stored import read_graph
-from segagent_rt_export.train.tokenizer import build_tokenizer
+from segagent_rt_training.initial_segmenter import initial_segmenter
+from segagent_rt_training.main import Plan, begin
+from segagent_rt_training.progress import Progress
+from segagent_rt_training.segmenter import SegmenterRecipe, _examples, _step
 
 pytestmark = [
     pytest.mark.export,
@@ -139,7 +140,7 @@ def edit(path, change):
 
 def test_the_mllm_comes_back_to_within_the_rounding_of_its_weights(bundle, mllm_net):
     """Of those that were rounded in turn, what they do to what comes in."""
-    found = initial_mllm(open_part(bundle / "mllm", "mllm")).model.state_dict()
+    found = mllm_from_part(open_part(bundle / "mllm", "mllm")).model.state_dict()
     moments = observed_moments(mllm_net)
     for name, weight in mllm_net.model.state_dict().items():
         back, step = found[name], float(weight.abs().max()) / 127
@@ -158,7 +159,7 @@ def test_the_mllm_comes_back_to_within_the_rounding_of_its_weights(bundle, mllm_
 
 def test_an_mllm_without_rounding_comes_back_exactly(mllm_net, tmp_path):
     export_mllm(mllm_net, build_tokenizer(), tmp_path / "mllm", Precision(), Precision())
-    found = initial_mllm(open_part(tmp_path / "mllm", "mllm")).model.state_dict()
+    found = mllm_from_part(open_part(tmp_path / "mllm", "mllm")).model.state_dict()
     for name, weight in mllm_net.model.state_dict().items():
         if "patch_embed" not in name and "embed_tokens" not in name and "lm_head" not in name:
             assert torch.equal(weight, found[name]), name
@@ -166,10 +167,10 @@ def test_an_mllm_without_rounding_comes_back_exactly(mllm_net, tmp_path):
 
 def test_the_mllm_that_came_back_is_exported_with_the_same_codes(bundle, tmp_path):
     """Where they are the nearest ones: what was rounded in turn is weighed anew."""
-    net = initial_mllm(open_part(bundle / "mllm", "mllm"))
+    net = mllm_from_part(open_part(bundle / "mllm", "mllm"))
     nearest = Precision("stored", VISION.block)
     export_mllm(net, build_tokenizer(), tmp_path / "once", nearest, LANGUAGE)
-    net = initial_mllm(open_part(tmp_path / "once", "mllm"))
+    net = mllm_from_part(open_part(tmp_path / "once", "mllm"))
     export_mllm(net, build_tokenizer(), tmp_path / "mllm", nearest, LANGUAGE)
     for role, first in (("vision", tmp_path / "once"), ("decoder", bundle / "mllm")):
         before, after = (graph_values(f, "mllm", role) for f in (first, tmp_path / "mllm"))
@@ -187,7 +188,7 @@ def test_the_mllm_that_came_back_is_exported_with_the_same_codes(bundle, tmp_pat
 
 def test_the_tower_that_came_back_sees_the_same(bundle, tmp_path):
     export_mllm(
-        initial_mllm(open_part(bundle / "mllm", "mllm")),
+        mllm_from_part(open_part(bundle / "mllm", "mllm")),
         build_tokenizer(), tmp_path / "mllm", VISION, LANGUAGE,
     )  # fmt: skip
     where, seen = Runtime("cpu", 1), []
@@ -231,7 +232,7 @@ def test_on_other_pictures_norms_disturb_as_little_as_those_that_were_trained(
 
 def test_a_training_that_begins_with_a_bundle_has_its_weights(bundle, tmp_path):
     begin(bundle, Plan("all", tmp_path, init=bundle))
-    net = initial_mllm(open_part(bundle / "mllm", "mllm")).state_dict()
+    net = mllm_from_part(open_part(bundle / "mllm", "mllm")).state_dict()
     stored = torch.load(tmp_path / "seeing.pt", weights_only=True)
     assert stored["seen"] == 0
     assert all(torch.equal(stored["parts"][f"net.{name}"], net[name]) for name in net)
@@ -291,7 +292,7 @@ def leave_the_folder(graph):
 def test_damaged_decoders_are_refused(damaged, fault, said):
     edit(damaged / "mllm" / "decoder.onnx", fault)
     with pytest.raises(SegagentError, match=said) as caught:
-        initial_mllm(open_part(damaged / "mllm", "mllm"))
+        mllm_from_part(open_part(damaged / "mllm", "mllm"))
     assert "\n" not in str(caught.value)
 
 
@@ -320,10 +321,10 @@ def test_other_words_and_other_tables_are_refused(damaged):
     folder = damaged / "mllm"
     np.save(folder / "embed.npy", np.zeros((5, 256), np.float16))
     with pytest.raises(FileChanged):
-        initial_mllm(open_part(folder, "mllm"))
+        mllm_from_part(open_part(folder, "mllm"))
     rewrite(folder, lambda manifest: None)
     with pytest.raises(CheckpointInvalid, match=r"embed\.npy is float16"):
-        initial_mllm(open_part(folder, "mllm"))
+        mllm_from_part(open_part(folder, "mllm"))
     rewrite(folder, lambda manifest: manifest["settings"].update(longest_expression=5))
     with pytest.raises(CheckpointInvalid, match="words"):
-        initial_mllm(open_part(folder, "mllm"))
+        mllm_from_part(open_part(folder, "mllm"))

@@ -20,12 +20,14 @@ from segagent_rt.runtime import load, open_mllm
 from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.click_net import ClickNet, ClickNetSettings
 from segagent_rt.types import Click
+from segagent_rt_export.demo_bundle import write_demo_bundle
+from segagent_rt_export.families.click_net.export import export_click_net
+from segagent_rt_export.families.click_net.net import Folded, SegmenterNet
+from segagent_rt_export.families.demo_mllm import net as mllm_net
+from segagent_rt_export.families.demo_mllm.export import export_mllm
+from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
 from segagent_rt_export.precision import Precision
-from segagent_rt_export.segmenters.click_net import export_click_net
-from segagent_rt_export.tiny import export_mllm, export_tiny
-from segagent_rt_export.train import mllm_net
-from segagent_rt_export.train.segmenter_net import Folded, SegmenterNet
-from segagent_rt_export.train.tokenizer import build_tokenizer
+from segagent_rt_training.checkpoints import trained_nets
 
 pytestmark = [
     pytest.mark.export,
@@ -82,10 +84,10 @@ def training(tmp_path_factory):
     base = tmp_path_factory.mktemp("reference")
     mllm = new_mllm()
     fresh = finish_training(base / "fresh", mllm)
-    export_tiny(fresh, base / "first", "speaking")
+    write_demo_bundle(*trained_nets(fresh, "speaking"), base / "first")
     teach(mllm, open_contender(open_bundle(base / "first"), fresh, 1))
     folder = finish_training(base / "taught", mllm.eval())
-    export_tiny(folder, base / "bundle", "speaking")
+    write_demo_bundle(*trained_nets(folder, "speaking"), base / "bundle")
     return folder, base / "bundle"
 
 

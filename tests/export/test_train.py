@@ -16,7 +16,7 @@ SCALE = "0.002"
 
 
 def start(folder):
-    command = [sys.executable, "-m", "segagent_rt", "train", "all", "--folder", str(folder)]
+    command = [sys.executable, "-m", "segagent_rt_training", "all", "--folder", str(folder)]
     return subprocess.Popen([*command, "--scale", SCALE], start_new_session=True)
 
 
@@ -25,8 +25,8 @@ def test_the_net_of_training_is_the_net_of_transformers():
     import torch
 
     from segagent_rt.mllm.rope import prompt_positions
-    from segagent_rt_export.train.mllm_net import CELLS, TinyMllm, tiny_config
-    from segagent_rt_export.train.tokenizer import build_tokenizer
+    from segagent_rt_export.families.demo_mllm.net import CELLS, TinyMllm, tiny_config
+    from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
@@ -59,11 +59,11 @@ def test_questions_behind_one_picture_do_not_see_each_other():
     import torch
 
     from segagent_rt.scenes.dice import Dice
-    from segagent_rt_export.train.facts import gather_facts
-    from segagent_rt_export.train.mllm_net import TinyMllm, tiny_config
-    from segagent_rt_export.train.questions import Examiner
-    from segagent_rt_export.train.states import make_state
-    from segagent_rt_export.train.tokenizer import build_tokenizer
+    from segagent_rt_export.families.demo_mllm.net import TinyMllm, tiny_config
+    from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
+    from segagent_rt_training.facts import gather_facts
+    from segagent_rt_training.questions import Examiner
+    from segagent_rt_training.states import make_state
 
     tokenizer = build_tokenizer()
     net = TinyMllm(tiny_config(tokenizer.get_vocab())).eval()
@@ -86,7 +86,7 @@ def test_questions_behind_one_picture_do_not_see_each_other():
 
 def test_facts_by_hand():
     from segagent_rt.scenes.layout import SceneObject
-    from segagent_rt_export.train.facts import gather_facts
+    from segagent_rt_training.facts import gather_facts
 
     labels = np.zeros((256, 256), np.uint8)
     labels[100:120, 20:40], labels[100:140, 200:240] = 1, 2
@@ -109,7 +109,7 @@ def test_facts_by_hand():
 def test_a_walk_that_goes_astray_is_to_come_back_by_taking_away():
     """A positive click on another object, a negative one on what that selected, then the target."""
     from segagent_rt.scenes.dice import Dice
-    from segagent_rt_export.train.segmenter import _aims, sample_click
+    from segagent_rt_training.segmenter import _aims, sample_click
 
     targets = np.zeros((2, 32, 32), np.bool_)
     targets[0, 4:12, 4:12], targets[1, 18:30, 18:30] = True, True
@@ -127,7 +127,7 @@ def test_a_walk_that_goes_astray_is_to_come_back_by_taking_away():
 
 def test_a_pool_is_stored_whole_and_draws_what_went_astray_more_often(tmp_path):
     from segagent_rt.scenes.dice import Dice
-    from segagent_rt_export.train.pool import ASTRAY_SHARE, TURNS, Pool, load_pool
+    from segagent_rt_training.pool import ASTRAY_SHARE, TURNS, Pool, load_pool
 
     scenes, astray = 20, np.zeros((20, TURNS), np.bool_)
     astray[7, 2] = True
@@ -147,10 +147,10 @@ def test_the_first_question_is_the_one_that_the_loop_was_asked():
     from dataclasses import replace
 
     from segagent_rt.scenes.dice import Dice
-    from segagent_rt_export.train.facts import gather_facts
-    from segagent_rt_export.train.questions import Examiner
-    from segagent_rt_export.train.states import make_state
-    from segagent_rt_export.train.tokenizer import build_tokenizer
+    from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
+    from segagent_rt_training.facts import gather_facts
+    from segagent_rt_training.questions import Examiner
+    from segagent_rt_training.states import make_state
 
     tokenizer = build_tokenizer()
     state = replace(make_state(Dice("test", 3), 1.0), asked="the second star from the left")
@@ -191,9 +191,9 @@ def trajectories(folder):
 
 def test_a_lesson_is_the_mask_before_a_click_and_the_reply_that_says_it(tmp_path):
     from segagent_rt.scenes.dice import Dice
-    from segagent_rt_export.train.lessons import read_lessons
-    from segagent_rt_export.train.questions import Examiner
-    from segagent_rt_export.train.tokenizer import build_tokenizer
+    from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
+    from segagent_rt_training.lessons import read_lessons
+    from segagent_rt_training.questions import Examiner
 
     first, second = read_lessons([trajectories(tmp_path)], None)
     assert not first.state().mask.any(), "the first click is made on the picture as it is"
@@ -212,7 +212,7 @@ def test_a_lesson_is_the_mask_before_a_click_and_the_reply_that_says_it(tmp_path
 
 def test_lessons_without_their_pictures_are_refused(tmp_path):
     from segagent_rt.errors import DataInvalid
-    from segagent_rt_export.train.lessons import read_lessons
+    from segagent_rt_training.lessons import read_lessons
 
     path = trajectories(tmp_path)
     (tmp_path / "square.png").unlink()
@@ -222,7 +222,7 @@ def test_lessons_without_their_pictures_are_refused(tmp_path):
 
 def test_lessons_need_trajectories_and_something_to_go_on_from(tmp_path):
     path = trajectories(tmp_path)
-    command = [sys.executable, "-m", "segagent_rt", "train", "lessons", "--folder", str(tmp_path)]
+    command = [sys.executable, "-m", "segagent_rt_training", "lessons", "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--trajectories" in done.stderr
@@ -236,23 +236,23 @@ def test_lessons_need_trajectories_and_something_to_go_on_from(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's exporter, about itself
 def test_what_lessons_taught_ships_and_a_second_start_has_nothing_left_to_learn(tmp_path):
-    from segagent_rt_export.tiny import export_tiny
-    from segagent_rt_export.train.main import last_stage
+    from segagent_rt_export.demo_bundle import write_demo_bundle
+    from segagent_rt_training.checkpoints import last_stage, trained_nets
 
-    command = [sys.executable, "-m", "segagent_rt", "train", "lessons", "--init", "tiny"]
+    command = [sys.executable, "-m", "segagent_rt_training", "lessons", "--init", "tiny"]
     command += ["--folder", str(tmp_path), "--trajectories", str(trajectories(tmp_path))]
     for _ in range(2):
         subprocess.run([*command, "--scale", "0.001"], check=True)
     assert last_stage(tmp_path) == "lessons"
-    export_tiny(tmp_path, tmp_path / "bundle", "lessons")
+    write_demo_bundle(*trained_nets(tmp_path, "lessons"), tmp_path / "bundle")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's exporter, about itself
 def test_training_survives_a_kill_and_ends_in_a_bundle(tmp_path):
     from segagent_rt.runtime import load
-    from segagent_rt_export.tiny import export_tiny
-    from segagent_rt_export.train.main import last_stage
+    from segagent_rt_export.demo_bundle import write_demo_bundle
+    from segagent_rt_training.checkpoints import last_stage, trained_nets
 
     run = start(tmp_path)
     time.sleep(40)
@@ -260,7 +260,7 @@ def test_training_survives_a_kill_and_ends_in_a_bundle(tmp_path):
     run.wait()
     assert start(tmp_path).wait() == 0
     assert last_stage(tmp_path) == "mean"
-    export_tiny(tmp_path, tmp_path / "bundle", last_stage(tmp_path))
+    write_demo_bundle(*trained_nets(tmp_path, "mean"), tmp_path / "bundle")
     with load(tmp_path / "bundle") as runtime:
         found = runtime.open(np.zeros((64, 64, 3), np.uint8)).annotate("the red circle")
     assert found.clicks

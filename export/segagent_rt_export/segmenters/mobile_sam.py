@@ -14,7 +14,7 @@ from transformers.models.sam import modeling_sam
 
 from segagent_rt.segmenters.sam import SamSettings
 from segagent_rt_export.segmenters import sam_layout
-from segagent_rt_export.segmenters.click_net import fuse
+from segagent_rt_export.segmenters.conv_norm import fuse
 from segagent_rt_export.segmenters.exported import ExportedSegmenter
 from segagent_rt_export.segmenters.pretrained import fill, provenance, read_original
 from segagent_rt_export.segmenters.sam_decoder import SamDecoder

@@ -8,8 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from segagent_rt_export.segmenters.click_net import fuse
-from segagent_rt_export.segmenters.conv_norm import ConvNorm
+from segagent_rt_export.segmenters.conv_norm import ConvNorm, fuse
 
 
 class TokenMixer(nn.Module):

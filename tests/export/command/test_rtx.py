@@ -14,6 +14,11 @@ import pytest
 
 from segagent_rt.bundle import open_bundle
 from segagent_rt.errors import EngineRefused
+from segagent_rt_export.families.click_net.export import export_click_net
+from segagent_rt_export.families.click_net.net import SegmenterNet
+from segagent_rt_export.families.demo_mllm.export import language_shape, mllm_settings, tower_shape
+from segagent_rt_export.families.demo_mllm.net import TinyMllm, tiny_config
+from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
 from segagent_rt_export.graph import new_graph
 from segagent_rt_export.mllm.export import export_mllm_graphs
 from segagent_rt_export.mllm.language import build_decoder
@@ -22,13 +27,8 @@ from segagent_rt_export.mllm.source import read_source
 from segagent_rt_export.mllm.weights import StateDict
 from segagent_rt_export.precision import MllmPrecision, Precision
 from segagent_rt_export.recipe import MllmFamily, SegmenterFamily, SegmenterRecipe
-from segagent_rt_export.segmenters.click_net import export_click_net
 from segagent_rt_export.segmenters.families import export_segmenter
 from segagent_rt_export.segmenters.storing import store_as
-from segagent_rt_export.tiny import language_shape, mllm_settings, tower_shape
-from segagent_rt_export.train.mllm_net import TinyMllm, tiny_config
-from segagent_rt_export.train.segmenter_net import SegmenterNet
-from segagent_rt_export.train.tokenizer import build_tokenizer
 from segagent_rt_export.variants import SEGMENTER_VARIANTS
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra `rtx`")

@@ -13,11 +13,11 @@ from segagent_rt.backends import Runtime
 from segagent_rt.bundle import open_bundle, open_part
 from segagent_rt.runtime import open_mllm
 from segagent_rt.types import Request
+from segagent_rt_export.families.demo_mllm import net as mllm_net
+from segagent_rt_export.families.demo_mllm.export import LANGUAGE, VISION, export_mllm
+from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
 from segagent_rt_export.lint import lint
 from segagent_rt_export.precision import Precision
-from segagent_rt_export.tiny import LANGUAGE, VISION, export_mllm
-from segagent_rt_export.train import mllm_net
-from segagent_rt_export.train.tokenizer import build_tokenizer
 
 pytestmark = pytest.mark.export
 

@@ -19,7 +19,7 @@ from transformers import SamConfig, SamModel  # noqa: E402
 
 from segagent_rt_export.errors import CheckpointInvalid  # noqa: E402
 from segagent_rt_export.segmenters import sam_layout  # noqa: E402
-from segagent_rt_export.segmenters.click_net import fuse  # noqa: E402
+from segagent_rt_export.segmenters.conv_norm import fuse  # noqa: E402
 from segagent_rt_export.segmenters.mobile_sam import (  # noqa: E402
     encoder_shape,
     export_mobile_sam,

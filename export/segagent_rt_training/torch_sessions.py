@@ -21,10 +21,10 @@ from segagent_rt.mllm.language import LanguageModel
 from segagent_rt.mllm.vision import Seen, Tower
 from segagent_rt.segmenters.click_net import MAPS, ClickNet, ClickNetSettings
 from segagent_rt.types import Array, Feed, Resident, RgbImage
-from segagent_rt_export.segmenters.click_net import DecoderGraph, EncoderGraph
-from segagent_rt_export.tiny import mllm_settings
-from segagent_rt_export.train.mllm_net import CELLS, LAYERS, TinyMllm, attend
-from segagent_rt_export.train.segmenter_net import SIDE, SegmenterNet
+from segagent_rt_export.families.click_net.export import DecoderGraph, EncoderGraph
+from segagent_rt_export.families.click_net.net import SIDE, SegmenterNet
+from segagent_rt_export.families.demo_mllm.export import mllm_settings
+from segagent_rt_export.families.demo_mllm.net import CELLS, LAYERS, TinyMllm, attend
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from segagent_rt.scenes.layout import SceneObject
 from segagent_rt.scenes.paint import Bytes
 from segagent_rt.scenes.scene import visible_objects
 from segagent_rt.types import Mask, RgbImage
-from segagent_rt_export.train.mllm_net import SIDE
-from segagent_rt_export.train.segmenter import sample_click
-from segagent_rt_export.train.segmenter_net import SegmenterNet
-from segagent_rt_export.train.states import State, draw_scene, painted_state
+from segagent_rt_export.families.click_net.net import SegmenterNet
+from segagent_rt_export.families.demo_mllm.net import SIDE
+from segagent_rt_training.segmenter import sample_click
+from segagent_rt_training.states import State, draw_scene, painted_state
 
 TURNS = 4
 

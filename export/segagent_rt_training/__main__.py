@@ -1,20 +1,22 @@
-"""Train the models that ship."""
+"""`python -m segagent_rt_training`: train the models of the demo bundle."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from segagent_rt.bundle import open_bundle
+from segagent_rt.cli import fail
 from segagent_rt.cli.parameters import ImagesOption
-from segagent_rt.errors import ExtraMissing
+from segagent_rt.errors import SegagentError
 
 WHAT = ("segmenter", "mllm", "all", "lessons", "bundle", "report")
 
 
-def command(
+def command(  # noqa: PLR0913 (a command has as many options as it needs)
     what: Annotated[
         str, typer.Argument(help="segmenter, mllm or all; lessons; then bundle; then report.")
     ] = "all",
@@ -62,11 +64,14 @@ def command(
     if (what == "lessons") != bool(trajectories):
         raise typer.BadParameter("lessons, and only they, take --trajectories")
     try:
-        from segagent_rt_export.train.main import Plan, train
-        from segagent_rt_export.train.report import write_report
-        from segagent_rt_export.train.ship import Trial, ship
+        from segagent_rt_training.main import Plan, train
+        from segagent_rt_training.report import write_report
+        from segagent_rt_training.ship import Trial, ship
     except ModuleNotFoundError:
-        raise ExtraMissing("train", "export") from None
+        raise SegagentError(
+            "training needs packages that are not installed",
+            hint='pip install "segagent-rt[export]"',
+        ) from None
     if what == "bundle":
         ship(folder, output, Trial(scenes, scenes, not allow_below_gate), _tell)
     elif what == "report":
@@ -79,3 +84,20 @@ def command(
 
 def _tell(what: str) -> None:
     typer.echo(what, err=True)
+
+
+def main() -> None:
+    """Entry point."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(help=__doc__)(command)
+    try:
+        app(prog_name="python -m segagent_rt_training")
+    except SegagentError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import copy
+import tempfile
 from pathlib import Path
 from typing import cast
 
+import onnx
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from segagent_rt.segmenters.click_net import MAPS
+from segagent_rt.bundle import Part, open_part
+from segagent_rt.contracts import Variant
+from segagent_rt.segmenters.click_net import MAPS, ClickNetSettings
+from segagent_rt_export.families.click_net.net import SIDE, Begun, Joint, SegmenterNet
+from segagent_rt_export.packing import pack_convolutions
+from segagent_rt_export.parts import PartDraft, write_manifest
+from segagent_rt_export.segmenters.conv_norm import fuse
+from segagent_rt_export.segmenters.integers import MOST
+from segagent_rt_export.segmenters.sharing import save_sharing
+from segagent_rt_export.segmenters.shipped import rounded_click_net
 from segagent_rt_export.segmenters.tracing import trace
-from segagent_rt_export.train.segmenter_net import SIDE, Begun, Joint, SegmenterNet
 
 
 class EncoderGraph(nn.Module):
@@ -47,21 +55,6 @@ class DecoderGraph(nn.Module):
         return self.decoder.click(*begun, points, torch.sigmoid(prior_logits))
 
 
-def fuse(net: nn.Module) -> nn.Module:
-    """A copy for inference: every batch norm folded into the convolution before it."""
-    net = copy.deepcopy(net).eval()
-    net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    for module in list(net.modules()):
-        if isinstance(module, nn.Sequential):
-            for at in range(len(module) - 1):
-                if isinstance(module[at], nn.Conv2d) and isinstance(module[at + 1], nn.BatchNorm2d):
-                    module[at] = fuse_conv_bn_eval(
-                        cast(nn.Conv2d, module[at]), cast(nn.BatchNorm2d, module[at + 1])
-                    )
-                    module[at + 1] = nn.Identity()
-    return net
-
-
 def part(net: nn.Module) -> nn.Module:
     """Part, in a fused net, what depends on clicks from what does not; in place."""
     for module in list(net.modules()):
@@ -84,3 +77,29 @@ def export_click_net(net: SegmenterNet, folder: Path) -> dict[str, Path]:
     example = {**maps, "points": points, "prior_logits": prior}
     trace(DecoderGraph(fused), example, decoder, ["logits", "iou"], {"points": 1})
     return {"encoder": encoder, "decoder": decoder}
+
+
+def export_segmenter(net: SegmenterNet, folder: Path) -> None:
+    """The segmenter's part of the bundle: the same weights for arithmetic in integers, where it is
+    fast, and in fp32 for all other places."""
+    folder.mkdir()
+    graphs = export_click_net(net, folder)
+    for path in graphs.values():
+        onnx.save_model(pack_convolutions(onnx.load(path), MOST), str(path))
+    names = {role: path.name for role, path in graphs.items()}
+    stored = {"cpu-8bit": Variant("any", "weights int8, arithmetic fp32", names)}
+    with tempfile.TemporaryDirectory() as scratch:
+        rounded = rounded_click_net(_described(folder, stored), Path(scratch) / "rounded")
+        for role, path in graphs.items():
+            integers = onnx.load(rounded.graphs(role, "cpu-int8")[0].path)
+            both = {path: onnx.load(path), folder / f"{role}.int8.onnx": integers}
+            save_sharing(both, path.with_name(f"{path.name}.data"))
+    names = {role: f"{role}.int8.onnx" for role in graphs}
+    fast = Variant("cpu", "weights and arithmetic int8", names, integers=tuple(graphs))
+    _described(folder, {"cpu-int8": fast, **stored})
+
+
+def _described(folder: Path, variants: dict[str, Variant]) -> Part:
+    draft = PartDraft("segmenter", "click_net", ClickNetSettings(side=SIDE), variants)
+    write_manifest(folder, draft)
+    return open_part(folder, "segmenter")

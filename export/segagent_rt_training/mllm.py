@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segagent_rt.scenes.dice import Dice
-from segagent_rt_export.train.facts import Facts, gather_facts
-from segagent_rt_export.train.lessons import Lesson
-from segagent_rt_export.train.mllm_net import POINTING_HEADS, Sight, TinyMllm, tiny_config
-from segagent_rt_export.train.optimisers import Optimisers
-from segagent_rt_export.train.perception import PerceptionHeads, perception_loss, perception_targets
-from segagent_rt_export.train.pool import Pool
-from segagent_rt_export.train.progress import Progress, trapezoid
-from segagent_rt_export.train.questions import Examiner, Packed, Question
-from segagent_rt_export.train.states import State, make_state
-from segagent_rt_export.train.team import Team
-from segagent_rt_export.train.tokenizer import build_tokenizer
+from segagent_rt_export.families.demo_mllm.net import POINTING_HEADS, Sight, TinyMllm, tiny_config
+from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
+from segagent_rt_training.facts import Facts, gather_facts
+from segagent_rt_training.lessons import Lesson
+from segagent_rt_training.optimisers import Optimisers
+from segagent_rt_training.perception import PerceptionHeads, perception_loss, perception_targets
+from segagent_rt_training.pool import Pool
+from segagent_rt_training.progress import Progress, trapezoid
+from segagent_rt_training.questions import Examiner, Packed, Question
+from segagent_rt_training.states import State, make_state
+from segagent_rt_training.team import Team
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,8 +155,8 @@ def _page(rows: dict[str, list[dict[str, Any]]], verified: Mapping[str, Any]) ->
         [
             "# How the models that ship were trained",
             "",
-            "Written by `segagent-rt train report`. Figures are of the bundle as shipped, on "
-            f"{main['scenes']} scenes of generator `{main['generator']}` from seed "
+            "Written by `python -m segagent_rt_training report`. Figures are of the bundle as "
+            f"shipped, on {main['scenes']} scenes of generator `{main['generator']}` from seed "
             f"{main['seed']}, which no training has seen.",
             *_table(
                 ["stage", "pictures", "CPU-minutes of its first process"],

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from segagent_rt.scenes.layout import COLOURS, SHAPES, SIZES
 from segagent_rt.scenes.paint import Bytes
 from segagent_rt.types import Mask
-from segagent_rt_export.train.facts import LEVELS, RANKS, Facts, cell_shares
-from segagent_rt_export.train.mllm_net import (
+from segagent_rt_export.families.demo_mllm.net import (
     CELLS,
     HIDDEN,
     MERGE,
@@ -27,6 +26,7 @@ from segagent_rt_export.train.mllm_net import (
     WIDTH,
     Sight,
 )
+from segagent_rt_training.facts import LEVELS, RANKS, Facts, cell_shares
 
 SHOWN = 0.08
 """Share of a cell from which an object counts as shown in it."""

@@ -18,9 +18,9 @@ from segagent_rt.scenes.expressions import candidates, choose
 from segagent_rt.scenes.phrases import say
 from segagent_rt.scenes.scene import visible_objects
 from segagent_rt.types import Mask
-from segagent_rt_export.train.mllm_net import SIDE
-from segagent_rt_export.train.pool import ASTRAY, TURNS, Pool
-from segagent_rt_export.train.states import draw_scene
+from segagent_rt_export.families.demo_mllm.net import SIDE
+from segagent_rt_training.pool import ASTRAY, TURNS, Pool
+from segagent_rt_training.states import draw_scene
 
 Walked: TypeAlias = tuple[int, str, np.ndarray, list[bool]]
 """The object meant, what was asked, packed masks [TURNS, SIDE * SIDE / 8], which are astray."""

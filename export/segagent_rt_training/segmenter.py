@@ -16,9 +16,9 @@ from segagent_rt.scenes.dice import Dice
 from segagent_rt.scenes.layout import sample_layout
 from segagent_rt.scenes.paint import Bytes, paint
 from segagent_rt.types import Mask
-from segagent_rt_export.train.collage import make_collage
-from segagent_rt_export.train.progress import Progress, one_cycle
-from segagent_rt_export.train.segmenter_net import SIDE, SegmenterNet
+from segagent_rt_export.families.click_net.net import SIDE, SegmenterNet
+from segagent_rt_training.collage import make_collage
+from segagent_rt_training.progress import Progress, one_cycle
 
 TARGETS = 2
 MOST_CLICKS = 6

@@ -10,17 +10,15 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from segagent_rt.mllm.rope import prompt_positions
-from segagent_rt.reply import ReplyProtocol
 from segagent_rt.scenes.dice import Dice
 from segagent_rt.scenes.expressions import Candidate, candidates, choose
 from segagent_rt.scenes.phrases import say
 from segagent_rt.types import Click, Size
-from segagent_rt_export.train.facts import Facts, cell_shares
-from segagent_rt_export.train.mllm_net import CELLS, SIDE
-from segagent_rt_export.train.states import State
-from segagent_rt_export.train.tokenizer import PROMPT
+from segagent_rt_export.families.demo_mllm.net import CELLS, SIDE
+from segagent_rt_export.families.demo_mllm.tokenizer import PROMPT, PROTOCOL
+from segagent_rt_training.facts import Facts, cell_shares
+from segagent_rt_training.states import State
 
-PROTOCOL = ReplyProtocol()
 SIGNS = tuple(f" {sign}" for sign in PROTOCOL.signs)
 NEARLY_RIGHT = 0.88
 """From this IoU on, what is left to correct is a rim that nobody can point at: those clicks hardly

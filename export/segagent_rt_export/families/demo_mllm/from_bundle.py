@@ -12,15 +12,15 @@ from torch import Tensor
 
 from segagent_rt.annotators.mllm import MllmSettings
 from segagent_rt.bundle import Part
+from segagent_rt_export.families.demo_mllm.activation_moments import block_layers
+from segagent_rt_export.families.demo_mllm.export import language_shape, mllm_settings, tower_shape
+from segagent_rt_export.families.demo_mllm.net import PATCH, TinyMllm, tiny_config
+from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
 from segagent_rt_export.graph import GraphBuilder, Weight
+from segagent_rt_export.graph_weights import fill, outline, read_graph, read_settings, refused
 from segagent_rt_export.mllm.language import build_decoder
 from segagent_rt_export.mllm.weights import StateDict
 from segagent_rt_export.precision import Blocks, Precision
-from segagent_rt_export.tiny import language_shape, mllm_settings, tower_shape
-from segagent_rt_export.train.mllm_net import PATCH, TinyMllm, tiny_config
-from segagent_rt_export.train.observed import block_layers
-from segagent_rt_export.train.stored import fill, outline, read_graph, read_settings, refused
-from segagent_rt_export.train.tokenizer import build_tokenizer
 
 VISION, LANGUAGE = "model.visual.", "model.language_model."
 KERNEL, BIAS = f"{VISION}patch_embed.proj.weight", f"{VISION}patch_embed.proj.bias"
@@ -28,7 +28,7 @@ HEAD = "head"
 """Stands for the rows of the table that the decoder holds a second time."""
 
 
-def initial_mllm(part: Part) -> TinyMllm:
+def mllm_from_part(part: Part) -> TinyMllm:
     """The model with the weights of a part that `export_mllm` wrote, to within their rounding.
 
     Raises:

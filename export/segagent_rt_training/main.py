@@ -14,31 +14,36 @@ from filelock import FileLock
 from torch import multiprocessing, nn
 
 from segagent_rt.bundle import open_bundle
-from segagent_rt_export.errors import TrainingMissing
+from segagent_rt_export.demo_bundle import write_demo_bundle
+from segagent_rt_export.families.click_net.net import SegmenterNet
+from segagent_rt_export.families.demo_mllm.from_bundle import mllm_from_part
+from segagent_rt_export.families.demo_mllm.net import TinyMllm
 from segagent_rt_export.parts import write_json
-from segagent_rt_export.train.initial_mllm import initial_mllm
-from segagent_rt_export.train.initial_segmenter import initial_segmenter
-from segagent_rt_export.train.lessons import Lesson, read_lessons
-from segagent_rt_export.train.mllm import (
+from segagent_rt_training.checkpoints import (
+    LESSONS,
+    MEAN,
+    PLAN_FILE,
+    last_stage,
+    load_state,
+    round_name,
+    stages_of,
+    trained_nets,
+)
+from segagent_rt_training.initial_segmenter import initial_segmenter
+from segagent_rt_training.lessons import Lesson, read_lessons
+from segagent_rt_training.mllm import (
     Material,
     MllmRecipe,
     new_parts,
     train_seeing,
     train_speaking,
 )
-from segagent_rt_export.train.mllm_net import TinyMllm
-from segagent_rt_export.train.pool import Pool, load_pool, sloppy_pool
-from segagent_rt_export.train.rollout import roll_out
-from segagent_rt_export.train.segmenter import SegmenterRecipe, train_segmenter
-from segagent_rt_export.train.segmenter_net import SegmenterNet
-from segagent_rt_export.train.team import Team, run_team
+from segagent_rt_training.pool import Pool, load_pool, sloppy_pool
+from segagent_rt_training.rollout import roll_out
+from segagent_rt_training.segmenter import SegmenterRecipe, train_segmenter
+from segagent_rt_training.team import Team, run_team
 
 POOL_SCENES, ROLLOUT_SCENES = 8000, 30_000
-PLAN_FILE = "plan.json"
-MEAN = "mean"
-"""The stage that ships: the mean of the weights at the ends of the last two rounds."""
-LESSONS = "lessons"
-"""The stage after all others: trained on trajectories."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,7 @@ def train(plan: Plan) -> None:
         for number in range(plan.rounds):
             _make(plan.folder / f"rollout-{number}.npz", partial(_rollout, plan, number))
             run_team(partial(_speak, plan, f"polishing-{number}"), plan.processes)
-        _average(plan.folder, [_round(number) for number in range(plan.rounds)[-2:]])
+        _average(plan.folder, [round_name(number) for number in range(plan.rounds)[-2:]])
 
 
 def _remember(plan: Plan) -> None:
@@ -138,30 +143,12 @@ def begin(init: Path, plan: Plan) -> None:
     bundle, folder = open_bundle(init), plan.folder
     mllm: TinyMllm | None = None
     if plan.what != "segmenter" and set(stages_of(folder)) <= {"segmenter"}:
-        mllm = initial_mllm(bundle.part("mllm"))
+        mllm = mllm_from_part(bundle.part("mllm"))
     if not (folder / "segmenter.pt").exists():
         segmenter = initial_segmenter(bundle.part("segmenter"))
         train_segmenter(replace(plan.segmenter, images=0), folder, init=segmenter)
     if mllm is not None:
         train_seeing(replace(plan.mllm, seeing_images=0), folder, init=mllm)
-
-
-def stages_of(folder: Path) -> list[str]:
-    """The stages that have a checkpoint in a training folder, in their order."""
-    rounds = sorted(int(p.stem.rpartition("-")[2]) for p in folder.glob("polishing-*.pt"))
-    stages = ["segmenter", "seeing", "speaking", *map(_round, rounds), MEAN, LESSONS]
-    return [stage for stage in stages if (folder / f"{stage}.pt").exists()]
-
-
-def last_stage(folder: Path) -> str:
-    """The last stage of the MLLM that has a checkpoint in a training folder."""
-    found = stages_of(folder)
-    if len(found) < 2 or found[0] != "segmenter":
-        raise TrainingMissing(
-            f"{folder} holds no finished training",
-            hint=f"segagent-rt train all --folder {folder}",
-        )
-    return found[-1]
 
 
 def _segmenter(plan: Plan) -> None:
@@ -197,20 +184,15 @@ def _make(path: Path, build: Callable[[], Pool]) -> None:
 
 def _pool(plan: Plan) -> Pool:
     net = SegmenterNet()
-    net.load_state_dict(_state(plan.folder / "segmenter.pt")["net"])
+    net.load_state_dict(load_state(plan.folder / "segmenter.pt")["net"])
     return sloppy_pool(net, plan.count(POOL_SCENES), plan.seed)
-
-
-def _round(number: int) -> str:
-    """The name of a round's stage; what comes before the first round for -1."""
-    return f"polishing-{number}" if number >= 0 else "speaking"
 
 
 def _average(folder: Path, stages: Sequence[str]) -> None:
     """Write the mean of the stages' weights as the last stage."""
     if not stages:
         return
-    states = [_state(folder / f"{stage}.pt")["parts"] for stage in stages]
+    states = [load_state(folder / f"{stage}.pt")["parts"] for stage in stages]
     mean = {name: torch.stack([s[name] for s in states]).mean(0) for name in states[0]}
     partial_file = folder / f"{MEAN}.partial"
     torch.save({"parts": mean}, partial_file)
@@ -218,10 +200,8 @@ def _average(folder: Path, stages: Sequence[str]) -> None:
 
 
 def _rollout(plan: Plan, number: int) -> Pool:
-    from segagent_rt_export.tiny import export_tiny
-
     bundle = plan.folder / "bundle"
-    export_tiny(plan.folder, bundle, _round(number - 1))
+    write_demo_bundle(*trained_nets(plan.folder, round_name(number - 1)), bundle)
     return roll_out(bundle, plan.count(ROLLOUT_SCENES), plan.seed, number, plan.processes)
 
 
@@ -235,7 +215,7 @@ def _speak(plan: Plan, stage: str, team: Team) -> None:
             rate=recipe.polishing_rate,
             listening_share=0.0,
         )
-        before = _round(int(stage.rpartition("-")[2]) - 1)
+        before = round_name(int(stage.rpartition("-")[2]) - 1)
     _load(parts, plan.folder / f"{before}.pt")
     train_speaking(recipe, plan.folder, parts, Material(_pools(plan)), team, stage)
 
@@ -259,8 +239,4 @@ def _pools(plan: Plan) -> list[Pool]:
 
 
 def _load(parts: nn.ModuleDict, path: Path) -> None:
-    parts.load_state_dict(_state(path)["parts"])
-
-
-def _state(path: Path) -> dict[str, Any]:
-    return dict(torch.load(path, map_location="cpu", weights_only=True))
+    parts.load_state_dict(load_state(path)["parts"])

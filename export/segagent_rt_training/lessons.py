@@ -20,9 +20,9 @@ from segagent_rt.errors import DataInvalid
 from segagent_rt.image import load_image, overlay, resize_mask, squash
 from segagent_rt.scenes.dice import Dice
 from segagent_rt.types import Click
-from segagent_rt_export.train.mllm_net import SIDE
-from segagent_rt_export.train.questions import Asked
-from segagent_rt_export.train.states import State
+from segagent_rt_export.families.demo_mllm.net import SIDE
+from segagent_rt_training.questions import Asked
+from segagent_rt_training.states import State
 
 
 @dataclass(frozen=True, slots=True)

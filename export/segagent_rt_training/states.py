@@ -11,8 +11,8 @@ from segagent_rt.scenes.layout import SceneObject, sample_layout
 from segagent_rt.scenes.paint import Bytes, paint
 from segagent_rt.scenes.scene import visible_objects
 from segagent_rt.types import Mask, RgbImage
-from segagent_rt_export.train.mllm_net import SIDE
-from segagent_rt_export.train.segmenter import spoil
+from segagent_rt_export.families.demo_mllm.net import SIDE
+from segagent_rt_training.segmenter import spoil
 
 
 @dataclass(frozen=True, slots=True)

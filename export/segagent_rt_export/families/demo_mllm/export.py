@@ -1,20 +1,15 @@
-"""From finished training to the bundle that ships."""
+"""Export of the demo bundle's MLLM."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
-import torch
 from tokenizers import Tokenizer
 
 from segagent_rt.annotators.mllm import MllmSettings, asker_of
-from segagent_rt.bundle import Part, open_part
-from segagent_rt.contracts import BundleIndex, Variant
+from segagent_rt.contracts import Variant
 from segagent_rt.mllm.geometry import Axial
 from segagent_rt.mllm.grammar import compile_grammar
 from segagent_rt.mllm.language import LanguageSettings
@@ -22,7 +17,9 @@ from segagent_rt.mllm.pictures import Squash
 from segagent_rt.mllm.rope import RopeSettings
 from segagent_rt.mllm.vision import VisionSettings
 from segagent_rt.scenes.reading import VOCABULARY
-from segagent_rt.segmenters.click_net import ClickNetSettings
+from segagent_rt_export.families.demo_mllm import net as mllm_net
+from segagent_rt_export.families.demo_mllm.activation_moments import block_layers, observed_moments
+from segagent_rt_export.families.demo_mllm.tokenizer import PROMPT, PROTOCOL
 from segagent_rt_export.graph import Dialect, GraphBuilder, new_graph, new_weights
 from segagent_rt_export.mllm.attention import Heads
 from segagent_rt_export.mllm.language import LanguageShape, build_decoder
@@ -30,19 +27,9 @@ from segagent_rt_export.mllm.profiles import mllm_profiles
 from segagent_rt_export.mllm.towers.patches import HALF_PIXELS
 from segagent_rt_export.mllm.towers.qwen3 import Qwen3Shape
 from segagent_rt_export.mllm.weights import StateDict
-from segagent_rt_export.packing import pack_convolutions
-from segagent_rt_export.parts import PartDraft, new_part, write_index, write_manifest
+from segagent_rt_export.parts import PartDraft, write_manifest
 from segagent_rt_export.precision import Blocks, Precision, Scheme
 from segagent_rt_export.rounding import round_in_turn
-from segagent_rt_export.segmenters.click_net import export_click_net
-from segagent_rt_export.segmenters.integers import MOST
-from segagent_rt_export.segmenters.sharing import save_sharing
-from segagent_rt_export.segmenters.shipped import rounded_click_net
-from segagent_rt_export.train import mllm_net
-from segagent_rt_export.train.observed import block_layers, observed_moments
-from segagent_rt_export.train.questions import PROTOCOL
-from segagent_rt_export.train.segmenter_net import SIDE, SegmenterNet
-from segagent_rt_export.train.tokenizer import PROMPT, build_tokenizer
 
 VISION, LANGUAGE = Precision("rounded", 16), Precision("stored", 16)
 """The language model computes in fp32: so what it writes does not depend on how many tokens are fed
@@ -53,56 +40,6 @@ SAID: Mapping[Scheme, str] = {"rounded": "int8", "stored": "weights int8"}
 
 MLLM_FILES: Mapping[Dialect, str] = {"ort": "{}.onnx", "portable": "{}.portable.onnx"}
 """Names of a role's graphs; their weights are one file, and the same bytes."""
-
-
-def export_tiny(training: Path, target: Path, mllm_stage: str) -> None:
-    """Write the bundle from the checkpoints in a training folder."""
-    segmenter, net = trained_nets(training, mllm_stage)
-    with new_part(target) as folder:
-        export_segmenter(segmenter, folder / "segmenter")
-        export_mllm(net, build_tokenizer(), folder / "mllm", VISION, LANGUAGE)
-        about = "Knows coloured shapes; trained by segagent-rt on its own synthetic scenes"
-        write_index(folder, BundleIndex("tiny", {"segmenter": "segmenter", "mllm": "mllm"}, about))
-
-
-def trained_nets(training: Path, mllm_stage: str) -> tuple[SegmenterNet, mllm_net.TinyMllm]:
-    """Both nets, from the checkpoints in a training folder."""
-    segmenter = SegmenterNet()
-    segmenter.load_state_dict(_state(training / "segmenter.pt")["net"])
-    net = mllm_net.TinyMllm(mllm_net.tiny_config(build_tokenizer().get_vocab()))
-    weights = _state(training / f"{mllm_stage}.pt")["parts"]
-    net.load_state_dict({k[4:]: v for k, v in weights.items() if k.startswith("net.")})
-    return segmenter.eval(), net.eval()
-
-
-def _state(path: Path) -> dict[str, Any]:
-    return dict(torch.load(path, map_location="cpu", weights_only=True))
-
-
-def export_segmenter(net: SegmenterNet, folder: Path) -> None:
-    """The segmenter's part of the bundle: the same weights for arithmetic in integers, where it is
-    fast, and in fp32 for all other places."""
-    folder.mkdir()
-    graphs = export_click_net(net, folder)
-    for path in graphs.values():
-        onnx.save_model(pack_convolutions(onnx.load(path), MOST), str(path))
-    names = {role: path.name for role, path in graphs.items()}
-    stored = {"cpu-8bit": Variant("any", "weights int8, arithmetic fp32", names)}
-    with tempfile.TemporaryDirectory() as scratch:
-        rounded = rounded_click_net(_described(folder, stored), Path(scratch) / "rounded")
-        for role, path in graphs.items():
-            integers = onnx.load(rounded.graphs(role, "cpu-int8")[0].path)
-            both = {path: onnx.load(path), folder / f"{role}.int8.onnx": integers}
-            save_sharing(both, path.with_name(f"{path.name}.data"))
-    names = {role: f"{role}.int8.onnx" for role in graphs}
-    fast = Variant("cpu", "weights and arithmetic int8", names, integers=tuple(graphs))
-    _described(folder, {"cpu-int8": fast, **stored})
-
-
-def _described(folder: Path, variants: dict[str, Variant]) -> Part:
-    draft = PartDraft("segmenter", "click_net", ClickNetSettings(side=SIDE), variants)
-    write_manifest(folder, draft)
-    return open_part(folder, "segmenter")
 
 
 def export_mllm(

@@ -7,6 +7,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from tokenizers.trainers import BpeTrainer
 
+from segagent_rt.reply import ReplyProtocol
 from segagent_rt.scenes.reading import VOCABULARY
 
 SPECIAL = (
@@ -30,6 +31,9 @@ PROMPT = (
     "<|im_start|>assistant\n"
 )
 """Qwen's chat form without a system turn; `<|image_pad|>` stands for all visual tokens."""
+
+PROTOCOL = ReplyProtocol()
+"""The model answers as SegAgent's does."""
 
 _WORDS = ("Current", "IOU", "Positive", "Negative", "point", "Segment", "user", "assistant")
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from segagent_rt.image import overlay
 from segagent_rt.types import RgbImage
+from segagent_rt_export.families.demo_mllm.net import SIDE, TinyMllm
 from segagent_rt_export.states import MEASURED_SEED, scenes
-from segagent_rt_export.train.mllm_net import SIDE, TinyMllm
 
 Moments = npt.NDArray[np.float64]
 

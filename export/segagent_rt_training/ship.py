@@ -15,11 +15,12 @@ from segagent_rt.rules import Rules
 from segagent_rt.runtime import Runtime, load
 from segagent_rt.scenes import GENERATOR
 from segagent_rt_export.agreement import check_gate, measure_agreement
+from segagent_rt_export.demo_bundle import write_demo_bundle
+from segagent_rt_export.families.demo_mllm.export import LANGUAGE
+from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
 from segagent_rt_export.parts import new_part, write_json
-from segagent_rt_export.tiny import LANGUAGE, export_tiny, trained_nets
-from segagent_rt_export.train.as_trained import annotator_as_trained, segmenter_as_trained
-from segagent_rt_export.train.main import PLAN_FILE, last_stage, stages_of
-from segagent_rt_export.train.tokenizer import build_tokenizer
+from segagent_rt_training.checkpoints import PLAN_FILE, last_stage, stages_of, trained_nets
+from segagent_rt_training.torch_sessions import annotator_as_trained, segmenter_as_trained
 
 EVAL_SEED, AGREEMENT_SEED = 1000, 5000
 """First scenes of what is measured; training draws its scenes by other names."""
@@ -44,7 +45,7 @@ def ship(training: Path, target: Path, trial: Trial, tell: Callable[[str], None]
     with new_part(target) as folder:
         bundle = folder / "bundle"
         tell(f"export {stage}")
-        export_tiny(training, bundle, stage)
+        write_demo_bundle(*trained_nets(training, stage), bundle)
         with load(bundle) as runtime:
             tell(f"compare {trial.states} replies with the weights before export")
             agreement = _agreement(runtime, training, stage, trial.states)
@@ -99,7 +100,7 @@ def provenance(training: Path) -> dict[str, Any]:
         if path.exists()
     }
     return {
-        "trained_by": "segagent-rt train all",
+        "trained_by": "python -m segagent_rt_training all",
         "generator": GENERATOR,
         "plan": json.loads(plan.read_text("utf-8")) if plan.exists() else None,
         "samples": {stage: row["seen"] for stage, row in last.items()},

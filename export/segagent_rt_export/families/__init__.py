@@ -1,0 +1,1 @@
+"""One folder per family: its configuration, weight names, graphs, and its reference in torch."""

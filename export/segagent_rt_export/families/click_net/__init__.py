@@ -1,0 +1,1 @@
+"""The demo bundle's segmenter, a small promptable convolutional net."""

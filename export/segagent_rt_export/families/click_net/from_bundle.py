@@ -1,0 +1,64 @@
+"""The demo bundle's segmenter as torch, with the weights of a bundle's graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+import numpy as np
+
+from segagent_rt.bundle import Part
+from segagent_rt.segmenters.click_net import ClickNetSettings
+from segagent_rt_export.families.click_net.net import SIDE, SegmenterNet
+from segagent_rt_export.graph import Weight
+from segagent_rt_export.graph_weights import StoredGraph, fill, read_graph, read_settings, refused
+from segagent_rt_export.segmenters.conv_norm import fuse
+
+
+def click_net_from_part(part: Part) -> SegmenterNet:
+    """The net with the weights of a part that `export_segmenter` wrote, its norms folded in.
+
+    Raises:
+        CheckpointInvalid: the part is not such a one.
+        BundleError: a file of it is missing or was altered.
+    """
+    if read_settings(part, "click_net", ClickNetSettings).side != SIDE:
+        raise refused(part, f"its pictures are not {SIDE} x {SIDE}")
+    folded = cast(SegmenterNet, fuse(SegmenterNet()))
+    weights: dict[str, Weight] = {}
+    for role in ("encoder", "decoder"):
+        weights |= _layers(read_graph(part, role))
+    try:
+        whole = dict(_joined(weights))
+    except (ValueError, IndexError):
+        raise refused(part, "the halves of a layer do not fit together") from None
+    fill(folded, whole, part)
+    return folded
+
+
+def _layers(stored: StoredGraph) -> dict[str, Weight]:
+    """Weights and biases of a graph's layers by their names in the net; zero biases are left out
+    of graphs."""
+    layers: dict[str, Weight] = {}
+    for node in stored.graph.node:
+        if node.op_type in ("Conv", "Gemm") and node.input[1].endswith(".weight"):
+            given = [stored.values.get(name) for name in node.input[1:]]
+            weight, bias = (*given, None, None)[:2]
+            if weight is not None:
+                name = node.input[1].removesuffix(".weight")
+                layers[f"{name}.weight"] = weight
+                zeros = np.zeros(weight.shape[:1], np.float32)
+                layers[f"{name}.bias"] = zeros if bias is None else bias
+    return layers
+
+
+def _joined(layers: Mapping[str, Weight]) -> Iterator[tuple[str, Weight]]:
+    """Layers that were parted, in one piece again."""
+    for name, values in layers.items():
+        if ".still." not in name and ".moving." not in name:
+            yield name, values
+        elif name.endswith(".still.bias"):
+            yield name.replace(".still.", ".layers.0."), values
+        elif name.endswith(".still.weight"):
+            rest = layers.get(name.replace(".still.", ".moving."), values[:, :0])
+            yield name.replace(".still.", ".layers.0."), np.concatenate([values, rest], 1)

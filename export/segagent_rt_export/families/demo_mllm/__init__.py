@@ -1,0 +1,1 @@
+"""The demo bundle's MLLM: Qwen3-VL in a tiny configuration."""
