@@ -1,10 +1,35 @@
-"""How good a mask is. Masks are bool [H, W]."""
+"""How good a mask is, and comparisons that no NaN passes. Masks are bool [H, W]."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from segagent_rt.types import Mask
+from segagent_rt.types import Array, Mask
+
+
+def max_error(found: Array, wanted: Array, scale: float | None = None) -> float:
+    """The largest difference of two arrays of numbers.
+
+    Args:
+        found: numbers of any shape.
+        wanted: what they should be.
+        scale: the unit of the error; the largest magnitude in `wanted` if left out.
+
+    Returns:
+        The error; infinity if the shapes differ, or if a number on either side is not finite.
+    """
+    if found.shape != wanted.shape or not (np.isfinite(found).all() and np.isfinite(wanted).all()):
+        return math.inf
+    exact = np.asarray(wanted, np.float64)
+    unit = float(np.abs(exact).max(initial=0.0)) if scale is None else float(scale)
+    error = float(np.abs(found - exact).max(initial=0.0)) / max(unit, 1e-12)
+    return error if math.isfinite(error) else math.inf
+
+
+def meets(value: float | None, *, at_least: float = -math.inf, at_most: float = math.inf) -> bool:
+    """Whether a figure was measured, is finite, and lies within its bounds."""
+    return value is not None and math.isfinite(value) and at_least <= value <= at_most
 
 
 def intersection_union(mask: Mask, target: Mask) -> tuple[int, int]:

@@ -1,5 +1,7 @@
 """Metrics, against values computed by hand."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,8 @@ from segagent_rt.metrics import (
     generalised_iou,
     intersection_union,
     iou,
+    max_error,
+    meets,
     number_of_clicks,
 )
 
@@ -42,3 +46,27 @@ def test_spearman_with_ties_by_hand():
     assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1.0)
     assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(0.9486833)
     assert spearman([1, 1, 1], [1, 2, 3]) is None
+
+
+def test_no_nan_passes_a_comparison():
+    right = np.array([1.0, -4.0])
+    assert max_error(right, right) == 0.0
+    assert max_error(np.array([1.5, -4.0]), right) == 0.125
+    assert max_error(np.array([1.5, -4.0]), right, scale=2.0) == 0.25
+    for spoilt in (np.array([1.0, np.nan]), np.array([np.inf, -4.0])):
+        assert max_error(spoilt, right) == math.inf
+        assert max_error(right, spoilt) == math.inf
+        assert max_error(spoilt, spoilt) == math.inf
+    assert max_error(right, right, scale=math.nan) == math.inf
+    assert max_error(np.zeros(3), right) == math.inf
+
+
+def test_only_a_finite_figure_meets_its_bound():
+    assert meets(0.95, at_least=0.95)
+    assert meets(0.5, at_least=0.1, at_most=0.5)
+    assert not meets(0.94, at_least=0.95)
+    assert not meets(5.1, at_most=5.0)
+    for value in (math.nan, math.inf, -math.inf, None):
+        assert not meets(value)
+        assert not meets(value, at_least=0.0)
+        assert not meets(value, at_most=1.0)

@@ -23,7 +23,7 @@ from segagent_rt.backends import Runtime as Where
 from segagent_rt.backends import open_session
 from segagent_rt.bench.one_by_one import OneByOne
 from segagent_rt.errors import GateFailed
-from segagent_rt.metrics import iou
+from segagent_rt.metrics import iou, meets
 from segagent_rt.mllm.language import LanguageModel
 from segagent_rt.runtime import Runtime
 from segagent_rt.scenes import make_scene
@@ -189,7 +189,8 @@ def check_gate(figures: dict[str, Any]) -> None:
     """Raise `GateFailed` unless the figures of `measure_agreement` are good enough."""
     for name, bar in LEAST.items():
         value = figures[name]
-        if value > bar if name == "miou_drop" else value < bar:
+        good = meets(value, at_most=bar) if name == "miou_drop" else meets(value, at_least=bar)
+        if not good:
             raise GateFailed(
                 f"{name} is {value}, the bar is {bar}",
                 hint="keep the vision tower or the language model at a higher precision",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,7 +31,7 @@ from segagent_rt_export.mllm.profiles import mllm_profiles
 from segagent_rt_export.mllm.progress import counted
 from segagent_rt_export.mllm.published import open_published
 from segagent_rt_export.mllm.source import MllmSource
-from segagent_rt_export.parts import PartDraft, new_part, write_index, write_manifest
+from segagent_rt_export.parts import PartDraft, copy_part, new_part, write_index, write_manifest
 from segagent_rt_export.photos import Photos
 from segagent_rt_export.plan import PartPlan, Plan, too_large
 from segagent_rt_export.recipe import MllmRecipe, SegmenterRecipe, VariantName
@@ -46,9 +46,10 @@ from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARI
 from segagent_rt_export.verdict import Gate, Verdict
 from segagent_rt_export.verify import (
     verify_graphs,
+    verify_masks,
     verify_published,
+    verify_reference,
     verify_replies,
-    verify_segmenter,
 )
 
 Tell: TypeAlias = Callable[[str], None]
@@ -71,18 +72,30 @@ class Judge:
         """What is compared on."""
         return self.photos or Scenes(self.gate.scenes)
 
-    def record(self, part: PartName, verdict: Verdict) -> dict[str, Any]:
-        """What the manifest says.
+    def require(self, part: PartName, verdict: Verdict) -> None:
+        """Refuse a part whose reference is not what was published.
 
         Raises:
-            GateFailed: the part did not pass.
+            GateFailed: it is not, and that is not allowed, or its numbers are not finite.
         """
-        if not verdict.passed and not self.forgiving:
-            raise GateFailed(
-                f"the {part} is not what was published: {verdict.failures[0]}",
-                hint="leave that variant out, or use --allow-below-gate, which records it",
-            )
-        return verdict.record()
+        refused = verdict.refused
+        if refused is not None and (refused.hopeless or not self.forgiving):
+            raise GateFailed(f"the {part} is not what was published: {refused}", hint=refused.hint)
+
+    def left_out(
+        self, part: PartName, verdict: Verdict, wanted: Collection[str]
+    ) -> dict[str, list[str]]:
+        """The wanted variants that are not written because they fail by themselves, and why.
+
+        Raises:
+            GateFailed: the reference fails, or no wanted variant is left.
+        """
+        self.require(part, verdict)
+        failed = verdict.failed(forgiving=self.forgiving)
+        if set(wanted) <= set(failed):
+            worst = next(f for f in verdict.failures if f.variant in failed)
+            raise GateFailed(f"no variant of the {part} passes the gate: {worst}", hint=worst.hint)
+        return {name: reasons for name, reasons in failed.items() if name in wanted}
 
 
 def carry_out(plan: Plan, judge: Judge, tell: Tell) -> None:
@@ -93,11 +106,14 @@ def carry_out(plan: Plan, judge: Judge, tell: Tell) -> None:
         CheckpointInvalid: a checkpoint turns out to be of another kind than it seemed.
         GateFailed: a part is not what was published; the parts before it are finished.
     """
-    places = {part.name: part.finished or part.target for part in plan.parts}
+    places = {part.name: part.place for part in plan.parts}
     try:
         with _alone(plan.target):
-            for part in plan.pending:
-                _make(part, places, judge, tell)
+            for part in plan.parts:
+                if part.finished is None:
+                    _make(part, places, judge, tell)
+                elif part.state == "reused":
+                    copy_part(open_part(part.finished, part.name), part.target)
             index_parts(plan, places)
     except OSError as error:
         raise OutputError(
@@ -153,44 +169,53 @@ def index_parts(plan: Plan, places: Mapping[PartName, Path]) -> None:
 
 
 def make_segmenter(part: PartPlan, folder: Path, judge: Judge, tell: Tell) -> None:
-    """Write a segmenter's part into a folder."""
+    """Write a segmenter's part into a folder.
+
+    Raises:
+        GateFailed: the reference is not what was published, or no wanted variant is like it.
+    """
     assert isinstance(part.recipe, SegmenterRecipe)
+    # 1. The graphs in fp32, compared with torch.
     whole = folder / REFERENCE
     whole.mkdir()
     tell("tracing the graphs")
     exported = export_segmenter(part.recipe, part.source, whole)
     names = _with_reference(part.recipe.variants)
     variants = {str(name): _segmenter_variant(name, exported) for name in names}
+    bare = _described(folder, _draft(part, exported, {REFERENCE: variants[REFERENCE]}))
+    verdict = verify_reference(bare, exported.checks, judge.gate, tell)
+    if exported.for_gpu:
+        verdict = verdict.and_also(_verify_form(part, exported, folder, judge, tell))
+    judge.require("segmenter", verdict)
+    # 2. The variants, compared with them.
     ranges: Mapping[str, Ranges] | None = None
     roles = {role for variant in variants.values() for role in variant.integers}
     if roles:
         tell("measuring the ranges of values")
-        bare = _described(folder, _draft(part, exported, {REFERENCE: variants[REFERENCE]}))
         ranges = observed_ranges(bare, judge.material.measured(), roles)
     for name in names:
         if name != REFERENCE:
             tell(f"storing {name}")
             kind = SEGMENTER_VARIANTS[name]
             store_as(exported.graphs_for(kind.device), folder / name, kind, ranges)
-    form = _verify_form(part, exported, folder, judge, tell) if exported.for_gpu else Verdict()
+    if exported.for_gpu:
+        shutil.rmtree(whole / FOR_GPU)
     draft = _draft(part, exported, variants)
-    opened = _described(folder, draft)
-    verdict = verify_segmenter(opened, exported.checks, judge.gate, tell, judge.material)
-    _finish(part, folder, draft, judge.record("segmenter", verdict.and_also(form)))
+    compared = verify_masks(_described(folder, draft), judge.gate, tell, judge.material)
+    _finish(part, folder, draft, judge, verdict.and_also(compared))
 
 
 def _verify_form(
     part: PartPlan, exported: ExportedSegmenter, folder: Path, judge: Judge, tell: Tell
 ) -> Verdict:
-    """Compare with torch what variants for GPUs were made of, and remove it."""
+    """Compare with torch what variants for GPUs are made of."""
     tell("comparing the graphs in their form for GPUs with torch")
     graphs = {role: p.relative_to(folder).as_posix() for role, p in exported.for_gpu.items()}
     whole = _draft(part, exported, {REFERENCE: Variant("gpu", "fp32", graphs, "portable")})
     checks = [check for check in exported.checks if check.role in graphs]
     verdict = verify_graphs(_described(folder, whole), checks, judge.gate)
-    shutil.rmtree(folder / REFERENCE / FOR_GPU)
-    failures = tuple(f"for GPUs, {failure}" for failure in verdict.failures)
-    return Verdict({"graphs_for_gpu": verdict.numbers["graphs"]}, failures)
+    failures = [replace(f, text=f"for GPUs, {f.text}") for f in verdict.failures]
+    return Verdict({"graphs_for_gpu": verdict.numbers["graphs"]}, tuple(failures))
 
 
 def _segmenter_variant(name: VariantName, exported: ExportedSegmenter) -> Variant:
@@ -209,28 +234,36 @@ def _draft(part: PartPlan, exported: ExportedSegmenter, variants: dict[str, Vari
 def make_mllm(
     part: PartPlan, folder: Path, segmenter: Path | None, judge: Judge, tell: Tell
 ) -> None:
-    """Write an MLLM's part into a folder."""
+    """Write an MLLM's part into a folder.
+
+    Raises:
+        GateFailed: the reference is not what was published, or no wanted variant is like it.
+    """
     source, recipe = part.mllm, part.recipe
     assert source is not None
     assert isinstance(recipe, MllmRecipe)
-    names = _with_reference(recipe.variants)
-    variants = {str(name): _write_variant(source, name, folder, tell) for name in names}
+    # 1. The graphs in fp32, compared with torch.
+    whole = {str(REFERENCE): _write_variant(source, REFERENCE, folder, tell)}
     tell("writing the embeddings")
     export_mllm_tables(source, folder)
     provenance = {**source.provenance, "order": part.order}
-    draft = PartDraft("mllm", source.family, source.settings, variants, provenance)
+    draft = PartDraft("mllm", source.family, source.settings, whole, provenance)
     opened, streamed = _described(folder, draft), too_large(part)
     published = open_published(part.source, source, part.adapter, streamed=streamed)
     verdict = verify_published(opened, published, judge.gate, tell, streamed=streamed)
     del published
+    judge.require("mllm", verdict)
+    # 2. The variants, compared with them.
+    names = [name for name in recipe.variants if name != REFERENCE]
+    more = {str(name): _write_variant(source, name, folder, tell) for name in names}
+    draft = replace(draft, variants=more | whole)
     masks = None if segmenter is None else _open_segmenter(segmenter)
-    verdict = verdict.and_also(
-        verify_replies(opened, masks, judge.gate, tell, judge.material, streamed=streamed)
-    )
+    opened = _described(folder, draft)
+    compared = verify_replies(opened, masks, judge.gate, tell, judge.material, streamed=streamed)
     quality = "not measured"
     if recipe.preset in ZERO_SHOT:
         quality += "; the model was not trained for this task"
-    _finish(part, folder, draft, {**judge.record("mllm", verdict), "quality": quality})
+    _finish(part, folder, draft, judge, verdict.and_also(compared), {"quality": quality})
 
 
 def _write_variant(source: MllmSource, name: VariantName, folder: Path, tell: Tell) -> Variant:
@@ -259,13 +292,24 @@ def _with_reference(variants: tuple[VariantName, ...]) -> list[VariantName]:
 
 def _described(folder: Path, draft: PartDraft) -> Part:
     """The part as it lies in the folder, the reference included."""
-    write_manifest(folder, draft)
+    write_manifest(folder, draft, hashed=False)
     return open_part(folder, draft.kind)
 
 
-def _finish(part: PartPlan, folder: Path, draft: PartDraft, verified: dict[str, Any]) -> None:
-    """Drop a reference that was not asked for, and describe what remains."""
-    wanted: dict[str, Variant] = {name: draft.variants[name] for name in part.recipe.variants}
-    if REFERENCE not in wanted:
-        shutil.rmtree(folder / REFERENCE)
+def _finish(
+    part: PartPlan,
+    folder: Path,
+    draft: PartDraft,
+    judge: Judge,
+    verdict: Verdict,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Drop variants that fail and a reference that nobody asked for; describe what remains."""
+    left_out = judge.left_out(part.name, verdict, part.recipe.variants)
+    wanted: dict[str, Variant] = {
+        name: draft.variants[name] for name in part.recipe.variants if name not in left_out
+    }
+    for name in set(draft.variants) - set(wanted):
+        shutil.rmtree(folder / name)
+    verified = verdict.record(left_out) | dict(more or {})
     write_manifest(folder, replace(draft, variants=wanted, verified=verified))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from segagent_rt import contracts
+from segagent_rt.bundle import Part
 from segagent_rt.contracts import BundleIndex, FileRecord, Manifest, PartName, Variant
 from segagent_rt.files import atomic_write, json_bytes
 
@@ -33,6 +34,18 @@ def new_part(target: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def copy_part(part: Part, target: Path) -> None:
+    """A part's files in another bundle, as hard links where the file system can."""
+    with new_part(target) as folder:
+        for name in (*part.manifest.files, contracts.MANIFEST_FILE):
+            copy = contracts.inside(folder, name)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(contracts.inside(part.folder, name), copy)
+            except OSError:
+                shutil.copy2(contracts.inside(part.folder, name), copy)
+
+
 @dataclass(frozen=True, slots=True)
 class PartDraft:
     """A part before its files are counted and hashed."""
@@ -45,9 +58,15 @@ class PartDraft:
     verified: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_manifest(folder: Path, draft: PartDraft) -> Manifest:
-    """Describe every file of the folder; the manifest is the last file written."""
-    files = file_records(folder)
+def write_manifest(folder: Path, draft: PartDraft, *, hashed: bool = True) -> Manifest:
+    """Describe every file of the folder; the manifest is the last file written.
+
+    Args:
+        folder: the part's.
+        draft: what the files are.
+        hashed: whether files are named by their content; not needed while a part is made.
+    """
+    files = file_records(folder, hashed=hashed)
     manifest = Manifest(
         kind=draft.kind,
         family=draft.family,
@@ -62,10 +81,12 @@ def write_manifest(folder: Path, draft: PartDraft) -> Manifest:
     return manifest
 
 
-def file_records(folder: Path) -> dict[str, FileRecord]:
+def file_records(folder: Path, *, hashed: bool = True) -> dict[str, FileRecord]:
     """Size and hash of every file of a folder but its manifest, by path within it."""
     return {
-        path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, _sha256(path))
+        path.relative_to(folder).as_posix(): FileRecord(
+            path.stat().st_size, _sha256(path) if hashed else ""
+        )
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / contracts.MANIFEST_FILE
     }

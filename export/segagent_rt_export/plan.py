@@ -9,10 +9,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import segagent_rt
-from segagent_rt.contracts import MANIFEST_FILE, Manifest, PartName, read_json, to_json
-from segagent_rt.errors import ManifestInvalid, OutputError
+from segagent_rt.bundle import open_part
+from segagent_rt.contracts import MANIFEST_FILE, PartName, to_json
+from segagent_rt.errors import BundleError, OutputError
 from segagent_rt.files import check_writable
 from segagent_rt.memory import free_memory
 from segagent_rt_export.errors import CheckpointInvalid, TooLittleRoom
@@ -24,6 +26,7 @@ from segagent_rt_export.segmenters.families import formed_for_gpu
 from segagent_rt_export.sources import locate
 from segagent_rt_export.streaming import PIECE
 from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
+from segagent_rt_export.verdict import REVISION
 
 BASE_MEMORY = 1_500_000_000
 """Bytes that torch, the graphs and a picture's activations take beside weights."""
@@ -50,7 +53,10 @@ class Need:
 class PartPlan:
     """One part: where it comes from and goes, and a finished one that makes the work needless.
 
-    `order` names everything that decides the part's content.
+    Attributes:
+        order: names everything that decides the part's content.
+        finished: the folder of a part of the same order, in this bundle or in one beside it.
+        share: whether the bundle refers to such a part beside it, instead of holding its files.
     """
 
     name: PartName
@@ -62,13 +68,22 @@ class PartPlan:
     mllm: MllmSource | None = None
     adapter: Path | None = None
     finished: Path | None = None
+    share: bool = False
 
     @property
-    def state(self) -> str:
-        """Whether it is exported, kept, or shared with another bundle."""
+    def state(self) -> Literal["exported", "kept", "reused", "shared"]:
+        """What becomes of it: a reused part is another bundle's whose files this bundle holds too;
+        a shared one lies in the other bundle alone."""
         if self.finished is None:
             return "exported"
-        return "kept" if self.finished == self.target else "shared"
+        if self.finished == self.target:
+            return "kept"
+        return "shared" if self.share else "reused"
+
+    @property
+    def place(self) -> Path:
+        """Where the part lies in the end."""
+        return self.finished if self.finished and self.state == "shared" else self.target
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +101,13 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, target: Path, *, resume: bool, below_gate: bool, pictures: str = ""
+    recipe: Recipe,
+    target: Path,
+    *,
+    resume: bool,
+    below_gate: bool,
+    pictures: str = "",
+    share: bool = False,
 ) -> Plan:
     """Find and understand all sources.
 
@@ -96,6 +117,7 @@ def make_plan(
         resume: keep finished parts of the folder instead of making them again.
         below_gate: finished parts may be used though they did not pass the gate.
         pictures: names those that parts are judged by, if they are not generated scenes.
+        share: refer to a finished part of a bundle beside this one; it is copied if left out.
 
     Raises:
         SourceMissing: a checkpoint is not there.
@@ -111,8 +133,8 @@ def make_plan(
         places = [planned.target] if resume else []
         places += (p.parent for p in sorted(target.parent.glob(f"*/{name}/{MANIFEST_FILE}")))
         usable = (place for place in places if resume or place != planned.target)
-        finished = next((p for p in usable if _fulfils(p, planned.order, below_gate)), None)
-        parts.append(replace(planned, finished=finished))
+        finished = next((p for p in usable if _fulfils(p, name, planned.order, below_gate)), None)
+        parts.append(replace(planned, finished=finished, share=share))
     return Plan(recipe, target, tuple(parts))
 
 
@@ -251,7 +273,7 @@ def _order(part: SegmenterRecipe | MllmRecipe, source: Path, adapter: Path | Non
     recipe = {k: v for k, v in to_json(part).items() if k not in ("origin", "source", "adapter")}
     files = [file for place in (source, adapter) if place for file in _files(place)]
     stamps = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    told = json.dumps([recipe, stamps, segagent_rt.__version__], sort_keys=True)
+    told = json.dumps([recipe, stamps, segagent_rt.__version__, REVISION], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
@@ -264,11 +286,19 @@ def _files(place: Path) -> list[Path]:
     return sorted(p for p in place.iterdir() if p.is_file()) if place.is_dir() else [place]
 
 
-def _fulfils(folder: Path, order: str, below_gate: bool) -> bool:
-    """Whether a folder holds the finished part of an order."""
+def _fulfils(folder: Path, name: PartName, order: str, below_gate: bool) -> bool:
+    """Whether a folder holds the finished part of an order, every byte as it was exported.
+
+    With `below_gate` variants that the gate left out are missing.
+    """
     try:
-        manifest = read_json(folder / MANIFEST_FILE, Manifest)
-    except ManifestInvalid:
+        part = open_part(folder, name)
+        if part.manifest.provenance.get("order") != order:
+            return False
+        part.verify()
+    except BundleError:
         return False
-    passed = manifest.verified.get("gate") == "passed"
-    return manifest.provenance.get("order") == order and (passed or below_gate)
+    verified = part.manifest.verified
+    if below_gate:
+        return not verified.get("left_out")
+    return verified.get("gate") == "passed"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from segagent_rt.metrics import meets
 from segagent_rt.types import Click, Size, Turn
 
 Numbers: TypeAlias = Mapping[str, Any]
@@ -39,27 +41,89 @@ class Gate:
     scenes: int = 8
 
 
+REVISION = 2
+"""Raised when the gate learns to see a fault: parts that passed an older one are made again."""
+
+LEAVE_OUT = "leave the variant out, or use --allow-below-gate, which records the failure"
+DAMAGED = (
+    "the checkpoint's weights are damaged or diverged in training: download it again, or export "
+    "an earlier training step"
+)
+OVERFLOW = "leave the variant out; cpu-8bit and the reference do not overflow"
+WRONG_GRAPH = "--allow-below-gate writes the part all the same, and records the failure"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One reason why the gate refuses a part, or one variant of it.
+
+    Attributes:
+        text: what was measured, in words.
+        hint: what helps against this cause.
+        variant: the only variant that fails; None if the reference fails, and so the part.
+        hopeless: whether the part computes numbers that are not finite; no option allows that.
+    """
+
+    text: str
+    hint: str = WRONG_GRAPH
+    variant: str | None = None
+    hopeless: bool = False
+
+    def __str__(self) -> str:
+        return self.text if self.variant is None else f"{self.variant}: {self.text}"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Everything that was measured of a part, and each sentence that speaks against it."""
+    """Everything that was measured of a part, and each failure that it showed."""
 
     numbers: Numbers = field(default_factory=dict)
-    failures: tuple[str, ...] = ()
+    failures: tuple[Failure, ...] = ()
 
     @property
     def passed(self) -> bool:
         return not self.failures
 
+    @property
+    def refused(self) -> Failure | None:
+        """The first failure that concerns the whole part; hopeless ones come first."""
+        whole = [failure for failure in self.failures if failure.variant is None]
+        return min(whole, key=lambda failure: not failure.hopeless, default=None)
+
+    def failed(self, *, forgiving: bool = False) -> dict[str, list[str]]:
+        """The variants that fail by themselves, and why; the forgiving gate lets those pass that
+        compute finite numbers."""
+        found: dict[str, list[str]] = {}
+        for failure in self.failures:
+            if failure.variant is not None and (failure.hopeless or not forgiving):
+                found.setdefault(failure.variant, []).append(failure.text)
+        return found
+
     def and_also(self, other: Verdict) -> Verdict:
         """Both together."""
         return Verdict({**self.numbers, **other.numbers}, self.failures + other.failures)
 
-    def record(self) -> dict[str, Any]:
-        """For the manifest."""
-        gate = "passed" if self.passed else "below, allowed"
-        return {"gate": gate, **self.numbers} | (
-            {"failures": list(self.failures)} if self.failures else {}
-        )
+    def record(self, left_out: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """For the manifest: the numbers, and the failures of what is written.
+
+        Args:
+            left_out: variants that are not written, and why.
+        """
+        written = [str(f) for f in self.failures if f.variant not in left_out]
+        more: dict[str, Any] = {"failures": written} if written else {}
+        if left_out:
+            more["left_out"] = {name: list(reasons) for name, reasons in left_out.items()}
+        gate = "below, allowed" if written else "passed"
+        return {"gate": gate, **_plain(self.numbers), **more}
+
+
+def _plain(value: Any) -> Any:
+    """Figures for JSON, which has no word for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {name: _plain(figure) for name, figure in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(figure) for figure in value]
+    return "not finite" if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +179,17 @@ def summarise(cases: Sequence[Case], worst: int = 3) -> dict[str, Any]:
 
 
 def shortfalls(numbers: Numbers, gate: Gate) -> Iterator[str]:
-    """What speaks against a variant, in words."""
-    if (share := numbers.get("agreement")) is not None and share < gate.agreement:
+    """What speaks against a variant, in words. Figures that were not measured (None, or absent)
+    do not; figures that are not finite do."""
+    share, apart = numbers.get("agreement"), numbers.get("distance_median")
+    if share is not None and not meets(share, at_least=gate.agreement):
         yield f"it agrees in {share:.0%} of the states, {gate.agreement:.0%} are asked for"
-    apart = numbers.get("distance_median")
-    if apart is not None and apart > gate.distance:
+    if apart is not None and not meets(apart, at_most=gate.distance):
         yield f"its clicks are {apart:.1f}/1000 away, {gate.distance:.1f} are allowed"
-    iou = numbers.get("mask_iou_mean")
-    if iou is not None and iou < gate.mask_iou:
+    iou, off = numbers.get("mask_iou_mean"), numbers.get("range_misfit")
+    if iou is not None and not meets(iou, at_least=gate.mask_iou):
         yield f"its masks have an IoU of {iou:.3f}, {gate.mask_iou:.3f} is asked for"
-    off = numbers.get("range_misfit")
-    if off is not None and off > gate.range_misfit:
+    if off is not None and not meets(off, at_most=gate.range_misfit):
         yield f"its ranges are {off:.1f} times off, {gate.range_misfit:.1f} are allowed"
 
 

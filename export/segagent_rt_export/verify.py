@@ -6,19 +6,30 @@ reference by what it does: clicks and masks over recorded states.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.bundle import Part
 from segagent_rt.examples import Watched
-from segagent_rt.metrics import iou
+from segagent_rt.metrics import iou, max_error, meets
 from segagent_rt.runtime import open_mllm, open_segmenter
-from segagent_rt.types import Array, Click, Mask, Request, Segmenter, Session, Turn
+from segagent_rt.types import (
+    Array,
+    Click,
+    Feed,
+    Mask,
+    Request,
+    Resident,
+    Segmenter,
+    Session,
+    Turn,
+)
 from segagent_rt_export.lint import lint
 from segagent_rt_export.mllm.published import Published
 from segagent_rt_export.segmenters.exported import Check
@@ -27,7 +38,17 @@ from segagent_rt_export.segmenters.published import host_of, levels_apart, promp
 from segagent_rt_export.states import Drawn, Material, Scenes, State, pictures, scenes
 from segagent_rt_export.streaming import CPU, Convoy, Streamed
 from segagent_rt_export.variants import REFERENCE
-from segagent_rt_export.verdict import Case, Gate, Verdict, shortfalls, summarise
+from segagent_rt_export.verdict import (
+    DAMAGED,
+    LEAVE_OUT,
+    OVERFLOW,
+    Case,
+    Failure,
+    Gate,
+    Verdict,
+    shortfalls,
+    summarise,
+)
 
 SIZES = ((140, 196), (97, 331), (300, 120), (64, 64), (211, 223))
 """Heights and widths of pictures: grids that windows do not divide, enlarged ones, shrunk ones."""
@@ -36,14 +57,45 @@ STEPS = (slice(0, 5), slice(5, 6), slice(6, 7), slice(7, None))
 """Tokens that are read at once behind a filled cache."""
 
 Tell: TypeAlias = Callable[[str], None]
+Measured: TypeAlias = tuple[dict[str, Any], list[Failure]]
+"""Figures of a variant, and what its outputs say against it."""
+
 A = TypeVar("A")
 B = TypeVar("B")
+
+
+class FiniteSession:
+    """A session that notes in `found` which outputs held numbers that are not finite."""
+
+    def __init__(self, session: Session, role: str, found: dict[str, None]) -> None:
+        self._session, self._role, self._found = session, role, found
+
+    def run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str],
+        *,
+        into: Mapping[str, Resident] | None = None,
+        keep: Collection[str] = (),
+    ) -> dict[str, Any]:
+        results = self._session.run(feeds, outputs, into=into, keep=keep)
+        for name in set(results).difference(keep):
+            if not np.isfinite(results[name]).all():
+                self._found[f"`{name}` of the graph `{self._role}`"] = None
+        return results
+
+    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Resident:
+        return self._session.allocate(shape, dtype)
+
+    def close(self) -> None:
+        self._session.close()
 
 
 class Opened:
     """A part's graphs, opened once each: some roles of one variant, all others of the reference.
 
     With a convoy they run in pieces, and what is asked of them in one `each` goes together.
+    `not_finite` names the outputs that held numbers that are not finite.
     """
 
     def __init__(
@@ -56,11 +108,19 @@ class Opened:
         self._part, self._variant, self._roles = part, variant, roles
         self._convoy = convoy
         self._sessions: list[Session] = []
+        self.not_finite: dict[str, None] = {}
 
     def __call__(self, part: Part, role: str) -> Session:
         variant = self._variant if role in self._roles else REFERENCE
-        self._sessions.append(self._open(part, role, variant))
-        return self._sessions[-1]
+        session = FiniteSession(self._open(part, role, variant), role, self.not_finite)
+        self._sessions.append(session)
+        return session
+
+    def failures(self, *, variant: str | None = None) -> list[Failure]:
+        """What the outputs say against the reference, or against a variant."""
+        hint = DAMAGED if variant is None else OVERFLOW
+        texts = [f"the output {output} is not finite" for output in self.not_finite]
+        return [Failure(text, hint, variant, hopeless=True) for text in texts[:1]]
 
     def _open(self, part: Part, role: str, variant: str) -> Session:
         if self._convoy is None:
@@ -95,43 +155,54 @@ def _twin(annotator: MllmAnnotator) -> MllmAnnotator:
     )  # fmt: skip
 
 
-def verify_segmenter(
-    part: Part, checks: Sequence[Check], gate: Gate, tell: Tell, material: Material | None = None
-) -> Verdict:
-    """Compare a segmenter's part, which holds the reference and all its variants; on generated
-    scenes without other `material`."""
+def verify_reference(part: Part, checks: Sequence[Check], gate: Gate, tell: Tell) -> Verdict:
+    """Compare a segmenter's reference with torch, and its host rules with the authors'."""
     tell("comparing the graphs with torch")
+    verdict = Verdict(failures=tuple(f for f in lint(part) if f.variant is None))
+    if not verdict.passed:
+        return verdict
     verdict = verify_graphs(part, checks, gate)
     tell("comparing what the net is shown")
     numbers, complaints = _host(part, gate)
-    verdict = verdict.and_also(Verdict({"host": numbers}, (*lint(part), *complaints)))
-    return verdict.and_also(verify_masks(part, gate, tell, material or Scenes(gate.scenes)))
+    return verdict.and_also(Verdict({"host": numbers}, tuple(map(Failure, complaints))))
 
 
 def verify_graphs(part: Part, checks: Sequence[Check], gate: Gate) -> Verdict:
     """Compare the reference's graphs with torch."""
     errors = graph_errors(part, checks)
-    failures = [
-        f"the graph `{role}` is {error:.1e} away from torch, {gate.graph_error:.0e} is allowed"
-        for role, error in errors.items()
-        if not error <= gate.graph_error
-    ]
-    return Verdict({"graphs": errors}, tuple(failures))
+    found = {f"graph `{role}`": error for role, error in errors.items()}
+    return Verdict({"graphs": errors}, tuple(_away(found, "away", gate)))
+
+
+def _away(errors: Mapping[str, float], unit: str, gate: Gate) -> Iterator[Failure]:
+    """A failure for each comparison with torch that is not within the gate."""
+    for what, error in errors.items():
+        if np.isinf(error):
+            text = f"the {what} is not finite, or of another shape than torch's"
+            yield Failure(text, DAMAGED, hopeless=True)
+        elif not meets(error, at_most=gate.graph_error):
+            yield Failure(
+                f"the {what} is {error:.1e} {unit} from torch, {gate.graph_error:.0e} is allowed"
+            )
 
 
 def verify_masks(part: Part, gate: Gate, tell: Tell, material: Material) -> Verdict:
     """Compare the masks of a segmenter's variants with the reference's."""
-    found: dict[str, Any] = {}
-    failures = list[str]()
+    found, failures = dict[str, Any](), list(_of_variants(part))
     if variants := _others(part):
         tell("recording what the reference draws")
         with Opened(part) as opened:
             drawn = list(material.drawn(opened.segmenter()))
+            failures += opened.failures()
     for variant in variants:
         tell(f"comparing {variant}")
         found[variant], complaints = _segmenter_variant(part, variant, drawn, gate)
         failures += complaints
     return Verdict({"variants": found} | _shown(material, variants), tuple(failures))
+
+
+def _of_variants(part: Part) -> Iterator[Failure]:
+    return (failure for failure in lint(part) if failure.variant is not None)
 
 
 def _shown(material: Material, variants: Sequence[str]) -> dict[str, Any]:
@@ -140,21 +211,15 @@ def _shown(material: Material, variants: Sequence[str]) -> dict[str, Any]:
 
 
 def graph_errors(part: Part, checks: Sequence[Check]) -> dict[str, float]:
-    """For each role the worst error of the reference, as a share of the largest magnitude."""
+    """For each role the worst error of the reference, as a share of the largest magnitude;
+    infinite where a number is not finite."""
     errors: dict[str, float] = {}
     for check in checks:
         with Opened(part) as opened:
             found = opened(part, check.role).run(check.feeds, list(check.expected))
-        worst = max(_relative(found[name], wanted) for name, wanted in check.expected.items())
+        worst = max(max_error(found[name], wanted) for name, wanted in check.expected.items())
         errors[check.role] = max(errors.get(check.role, 0.0), worst)
     return {role: float(f"{error:.3g}") for role, error in errors.items()}
-
-
-def _relative(found: Array, wanted: Array) -> float:
-    if found.shape != wanted.shape:
-        return float("inf")
-    apart = np.abs(np.asarray(found, np.float64) - wanted).max()
-    return float(apart / max(np.abs(wanted).max(), 1e-12))
 
 
 def _host(part: Part, gate: Gate) -> tuple[dict[str, float], list[str]]:
@@ -183,11 +248,11 @@ def _host(part: Part, gate: Gate) -> tuple[dict[str, float], list[str]]:
         "mask_iou": round(iou(mask, host.mask(outputs, size)), 4),
     }
     complaints = []
-    if not numbers["picture_error"] <= gate.picture_error:
+    if not meets(numbers["picture_error"], at_most=gate.picture_error):
         complaints.append("the net is shown another picture than its authors show it")
-    if not numbers["prompt_error"] <= 1e-2:
+    if not meets(numbers["prompt_error"], at_most=1e-2):
         complaints.append("the net is shown clicks in other places than its authors show them")
-    if not numbers["mask_iou"] >= gate.mask_iou:
+    if not meets(numbers["mask_iou"], at_least=gate.mask_iou):
         complaints.append("masks are drawn otherwise than the net's authors draw them")
     return numbers, complaints
 
@@ -202,10 +267,10 @@ def _replayed(segmenter: Segmenter, drawn: Drawn) -> Mask:
 
 def _segmenter_variant(
     part: Part, variant: str, drawn: Sequence[Drawn], gate: Gate
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], list[Failure]]:
     images = list({id(one.image): one.image for one in drawn}.values())
 
-    def measure(roles: Collection[str]) -> dict[str, Any]:
+    def measure(roles: Collection[str]) -> Measured:
         with Opened(part, variant, roles) as opened:
             segmenter = opened.segmenter()
             ious = [iou(_replayed(segmenter, one), one.mask) for one in drawn]
@@ -216,7 +281,7 @@ def _segmenter_variant(
         }
         if set(roles) & set(part.manifest.variants[variant].integers):
             numbers["range_misfit"] = round(misfit(part, variant, images), 2)
-        return numbers
+        return numbers, opened.failures(variant=variant)
 
     return _judged(part, variant, measure, gate)
 
@@ -226,14 +291,12 @@ def verify_published(
 ) -> Verdict:
     """Compare the reference of an MLLM's part with the published model."""
     tell("comparing the graphs with torch")
+    verdict = Verdict(failures=tuple(f for f in lint(part) if f.variant is None))
+    if not verdict.passed:
+        return verdict
     with Opened(part, convoy=Convoy(tell) if streamed else None) as opened:
         errors = published_errors(opened, published, tell)
-    failures = [
-        f"the {what} is {error:.1e} deviations away from torch, {gate.graph_error:.0e} is allowed"
-        for what, error in errors.items()
-        if not error <= gate.graph_error
-    ]
-    return Verdict({"graphs": errors}, tuple(failures))
+    return Verdict({"graphs": errors}, tuple(_away(errors, "deviations away", gate)))
 
 
 def verify_replies(
@@ -257,20 +320,22 @@ def verify_replies(
     """
     found: dict[str, Any] = {}
     material = material or Scenes(gate.scenes)
-    failures, convoy = list(lint(part)), Convoy(tell) if streamed else None
+    failures, convoy = list(_of_variants(part)), Convoy(tell) if streamed else None
     if variants := _others(part):
         tell("recording what the reference answers")
         recorded = list(material.states(segmenter))
         with Opened(part, convoy=convoy) as opened:
             answers = list(zip(recorded, opened.each(_answer, recorded), strict=True))
+            failures += opened.failures()
     for variant in variants:
         tell(f"comparing {variant}")
 
-        def measure(roles: Collection[str], variant: str = variant) -> dict[str, Any]:
+        def measure(roles: Collection[str], variant: str = variant) -> Measured:
             with Opened(part, variant, roles, convoy) as opened:
                 turns = opened.each(_answer, recorded)
             pairs = zip(answers, turns, strict=True)
-            return summarise([_case(state, said, turn, segmenter) for (state, said), turn in pairs])
+            cases = [_case(state, said, turn, segmenter) for (state, said), turn in pairs]
+            return summarise(cases), opened.failures(variant=variant)
 
         found[variant], complaints = _judged(part, variant, measure, gate)
         failures += complaints
@@ -285,10 +350,10 @@ def published_errors(opened: Opened, published: Published, tell: Tell) -> dict[s
     embeddings, logits = 0.0, 0.0
     for number, (image, ours) in enumerate(zip(images, found, strict=True), 1):
         tell(f"asking torch, picture {number} of {len(images)}")
-        embeddings = max(embeddings, _deviations(ours.seen, published.picture(image).numpy()))
+        seen = published.picture(image).numpy()
+        embeddings = max(embeddings, max_error(ours.seen, seen, seen.std()))
         theirs = published.logits(image, ours.lead, ours.tail)[-len(ours.logits) :]
-        apart = np.abs(ours.logits - theirs[:, ours.rows]).max() / theirs.std()
-        logits = max(logits, float(apart))
+        logits = max(logits, max_error(ours.logits, theirs[:, ours.rows], theirs.std()))
     return {"picture": float(f"{embeddings:.3g}"), "logits": float(f"{logits:.3g}")}
 
 
@@ -319,12 +384,6 @@ def _seen_and_said(annotator: MllmAnnotator, image: Array) -> Said:
     return Said(seen.embeddings[0], np.concatenate(logits), lead, tail + more, rows)
 
 
-def _deviations(found: Array, wanted: Array) -> float:
-    if found.shape != wanted.shape:
-        return float("inf")
-    return float(np.abs(found - wanted).max() / wanted.std())
-
-
 def _answer(annotator: MllmAnnotator, state: State) -> Turn:
     expression = state.expression
     return annotator.look(state.image).propose([Request(state.prediction, expression)])[0][0]
@@ -353,18 +412,19 @@ def _others(part: Part) -> list[str]:
 
 
 def _judged(
-    part: Part, variant: str, measure: Callable[[Collection[str]], dict[str, Any]], gate: Gate
-) -> tuple[dict[str, Any], list[str]]:
+    part: Part, variant: str, measure: Callable[[Collection[str]], Measured], gate: Gate
+) -> tuple[dict[str, Any], list[Failure]]:
     """Measure a variant; if it falls short, find out which of its graphs is to blame."""
     roles = [role for role in part.roles if role in part.manifest.variants[variant].graphs]
-    numbers = measure(roles)
+    numbers, failures = measure(roles)
     short = list(shortfalls(numbers, gate))
-    if not short:
-        return numbers, []
-    alone = {role: measure([role]) for role in roles}
+    if failures or not short:
+        return numbers, failures
+    alone = {role: measure([role])[0] for role in roles}
     blamed = min(alone, key=lambda role: _goodness(alone[role]))
     numbers["blamed"] = blamed
-    return numbers, [f"{variant}: {why}; keep its {blamed} at higher precision" for why in short]
+    advice = f"keep its {blamed} at higher precision"
+    return numbers, [Failure(f"{why}; {advice}", LEAVE_OUT, variant) for why in short]
 
 
 def _goodness(numbers: Mapping[str, Any]) -> tuple[float, float]:

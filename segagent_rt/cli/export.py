@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from segagent_rt.errors import ExtraMissing
+from segagent_rt.errors import BatchFailed, ExtraMissing
 
 if TYPE_CHECKING:
     from segagent_rt_export.plan import Plan
@@ -55,6 +55,13 @@ def command(
             "--allow-below-gate", help="Write what is not good enough, too, and record that."
         ),
     ] = False,
+    share: Annotated[
+        bool,
+        typer.Option(
+            "--share",
+            help="Refer to equal parts of bundles beside this one instead of holding a copy.",
+        ),
+    ] = False,
     target: Annotated[
         str,
         typer.Option(help="bundle, or what a server of the MLLM loads: edge-llm, trtllm."),
@@ -72,7 +79,7 @@ def command(
         raise typer.BadParameter("--only takes segmenter or mllm")
     if target not in ("bundle", "edge-llm", "trtllm"):
         raise typer.BadParameter("--target takes bundle, edge-llm or trtllm")
-    if target != "bundle" and (only or variant or resume or below_gate or calibration):
+    if target != "bundle" and (only or variant or resume or below_gate or calibration or share):
         raise typer.BadParameter("of the other options only -o and --download go with --target")
     found = read_recipe(find_recipe(recipe)).narrowed(only, tuple(variant or ()))  # type: ignore[arg-type]
     if not all(map(find_spec, EXTRA)):
@@ -91,7 +98,9 @@ def command(
         return
     folder = output or Path("engines") / found.name
     named = "" if photos is None else photos.sha256
-    plan = make_plan(found, folder, resume=resume, below_gate=below_gate, pictures=named)
+    plan = make_plan(
+        found, folder, resume=resume, below_gate=below_gate, pictures=named, share=share
+    )
     for line in describe(plan):
         typer.echo(line, err=True)
     check_room(plan)
@@ -136,9 +145,18 @@ def _report(plan: Plan) -> None:
 
     if sys.stderr.isatty():
         typer.echo(err=True)
+    left_out = list[str]()
     bundle = open_bundle(plan.target)
     for part in plan.parts:
         opened = bundle.part(part.name)
         size = sum(record.size for record in opened.manifest.files.values())
         gate = opened.manifest.verified.get("gate", "not compared")
         typer.echo(f"{part.name}\t{part.state}\t{size / 1e6:.1f} MB\t{gate}\t{opened.folder}")
+        for variant, reasons in opened.manifest.verified.get("left_out", {}).items():
+            left_out.append(f"{variant} of the {part.name}")
+            typer.echo(f"{part.name}\tleft out\t{variant}\t{'; '.join(reasons)}")
+    if left_out:
+        raise BatchFailed(
+            f"{', '.join(left_out)} did not pass the gate; the other variants are written",
+            hint="name only variants that pass, or use --allow-below-gate to write the others too",
+        )

@@ -14,6 +14,7 @@ from segagent_rt_export.mllm.names import needless
 from segagent_rt_export.mllm.source import MllmSource
 from segagent_rt_export.mllm.weights import Stored, row_pieces
 from segagent_rt_export.precision import MllmPrecision
+from segagent_rt_export.verdict import DAMAGED
 
 TABLE_FILE, TOKENIZER_FILE = "embed.npy", "tokenizer.json"
 
@@ -50,6 +51,9 @@ def export_mllm_tables(source: MllmSource, folder: Path) -> None:
     """Write what all variants share: the table of embeddings, and the tokenizer.
 
     The table keeps 16-bit weights in 16 bits.
+
+    Raises:
+        CheckpointInvalid: an embedding is not finite, or does not fit 16 bits.
     """
     table = _embeddings(source)
     dtype = np.float16 if table.width == 2 else np.float32
@@ -59,6 +63,8 @@ def export_mllm_tables(source: MllmSource, folder: Path) -> None:
     at = 0
     for piece in row_pieces(table):
         target[at : at + len(piece)] = piece
+        if not np.isfinite(target[at : at + len(piece)]).all():
+            raise CheckpointInvalid("the table of embeddings is not finite", hint=DAMAGED)
         at += len(piece)
     target.flush()
     source.tokenizer.save(str(folder / TOKENIZER_FILE))

@@ -85,16 +85,50 @@ def test_resume_keeps_finished_parts(pair, places, terminal, monkeypatch):
     assert open_bundle(pair).digest == digest
 
 
-def test_another_bundle_of_the_same_mllm_shares_its_part(pair, places, terminal, recipe_text):
-    text = recipe_text("cpu-8bit", mllm="qwen2_5_vl") + recipe_text("cpu-fast", segmenter="sam")
+@pytest.fixture
+def other(pair: Path, places: Path, recipe_text: Any) -> Path:
+    """The recipe of a bundle with the same MLLM and another variant of the segmenter."""
+    text = recipe_text("cpu-8bit", mllm="qwen2_5_vl") + recipe_text("cpu-4bit", segmenter="sam")
     (places / "other.toml").write_text(text)
-    done = terminal("export", places / "other.toml", "-o", places / "other")
+    return places / "other.toml"
+
+
+def test_a_bundle_with_an_equal_part_beside_it_can_be_copied_alone(
+    pair, other, places, terminal, tmp_path
+):
+    done = terminal("export", other, "-o", places / "other", "--allow-below-gate")
     assert done.code == 0, done.err
-    assert [line.split("\t")[1] for line in done.out.splitlines()] == ["exported", "shared"]
+    assert [line.split("\t")[1] for line in done.out.splitlines()] == ["exported", "reused"]
+    alone = open_bundle(shutil.copytree(places / "other", tmp_path / "alone"))
+    assert alone.index.parts["mllm"] == "mllm"
+    alone.part("mllm").verify()
+    assert alone.part("mllm").digest == open_bundle(pair).part("mllm").digest
+    one, two = (b / "mllm" / "embed.npy" for b in (pair, places / "other"))
+    assert one.samefile(two)
+    shutil.rmtree(places / "other")
+
+
+def test_an_equal_part_is_shared_on_request(pair, other, places, terminal):
+    done = terminal("export", other, "-o", places / "other", "--share", "--only", "mllm")
+    assert done.code == 0, done.err
+    assert [line.split("\t")[:2] for line in done.out.splitlines()] == [["mllm", "shared"]]
     assert not (places / "other" / "mllm").exists()
-    other = open_bundle(places / "other")
-    assert other.index.parts["mllm"] == "../pair/mllm"
-    assert other.part("mllm").digest == open_bundle(pair).part("mllm").digest
+    assert open_bundle(places / "other").index.parts["mllm"] == "../pair/mllm"
+    shutil.rmtree(places / "other")
+
+
+def test_a_damaged_part_beside_it_is_made_again(pair, other, places, terminal):
+    """Its manifest says that it passed, but one byte of a graph is another."""
+    good = (pair / "mllm" / "embed.npy").read_bytes()
+    (pair / "mllm" / "embed.npy").write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    try:
+        done = terminal("export", other, "-o", places / "other", "--only", "mllm")
+    finally:
+        (pair / "mllm" / "embed.npy").write_bytes(good)
+    assert done.code == 0, done.err
+    assert [line.split("\t")[:2] for line in done.out.splitlines()] == [["mllm", "exported"]]
+    open_bundle(places / "other").part("mllm").verify()
+    shutil.rmtree(places / "other")
 
 
 def test_one_part_alone_and_the_other_later(places, terminal, monkeypatch, tmp_path):

@@ -29,8 +29,14 @@ from segagent_rt_export.mllm.published import open_published
 from segagent_rt_export.mllm.source import read_source
 from segagent_rt_export.plan import make_plan
 from segagent_rt_export.recipe import read_recipe
+from segagent_rt_export.states import Scenes
 from segagent_rt_export.verdict import Case, Gate, Verdict, shortfalls, summarise
-from segagent_rt_export.verify import verify_published, verify_replies, verify_segmenter
+from segagent_rt_export.verify import (
+    verify_masks,
+    verify_published,
+    verify_reference,
+    verify_replies,
+)
 
 pytestmark = pytest.mark.export
 
@@ -51,7 +57,8 @@ class Made:
     def failures(self, folder: Path | None = None) -> str:
         """What the gate says about a copy, or about the part itself."""
         place = folder or self.folder
-        return "; ".join(self.verify(open_part(place, self.folder.name)).failures)  # type: ignore[arg-type]
+        found = self.verify(open_part(place, self.folder.name))  # type: ignore[arg-type]
+        return "; ".join(map(str, found.failures))
 
     def copy(self, tmp_path: Path) -> Path:
         return Path(shutil.copytree(self.folder, tmp_path / "spoilt"))
@@ -82,9 +89,12 @@ def segmenter(tmp_path_factory: Any, recipe_text: Any) -> Callable[[str], Made]:
                 text = recipe_text(*variants, segmenter=family)
                 bundle = export(text, tmp_path_factory.mktemp(family), Judge(QUICK))
             checks = seen[0].checks
-            made[family] = Made(
-                bundle / "segmenter", lambda part: verify_segmenter(part, checks, QUICK, quiet)
-            )
+
+            def verify(part: Part) -> Verdict:
+                verdict = verify_reference(part, checks, QUICK, quiet)
+                return verdict.and_also(verify_masks(part, QUICK, quiet, Scenes(QUICK.scenes)))
+
+            made[family] = Made(bundle / "segmenter", verify)
         return made[family]
 
     return make
@@ -225,7 +235,7 @@ def test_a_wrong_weight_is_found_piece_by_piece(mllm, sources, tmp_path, monkeyp
         verdicts.append(verify_published(part, published, QUICK, quiet, streamed=True))
     right, wrong = verdicts
     assert right.passed
-    assert "the logits is" in wrong.failures[0]
+    assert "the logits is" in str(wrong.failures[0])
 
 
 def test_a_wrong_section_of_rotary_positions(mllm, tmp_path):
