@@ -346,5 +346,5 @@ def test_ranges_that_are_ten_times_off_are_refused(tmp_path, monkeypatch, factor
 
     monkeypatch.setattr(shipped, "observed_ranges", wrong)
     part = shipped.rounded_click_net(open_bundle().part("segmenter"), tmp_path / "part")
-    said = "; ".join(judged(part).failures)
+    said = "; ".join(map(str, judged(part).failures))
     assert re.search(f"cpu-int8: {why}; keep its encoder at higher precision", said), said
