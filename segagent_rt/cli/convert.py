@@ -7,7 +7,14 @@ from typing import Annotated, Optional
 
 import typer
 
-from segagent_rt.cli.parameters import ImagesOption, OutputOption, RootOption, telling
+from segagent_rt.cli.parameters import (
+    ImagesOption,
+    MaskLabelOption,
+    OutputOption,
+    RootOption,
+    SkipBadOption,
+    telling,
+)
 
 
 def command(
@@ -19,6 +26,8 @@ def command(
         typer.Option(help="llama-factory or qwen-vl (of trajectories); coco, labelme, segagent."),
     ],
     images: ImagesOption = None,
+    skip_bad: SkipBadOption = False,
+    mask_label: MaskLabelOption = None,
     root: RootOption = Path(),
     preset: Annotated[
         Optional[str],  # noqa: UP045
@@ -36,7 +45,7 @@ def command(
     if to not in known:
         raise typer.BadParameter(f"--to is {', '.join(known[:-1])} or {known[-1]}, not `{to}`")
     check_writable(output)
-    places = Places(root, images)
+    places = Places(root, images, skip_bad, mask_label)
     if to in conversion.TARGETS:
         for each in open_data(data, places):
             path = conversion.TARGETS[to](each, output)

@@ -14,9 +14,11 @@ from segagent_rt.cli.parameters import (
     CandidatesOption,
     ImagesOption,
     JsonOption,
+    MaskLabelOption,
     OutputOption,
     RayOption,
     RootOption,
+    SkipBadOption,
     TemperatureOption,
     ThreadsOption,
     WorkersOption,
@@ -44,6 +46,8 @@ def command(
         ),
     ] = None,
     images: ImagesOption = None,
+    skip_bad: SkipBadOption = False,
+    mask_label: MaskLabelOption = None,
     root: RootOption = Path(),
     split: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -117,7 +121,8 @@ def command(
         tree = Tree(rules, candidates, temperature)
         who = one_of(AnnotatorName, annotator, "--annotator")
         walker = Walker(tree, who, one_of(StartName, start, "--start"))
-        figures = _on_data(names, Places(root, images), asked, walker, runtime, cluster)
+        places = Places(root, images, skip_bad, mask_label)
+        figures = _on_data(names, places, asked, walker, runtime, cluster)
     if as_json:
         typer.echo(json.dumps({"results": figures}))
     else:
@@ -154,7 +159,7 @@ def _on_data(
     from segagent_rt.files import check_writable
 
     check_writable(asked.folder)
-    recordings = {name: recordings_in(name) for name in names}
+    recordings = {name: recordings_in(name, places) for name in names}
     opened = open_all([name for name in names if recordings[name] is None], places)
     recorded = [(title_of(name), found) for name, found in recordings.items() if found]
     check_titles([title for title, _ in recorded] + [each.title for each in opened])

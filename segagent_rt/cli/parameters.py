@@ -39,6 +39,20 @@ ImagesOption: TypeAlias = Annotated[
 RootOption: TypeAlias = Annotated[
     Path, typer.Option("--root", help="Folder of the data sets that are given by name.")
 ]
+SkipBadOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad", help="Leave entries out that are not as their format says, and name them."
+    ),
+]
+MaskLabelOption: TypeAlias = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--mask-label", help="The value that is the object, in masks with several."),
+]
+ValueRangeOption: TypeAlias = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--value-range", help="Black and white in float or 16-bit pictures: 0,65535."),
+]
 CandidatesOption: TypeAlias = Annotated[
     int, typer.Option("--candidates", min=1, help="Clicks tried at every turn; the best goes on.")
 ]
@@ -73,6 +87,21 @@ WorkersOption: TypeAlias = Annotated[
 ]
 
 _CLICK = re.compile(r"([+-])?\s*(\d+)\s*,\s*(\d+)")
+
+
+def parse_range(text: str | None) -> tuple[float, float] | None:
+    """`0,4095` says that 0 is black and 4095 white.
+
+    Raises:
+        typer.BadParameter: anything else.
+    """
+    if text is None:
+        return None
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"`{text}` is not a range of values; write 0,65535") from None
+    return low, high
 
 
 def parse_click(text: str) -> Click:

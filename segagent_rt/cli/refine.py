@@ -13,9 +13,12 @@ from segagent_rt.cli.parameters import (
     BundleOption,
     CandidatesOption,
     JsonOption,
+    MaskLabelOption,
     OutputOption,
     TemperatureOption,
     ThreadsOption,
+    ValueRangeOption,
+    parse_range,
 )
 
 
@@ -28,6 +31,8 @@ def command(
     max_clicks: Annotated[int, typer.Option(min=1, help="The most clicks.")] = 7,
     candidates: CandidatesOption = 1,
     temperature: TemperatureOption = 1.0,
+    mask_label: MaskLabelOption = None,
+    value_range: ValueRangeOption = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
@@ -49,7 +54,8 @@ def command(
     from segagent_rt.types import Trajectory
 
     check_writable(output)
-    pixels, prior = load_image(image), GivenMask(load_mask(mask))
+    pixels = load_image(image, value_range=parse_range(value_range))
+    prior = GivenMask(load_mask(mask, mask_label))
     check_size(pixels.shape, prior.full.shape, image)
     with load(bundle, backend=backend, threads=threads) as runtime:
         said = runtime.annotator.check(expression)

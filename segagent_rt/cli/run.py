@@ -22,8 +22,10 @@ from segagent_rt.cli.parameters import (
     TemperatureOption,
     ThreadsOption,
     TimeoutOption,
+    ValueRangeOption,
     endpoint_of,
     parse_click,
+    parse_range,
 )
 from segagent_rt.image import MAX_MEGAPIXELS
 from segagent_rt.types import Click, Prediction, Step, Trajectory
@@ -51,6 +53,7 @@ def command(
     max_megapixels: Annotated[
         float, typer.Option(min=0, help="Refuse larger pictures.")
     ] = MAX_MEGAPIXELS,
+    value_range: ValueRangeOption = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
@@ -72,7 +75,7 @@ def command(
     from segagent_rt.search import Tree
 
     check_writable(output)
-    pixels = load_image(image, max_megapixels)
+    pixels = load_image(image, max_megapixels, value_range=parse_range(value_range))
     where = endpoint_of(endpoint, model, server, timeout, allow_host)
     with load(bundle, backend=backend, threads=threads, endpoint=where) as runtime:
         canvas = runtime.open(pixels)

@@ -11,11 +11,16 @@ from segagent_rt.cli.parameters import (
     BackendOption,
     BundleOption,
     ImagesOption,
+    MaskLabelOption,
+    SkipBadOption,
     ThreadsOption,
+    ValueRangeOption,
+    parse_range,
     telling,
 )
 
 if TYPE_CHECKING:
+    from segagent_rt.data.sources import Places
     from segagent_rt.eval.ratings import Rated
 
 
@@ -41,6 +46,9 @@ def command(
         typer.Option(min=0, max=100, help="Print only annotations rated below this, of 100."),
     ] = None,
     images: ImagesOption = None,
+    skip_bad: SkipBadOption = False,
+    mask_label: MaskLabelOption = None,
+    value_range: ValueRangeOption = None,
     output: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--output", "-o", help="Write the other annotations, with ratings, here."),
@@ -50,6 +58,7 @@ def command(
     threads: ThreadsOption = None,
 ) -> None:
     """Prints the predicted IoU, of 100; of annotations one line each: id, IoU, image, words."""
+    from segagent_rt.data.sources import Places
     from segagent_rt.runtime import load
 
     alone = (image, mask, expression)
@@ -57,30 +66,34 @@ def command(
         raise typer.BadParameter("give a picture, a mask and an expression, or --json")
     with load(bundle, backend=backend, threads=threads) as runtime:
         if annotations is not None:
-            _annotations(runtime, annotations, images, output, below)
+            _annotations(runtime, annotations, Places(Path(), images, skip_bad), output, below)
         else:
-            typer.echo(f"{_one(runtime, alone):.1f}")
+            typer.echo(f"{_one(runtime, alone, mask_label, parse_range(value_range)):.1f}")
 
 
-def _one(runtime: Any, alone: tuple[Any, ...]) -> float:
+def _one(
+    runtime: Any,
+    alone: tuple[Any, ...],
+    label: int | None,
+    value_range: tuple[float, float] | None,
+) -> float:
     from segagent_rt.data.easel import check_size
     from segagent_rt.data.masks import load_mask
     from segagent_rt.eval.ratings import rate
 
     image, mask, expression = alone
-    given, canvas = load_mask(mask), runtime.open(image)
+    given, canvas = load_mask(mask, label), runtime.open(image, value_range=value_range)
     check_size(canvas.image.shape, given.shape, image)
     return 100 * rate(canvas, given, [expression])
 
 
 def _annotations(
-    runtime: Any, path: Path, images: Path | None, output: Path | None, below: float | None
+    runtime: Any, path: Path, places: Places, output: Path | None, below: float | None
 ) -> None:
     import json
 
     from segagent_rt.data.coco import looks_like_coco, read_coco
     from segagent_rt.data.reading import read_json
-    from segagent_rt.data.sources import Places
     from segagent_rt.errors import BatchFailed, DataInvalid
     from segagent_rt.eval.ratings import filtered, rate_all
     from segagent_rt.files import atomic_write, check_writable
@@ -93,7 +106,9 @@ def _annotations(
         )
     if output is not None:
         check_writable(output.parent)
-    samples = read_coco(document, path.name, Places(images=images).beside(path.parent))
+    context = places.context(path.parent)
+    samples = read_coco(document, path.name, context)
+    context.tell(path.name, len(samples), sum(sample.crowd for sample in samples))
     rated = list(rate_all(samples, runtime, telling(path.stem)))
     share = None if below is None else below / 100
     for each in rated:

@@ -14,9 +14,11 @@ from segagent_rt.cli.parameters import (
     BundleOption,
     ImagesOption,
     JsonOption,
+    MaskLabelOption,
     OutputOption,
     RayOption,
     RootOption,
+    SkipBadOption,
     ThreadsOption,
     WorkersOption,
     cluster_of,
@@ -42,6 +44,8 @@ def command(
         bool, typer.Option("--check", help="Replay the files of trajectories named instead.")
     ] = False,
     images: ImagesOption = None,
+    skip_bad: SkipBadOption = False,
+    mask_label: MaskLabelOption = None,
     root: RootOption = Path(),
     start: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -83,7 +87,7 @@ def command(
     from segagent_rt.files import check_writable
     from segagent_rt.runtime import load
 
-    places, cluster = Places(root, images), cluster_of(ray, workers)
+    places, cluster = Places(root, images, skip_bad, mask_label), cluster_of(ray, workers)
     with load(bundle, backend=backend, threads=threads) as runtime:
         if check:
             found = [shown for name in data for shown in open_trajectories(name, places)]

@@ -31,7 +31,7 @@ def to_segagent(data: DataSet, folder: Path, *, overwrite: bool = False) -> Path
 def to_coco(data: DataSet, folder: Path, *, overwrite: bool = False) -> Path:
     """COCO annotations."""
     path = folder / f"{data.title}.coco.json"
-    write_coco(path, data.samples, overwrite=overwrite)
+    write_coco(path, data.samples, data.categories, overwrite=overwrite)
     return path
 
 

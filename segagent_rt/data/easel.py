@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from segagent_rt.data.images import read_picture
 from segagent_rt.data.record import Sample
 from segagent_rt.errors import DataInvalid, ImageUnreadable
 from segagent_rt.runtime import Canvas, Runtime
@@ -33,7 +34,7 @@ class Easel:
         if self._shown is None or self._shown[0] != path:
             if not path.is_file():
                 raise ImageUnreadable(f"the picture {path} is not there")
-            self._shown = path, self.runtime.open(path)
+            self._shown = path, self.runtime.open(read_picture(path))
         canvas = self._shown[1]
         check_size(canvas.image.shape, sample.size, path)
         return canvas

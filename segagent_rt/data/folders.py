@@ -2,19 +2,21 @@
 
 Each mask is one object. Pictures and masks carry the same name, in two folders beside each other
 or in one. What is said of an object is, line by line, in a text file beside the picture with the
-same name; without one it is the class that the picture's name begins with.
+same name; without one it is the class that the picture's name begins with, and a warning says so.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from segagent_rt.data.masks import load_mask
+from segagent_rt.data.read_context import ReadContext
 from segagent_rt.data.reading import captions, read_bytes
 from segagent_rt.data.record import RunLengths, Sample
-from segagent_rt.errors import DataInvalid
+from segagent_rt.errors import DataInvalid, SegagentWarning
 
 PAIRS = (
     ("im", "gt"),  # DIS5K
@@ -41,7 +43,7 @@ def looks_like_folder(folder: Path) -> bool:
     )
 
 
-def read_folder(folder: Path) -> list[Sample]:
+def read_folder(folder: Path, context: ReadContext) -> list[Sample]:
     """The samples of a folder, sorted by name.
 
     A picture without a mask is an error, and so is a mask without a picture; a picture that is
@@ -51,24 +53,34 @@ def read_folder(folder: Path) -> list[Sample]:
         DataInvalid: no masks, one half of a pair, or something that is no mask.
     """
     samples = []
-    for number, (picture, mask) in enumerate(_pairs(folder), 1):
-        samples.append(
-            Sample(
-                id=number,
-                name=picture.relative_to(folder).as_posix(),
-                image=picture,
-                mask=RunLengths.of(load_mask(mask)),
-                expressions=_expressions(picture),
-                source=str(mask),
+    for number, (picture, mask) in enumerate(_pairs(folder, context), 1):
+        with context.entry():
+            samples.append(
+                Sample(
+                    id=number,
+                    name=picture.relative_to(folder).as_posix(),
+                    image=picture,
+                    mask=_object_in(mask, context.mask_label),
+                    expressions=_expressions(picture, context),
+                    source=str(mask),
+                )
             )
-        )
     return samples
 
 
-def _pairs(folder: Path) -> list[tuple[Path, Path]]:
+def _object_in(path: Path, label: int | None) -> RunLengths:
+    with warnings.catch_warnings():  # an object without pixels is an error here
+        warnings.simplefilter("ignore", SegagentWarning)
+        mask = load_mask(path, label)
+    if not mask.any():
+        raise DataInvalid(f"{path} is empty: no pixel is set")
+    return RunLengths.of(mask)
+
+
+def _pairs(folder: Path, context: ReadContext) -> list[tuple[Path, Path]]:
     for pictures, masks in PAIRS:
         if (folder / pictures).is_dir() and (folder / masks).is_dir():
-            return _matched(folder / pictures, folder / masks)
+            return _matched(folder / pictures, folder / masks, context)
     found = list(_beside(folder))
     if not found:
         raise DataInvalid(
@@ -78,7 +90,7 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     return found
 
 
-def _matched(pictures: Path, masks: Path) -> list[tuple[Path, Path]]:
+def _matched(pictures: Path, masks: Path, context: ReadContext) -> list[tuple[Path, Path]]:
     shown, drawn = _by_stem(pictures, PICTURES), _by_stem(masks, MASKS)
     if not drawn:
         raise DataInvalid(f"{masks} holds no masks", hint="masks are PNG files")
@@ -86,10 +98,10 @@ def _matched(pictures: Path, masks: Path) -> list[tuple[Path, Path]]:
         (sorted(shown.keys() - drawn.keys()), masks, "mask"),
         (sorted(drawn.keys() - shown.keys()), pictures, "picture"),
     ):
-        if lonely:
-            more = f" (and {len(lonely) - 1} more)" if len(lonely) > 1 else ""
-            raise DataInvalid(f"{other} holds no {what} of the name {lonely[0]}{more}")
-    return [(shown[stem], drawn[stem]) for stem in sorted(drawn)]
+        for stem in lonely:
+            with context.entry():
+                raise DataInvalid(f"{other} holds no {what} of the name {stem}")
+    return [(shown[stem], drawn[stem]) for stem in sorted(drawn.keys() & shown.keys())]
 
 
 def _beside(folder: Path) -> Iterator[tuple[Path, Path]]:
@@ -110,10 +122,12 @@ def _by_stem(folder: Path, kinds: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-def _expressions(picture: Path) -> tuple[str, ...]:
+def _expressions(picture: Path, context: ReadContext) -> tuple[str, ...]:
     text = picture.with_suffix(".txt")
     if not text.is_file():
-        return (class_name(picture.stem),)
+        named = class_name(picture.stem)
+        context.from_names.append(named)
+        return (named,)
     try:
         lines = read_bytes(text).decode("utf-8").splitlines()
     except UnicodeDecodeError:

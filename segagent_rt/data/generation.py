@@ -79,7 +79,10 @@ class Generation:
     def tasks(self, data: DataSet) -> list[Task]:
         """Every sample, from every start."""
         return [
-            Task(at, sample, kind) for at, sample in enumerate(data.samples) for kind in self.starts
+            Task(at, sample, kind)
+            for at, sample in enumerate(data.samples)
+            for kind in self.starts
+            if not sample.crowd
         ]
 
 

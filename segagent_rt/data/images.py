@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from segagent_rt.data.reading import field, from_base64, read_json
 from segagent_rt.data.record import Sample
+from segagent_rt.image import decode_image, load_image
+from segagent_rt.types import RgbImage
 
 COCO_FOLDERS = ("mscoco/images/train2014", "images/mscoco/images/train2014", "train2014")
 """Below the root of the images, as in SegAgent's and LISA's layouts."""
@@ -27,6 +30,21 @@ class ImageFolders:
         """
         places = [folder / place for folder in self.folders for place in _places(name, source)]
         return next((place for place in places if place.is_file()), places[0])
+
+
+def read_picture(path: Path) -> RgbImage:
+    """The picture of a sample, uint8 [H, W, 3]; of a JSON file the one that labelme put into it.
+
+    Raises:
+        ImageUnreadable: it is not there, or cannot be read.
+        DataInvalid: the JSON file holds none.
+    """
+    if path.suffix != ".json":
+        return load_image(path)
+    where = f"{path}: `imageData`"
+    return decode_image(
+        from_base64(field(read_json(path), "imageData", str, str(path)), where), where
+    )
 
 
 def missing_images(samples: list[Sample]) -> list[Path]:

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from segagent_rt.data.images import ImageFolders
-from segagent_rt.data.masks import load_mask
-from segagent_rt.data.reading import captions, expect, field, image_size
-from segagent_rt.data.record import RunLengths, Sample, corners
-from segagent_rt.data.segagent import image_name
+from segagent_rt.data.images import read_picture
+from segagent_rt.data.read_context import ReadContext
+from segagent_rt.data.reading import captions, field, finite, from_base64, image_size
+from segagent_rt.data.record import Category, RunLengths, Sample, corners
+from segagent_rt.data.segagent import describe_kind, image_name, read_kind
 from segagent_rt.draw import png
 from segagent_rt.errors import DataInvalid
 from segagent_rt.files import json_bytes, write_result
+from segagent_rt.image import opened
 from segagent_rt.types import Mask, Size
 
 VERSION = "5.5.0"
@@ -31,48 +32,70 @@ def looks_like_labelme(document: Any) -> bool:
     return isinstance(document, dict) and "shapes" in document
 
 
-def read_labelme(document: Any, name: str, images: ImageFolders) -> list[Sample]:
-    """The objects of one file; `name` stands for it in messages.
+def read_labelme(document: Any, name: str, context: ReadContext) -> list[Sample]:
+    """The objects of one file, none if it has no shapes; `name` stands for it in messages.
+
+    Where the picture is missing and the file holds one (`imageData`), that one is used.
 
     Raises:
         DataInvalid: the file is not as labelme writes it, or a shape has no area.
     """
-    size = (
-        field(document, "imageHeight", int, name),
-        field(document, "imageWidth", int, name),
-    )
-    image_size({"height": size[0], "width": size[1]}, name)
     file = image_name(document, "imagePath", name)
+    image = context.images.find(file)
+    if context.file is not None and not image.is_file() and document.get("imageData"):
+        image = context.file
+    size = _size(document, name, image)
     objects: dict[tuple[str, str], Mask] = {}
+    kinds: dict[tuple[str, str], tuple[Category | None, bool]] = {}
     for number, shape in enumerate(field(document, "shapes", list, name), 1):
-        where = f"{name}, shape {number}"
-        label = captions(field(shape, "label", str, where), f"{where}: `label`")[0]
-        group = shape.get("group_id")
-        key = (label, str(number) if group is None else f"group {group}")
-        mask = _draw(shape, size, where)
-        objects[key] = objects[key] | mask if key in objects else mask
-    if not objects:
-        raise DataInvalid(f"{name} holds no shape")
+        with context.entry():
+            where = f"{name}, shape {number}"
+            label = captions(field(shape, "label", str, where), f"{where}: `label`")[0]
+            mask = _draw(shape, size, where)
+            if not mask.any():
+                raise DataInvalid(f"{where} covers no pixel of the image")
+            group = shape.get("group_id")
+            key = (label, str(number) if group is None else f"group {group}")
+            objects[key] = objects[key] | mask if key in objects else mask
+            kinds[key] = read_kind(shape)
     return [
-        Sample(at, file, images.find(file), RunLengths.of(mask), (label,), f"{name}, object {at}")
-        for at, ((label, _), mask) in enumerate(objects.items(), 1)
+        Sample(
+            id=at,
+            name=file,
+            image=image,
+            mask=RunLengths.of(mask),
+            expressions=(key[0],),
+            source=f"{name}, object {at}",
+            category=kinds[key][0] or Category(key[0]),
+            crowd=kinds[key][1],
+        )
+        for at, (key, mask) in enumerate(objects.items(), 1)
     ]
+
+
+def _size(document: Any, name: str, image: Path) -> Size:
+    """Of the image, as the file says or, where it says nothing, as the picture is."""
+    told = document.get("imageHeight"), document.get("imageWidth")
+    if None in told and image.is_file():
+        height, width = read_picture(image).shape[:2]
+        return height, width
+    return image_size({"height": told[0], "width": told[1]}, name)
 
 
 def _draw(shape: Any, size: Size, where: str) -> Mask:
-    """A shape as labelme itself draws it, bool [H, W]."""
+    """A shape as labelme itself draws it, bool [H, W] (labelme 6.3.1, utils/shape.py)."""
     from PIL import Image, ImageDraw
 
     points = [
-        (float(expect(x, float, where)), float(expect(y, float, where)))
+        (finite(x, where), finite(y, where))
         for x, y in _pairs(field(shape, "points", list, where), where)
     ]
-    kind = shape.get("shape_type", "polygon")
+    kind = shape.get("shape_type") or "polygon"
     if kind == "mask":
         return _placed(shape, points, size, where)
     canvas = Image.new("L", (size[1], size[0]))
     pen = ImageDraw.Draw(canvas)
-    if kind == "polygon" and len(points) > 2:
+    if (kind == "polygon" and len(points) > 2) or (kind, len(points)) == ("oriented_rectangle", 4):
         pen.polygon(points, fill=1, outline=1)
     elif kind == "rectangle" and len(points) == 2:
         (x0, x1), (y0, y1) = (sorted(values) for values in zip(*points, strict=True))
@@ -96,18 +119,22 @@ def _pairs(points: list[Any], where: str) -> list[tuple[Any, Any]]:
 
 
 def _placed(shape: Any, points: list[tuple[float, float]], size: Size, where: str) -> Mask:
-    """A mask kept as a picture of its own, at its place in the image."""
-    try:
-        content = base64.b64decode(field(shape, "mask", str, where), validate=True)
-    except ValueError:
-        raise DataInvalid(f"{where}: `mask` is not base64") from None
-    part = load_mask(content, name=f"{where}: `mask`")
-    x, y = (int(n) for n in points[0]) if points else (0, 0)
-    height, width = part.shape
-    if min(x, y) < 0 or y + height > size[0] or x + width > size[1]:
-        raise DataInvalid(f"{where}: the mask does not lie in the image")
+    """A mask kept as a picture of its own, at its place in the image.
+
+    As labelme does it, the corner is rounded, every value but 0 is set, and what lies outside of
+    the image is cut off.
+    """
+    where = f"{where}: `mask`"
+    with opened(from_base64(field(shape, "mask", str, where), where), where) as (picture, _):
+        part = np.asarray(picture) != 0
+    if part.ndim != 2 or not points:
+        raise DataInvalid(f"{where} is not grey, or has no corner")
+    left, top = (round(n) for n in points[0])
     mask = np.zeros(size, np.bool_)
-    mask[y : y + height, x : x + width] = part
+    part = part[max(0, -top) :, max(0, -left) :]
+    target = mask[max(0, top) :, max(0, left) :]
+    height, width = (min(sides) for sides in zip(part.shape, target.shape, strict=True))
+    target[:height, :width] = part[:height, :width]
     return mask
 
 
@@ -124,7 +151,7 @@ def write_labelme(path: Path, samples: Sequence[Sample], *, overwrite: bool = Fa
         "version": VERSION,
         "flags": {},
         "shapes": [_shape(sample) for sample in samples if sample.mask.mask().any()],
-        "imagePath": samples[0].image.name,
+        "imagePath": PurePosixPath(samples[0].file_name.replace("\\", "/")).name,
         "imageData": None,
         "imageHeight": height,
         "imageWidth": width,
@@ -143,5 +170,6 @@ def _shape(sample: Sample) -> dict[str, Any]:
         "description": "",
         "shape_type": "mask",
         "flags": {},
+        **describe_kind(sample),
         "mask": base64.b64encode(png(part)).decode("ascii"),
     }

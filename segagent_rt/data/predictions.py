@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segagent_rt.data.reading import captions, expect, field, image_size, segmentation
+from segagent_rt.data.read_context import ReadContext
+from segagent_rt.data.reading import (
+    captions,
+    expect,
+    field,
+    finite,
+    image_size,
+    segmentation,
+    whole,
+)
 from segagent_rt.data.record import Question, RunLengths
 from segagent_rt.data.segagent import image_name
 from segagent_rt.errors import DataInvalid
@@ -91,7 +100,7 @@ def looks_like_predictions(document: Any) -> bool:
     )
 
 
-def read_predictions(document: Any, name: str) -> list[Recording]:
+def read_predictions(document: Any, name: str, context: ReadContext) -> list[Recording]:
     """The recordings of a parsed file; `name` stands for it in messages.
 
     Raises:
@@ -99,10 +108,11 @@ def read_predictions(document: Any, name: str) -> list[Recording]:
     """
     if not expect(document, list, name):
         raise DataInvalid(f"{name} holds no prediction")
-    return [
-        read_recording(record, f"{name}, prediction {number}")
-        for number, record in enumerate(document, 1)
-    ]
+    found = []
+    for at, record in enumerate(document, 1):
+        with context.entry():
+            found.append(read_recording(record, f"{name}, prediction {at}"))
+    return found
 
 
 def read_recording(record: Any, where: str) -> Recording:
@@ -132,7 +142,7 @@ def _read_step(step: Any, size: Size, where: str) -> RecordedStep:
         box=_read_box(step.get("used_box"), where),
         mask=None if mask is None else segmentation(mask, size, where),
         reply=_text(step, "outputs", where),
-        rating=None if rating is None else float(expect(rating, float, where)),
+        rating=None if rating is None else finite(rating, f"{where}: `predicted_iou`"),
     )
 
 
@@ -163,7 +173,7 @@ def _text(record: Any, name: str, where: str) -> str | None:
 def _read_click(clicks: Any, where: str) -> Click | None:
     if not clicks:
         return None
-    place = [expect(n, int, where) for n in field(clicks, "coords", list, where)]
+    place = [whole(finite(n, where), where) for n in field(clicks, "coords", list, where)]
     if len(place) != 2:
         raise DataInvalid(f"{where}: `coords` is not a row and a column")
     return Click(place[1], place[0], field(clicks, "is_positive", bool, where))
@@ -172,7 +182,7 @@ def _read_click(clicks: Any, where: str) -> Click | None:
 def _read_box(box: Any, where: str) -> Box | None:
     if box is None:
         return None
-    corners = [int(expect(n, float, where)) for n in expect(box, list, where)]
+    corners = [int(finite(n, where)) for n in expect(box, list, where)]
     if len(corners) != 4:
         raise DataInvalid(f"{where}: `used_box` is not four numbers")
     return Box(*corners)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,18 @@ import numpy as np
 from segagent_rt.data.polygons import fill_polygons
 from segagent_rt.data.record import RunLengths
 from segagent_rt.errors import DataInvalid
-from segagent_rt.files import parse_json
+from segagent_rt.files import open_regular, parse_json, read_bounded
 from segagent_rt.image import MAX_MEGAPIXELS, mask_to_rle, rle_to_mask
 from segagent_rt.types import Size
 
 LONGEST_OUTLINE = 1_000_000
 """Pixels along all polygons of an object: a few numbers must not cost hours of drawing."""
+
+MAX_BYTES = 2 << 30
+"""Size of the largest file of data that is read."""
+
+FAR = 1_000_000
+"""No coordinate is that far away: drawing a circle to there takes for ever."""
 
 _NAMES = {
     dict: "an object",
@@ -32,14 +40,13 @@ def read_bytes(path: Path) -> bytes:
     """The content of a file.
 
     Raises:
-        DataInvalid: there is no such file, or it cannot be read.
+        DataInvalid: there is no such file, it is not a regular one, or it cannot be read.
     """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise DataInvalid(f"there is no file {path}", hint="check the path") from None
-    except OSError as error:
-        raise DataInvalid(f"{path} cannot be read: {error.strerror}") from error
+    with open_regular(path, DataInvalid) as stream:
+        try:
+            return read_bounded(stream, MAX_BYTES, str(path), DataInvalid)
+        except OSError as error:
+            raise DataInvalid(f"{path} cannot be read: {error.strerror}") from error
 
 
 def read_json(path: Path) -> Any:
@@ -82,16 +89,77 @@ def expect(value: Any, kind: type, where: str) -> Any:
     return value
 
 
+def finite(value: Any, where: str) -> float:
+    """A number that is finite, and small enough to be a place near an image.
+
+    Raises:
+        DataInvalid: it is none.
+    """
+    found = expect(value, float, where)
+    if not abs(found) < FAR:
+        raise DataInvalid(f"{where} is a number out of all bounds")
+    return float(found)
+
+
+def whole(value: Any, where: str) -> int:
+    """A whole number, also one that is written with a decimal point: 512.0.
+
+    Raises:
+        DataInvalid: it is none.
+    """
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        return int(value)
+    return int(expect(value, int, where))
+
+
+def identifier(value: Any, where: str) -> int | str:
+    """An id: a whole number or a text.
+
+    Raises:
+        DataInvalid: neither.
+    """
+    if isinstance(value, str) and value.strip():
+        return value
+    return whole(value, where)
+
+
+def from_base64(text: str, where: str) -> bytes:
+    """The bytes that a text stands for.
+
+    Raises:
+        DataInvalid: it is not base64.
+    """
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise DataInvalid(f"{where} is not base64") from None
+
+
 def image_size(record: Any, where: str) -> Size:
     """The fields `height` and `width`.
 
     Raises:
         DataInvalid: missing, not positive, or too large for a picture.
     """
-    size = field(record, "height", int, where), field(record, "width", int, where)
+    height, width = (
+        whole(field(record, key, float, where), f"{where}: `{key}`") for key in ("height", "width")
+    )
+    size = (height, width)
     if min(size) < 1 or size[0] * size[1] > MAX_MEGAPIXELS * 1e6:
         raise DataInvalid(f"{where}: {size[0]} x {size[1]} is no size of a picture")
     return size
+
+
+def truth(value: Any, size: Size, where: str) -> RunLengths:
+    """The mask of an object: as `segmentation`, but it covers something.
+
+    Raises:
+        DataInvalid: as for `segmentation`; or no pixel is set, and any result would be wrong.
+    """
+    mask = segmentation(value, size, where)
+    if mask == RunLengths.empty(size):
+        raise DataInvalid(f"{where}: the mask covers no pixel")
+    return mask
 
 
 def segmentation(value: Any, size: Size, where: str) -> RunLengths:
@@ -101,6 +169,8 @@ def segmentation(value: Any, size: Size, where: str) -> RunLengths:
         DataInvalid: none of these, or of another size than the image.
     """
     if isinstance(value, list):
+        if not value:
+            raise DataInvalid(f"{where}: there is neither a polygon nor a mask")
         return RunLengths.of(fill_polygons(_polygons(value, where), size))
     if not isinstance(value, dict):
         raise DataInvalid(f"{where}: the mask is neither run lengths nor polygons")
@@ -127,8 +197,8 @@ def _polygons(value: list[Any], where: str) -> list[list[float]]:
     polygons = []
     for number, polygon in enumerate(value, 1):
         place = f"{where}: polygon {number}"
-        points = [float(expect(n, float, place)) for n in expect(polygon, list, place)]
-        if len(points) < 6 or len(points) % 2 or not all(abs(n) < 1e6 for n in points):
+        points = [finite(n, place) for n in expect(polygon, list, place)]
+        if len(points) < 6 or len(points) % 2:
             raise DataInvalid(f"{place} is not a list of at least three points")
         polygons.append(points)
     if sum(map(_outline, polygons)) > LONGEST_OUTLINE:

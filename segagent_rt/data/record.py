@@ -42,24 +42,42 @@ class RunLengths:
 
 
 @dataclass(frozen=True, slots=True)
+class Category:
+    """A class of objects. A file that numbers its classes gives the `id`."""
+
+    name: str
+    id: int | str | None = None
+    supercategory: str | None = None
+
+    def json(self) -> dict[str, Any]:
+        """As COCO writes it, without what is not known."""
+        known = {"id": self.id, "name": self.name, "supercategory": self.supercategory}
+        return {key: value for key, value in known.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """An object in an image.
 
     Attributes:
-        id: the object's number in its data set.
+        id: the object's number, or text, in its data set.
         name: the image as the data set names it; a number is a COCO image id.
         image: where the picture lies, or would lie if it is missing.
         mask: the object's pixels; its size is the image's.
         expressions: what is said of the object, at least one.
         source: the file and the place in it, for messages.
+        category: the object's class, where the data set has classes.
+        crowd: whether it is a group of objects (COCO's `iscrowd`), which is never asked about.
     """
 
-    id: int
+    id: int | str
     name: str | int
     image: Path
     mask: RunLengths
     expressions: tuple[str, ...]
     source: str
+    category: Category | None = None
+    crowd: bool = False
 
     @property
     def size(self) -> Size:
@@ -82,8 +100,13 @@ class Question:
 
 
 def questions(samples: Sequence[Sample]) -> Iterator[Question]:
-    """Every expression of every sample, in order."""
+    """Every expression of every sample that is no crowd, in order.
+
+    COCO's own evaluation neither counts a crowd as missed nor a result that covers it as wrong.
+    """
     for at, sample in enumerate(samples):
+        if sample.crowd:
+            continue
         for number, expression in enumerate(sample.expressions):
             yield Question(f"{at}.{number}", sample, expression)
 

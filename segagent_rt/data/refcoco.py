@@ -14,18 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segagent_rt.data.coco import by_id
-from segagent_rt.data.images import ImageFolders
-from segagent_rt.data.reading import (
-    captions,
-    field,
-    image_size,
-    read_bytes,
-    read_json,
-    segmentation,
-)
+from segagent_rt.data.coco import Instances
+from segagent_rt.data.read_context import ReadContext
+from segagent_rt.data.reading import captions, field, identifier, read_bytes, read_json
 from segagent_rt.data.record import Sample
-from segagent_rt.data.segagent import image_name
 from segagent_rt.errors import DataInvalid
 
 SPLITS = {
@@ -74,44 +66,31 @@ def refer_folder(root: Path, benchmark: str) -> Path | None:
     return None
 
 
-def read_refer(folder: Path, split: Split, images: ImageFolders) -> list[Sample]:
+def read_refer(folder: Path, split: Split, context: ReadContext) -> list[Sample]:
     """The references of a split, one sample for each.
 
     Raises:
         DataInvalid: a file is missing or damaged, or the split is empty.
     """
     document = read_json(folder / "instances.json")
-    name = f"{split.benchmark}/instances.json"
-    pictures, objects = by_id(document, "images", name), by_id(document, "annotations", name)
+    instances = Instances.read(document, f"{split.benchmark}/instances.json", context)
     samples = []
-    for where, reference in _references(folder, split):
-        number = field(reference, "ann_id", int, where)
-        if number not in objects:
-            raise DataInvalid(f"{where}: {name} lists no annotation {number}")
-        picture = pictures.get(field(reference, "image_id", int, where))
-        if picture is None:
-            raise DataInvalid(f"{where}: {name} lists no image {reference['image_id']}")
-        place = f"{name}, annotation {number}"
-        file = image_name(picture, "file_name", f"{name}, image {reference['image_id']}")
-        outline = field(objects[number], "segmentation", object, place)
-        sentences = field(reference, "sentences", list, where)
-        said = [field(sentence, "sent", str, where) for sentence in sentences]
-        samples.append(
-            Sample(
-                id=number,
-                name=file,
-                image=images.find(file),
-                mask=segmentation(outline, image_size(picture, place), place),
-                expressions=captions(said, f"{where}: `sentences`"),
-                source=where,
+    for where, reference in _references(folder, split, context):
+        with context.entry():
+            number, image = (
+                identifier(field(reference, key, object, where), f"{where}: `{key}`")
+                for key in ("ann_id", "image_id")
             )
-        )
-    if not samples:
+            sentences = field(reference, "sentences", list, where)
+            said = [field(sentence, "sent", str, where) for sentence in sentences]
+            expressions = captions(said, f"{where}: `sentences`")
+            samples.append(instances.sample(number, image, expressions, where, context))
+    if not samples and not context.skipped:
         raise DataInvalid(f"{folder} holds nothing of the split {split.name}")
     return samples
 
 
-def _references(folder: Path, split: Split) -> Iterator[tuple[str, Any]]:
+def _references(folder: Path, split: Split, context: ReadContext) -> Iterator[tuple[str, Any]]:
     stem = f"refs({PARTITIONS[split.benchmark]})"
     plain = folder / f"{stem}.json"
     path = plain if plain.is_file() else folder / f"{stem}.p"
@@ -120,7 +99,10 @@ def _references(folder: Path, split: Split) -> Iterator[tuple[str, Any]]:
         raise DataInvalid(f"{path} is not a list of references")
     for number, reference in enumerate(listed, 1):
         where = f"{split.benchmark}/{path.name}, reference {number}"
-        if field(reference, "split", str, where) == split.name:
+        of_it = False
+        with context.entry():
+            of_it = field(reference, "split", str, where) == split.name
+        if of_it:
             yield where, reference
 
 

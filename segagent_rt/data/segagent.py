@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from segagent_rt.data.images import ImageFolders
-from segagent_rt.data.reading import captions, expect, field, image_size, segmentation
-from segagent_rt.data.record import Sample, bounding_box
+from segagent_rt.data.read_context import ReadContext
+from segagent_rt.data.reading import captions, field, identifier, image_size, truth
+from segagent_rt.data.record import Category, Sample, bounding_box
 from segagent_rt.errors import DataInvalid
 from segagent_rt.files import json_bytes, write_result
 
@@ -40,7 +40,7 @@ def records_of(document: Any, name: str) -> list[tuple[str, Any]]:
     return [(f"{name}, record {number}", record) for number, record in enumerate(listed, 1)]
 
 
-def read_segagent(document: Any, name: str, images: ImageFolders) -> list[Sample]:
+def read_segagent(document: Any, name: str, context: ReadContext) -> list[Sample]:
     """The samples of a parsed file; `name` stands for it in messages.
 
     Of several trajectories about the same expression of an object, the first one counts.
@@ -50,22 +50,23 @@ def read_segagent(document: Any, name: str, images: ImageFolders) -> list[Sample
     """
     samples, seen, shown = list[Sample](), dict[Any, str](), set[Any]()
     for where, record in records_of(document, name):
-        sample = read_sample(record, where, images)
-        about = {(sample.name, sample.mask, expression) for expression in sample.expressions}
-        if "clicks_list" in record and about <= shown:
-            continue
-        shown |= about
-        key = (sample.name, sample.id, sample.expressions)
-        if key in seen:
-            raise DataInvalid(
-                f"{where} repeats {seen[key]}: image {sample.name}, object {sample.id}"
-            )
-        seen[key] = where
-        samples.append(sample)
+        with context.entry():
+            sample = read_sample(record, where, context)
+            about = {(sample.name, sample.mask, expression) for expression in sample.expressions}
+            if "clicks_list" in record and about <= shown:
+                continue
+            shown |= about
+            key = (sample.name, sample.id, sample.expressions)
+            if key in seen:
+                raise DataInvalid(
+                    f"{where} repeats {seen[key]}: image {sample.name}, object {sample.id}"
+                )
+            seen[key] = where
+            samples.append(sample)
     return samples
 
 
-def read_sample(record: Any, where: str, images: ImageFolders) -> Sample:
+def read_sample(record: Any, where: str, context: ReadContext) -> Sample:
     """One record.
 
     Raises:
@@ -73,18 +74,45 @@ def read_sample(record: Any, where: str, images: ImageFolders) -> Sample:
     """
     size = image_size(record, where)
     name = image_name(record, "image_name", where)
-    truth = field(record, "gt_ann", dict, where)
-    said = captions(field(truth, "caption", object, where), f"{where}: `caption`")
+    about = field(record, "gt_ann", dict, where)
+    said = captions(field(about, "caption", object, where), f"{where}: `caption`")
     if said == (UNKNOWN,):
         said = captions(str(name)[:-6], f"{where}: the expression in the image's name")
+        context.from_names += said
+    category, crowd = read_kind(about)
     return Sample(
-        id=expect(truth.get("object_id", 0), int, f"{where}: `object_id`"),
+        id=identifier(about.get("object_id", 0), f"{where}: `object_id`"),
         name=name,
-        image=images.find(name, where),
-        mask=segmentation(field(truth, "segmentation", object, where), size, where),
+        image=context.images.find(name, where),
+        mask=truth(field(about, "segmentation", object, where), size, where),
         expressions=said,
         source=where,
+        category=category,
+        crowd=crowd,
     )
+
+
+def read_kind(record: Any) -> tuple[Category | None, bool]:
+    """Category and crowd as `describe_kind` writes them; anything else there is somebody else's."""
+    known = record.get("category")
+    crowd = record.get("iscrowd") in (1, True)
+    if not isinstance(known, dict) or not isinstance(known.get("name"), str):
+        return None, crowd
+    number, above = known.get("id"), known.get("supercategory")
+    return (
+        Category(
+            known["name"],
+            number if isinstance(number, (int, str)) else None,
+            above if isinstance(above, str) else None,
+        ),
+        crowd,
+    )
+
+
+def describe_kind(sample: Sample) -> dict[str, Any]:
+    """Category and crowd, for formats that have no place of their own for them."""
+    category = {} if sample.category is None else {"category": sample.category.json()}
+    return category | ({"iscrowd": 1} if sample.crowd else {})
 
 
 def image_name(record: Any, key: str, where: str) -> str | int:
@@ -114,6 +142,7 @@ def describe_sample(sample: Sample) -> dict[str, Any]:
             "segmentation": sample.mask.json(),
             "bbox": list(bounding_box(mask)),
             "area": int(mask.sum()),
+            **describe_kind(sample),
         },
     }
 

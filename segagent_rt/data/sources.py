@@ -13,8 +13,9 @@ from segagent_rt.data.folders import looks_like_folder, read_folder
 from segagent_rt.data.images import ImageFolders
 from segagent_rt.data.labelme import looks_like_labelme, read_labelme
 from segagent_rt.data.predictions import Recording, looks_like_predictions, read_predictions
+from segagent_rt.data.read_context import ReadContext
 from segagent_rt.data.reading import read_bytes, read_json
-from segagent_rt.data.record import Sample
+from segagent_rt.data.record import Category, Sample
 from segagent_rt.data.refcoco import Split, check_split, read_refer, refer_folder, splits_named
 from segagent_rt.data.segagent import looks_like_segagent, read_segagent
 from segagent_rt.data.trajectories import (
@@ -24,7 +25,7 @@ from segagent_rt.data.trajectories import (
 )
 from segagent_rt.errors import DataInvalid
 
-Reader: TypeAlias = Callable[[Any, str, ImageFolders], list[Sample]]
+Reader: TypeAlias = Callable[[Any, str, ReadContext], list[Sample]]
 
 FORMATS: tuple[tuple[Callable[[Any], bool], Reader], ...] = (
     (looks_like_segagent, read_segagent),
@@ -35,10 +36,19 @@ FORMATS: tuple[tuple[Callable[[Any], bool], Reader], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """Samples under a title, which result files are named after."""
+    """Samples under a title, which result files are named after.
+
+    Attributes:
+        title: of the results.
+        samples: all objects.
+        categories: every category that the file lists, used or not.
+        skipped: a sentence about each bad entry that was left out.
+    """
 
     title: str
     samples: list[Sample]
+    categories: tuple[Category, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -46,7 +56,7 @@ class DataSet:
         digest = hashlib.sha256()
         for sample in self.samples:
             parts = (sample.name, sample.size, sample.mask.counts, sample.expressions)
-            digest.update(repr(parts).encode())
+            digest.update(repr(parts).encode() + b"crowd" * sample.crowd)
         return digest.hexdigest()[:16]
 
 
@@ -57,14 +67,19 @@ class Places:
     Attributes:
         root: of data sets that are named, not given by their path.
         images: of their pictures; None if they lie beside the file that names them.
+        skip_bad: whether entries that are not as their format says are left out.
+        mask_label: the value that is the object, in masks that are label maps.
     """
 
     root: Path = Path()
     images: Path | None = None
+    skip_bad: bool = False
+    mask_label: int | None = None
 
-    def beside(self, folder: Path) -> ImageFolders:
-        """Where to look for pictures that a file in this folder names."""
-        return ImageFolders((folder,) if self.images is None else (self.images, folder))
+    def context(self, folder: Path, file: Path | None = None) -> ReadContext:
+        """How a file in this folder is read; its pictures may lie beside it."""
+        images = ImageFolders((folder,) if self.images is None else (self.images, folder))
+        return ReadContext(images, self.skip_bad, self.mask_label, file)
 
 
 def open_all(names: list[str], places: Places) -> list[DataSet]:
@@ -96,32 +111,38 @@ def open_data(name: str, places: Places) -> list[DataSet]:
     """
     path = Path(name)
     if path.is_dir():
-        return [DataSet(path.resolve().name, _read_folder(path, places))]
+        return [_read(path.resolve().name, _read_folder, path, places.context(path))]
     splits = [] if path.exists() else splits_named(name)
     if splits:
-        return [DataSet(split.title, _read_split(split, places)) for split in splits]
+        return [_read_split(split, places) for split in splits]
     if not path.exists():
         check_split(name)
-    return [DataSet(path.stem, read_file(path, places))]
+    return [_read(path.stem, _read_file, path, places.context(path.parent, path))]
 
 
-def read_file(path: Path, places: Places) -> list[Sample]:
-    """The samples of one JSON file.
+def _read(
+    title: str, read: Callable[[Path, ReadContext], list[Sample]], path: Path, context: ReadContext
+) -> DataSet:
+    samples = read(path, context)
+    context.tell(title, len(samples), sum(sample.crowd for sample in samples))
+    return DataSet(title, samples, tuple(context.categories), tuple(context.skipped))
 
-    Raises:
-        DataInvalid: no such file, or of no known format.
-    """
+
+def _read_file(path: Path, context: ReadContext) -> list[Sample]:
     document = read_json(path)
     for fits, read in FORMATS:
         if fits(document):
-            return read(document, path.name, places.beside(path.parent))
+            samples = read(document, path.name, context)
+            if not samples and not context.skipped:
+                raise DataInvalid(f"{path.name} holds no object")
+            return samples
     raise DataInvalid(
         f"{path} is of no known format",
         hint="SegAgent's data files, COCO instances, labelme, or a folder of pictures and masks",
     )
 
 
-def recordings_in(name: str) -> list[Recording] | None:
+def recordings_in(name: str, places: Places) -> list[Recording] | None:
     """The recordings of a predictions file; None if the name stands for anything else.
 
     Raises:
@@ -131,7 +152,12 @@ def recordings_in(name: str) -> list[Recording] | None:
     if not path.is_file() or not read_bytes(path).lstrip().startswith(b"["):
         return None
     document = read_json(path)
-    return read_predictions(document, path.name) if looks_like_predictions(document) else None
+    if not looks_like_predictions(document):
+        return None
+    context = places.context(path.parent)
+    recordings = read_predictions(document, path.name, context)
+    context.tell(path.name, len(recordings))
+    return recordings
 
 
 def open_trajectories(name: str, places: Places) -> list[Demonstration]:
@@ -146,29 +172,35 @@ def open_trajectories(name: str, places: Places) -> list[Demonstration]:
         raise DataInvalid(
             f"{path} holds no trajectories", hint="make some: segagent-rt trajectories --help"
         )
-    return read_trajectories(document, path.name, places.beside(path.parent))
+    context = places.context(path.parent)
+    found = read_trajectories(document, path.name, context)
+    context.tell(path.name, len(found))
+    return found
 
 
-def _read_split(split: Split, places: Places) -> list[Sample]:
+def _read_split(split: Split, places: Places) -> DataSet:
     path = places.root / f"{split.title}.json"
     if path.is_file():
-        return read_file(path, places)
+        return _read(split.title, _read_file, path, places.context(places.root, path))
     folder = refer_folder(places.root, split.benchmark)
     if folder is None:
         raise DataInvalid(
             f"{places.root} holds neither {split.title}.json nor a folder {split.benchmark}",
             hint="name the folder that holds them with --root",
         )
-    return read_refer(folder, split, places.beside(places.root))
+    context = places.context(places.root)
+    return _read(split.title, lambda at, how: read_refer(at, split, how), folder, context)
 
 
-def _read_folder(folder: Path, places: Places) -> list[Sample]:
+def _read_folder(folder: Path, context: ReadContext) -> list[Sample]:
     """Pictures and masks, or a file of labelme for each picture."""
     if looks_like_folder(folder):
-        return read_folder(folder)
+        return read_folder(folder, context)
     samples: list[Sample] = []
     for path in sorted(folder.glob("*.json")):
-        document = read_json(path)
-        if looks_like_labelme(document):
-            samples += read_labelme(document, path.name, places.beside(folder))
-    return samples or read_folder(folder)
+        with context.entry():
+            document = read_json(path)
+            if looks_like_labelme(document):
+                context.file = path
+                samples += read_labelme(document, path.name, context)
+    return samples or ([] if context.skipped else read_folder(folder, context))

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from segagent_rt.data.easel import check_size
+from segagent_rt.data.images import read_picture
 from segagent_rt.data.journal import Tell
 from segagent_rt.data.record import corners
 from segagent_rt.data.trajectories import Demonstration
 from segagent_rt.errors import DataInvalid
 from segagent_rt.files import dump_json, json_bytes, write_result
-from segagent_rt.image import load_image, overlay
+from segagent_rt.image import overlay
 from segagent_rt.mllm.prompts import Preset
 from segagent_rt.reply import AnyReplyProtocol, ReplyProtocol
 from segagent_rt.types import RgbImage
@@ -57,7 +58,7 @@ def lessons(
     """
     for at, demonstration in enumerate(demonstrations):
         sample = demonstration.sample
-        pixels = load_image(sample.image)
+        pixels = read_picture(sample.image)
         check_size(pixels.shape, sample.size, sample.image)
         box = corners(sample.mask.mask())
         for step, made in enumerate(demonstration.clicks):

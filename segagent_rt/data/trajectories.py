@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
-from segagent_rt.data.images import ImageFolders
-from segagent_rt.data.reading import expect, field, segmentation
+from segagent_rt.data.read_context import ReadContext
+from segagent_rt.data.reading import expect, field, finite, segmentation
 from segagent_rt.data.record import RunLengths, Sample, bounding_box
 from segagent_rt.data.segagent import describe_sample, read_sample, records_of
 from segagent_rt.errors import DataInvalid
@@ -68,24 +68,26 @@ def looks_like_trajectories(document: Any) -> bool:
     )
 
 
-def read_trajectories(document: Any, name: str, images: ImageFolders) -> list[Demonstration]:
+def read_trajectories(document: Any, name: str, context: ReadContext) -> list[Demonstration]:
     """The demonstrations of a parsed file; `name` stands for it in messages.
 
     Raises:
         DataInvalid: a record is not as described above.
     """
-    return [
-        read_demonstration(record, where, images) for where, record in records_of(document, name)
-    ]
+    found = []
+    for where, record in records_of(document, name):
+        with context.entry():
+            found.append(read_demonstration(record, where, context))
+    return found
 
 
-def read_demonstration(record: Any, where: str, images: ImageFolders) -> Demonstration:
+def read_demonstration(record: Any, where: str, context: ReadContext) -> Demonstration:
     """One record.
 
     Raises:
         DataInvalid: it is not as described above.
     """
-    sample = read_sample(record, where, images)
+    sample = read_sample(record, where, context)
     clicks = [
         _read_click(made, sample.size, f"{where}, click {number}")
         for number, made in enumerate(field(record, "clicks_list", list, where), 1)
@@ -98,7 +100,7 @@ def read_demonstration(record: Any, where: str, images: ImageFolders) -> Demonst
 
 def check_record(record: Any) -> None:
     """Raise `DataInvalid` unless this is a record of the file."""
-    read_demonstration(record, "the journal", ImageFolders((Path(),)))
+    read_demonstration(record, "the journal", ReadContext())
 
 
 def _read_click(made: Any, size: Size, where: str) -> ShownClick:
@@ -119,7 +121,7 @@ def _read_start(start: Any, size: Size, where: str) -> Start:
 
 
 def _share(record: Any, where: str) -> float:
-    value = float(field(record, "iou", float, where))
+    value = finite(field(record, "iou", float, where), f"{where}: `iou`")
     if not 0 <= value <= 1:
         raise DataInvalid(f"{where}: `iou` is not between 0 and 1")
     return value

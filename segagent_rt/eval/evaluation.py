@@ -61,6 +61,7 @@ class Evaluation:
         timings = report.write_walks(answered)
         about = {
             **heading,
+            "skipped": list(data.skipped),
             "missing": [str(path) for path in answered.missing],
             "refused": [f"{place}: {why}" for place, why in answered.refused],
         }

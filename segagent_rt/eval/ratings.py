@@ -48,8 +48,8 @@ def rate(canvas: Canvas, mask: Mask, expressions: Sequence[str]) -> float:
 
 
 def rate_all(samples: Sequence[Sample], runtime: Runtime, tell: Tell) -> Iterator[Rated]:
-    """Every sample with its rating; `tell` is called with the number of those done and of all."""
-    easel = Easel(runtime)
+    """Every sample but crowds with its rating; `tell` is called with the number done and of all."""
+    easel, samples = Easel(runtime), [sample for sample in samples if not sample.crowd]
     for done, sample in enumerate(samples, 1):
         try:
             rating = rate(easel.show(sample), sample.mask.mask(), sample.expressions)
@@ -64,12 +64,13 @@ def filtered(
 ) -> dict[str, Any]:
     """A COCO document without the annotations rated below a share of 1.
 
-    Those that stay carry `predicted_iou`; those that could not be rated stay as they are.
+    Those that stay carry `predicted_iou`; those without a rating stay as they are.
     """
     ratings = {each.sample.id: each.rating for each in rated}
     kept = []
     for annotation in document["annotations"]:
-        rating = ratings[annotation["id"]]
+        number = annotation.get("id") if isinstance(annotation, dict) else None
+        rating = ratings.get(number) if isinstance(number, (int, str)) else None
         if rating is None:
             kept.append(annotation)
         elif below is None or rating >= below:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segagent_rt.data.images import read_picture
 from segagent_rt.data.predictions import Recording, write_predictions
 from segagent_rt.data.record import RunLengths
 from segagent_rt.data.tables import write_tables
@@ -22,7 +23,6 @@ from segagent_rt.eval.scores import Choice, Measured, figures, measure, overlaps
 from segagent_rt.eval.selection import select
 from segagent_rt.eval.walks import Answered
 from segagent_rt.files import check_replaceable, json_bytes, write_result
-from segagent_rt.image import load_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Report:
         """A picture of each chosen mask."""
         for number, (recording, image) in enumerate(zip(recordings, images, strict=True), 1):
             at = select(recording, choice.rule, choice.click)
-            shown = _picture(measure(recording), at, load_image(image))
+            shown = _picture(measure(recording), at, read_picture(image))
             self._write(self.folder / f"{self.title}.pictures" / f"{number:05d}.png", shown)
 
 

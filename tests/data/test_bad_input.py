@@ -57,14 +57,14 @@ WRONG = {
     "no size": (changed(OBJECTS(), *RECORD, "height", None), "`height` is missing"),
     "size of nothing": (changed(OBJECTS(), *RECORD, "height", 0), "no size of a picture"),
     "size without end": (changed(OBJECTS(), *RECORD, "width", 10**9), "no size of a"),
-    "size is true": (changed(OBJECTS(), *RECORD, "width", True), "whole number"),
+    "size is true": (changed(OBJECTS(), *RECORD, "width", True), "is not a number"),
     "no caption": (changed(OBJECTS(), *TRUTH, "caption", None), "`caption` is missing"),
     "no captions": (changed(OBJECTS(), *TRUTH, "caption", []), "is empty"),
     "blank caption": (changed(OBJECTS(), *TRUTH, "caption", ["a", "  "]), "is empty"),
     "caption is a number": (changed(OBJECTS(), *TRUTH, "caption", 3), "not a list"),
     "image is true": (changed(OBJECTS(), *RECORD, "image_name", True), "is not text"),
     "image is blank": (changed(OBJECTS(), *RECORD, "image_name", " "), "neither a path"),
-    "id is text": (changed(OBJECTS(), *TRUTH, "object_id", "x"), "whole number"),
+    "id is a list": (changed(OBJECTS(), *TRUTH, "object_id", []), "whole number"),
     "mask of another size": (changed(OBJECTS(), *SEGMENT, "size", [40, 61]), "40 x 61"),
     "mask of three sides": (changed(OBJECTS(), *SEGMENT, "size", [4, 6, 1]), "4 x 6 x 1"),
     "mask too short": (changed(OBJECTS(), *SEGMENT, "counts", "PR1"), "do not fill"),
@@ -79,7 +79,9 @@ WRONG = {
     "polygon of an odd number": (
         changed(OBJECTS(), *TRUTH, "segmentation", [[1, 2, 3, 4, 5, 6, 7]]), "three points"),
     "polygon far outside": (
-        changed(OBJECTS(), *TRUTH, "segmentation", [[0, 0, 1e9, 0, 5, 5]]), "three points"),
+        changed(OBJECTS(), *TRUTH, "segmentation", [[0, 0, 1e9, 0, 5, 5]]), "out of all bounds"),
+    "polygon of a number without end": (
+        changed(OBJECTS(), *TRUTH, "segmentation", [[0, 0, 10**400, 0, 5, 5]]), "out of all"),
     "polygon without end": (
         changed(OBJECTS(), *TRUTH, "segmentation", [[0, 0, 9e5, 9e5] * 20]), "outline"),
     "twice": (
@@ -92,7 +94,7 @@ WRONG = {
         changed(changed(COCO(), "annotations", 0, "caption", None), "categories", []),
         "no caption, and no category"),
     "coco: images is an object": (changed(COCO(), "images", {}), "not a list"),
-    "labelme: no shape": (changed(LABELS("meadow"), "shapes", []), "no shape"),
+    "labelme: no shape": (changed(LABELS("meadow"), "shapes", []), "no object"),
     "labelme: blank label": (
         changed(LABELS("meadow"), "shapes", 0, "label", " "), "is empty"),
     "labelme: a line": (
@@ -102,7 +104,11 @@ WRONG = {
     "labelme: no picture": (
         changed(LABELS("meadow"), "shapes", 0, "mask", "AAAA"), "not a picture"),
     "labelme: mask outside": (
-        changed(LABELS("meadow"), "shapes", 0, "points", [[55, 30], [70, 50]]), "does not lie"),
+        changed(LABELS("meadow"), "shapes", 0, "points", [[60, 30], [75, 50]]), "covers no pixel"),
+    "labelme: circle without end": (
+        changed(LABELS("meadow"), "shapes", 0, {
+            "label": "it", "shape_type": "circle", "points": [[0, 0], [1e300, 0]]}),
+        "out of all bounds"),
     "labelme: points are numbers": (
         changed(LABELS("meadow"), "shapes", 0, "points", [1, 2]), "list of pairs"),
 }  # fmt: skip

@@ -18,6 +18,7 @@ from segagent_rt.data.demonstrate import (
     same_masks,
 )
 from segagent_rt.data.images import ImageFolders
+from segagent_rt.data.read_context import ReadContext
 from segagent_rt.data.record import RunLengths, Sample
 from segagent_rt.data.trajectories import Demonstration, Start, read_trajectories
 from segagent_rt.metrics import iou
@@ -152,7 +153,7 @@ def test_the_trajectories_of_segagents_own_code_come_out(shared, name):
     thresholds = json.loads((folder / "meta.json").read_text())["thresholds"]
     document = json.loads((folder / name).read_text())
     limits = Limits(thresholds["max_clicks"], thresholds[name])
-    for recorded in read_trajectories(document, name, ImageFolders((folder,))):
+    for recorded in read_trajectories(document, name, ReadContext(ImageFolders((folder,)))):
         target = recorded.sample.mask.mask()
         made = demonstrate(target, recorded.start, Bench(Recorded(recorded), None), limits)
         assert [(m.click, m.mask) for m in made] == [(m.click, m.mask) for m in recorded.clicks]

@@ -12,6 +12,7 @@ from segagent_rt.data.coco import write_coco
 from segagent_rt.data.folders import class_name
 from segagent_rt.data.images import ImageFolders, missing_images
 from segagent_rt.data.labelme import write_labelme
+from segagent_rt.data.read_context import ReadContext
 from segagent_rt.data.record import questions
 from segagent_rt.data.refcoco import SPLITS, splits_named
 from segagent_rt.data.segagent import write_segagent
@@ -129,7 +130,9 @@ def test_a_caption_of_unknown_is_the_name_of_the_image(tmp_path):
 
     document = segagent_document(lambda name: f"{name}_1.jpg")
     document["data"][0]["gt_ann"]["caption"] = ["Unknown"]
-    samples = read_segagent(document, "f.json", ImageFolders((tmp_path,)))
+    context = ReadContext(ImageFolders((tmp_path,)))
+    samples = read_segagent(document, "f.json", context)
+    assert context.from_names == ["meadow"]
     assert samples[0].expressions == ("meadow",)
 
 
@@ -144,7 +147,7 @@ def test_labelme_shapes_of_one_group_are_one_object(tmp_path):
             square | {"points": [[30, 30], [34, 30]], "shape_type": "circle", "group_id": None},
         ]
     }
-    one, other = read_labelme(document, "m.json", ImageFolders((tmp_path,)))
+    one, other = read_labelme(document, "m.json", ReadContext(ImageFolders((tmp_path,))))
     assert int(one.mask.mask().sum()) == 5 * 5 + 9 * 11
     assert np.flatnonzero(other.mask.mask()[30]).tolist() == list(range(26, 35))
 

@@ -18,6 +18,7 @@ from segagent_rt.data.predictions import (
     record,
     write_predictions,
 )
+from segagent_rt.data.read_context import ReadContext
 from segagent_rt.data.record import Question, RunLengths, Sample
 from segagent_rt.data.tables import Overlap, rows, summary, write_tables
 from segagent_rt.errors import DataInvalid
@@ -34,7 +35,7 @@ def golden(shared: Path) -> Path:
 
 
 def read(path: Path):
-    return read_predictions(json.loads(path.read_text()), path.name)
+    return read_predictions(json.loads(path.read_text()), path.name, ReadContext())
 
 
 def walked(drawn=DRAWN[0], clicks=4):
@@ -56,7 +57,7 @@ def test_a_walk_is_written_and_read_back(tmp_path):
     write_predictions(tmp_path / "p.json", [describe_recording(recording)])
     document = json.loads((tmp_path / "p.json").read_text())
     assert looks_like_predictions(document)
-    (again,) = read_predictions(document, "p.json")
+    (again,) = read_predictions(document, "p.json", ReadContext())
     assert again.steps == tuple(
         type(step)(step.click, step.box, step.mask, step.reply, round(step.rating, 6))
         for step in recording.steps
@@ -84,7 +85,7 @@ def test_ratings_are_read_out_of_replies_where_the_file_holds_none():
     written = describe_recording(recording)
     for step in written["pred_list"]:
         del step["predicted_iou"]
-    (again,) = read_predictions([written], "p.json")
+    (again,) = read_predictions([written], "p.json", ReadContext())
     said = [int(100 * step.rating) / 100 for step in recording.steps]
     assert [step.rating for step in again.steps] == pytest.approx(said)
 
@@ -168,10 +169,10 @@ def test_predictions_with_a_fault(path, value, sentence):
         place = place[key]
     place[path[-1]] = value
     with pytest.raises(DataInvalid, match=sentence):
-        read_predictions([written], "p.json")
+        read_predictions([written], "p.json", ReadContext())
 
 
 @pytest.mark.parametrize("document", [[], {}, [{"pred_list": 3}], [1]])
 def test_no_predictions(document):
     with pytest.raises(DataInvalid):
-        read_predictions(document, "p.json")
+        read_predictions(document, "p.json", ReadContext())

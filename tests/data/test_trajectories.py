@@ -10,6 +10,7 @@ import pytest
 
 from segagent_rt.annotators.oracle import next_click
 from segagent_rt.data.images import ImageFolders
+from segagent_rt.data.read_context import ReadContext
 from segagent_rt.data.trajectories import (
     describe_demonstration,
     looks_like_trajectories,
@@ -24,7 +25,7 @@ GOLDEN = ["trace_iou098.json", "trace_iou_low.json"]
 
 
 def read(document, name="t.json", folder=Path()):
-    return read_trajectories(document, name, ImageFolders((folder,)))
+    return read_trajectories(document, name, ReadContext(ImageFolders((folder,))))
 
 
 def test_written_and_read_back(tmp_path):

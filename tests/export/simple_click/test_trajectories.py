@@ -10,6 +10,7 @@ import pytest
 from segagent_rt.backends import Runtime, open_session
 from segagent_rt.data.demonstrate import Bench, Limits, demonstrate, same_masks
 from segagent_rt.data.images import ImageFolders
+from segagent_rt.data.read_context import ReadContext
 from segagent_rt.data.trajectories import Demonstration, read_trajectories
 from segagent_rt.image import load_image
 from segagent_rt.metrics import iou
@@ -40,7 +41,7 @@ def test_clicks_masks_and_ends_are_those_of_the_reference(
     for name in ("trace_iou_low.json", "trace_iou098.json"):
         document = json.loads((folder / name).read_text())
         limits = Limits(thresholds["max_clicks"], thresholds[name])
-        for recorded in read_trajectories(document, name, ImageFolders((folder,))):
+        for recorded in read_trajectories(document, name, ReadContext(ImageFolders((folder,)))):
             sample = recorded.sample
             bench = Bench(segmenter, segmenter.encode(load_image(sample.image)))
             made = demonstrate(sample.mask.mask(), recorded.start, bench, limits)
