@@ -1,4 +1,4 @@
-"""`python -m segagent_rt_training`: train the models of the demo bundle."""
+"""`python -m segagent_rt_training`: train the models of the demo bundle, or the photo segmenter."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from segagent_rt.cli import fail
 from segagent_rt.cli.parameters import ImagesOption
 from segagent_rt.errors import SegagentError
 
-WHAT = ("segmenter", "mllm", "all", "lessons", "bundle", "report")
+WHAT = ("segmenter", "mllm", "all", "lessons", "bundle", "report", "photo")
 
 
 def command(  # noqa: PLR0913 (a command has as many options as it needs)
     what: Annotated[
-        str, typer.Argument(help="segmenter, mllm or all; lessons; then bundle; then report.")
+        str,
+        typer.Argument(
+            help="segmenter, mllm or all; lessons; then bundle; then report. photo trains the "
+            "segmenter for photos."
+        ),
     ] = "all",
     folder: Annotated[
         Path, typer.Option("--folder", help="Checkpoints and logs; an earlier run continues.")
@@ -53,6 +57,12 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
         typer.Option(metavar="FILE", help="What lessons are taken from; may be repeated."),
     ] = None,
     images: ImagesOption = None,
+    photos: Annotated[
+        Path, typer.Option("--photos", help="Training photos with label maps, for photo.")
+    ] = Path("../shared/data/training_photos"),
+    hours: Annotated[
+        float, typer.Option(min=0.001, help="Time of all runs of photo together.")
+    ] = 6.0,
 ) -> None:
     """Resumable: run it again after a kill. Needs the extra `export`.
 
@@ -72,7 +82,12 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
             "training needs packages that are not installed",
             hint='pip install "segagent-rt[export]"',
         ) from None
-    if what == "bundle":
+    if what == "photo":
+        from segagent_rt_training.photo.batches import BatchPlan
+        from segagent_rt_training.photo.training import PhotoRecipe, train_photo
+
+        train_photo(PhotoRecipe(hours, BatchPlan(seed)), photos, folder, processes)
+    elif what == "bundle":
         ship(folder, output, Trial(scenes, scenes, not allow_below_gate), _tell)
     elif what == "report":
         write_report(folder, output, Path("docs"))

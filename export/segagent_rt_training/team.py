@@ -24,6 +24,8 @@ class Team:
         if self.size == 1:
             return
         weights = [weight for weight in weights if weight.grad is not None]
+        if not weights:
+            return
         gradients = [cast(Tensor, weight.grad) for weight in weights]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(flat)
@@ -32,6 +34,14 @@ class Team:
             weights, torch.split(flat, [w.numel() for w in weights]), strict=True
         ):
             weight.grad = part.view_as(weight)
+
+    def first_value(self, value: float) -> float:
+        """The value that the first member has."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor([value], dtype=torch.float64)
+        distributed.broadcast(shared, 0)
+        return float(shared[0])
 
 
 def run_team(work: Callable[[Team], None], size: int) -> None:

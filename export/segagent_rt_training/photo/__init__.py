@@ -1,0 +1,1 @@
+"""Training of the segmenter for photos: EfficientNet-Lite0, a feature pyramid, a click decoder."""

@@ -1,0 +1,288 @@
+"""The training loop: scheduled by time, resumable, with an exponential moving average."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+import time
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from segagent_rt_export.families.photo_net.efficientnet import load_imagenet_weights
+from segagent_rt_export.families.photo_net.net import ImageFeatures, PhotoSegmenterNet, Prompts
+from segagent_rt_training.photo.batches import Batch, BatchPlan, batches_from
+from segagent_rt_training.photo.losses import mask_loss, rating_loss, true_iou
+from segagent_rt_training.photo.prompting import jittered_box, next_prompt, spoiled_mask
+from segagent_rt_training.team import Team, run_team
+
+CHECKPOINT, LOG = "photo.pt", "photo.jsonl"
+SAVE_EVERY, REPORT_EVERY = 120.0, 30.0
+MOST_TURNS = 6
+FEW_TURNS_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoRecipe:
+    """What decides the weights, together with the time that they are trained for."""
+
+    hours: float
+    batches: BatchPlan
+    learning_rate: float = 2e-3
+    encoder_rate: float = 2e-4
+    frozen_share: float = 0.04
+    """Share of the time at the beginning in which the encoder keeps its ImageNet weights."""
+    frozen_stages: int = 2
+    """Stages of the encoder that keep them always."""
+    weight_decay: float = 1e-3
+    ema_decay: float = 0.998
+    box_share: float = 0.3
+    """Share of the examples that begin with a box instead of a click."""
+    spoiled_share: float = 0.1
+    """Share of the examples that begin with a mask that went wrong."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a training is; `seconds` is the time spent in it by all its runs."""
+
+    step: int = 0
+    seconds: float = 0.0
+    means: dict[str, float] = field(default_factory=dict)
+
+    def note(self, values: dict[str, float]) -> None:
+        """Smooth the values of a step."""
+        for name, value in values.items():
+            if math.isfinite(value):
+                self.means[name] = 0.97 * self.means.get(name, value) + 0.03 * value
+
+
+class PhotoTraining:
+    """Net, moving average, optimiser and progress, saved together."""
+
+    def __init__(self, recipe: PhotoRecipe, folder: Path, team: Team) -> None:
+        torch.manual_seed(recipe.batches.seed)
+        self._team, self.recipe = team, recipe
+        self._path, self._log = folder / CHECKPOINT, folder / LOG
+        self.net = PhotoSegmenterNet()
+        load_imagenet_weights(self.net.encoder)
+        self.net.encoder.freeze(recipe.frozen_stages)
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.net).eval()
+        encoder = [p for p in self.net.encoder.parameters() if p.requires_grad]
+        head = [*self.net.pyramid.parameters(), *self.net.decoder.parameters()]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": head}, {"params": encoder}],
+            betas=(0.9, 0.99),
+            weight_decay=recipe.weight_decay,
+        )
+        self.progress = Progress()
+        if self._path.exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        state = torch.load(self._path, map_location="cpu", weights_only=True)
+        self.net.load_state_dict(state["net"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.progress = Progress(**state["progress"])
+
+    def save(self) -> None:
+        """Write the checkpoint; the old one stays until the new one is whole."""
+        state = {
+            "net": self.net.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "progress": asdict(self.progress),
+            "recipe": asdict(self.recipe),
+        }
+        partial = self._path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self._path)
+
+    def report(self) -> None:
+        """Append a line to the log, and show it."""
+        row = {"step": self.progress.step, "seconds": round(self.progress.seconds)}
+        line = json.dumps(row | {name: round(v, 4) for name, v in self.progress.means.items()})
+        with self._log.open("a") as log:
+            log.write(line + "\n")
+        print(line, flush=True)
+
+    def step(self, batch: Batch) -> None:
+        """One step of the optimiser."""
+        done = self.progress.seconds / (3600 * self.recipe.hours)
+        frozen = done < self.recipe.frozen_share
+        for group, rate in zip(self.optimiser.param_groups, self._rates(done), strict=True):
+            group["lr"] = rate
+        losses = self._losses(batch, frozen)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        for group in self.optimiser.param_groups:
+            self._team.average_gradients(group["params"])
+            nn.utils.clip_grad_norm_(group["params"], 5.0)
+        self.optimiser.step()
+        self._average()
+        self.progress.step += 1
+        self.progress.note({name: float(value.detach()) for name, value in losses.items()})
+
+    def _rates(self, done: float) -> tuple[float, float]:
+        """Learning rates of head and encoder: a short warm-up, then half a cosine over the time."""
+        recipe = self.recipe
+        fall = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        head = recipe.learning_rate * fall * min(1.0, (self.progress.step + 1) / 100)
+        thawed = min(1.0, max(0.0, done - recipe.frozen_share) / 0.02)
+        return head, recipe.encoder_rate * fall * thawed
+
+    def _turn_weights(self) -> tuple[int, ...]:
+        """How often the annotator has 1, 2, ... turns: few while the net learns what objects are,
+        many towards the end, so that late clicks improve masks, too."""
+        done = self.progress.seconds / (3600 * self.recipe.hours)
+        return (4, 4, 3, 1, 0, 0) if done < FEW_TURNS_SHARE else (1, 2, 4, 4, 3, 2)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.recipe.ema_decay, (self.progress.step + 1) / (self.progress.step + 10))
+        pairs = zip(self.average.state_dict().values(), self.net.state_dict().values(), strict=True)
+        for mean, value in pairs:
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - decay)
+            else:
+                mean.copy_(value)
+
+    def _losses(self, batch: Batch, frozen: bool) -> dict[str, Tensor]:
+        recipe = self.recipe
+        number = self.progress.step * self._team.size + self._team.rank
+        rng = random.Random(f"photo-step/{recipe.batches.seed}/{number}")
+        # 1. Encode each image once; its features serve all its targets.
+        pixels = torch.from_numpy(batch.images).permute(0, 3, 1, 2).float()
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.set_grad_enabled(not frozen):
+                maps = self.net.encoder(pixels)
+            features = self.net.pyramid(maps)
+        repeated = ImageFeatures(
+            *(x.repeat_interleave(recipe.batches.targets, 0) for x in features)
+        )
+        # 2. Let the annotator begin, and correct for some turns.
+        session = _Annotation(batch, recipe, rng)
+        turns = rng.choices(range(1, MOST_TURNS + 1), self._turn_weights())[0]
+        target, counted = torch.from_numpy(batch.targets), torch.from_numpy(~batch.ignored).float()
+        total, names = torch.zeros(()), dict[str, Tensor]()
+        weights = 0.0
+        for turn in range(turns):
+            session.click(turn, rng)
+            learns = turn == turns - 1 or rng.random() < (0.8 if turn == 0 else 0.25)
+            with torch.set_grad_enabled(learns), torch.autocast("cpu", torch.bfloat16):
+                logits, rating = self.net.decoder(repeated, session.prompts())
+            logits = logits[:, 0].float()
+            session.answer(logits.detach())
+            actual = true_iou(logits.detach() > 0, target, counted)
+            if learns:
+                loss = mask_loss(logits, target, counted) + rating_loss(rating.float(), actual)
+                total = total + loss.mean()
+                weights += 1.0
+            if turn in (0, 2, 4):
+                names[f"iou{turn + 1}"] = actual.mean()
+            names["rating_error"] = (rating.detach().float() - actual).abs().mean()
+        return {"loss": total / weights, **names}
+
+
+class _Annotation:
+    """The prompts of a batch's examples, turn after turn; arrays are at half the image's side."""
+
+    def __init__(self, batch: Batch, recipe: PhotoRecipe, rng: random.Random) -> None:
+        self._batch = batch
+        count, side = len(batch.targets), batch.targets.shape[1]
+        self._points = np.full((count, MOST_TURNS, 3), -1, np.float32)
+        self._box = np.zeros((count, 4), np.float32)
+        self._boxed, self._masks = set[int](), np.zeros_like(batch.targets)
+        self._prior = torch.zeros(count, 1, side, side)
+        for i in range(count):
+            kind = rng.random()
+            if kind < recipe.box_share:
+                self._box[i] = np.array(jittered_box(batch.targets[i], rng), np.float32) * 2
+                self._boxed.add(i)
+            elif kind < recipe.box_share + recipe.spoiled_share:
+                self._masks[i] = spoiled_mask(batch.targets[i], batch.targets[i ^ 1], rng)
+                self._prior[i, 0] = torch.from_numpy(self._masks[i]).float()
+
+    def click(self, turn: int, rng: random.Random) -> None:
+        """Let the annotator click once on every example; a box alone comes before all clicks."""
+        for i, target in enumerate(self._batch.targets):
+            if turn == 0 and i in self._boxed:
+                continue
+            prompt = next_prompt(target, self._masks[i], self._batch.ignored[i], rng)
+            if prompt is not None:
+                x, y, label = prompt
+                self._points[i, turn] = 2 * x, 2 * y, label
+            if turn == 1 and i in self._boxed and rng.random() < 0.4:
+                self._box[i] = 0
+
+    def prompts(self) -> Prompts:
+        """All clicks so far, box and previous mask."""
+        points, box = torch.from_numpy(self._points.copy()), torch.from_numpy(self._box.copy())
+        return Prompts(points, box, self._prior)
+
+    def answer(self, logits: Tensor) -> None:
+        """Take the net's mask as the previous one."""
+        self._prior = torch.sigmoid(logits)[:, None]
+        self._masks = np.asarray((logits > 0).numpy())
+
+
+def train_photo(recipe: PhotoRecipe, photos: Path, folder: Path, processes: int = 2) -> None:
+    """Train until the recipe's time is used up, or continue where an earlier run stopped.
+
+    Args:
+        recipe: what to do, and for how long in all runs together.
+        photos: the folder with `index.json`, images and label maps.
+        folder: where checkpoint and log lie; one training at a time works in it.
+        processes: each has one thread and computes the gradients of its own batches.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        run_team(partial(_work, recipe, photos, folder), processes)
+
+
+def _work(recipe: PhotoRecipe, photos: Path, folder: Path, team: Team) -> None:
+    """One process of the training; the first one keeps the time, the log and the checkpoint."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    training = PhotoTraining(recipe, folder, team)
+    progress = training.progress
+    spent = progress.seconds
+    first = progress.step * team.size + team.rank
+    with batches_from(photos, recipe.batches, first, team.size) as batches:
+        batch = next(batches)
+        saved = reported = began = time.monotonic()
+        while progress.seconds < 3600 * recipe.hours:
+            training.step(batch)
+            batch = next(batches)
+            now = time.monotonic()
+            progress.seconds = team.first_value(spent + now - began)
+            if team.rank == 0 and now - reported > REPORT_EVERY:
+                training.report()
+                reported = now
+            if team.rank == 0 and now - saved > SAVE_EVERY:
+                training.save()
+                saved = now
+    if team.rank == 0:
+        training.report()
+        training.save()
+
+
+def trained_photo_net(folder: Path) -> tuple[PhotoSegmenterNet, dict[str, Any]]:
+    """The moving average in a training folder, and how it came about: `progress` and `recipe`."""
+    state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
+    net = PhotoSegmenterNet()
+    net.load_state_dict(state["average"])
+    about = {name: cast(dict[str, Any], state[name]) for name in ("progress", "recipe")}
+    return net.eval(), about

@@ -1,0 +1,144 @@
+"""How the photo segmenter is trained: which photos, which crops, which prompts, and resuming."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from segagent_rt_export.families.photo_net.net import box_map, click_maps  # noqa: E402
+from segagent_rt_training.photo import training  # noqa: E402
+from segagent_rt_training.photo.augmentation import random_crop  # noqa: E402
+from segagent_rt_training.photo.batches import BatchPlan, Sampler  # noqa: E402
+from segagent_rt_training.photo.photos import LabelledImage, load_photos  # noqa: E402
+from segagent_rt_training.photo.prompting import jittered_box, next_prompt  # noqa: E402
+
+pytestmark = pytest.mark.export
+
+LICENCES = {"coco_1": "CC BY 2.0", "coco_2": "CC BY-SA 2.0", "facade_1": "CC BY 4.0"}
+
+
+def square(side=64, top=16, left=8, size=24):
+    mask = np.zeros((side, side), np.uint8)
+    mask[top : top + size, left : left + size] = 1
+    return mask
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Three photos of a red square on grey, with an index as of the training photos."""
+    folder = tmp_path_factory.mktemp("photos")
+    entries = []
+    for name, licence in (*LICENCES.items(), ("nuts_1", "MIT")):
+        labels = square()
+        image = np.full((64, 64, 3), 128, np.uint8)
+        image[labels == 1] = (0, 0, 255)
+        cv2.imwrite(str(folder / f"{name}.png"), image)
+        cv2.imwrite(str(folder / f"{name}.mask.png"), labels)
+        share = float((labels == 1).mean())
+        entries.append(
+            {
+                "name": name, "image": f"{name}.png", "mask": f"{name}.mask.png",
+                "split": "train", "licence": licence,
+                "instances": [{"id": 1, "category": "square", "area_share": share}],
+            }
+        )  # fmt: skip
+    (folder / "index.json").write_text(json.dumps({"photos": entries}))
+    return folder
+
+
+def test_share_alike_photos_are_never_trained_on(photos):
+    """The licence of the weights stays simple."""
+    assert {p.entry["name"] for p in load_photos(photos, "train")} == {
+        "coco_1", "facade_1", "nuts_1",
+    }  # fmt: skip
+
+
+def test_labels_lie_where_the_crop_shows_the_object():
+    """The label map has half the crop's side, and no shift against the image."""
+    labels = square()
+    image = np.full((64, 64, 3), 128, np.uint8)
+    image[labels == 1] = (255, 0, 0)
+    for seed in range(20):
+        rng = random.Random(seed)
+        crop = random_crop(LabelledImage(image, labels, (1,)), 96, (96, 96), rng)
+        assert crop is not None
+        red = (crop.image[..., 0] > 190).astype(np.float32)
+        half = cv2.resize(red, (48, 48), interpolation=cv2.INTER_AREA) > 0.5
+        both = (half & (crop.labels == 1)).sum()
+        assert both / (half | (crop.labels == 1)).sum() > 0.9
+
+
+def test_a_batch_is_the_same_whoever_draws_it(photos):
+    """A resumed training goes on with the batches that it would have had."""
+    plan = BatchPlan(seed=3, side=64, images=3, longest=(64, 96))
+    one, other = (Sampler(load_photos(photos, "train")).batch(plan, 5) for _ in range(2))
+    np.testing.assert_array_equal(one.images, other.images)
+    np.testing.assert_array_equal(one.targets, other.targets)
+    assert one.images.shape == (3, 64, 64, 3)
+    assert one.targets.shape == (6, 32, 32)
+
+
+def test_the_annotator_corrects_the_larger_error():
+    target, nothing = square() > 0, np.zeros((64, 64), np.bool_)
+    for seed in range(10):
+        x, y, label = next_prompt(target, nothing, nothing, random.Random(seed))
+        assert label == 1 and target[int(y), int(x)]
+        x, y, label = next_prompt(nothing, target, nothing, random.Random(seed))
+        assert label == 0 and target[int(y), int(x)]
+    assert next_prompt(target, target, nothing, random.Random(0)) is None
+    assert next_prompt(target, nothing, target, random.Random(0)) is None
+
+
+def test_boxes_are_edges_not_pixel_centres():
+    boxes = {jittered_box(square() > 0, random.Random(seed)) for seed in range(30)}
+    assert (8.0, 16.0, 32.0, 40.0) in boxes
+    assert all(0 <= a < c <= 64 and 0 <= b < d <= 64 for a, b, c, d in boxes)
+
+
+def test_click_maps_peak_at_the_click_and_are_empty_without_one():
+    """Clicks are in pixels of the image, maps have a quarter of its side."""
+    keys = torch.nn.functional.normalize(torch.randn(1, 24, 16, 16), dim=1)
+    coarse = torch.nn.functional.normalize(torch.randn(1, 32, 8, 8), dim=1)
+    points = torch.tensor([[[42.0, 22.0, 1.0], [10.0, 50.0, 0.0], [3.0, 3.0, -1.0]]])
+    maps, _ = click_maps(points, coarse, keys)
+    assert maps.shape == (1, 8, 16, 16)
+    for layer in (0, 1, 3):
+        assert divmod(int(maps[0, layer].argmax()), 16) == (22 // 4, 42 // 4)
+        assert divmod(int(maps[0, 4 + layer].argmax()), 16) == (50 // 4, 10 // 4)
+    torch.testing.assert_close(maps[0, 0, 5, 10], torch.tensor(1.0))
+    torch.testing.assert_close(maps[0, 3, 5, 10], torch.tensor(2.0))
+    empty, clicked = click_maps(torch.tensor([[[0.0, 0.0, -1.0]]]), coarse, keys)
+    assert not empty.any() and not clicked.any()
+
+
+def test_the_box_map_covers_cells_by_their_share():
+    keys = torch.zeros(1, 24, 4, 4)
+    covered = box_map(torch.tensor([[2.0, 4.0, 12.0, 8.0]]), keys)[0, 0]
+    torch.testing.assert_close(covered[1], torch.tensor([0.5, 1.0, 1.0, 0.0]))
+    assert covered.sum() == 2.5
+    assert not box_map(torch.zeros(1, 4), keys).any()
+
+
+def test_a_training_goes_on_where_it_stopped(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "load_imagenet_weights", lambda encoder: None)
+    plan = BatchPlan(seed=3, side=64, images=2, longest=(64, 96))
+    recipe = training.PhotoRecipe(0.1, plan, frozen_share=0.0)
+    batch = Sampler(load_photos(photos, "train")).batch(plan, 0)
+    first = training.PhotoTraining(recipe, tmp_path, training.Team())
+    for _ in range(2):
+        first.step(batch)
+    assert first.progress.means["loss"] > 0
+    first.progress.seconds = 7.0
+    first.save()
+    second = training.PhotoTraining(recipe, tmp_path, training.Team())
+    assert (second.progress.step, second.progress.seconds) == (2, 7.0)
+    net, about = training.trained_photo_net(tmp_path)
+    assert about["recipe"]["batches"]["seed"] == 3
+    for name, value in first.average.state_dict().items():
+        torch.testing.assert_close(net.state_dict()[name], value)
