@@ -82,7 +82,7 @@ class PlainMllm:
     def choices(self, image: RgbImage, expression: str, tokens: Sequence[int]) -> np.ndarray:
         """Logits [choices, rows] over the tokens of the grammar wherever a reply of these tokens
         leaves a choice, all read at once and without a cache."""
-        lead, tail = self.source.asker.prompt(expression)
+        lead, tail = self.source.codec.prompt(expression)
         picture = jpeg_round_trip(image)
         whole = self._net.logits(picture, lead, [*tail, *tokens])[len(tail) - 1 :]
         at = list(places_of_choice(self.source, expression, tokens))
@@ -115,7 +115,7 @@ class PlainMllm:
         settings = self.source.settings
         inputs = self._net.inputs(picture)
         rows, columns = inputs["image_grid_thw"][0, 1:].tolist()
-        lead, tail = self.source.asker.prompt(expression)
+        lead, tail = self.source.codec.prompt(expression)
         token = self.source.tokenizer.token_to_id(settings.picture)
         ids = torch.tensor(
             [[*lead, *[token] * (rows * columns // settings.vision.merge**2), *tail]]
@@ -130,7 +130,7 @@ class PlainMllm:
 
 def places_of_choice(source: MllmSource, expression: str, tokens: Sequence[int]) -> Iterator[int]:
     """Where in a reply the grammar allows more than one token; up to its end."""
-    grammar = source.asker.grammar(expression, (1, 1))
+    grammar = source.codec.grammar(expression, (1, 1))
     assert grammar is not None
     state = grammar.start
     for at, token in enumerate(tokens):
@@ -208,7 +208,7 @@ def plain_walk(
     for tokens in replies:
         clicks.append(mllm.click(image, shown, expression, tokens))
         with timed(segment):
-            reading = mllm.source.settings.reply.read(mllm.source.asker.decode(tokens), size)
+            reading = mllm.source.settings.reply.read(mllm.source.codec.decode(tokens), size)
             assert isinstance(reading.action, Click)
             made.append(reading.action)
             shown = segmenter.decode(embedding, made, prior=shown)

@@ -19,15 +19,16 @@ from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.bench.meter import GraphMeter
 from segagent_rt.bench.spread import ratio_spread, spread
 from segagent_rt.bench.walks import Question, Record, figures, timed_walk
+from segagent_rt.loop import StoppingRules
 from segagent_rt.metrics import iou
-from segagent_rt.rules import Rules
 from segagent_rt.runtime import Runtime, load
 from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.sam import SamSettings
 from segagent_rt.types import RgbImage
 
 CLICKS, THEIR_CLICKS = 3, 7
-RULES = Rules.fixed(CLICKS)
+RATED = StoppingRules.fixed(CLICKS)
+RULES = StoppingRules.fixed(CLICKS, rate_last_mask=False)
 EXPRESSION = "the mug behind the laptop"
 SIDE = 1024
 EXACT, MASK_IOU = 1e-3, 0.95
@@ -62,11 +63,11 @@ class Listened:
     ear: Ear
     replies: Replies
 
-    def walk(self, image: RgbImage) -> Record:
-        """Three clicks on an image that was not seen before, and the rating of the last mask."""
+    def walk(self, image: RgbImage, rules: StoppingRules = RULES) -> Record:
+        """Three clicks on an image that was not seen before."""
         nothing = np.zeros(image.shape[:2], np.bool_)
         return timed_walk(
-            self.runtime.open(image), self.meter, RULES, Question(EXPRESSION, nothing)
+            self.runtime.open(image), self.meter, rules, Question(EXPRESSION, nothing)
         )
 
 
@@ -98,13 +99,14 @@ def measure_walks(place: Place, laps: int) -> dict[str, Any]:
     done = in_turn(
         {
             "ours": lambda _: ours.walk(first.image),
+            "ours rated": lambda _: ours.walk(first.image, RATED),
             "torch fp32": lambda _: plain_walk(
                 plain, segmenter, first.image, EXPRESSION, first.replies
             ),
         },
         laps,
     )
-    walks, theirs = done["ours"], done["torch fp32"]
+    walks, rated, theirs = done["ours"], done["ours rated"], done["torch fp32"]
     apart_by["mask_iou"] = float(
         np.mean([_alike(o, t) for o, t in zip(walks, theirs, strict=True)])
     )
@@ -121,7 +123,7 @@ def measure_walks(place: Place, laps: int) -> dict[str, Any]:
         "parity_figures": apart_by,
         "parity": passed,
         "clicks_with_stop": stops,
-        "times_as_fast": told(walks, theirs, stops) if passed else None,
+        "times_as_fast": told(walks, rated, theirs, stops) if passed else None,
         "ours": {name: value for name, value in figures(walks).items() if name != "miou"},
         "torch": {
             "click": spread([s for walk in theirs for s in walk.each]),
@@ -133,34 +135,34 @@ def measure_walks(place: Place, laps: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def told(walks: Sequence[Record], theirs: Sequence[PlainWalk], stops: float) -> dict[str, Any]:
+def told(
+    walks: Sequence[Record], rated: Sequence[Record], theirs: Sequence[PlainWalk], stops: float
+) -> dict[str, Any]:
     """How many times as long the plain loop takes.
 
-    Ours ends with a rating of the last mask, which costs what a click costs; the plain loop does
-    not rate its last mask. So with the same clicks that turn is taken off ours, as rules without
-    `rates_last` would not take it; with it is the second figure. With stop rules it is the loop of
-    seven clicks against ours of so many and the rating that ends it, put together from the turns
-    that were measured.
+    The plain loop does not rate its last mask, and with the same clicks `walks` do not either;
+    `rated` do, which is the second figure. With stopping rules it is the plain loop of seven clicks
+    against ours of `stops` clicks, each rated, put together from the steps that were measured.
     """
     same = [walk.seconds(CLICKS) for walk in theirs]
     return {
-        "same_clicks": ratio_spread(same, [walk.seconds - _turns(walk)[-1] for walk in walks]),
-        "same_clicks_with_our_last_rating": ratio_spread(same, [walk.seconds for walk in walks]),
+        "same_clicks": ratio_spread(same, [walk.seconds for walk in walks]),
+        "same_clicks_with_our_last_rating": ratio_spread(same, [walk.seconds for walk in rated]),
         "with_stop": ratio_spread(
             [walk.seconds(THEIR_CLICKS) for walk in theirs],
-            [stopped(_turns(walk), stops) for walk in walks],
+            [stopped(_steps(walk), stops) for walk in rated],
         ),
     }
 
 
-def stopped(turns: Sequence[float], clicks: float) -> float:
-    """Seconds of a walk of so many clicks: the first, further ones, and the turn that ends it."""
-    first, *later, last = turns
-    return first + (clicks - 1) * float(np.mean(later)) + last
+def stopped(steps: Sequence[float], clicks: float) -> float:
+    """Seconds of a trajectory of `clicks` clicks: the first step, and further ones."""
+    first, *later = steps
+    return first + (clicks - 1) * float(np.mean(later))
 
 
-def _turns(walk: Record) -> list[float]:
-    """Seconds of every click with its mask, and of the last rating."""
+def _steps(walk: Record) -> list[float]:
+    """Seconds of every step: click, mask and rating."""
     return [step.seconds["annotate"] + step.seconds.get("segment", 0) for step in walk.found.steps]
 
 
@@ -183,4 +185,9 @@ def _clicked(ours: Listened) -> Picture:
     """Our own walk, which says what the plain loop is to say; it warms everything up."""
     image = make_scene(0, SIDE).image
     walk = ours.walk(image)
-    return Picture(image, tuple(ours.replies.take()[: walk.clicks]), ours.ear.take()[0])
+    return Picture(image, tuple(_proposals(ours.replies.take(), walk)), ours.ear.take()[0])
+
+
+def _proposals(decoded: Sequence[tuple[int, ...]], walk: Record) -> list[tuple[int, ...]]:
+    """The replies that proposed clicks: every other one that was decoded rates a mask."""
+    return [*decoded[::2]][: walk.clicks]

@@ -14,11 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["Box", "Canvas", "Click", "Rules", "Runtime", "SegagentError", "Trajectory", "load"]
+__all__ = [
+    "Box",
+    "Canvas",
+    "Click",
+    "Runtime",
+    "SegagentError",
+    "StoppingRules",
+    "Trajectory",
+    "load",
+]
 
 if TYPE_CHECKING:
     from segagent_rt.errors import SegagentError
-    from segagent_rt.rules import Rules
+    from segagent_rt.loop import StoppingRules
     from segagent_rt.runtime import Canvas, Runtime, load
     from segagent_rt.types import Box, Click, Trajectory
 
@@ -26,9 +35,9 @@ _HOMES = {
     "Box": "types",
     "Canvas": "runtime",
     "Click": "types",
-    "Rules": "rules",
     "Runtime": "runtime",
     "SegagentError": "errors",
+    "StoppingRules": "loop",
     "Trajectory": "types",
     "load": "runtime",
 }

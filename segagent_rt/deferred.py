@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Any
 
 
-class Deferred(Future[Any]):
+class LazyFuture(Future[Any]):
     """A future that no other thread works on. If the work fails, the next to ask tries again."""
 
     def __init__(self, work: Callable[[], Any]) -> None:

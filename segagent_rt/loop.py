@@ -1,18 +1,22 @@
-"""The loop: look at the mask so far, click, segment, look again."""
+"""SegAgent's loop: propose a click, segment, rate the new mask, stop or click again."""
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotReady
 from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any
 
-from segagent_rt.elsewhere import elsewhere
+import numpy as np
+
 from segagent_rt.errors import Interrupted
-from segagent_rt.rules import Rules
 from segagent_rt.timing import Deadline, Stopwatch
 from segagent_rt.types import (
+    Box,
     Click,
-    Finish,
+    Malformed,
     Prediction,
     Request,
     Segmenter,
@@ -23,77 +27,241 @@ from segagent_rt.types import (
     View,
 )
 
+RETRY_SAMPLES = 4
+"""First clicks sampled at a time; more hardly find more objects (docs/decisions.md)."""
 
-def walk(
+
+def iter_steps(
     expression: str,
     view: View,
     segmenter: Segmenter,
-    embedding: "Future[Any]",
+    embedding: Future[Any],
     *,
-    rules: Rules | None = None,
+    rules: StoppingRules | None = None,
     prior: Prediction | None = None,
 ) -> Iterator[Step]:
-    """Yield a step for every click, and a last one without a click that says why it ended.
+    """Annotate step by step; a step is yielded as soon as its mask is rated.
 
-    The embedding is a future: the segmenter encodes meanwhile, or when it is asked for. `prior` is
-    a mask to start from.
+    Args:
+        expression: the object in words.
+        view: the image as the annotator sees it.
+        segmenter: turns clicks into masks.
+        embedding: the segmenter's embedding of the image; it may still be computed.
+        rules: when to stop.
+        prior: a mask to start from; it is rated first, as a step of its own.
+
+    Yields:
+        A step for every mask; the last one says why the loop stopped. If the annotator finished,
+        gave no action, or ran out of time, the last step has no mask.
     """
-    rules = rules or Rules()
-    prediction, clicks, tried = prior, list[Click](), list[Prediction]()
-    ratings = list[float | None]()
-    ended: Stop | None = None
+    rules = rules or StoppingRules()
+    steps = list[Step]()
     with closing(Deadline(rules.deadline)) as deadline:
-        while ended is None:
-            watch, turn, anew = Stopwatch(), Turn("", Finish()), False
+        stages = Stages(expression, view, segmenter, embedding, deadline)
+        while not steps or steps[-1].stop is None:
+            watch, step = Stopwatch(), Step()
             try:
-                with deadline.active(), watch("annotate"):
-                    spent = len(tried) >= rules.max_clicks
-                    turn = _ask(view, Request(prediction, expression), rules, spent=spent)
-                ratings += [] if prediction is None else [turn.predicted_iou]
-                stop = rules.verdict(turn, len(tried), ratings)
-                if stop is None and prior is None and len(clicks) == 1 and rules.doubts(turn):
-                    with deadline.active(), watch("annotate"):
-                        other = elsewhere(expression, view, turn, tried)
-                    turn, anew = other or turn, other is not None
-                if stop is not None or not isinstance(turn.action, Click):
-                    yield Step(turn, None, prediction, watch.seconds, stop)
-                    return
-                clicks = [turn.action] if anew else [*clicks, turn.action]
-                with deadline.active(), watch("segment"):
-                    encoded = embedding.result(deadline.remaining)
-                    before = None if anew else prediction
-                    after = segmenter.decode(encoded, clicks, prior=before, box=turn.box)
+                if prior is not None and not steps:
+                    step = Step(prediction=prior)
+                else:
+                    # 1. Propose the next click, or another first one.
+                    retry = stages.retry_first_click(steps, watch) if rules.retries(steps) else None
+                    step = retry or stages.propose(steps, watch)[0]
+                    # 2. Segment all clicks so far.
+                    step = stages.decode(step, steps, watch)
+                # 3. Rate the new mask.
+                stop = rules.stop_unrated(step, steps)
+                if stop is None:
+                    step = stages.rate([step], watch)[0]
+                    # 4. Stop?
+                    stop = rules.stop_rated([*steps, step])
             except (Interrupted, NotReady):
-                yield Step(turn, None, prediction, watch.seconds, "deadline")
-                return
-            # Shown the same mask again, the annotator would say the same again.
-            settled = rules.settles and prediction is not None and after.agrees(prediction)
-            tried.append(after)
-            last = not rules.rates_last and len(tried) == rules.max_clicks
-            ended = "unchanged" if settled else "budget" if last else None
-            prediction = after
-            yield Step(turn, clicks[-1], after, watch.seconds, ended, anew=anew)
-
-
-def _ask(view: View, request: Request, rules: Rules, *, spent: bool) -> Turn:
-    """The rating of the mask shown; and the next click, unless it is accepted or none is left."""
-    if request.prediction is None or (rules.accept is None and not spent):
-        return view.propose([request])[0][0]
-    rated = view.rate([request])[0]
-    if spent or rules.accepts(rated.predicted_iou):
-        return rated
-    return view.propose([request])[0][0].after(rated)
+                stop = "deadline"
+            steps.append(completed(step, steps, stop, watch))
+            yield steps[-1]
 
 
 def annotate(
     expression: str,
     view: View,
     segmenter: Segmenter,
-    embedding: "Future[Any]",
+    embedding: Future[Any],
     *,
-    rules: Rules | None = None,
+    rules: StoppingRules | None = None,
     prior: Prediction | None = None,
 ) -> Trajectory:
-    """Walk to the end and keep every step."""
-    steps = walk(expression, view, segmenter, embedding, rules=rules, prior=prior)
-    return Trajectory(expression, tuple(steps), prior)
+    """Run the loop to its end and keep every step; the arguments are those of `iter_steps`."""
+    steps = iter_steps(expression, view, segmenter, embedding, rules=rules, prior=prior)
+    return Trajectory(expression, tuple(steps))
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What a step is made of: `propose`, `decode` and `rate`, each timed and under the deadline.
+
+    Each fills in more of a `Step`. They are given the steps so far, and a stopwatch for this one.
+    """
+
+    expression: str
+    view: View
+    segmenter: Segmenter
+    embedding: Future[Any]
+    deadline: Deadline
+
+    def propose(self, steps: Sequence[Step], watch: Stopwatch, **sampling: Any) -> list[Step]:
+        """Ask for the next action about the last mask; `sampling` is passed on to the view.
+
+        Returns:
+            A step without a mask for each answer.
+        """
+        return self._propose(steps[-1].prediction if steps else None, watch, **sampling)
+
+    def retry_first_click(self, steps: Sequence[Step], watch: Stopwatch) -> Step | None:
+        """Sample another first click, outside every mask so far; None if no sample lies there.
+
+        Samples have temperature 1 and a seed of their own, so a run can be repeated.
+        """
+        rng = np.random.default_rng(len(steps))
+        samples = self._propose(None, watch, samples=RETRY_SAMPLES, temperature=1.0, rng=rng)
+        masks = [step.prediction.mask() for step in steps if step.prediction is not None]
+        for step in samples:
+            at = step.click
+            if at is not None and at.positive and not any(mask[at.y, at.x] for mask in masks):
+                return replace(step, restarted=True)
+        return None
+
+    def decode(self, step: Step, steps: Sequence[Step], watch: Stopwatch) -> Step:
+        """Segment with the proposed action and all clicks before it, back to the last restart."""
+        if step.click is None and step.box is None:
+            return step
+        since = [] if step.restarted else steps_since_restart(steps)
+        clicks = [each.click for each in (*since, step) if each.click is not None]
+        prior = since[-1].prediction if since else None
+        first_box = since[0].box if since and since[0].click is None else None
+        box = step.box or first_box
+        with self.deadline.active(), watch("segment"):
+            encoded = self.embedding.result(self.deadline.remaining)
+            made = self.segmenter.decode(encoded, clicks, prior=prior, box=box)
+        return replace(step, prediction=made, box=box)
+
+    def rate(self, steps: Sequence[Step], watch: Stopwatch) -> list[Step]:
+        """Rate the masks of steps that are alternatives to each other."""
+        requests = [Request(step.prediction, self.expression) for step in steps]
+        with self.deadline.active(), watch("annotate"):
+            ratings = self.view.rate(requests)
+        for rating in ratings:
+            watch.add_stages(rating.seconds)
+        return [
+            replace(step, rating=rating.value, rating_reply=rating.reply)
+            for step, rating in zip(steps, ratings, strict=True)
+        ]
+
+    def _propose(self, shown: Prediction | None, watch: Stopwatch, **sampling: Any) -> list[Step]:
+        with self.deadline.active(), watch("annotate"):
+            turns = self.view.propose([Request(shown, self.expression)], **sampling)[0]
+        for turn in turns:
+            watch.add_stages(turn.seconds)
+        return [_proposed(turn) for turn in turns]
+
+
+def _proposed(turn: Turn) -> Step:
+    if isinstance(turn.action, Click):
+        return Step(turn.action, turn=turn, box=turn.box)
+    return Step(turn=turn, box=turn.action if isinstance(turn.action, Box) else None)
+
+
+def completed(step: Step, steps: Sequence[Step], stop: Stop | None, watch: Stopwatch) -> Step:
+    """The step with its time and the reason to stop.
+
+    An action without a mask is dropped, and a mask that did not change keeps its rating.
+    """
+    if step.prediction is None:
+        step = Step(turn=step.turn)
+    rating = steps[-1].rating if stop == "unchanged" else step.rating
+    return replace(step, rating=rating, seconds=watch.seconds, stop=stop)
+
+
+def steps_since_restart(steps: Sequence[Step]) -> Sequence[Step]:
+    """The steps whose clicks the next mask is made of."""
+    return steps[max((at for at, step in enumerate(steps) if step.restarted), default=0) :]
+
+
+@dataclass(frozen=True, slots=True)
+class StoppingRules:
+    """When to stop clicking, and when to try another first click.
+
+    Attributes:
+        max_clicks: the most clicks (7 in SegAgent, section 5.1).
+        accept_above: stop at a mask rated at least this; None never accepts.
+        retry_below: if the mask of a first click is rated below this, discard it and try another
+            first click; None keeps it, as SegAgent does.
+        patience: stop after this many masks in a row that are rated no better than an earlier one.
+        stop_if_unchanged: stop at a click that does not change the mask.
+        rate_last_mask: whether the mask of the last click allowed is rated; SegAgent's is not.
+        stop_after_box: stop after a first look that gave a box if nobody rates the mask. Models
+            that ground objects in boxes were not trained to click.
+        deadline: seconds after which a running call is interrupted, and the best mask so far is
+            the result.
+    """
+
+    max_clicks: int = 7
+    accept_above: float | None = 0.9
+    retry_below: float | None = 0.5
+    patience: int | None = None
+    stop_if_unchanged: bool = True
+    rate_last_mask: bool = True
+    stop_after_box: bool = True
+    deadline: float | None = None
+
+    @classmethod
+    def fixed(cls, clicks: int, *, rate_last_mask: bool = True) -> StoppingRules:
+        """Exactly this many clicks, whatever their ratings: for measurements."""
+        return cls(
+            clicks,
+            accept_above=None,
+            retry_below=None,
+            stop_if_unchanged=False,
+            rate_last_mask=rate_last_mask,
+            stop_after_box=False,
+        )
+
+    def stop_unrated(self, step: Step, steps: Sequence[Step]) -> Stop | None:
+        """Why to stop at `step` without rating its mask; `steps` are those before it."""
+        if step.prediction is None:
+            malformed = step.turn is not None and isinstance(step.turn.action, Malformed)
+            return "malformed" if malformed else "finished"
+        shown = steps[-1].prediction if steps else None
+        if self.stop_if_unchanged and shown is not None and step.prediction.agrees(shown):
+            return "unchanged"
+        if not self.rate_last_mask and self._spent([*steps, step]):
+            return "budget"
+        return None
+
+    def stop_rated(self, steps: Sequence[Step]) -> Stop | None:
+        """Why to stop after the last of these steps, whose mask has been rated."""
+        last = steps[-1]
+        if self.accepts(last.rating):
+            return "accepted"
+        if self._spent(steps):
+            return "budget"
+        if self.stop_after_box and last.click is None and not last.given and last.rating is None:
+            return "one-shot"
+        rated = [step.rating for step in steps if step.rating is not None]
+        best = rated.index(max(rated)) if rated else 0
+        if self.patience is not None and rated and len(rated) - 1 - best >= self.patience:
+            return "no gain"
+        return None
+
+    def accepts(self, rating: float | None) -> bool:
+        """Whether a mask with this rating needs no further click."""
+        return self.accept_above is not None and rating is not None and rating >= self.accept_above
+
+    def retries(self, steps: Sequence[Step]) -> bool:
+        """Whether the last mask, if it is made of a first click alone, is rated too low."""
+        if not steps or steps[-1].click is None or len(steps_since_restart(steps)) > 1:
+            return False
+        rating = steps[-1].rating
+        return self.retry_below is not None and rating is not None and rating < self.retry_below
+
+    def _spent(self, steps: Sequence[Step]) -> bool:
+        return sum(step.click is not None for step in steps) >= self.max_clicks

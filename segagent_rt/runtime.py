@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segagent_rt import loop, search
-from segagent_rt.annotators.mllm import Asker, MllmAnnotator, MllmSettings, asker_of
+from segagent_rt.annotators.mllm import MllmAnnotator, MllmSettings, PromptCodec, prompt_codec
 from segagent_rt.backends import Runtime as Where
 from segagent_rt.backends.cores import crowded
 from segagent_rt.bundle import Bundle, Part, open_bundle
-from segagent_rt.deferred import Deferred
+from segagent_rt.deferred import LazyFuture
 from segagent_rt.errors import ClickOutside, ManifestInvalid
 from segagent_rt.image import load_image
+from segagent_rt.loop import StoppingRules
 from segagent_rt.mllm.language import LanguageModel
 from segagent_rt.mllm.vision import Tower
-from segagent_rt.rules import Rules
-from segagent_rt.search import Tree
+from segagent_rt.search import SearchConfig
 from segagent_rt.sessions import Placement
 from segagent_rt.types import (
     Annotator,
@@ -87,7 +87,7 @@ class Runtime:
             return open_mllm(part, self._open)
         from segagent_rt.annotators.endpoint import EndpointAnnotator
 
-        return EndpointAnnotator(open_asker(part), self.endpoint)
+        return EndpointAnnotator(open_prompt_codec(part), self.endpoint)
 
     @property
     def _crowded(self) -> bool:
@@ -146,7 +146,7 @@ class Canvas:
         runtime = self.runtime
         encode = partial(runtime.segmenter.encode, self.image)
         if runtime._crowded:
-            return Deferred(encode)
+            return LazyFuture(encode)
         return runtime._pool.submit(contextvars.copy_context().run, encode)
 
     @cached_property
@@ -154,30 +154,49 @@ class Canvas:
         """The image as the annotator sees it."""
         return self.runtime.annotator.look(self.image)
 
-    def walk(
-        self, expression: str, *, rules: Rules | None = None, prior: Prediction | None = None
-    ) -> Iterator[Step]:
-        """Annotate step by step; see `annotate`."""
-        embedding, segmenter = self.embedding, self.runtime.segmenter
-        return loop.walk(expression, self.view, segmenter, embedding, rules=rules, prior=prior)
-
     def annotate(
-        self, expression: str, *, rules: Rules | None = None, prior: Prediction | None = None
+        self,
+        expression: str,
+        *,
+        rules: StoppingRules | None = None,
+        prior: Prediction | None = None,
     ) -> Trajectory:
-        """Segment what the expression says, starting from nothing or from the mask `prior`.
+        """Segment what the expression says.
+
+        Args:
+            expression: the object in words.
+            rules: when to stop.
+            prior: a mask to start from.
+
+        Returns:
+            All steps; its `prediction` is the best-rated mask.
 
         Raises:
             ExpressionRefused: the annotator cannot take the expression.
         """
-        embedding, segmenter = self.embedding, self.runtime.segmenter
-        return loop.annotate(expression, self.view, segmenter, embedding, rules=rules, prior=prior)
+        return Trajectory(expression, tuple(self.iter_steps(expression, rules=rules, prior=prior)))
 
-    def explore(
-        self, expression: str, *, tree: Tree, prior: Prediction | None = None
+    def iter_steps(
+        self,
+        expression: str,
+        *,
+        rules: StoppingRules | None = None,
+        prior: Prediction | None = None,
     ) -> Iterator[Step]:
-        """Annotate step by step, trying several clicks at every turn; see `search.explore`."""
+        """As `annotate`, but yield each step as soon as its mask is rated."""
         embedding, segmenter = self.embedding, self.runtime.segmenter
-        return search.explore(expression, self.view, segmenter, embedding, tree=tree, prior=prior)
+        return loop.iter_steps(
+            expression, self.view, segmenter, embedding, rules=rules, prior=prior
+        )
+
+    def search_steps(
+        self, expression: str, *, config: SearchConfig, prior: Prediction | None = None
+    ) -> Iterator[Step]:
+        """As `iter_steps`, trying several clicks at each step; see `search.search_steps`."""
+        embedding, segmenter = self.embedding, self.runtime.segmenter
+        return search.search_steps(
+            expression, self.view, segmenter, embedding, config=config, prior=prior
+        )
 
     def segment(self, clicks: Sequence[Click]) -> Prediction:
         """The mask for these clicks, made one after the other. No MLLM is needed.
@@ -233,29 +252,29 @@ def open_segmenter(part: Part, open_session: OpenSession) -> Segmenter:
 
 def open_mllm(part: Part, open_session: OpenSession) -> MllmAnnotator:
     """The MLLM of a part. One class serves every family; the settings tell them apart."""
-    asker = open_asker(part)
-    settings = asker.settings
+    codec = open_prompt_codec(part)
+    settings = codec.settings
     table = np.load(part.file("embed.npy"), mmap_mode="r", allow_pickle=False)
     head = open_session(part, "head") if settings.decoding == "free" else None
     decoder = open_session(part, "decoder")
     return MllmAnnotator(
         tower=Tower(open_session(part, "vision"), settings.vision),
         model=LanguageModel(decoder, table, settings.language, head),
-        encode=asker.encode,
-        decode=asker.decode,
+        encode=codec.encode,
+        decode=codec.decode,
         settings=settings,
-        specials=asker.specials,
+        specials=codec.specials,
     )
 
 
-def open_asker(part: Part) -> Asker:
-    """How the MLLM of a part is asked, without its weights."""
+def open_prompt_codec(part: Part) -> PromptCodec:
+    """The prompt codec of the MLLM of a part; it needs no weights."""
     from tokenizers import Tokenizer
 
     if part.manifest.family not in MLLMS:
         raise _unknown(part)
     tokenizer = Tokenizer.from_str(part.file("tokenizer.json").read_text("utf-8"))
-    return asker_of(tokenizer, part.settings(MllmSettings))
+    return prompt_codec(tokenizer, part.settings(MllmSettings))
 
 
 def _unknown(part: Part) -> ManifestInvalid:

@@ -1,144 +1,107 @@
-"""The loop with several clicks tried at every turn: the best-rated mask is the one to go on from.
+"""The loop with several clicks tried at each step: it goes on from the best-rated mask.
 
-SegAgent, algorithm 2. Predictions are values, so a candidate costs one decoding and one look; the
-reply that rates a mask also says the next click, which makes 1 + turns * candidates looks.
+This is best-step selection (SegAgent, algorithm 2). Predictions are values, so a candidate costs
+one decoding and one look; the look that rates a mask also proposes the click after it, which makes
+1 + steps * candidates looks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotReady
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from segagent_rt.errors import Interrupted
-from segagent_rt.loop import walk
-from segagent_rt.rules import Rules
+from segagent_rt.loop import Stages, StoppingRules, completed, iter_steps
 from segagent_rt.timing import Deadline, Stopwatch
-from segagent_rt.types import Click, Finish, Prediction, Request, Segmenter, Step, Turn, View
+from segagent_rt.types import Prediction, Segmenter, Step, View
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
+class SearchConfig:
     """How widely to search, and when to stop.
 
     Attributes:
-        rules: of the loop; `doubt` is for one candidate only, as more try several clicks anyway.
-        candidates: clicks tried at a turn: the likeliest one, the others drawn. With one this is
-            `loop.walk`.
-        temperature: of the draws; which one SegAgent used is not published.
-        seed: the same draws every time.
+        rules: of the loop. `retry_below` applies to one candidate only, because more candidates
+            try several clicks anyway. More candidates always rate the last mask, and always stop
+            if no click changes the mask.
+        candidates: clicks tried at each step: the most likely one, and samples. With one, the
+            search is the loop.
+        temperature: of the samples. The one that SegAgent used is not published.
+        seed: of the samples.
     """
 
-    rules: Rules = field(default_factory=Rules)
+    rules: StoppingRules = field(default_factory=StoppingRules)
     candidates: int = 3
     temperature: float = 1.0
     seed: int = 0
 
 
-def explore(
+def search_steps(
     expression: str,
     view: View,
     segmenter: Segmenter,
-    embedding: "Future[Any]",
+    embedding: Future[Any],
     *,
-    tree: Tree,
+    config: SearchConfig,
     prior: Prediction | None = None,
 ) -> Iterator[Step]:
-    """Yield the steps of the branch that was taken, as `loop.walk` does.
-
-    The turn of a step rates the mask that it was shown greedily, also where its click was drawn.
-    """
-    if tree.candidates == 1:
-        yield from walk(expression, view, segmenter, embedding, rules=tree.rules, prior=prior)
-        return
-    rules, deadline = tree.rules, Deadline(tree.rules.deadline)
-    branches = _Branches(expression, view, segmenter, tree)
-    prediction, clicks, ratings = prior, list[Click](), list[float | None]()
-    watch, turn, tried = Stopwatch(), Turn("", Finish()), list[Step]()
-    try:
-        with deadline.active(), watch("annotate"):
-            turn = view.propose([Request(prior, expression)])[0][0]
-        while True:
-            if prediction is not None:
-                ratings.append(turn.predicted_iou)
-            stop = rules.verdict(turn, len(clicks), ratings)
-            if stop is not None or not isinstance(turn.action, Click):
-                yield Step(turn, None, prediction, watch.seconds, stop)
-                break
-            with deadline.active(), watch("annotate"):
-                turns = branches.sprout(turn, prediction)
-            with deadline.active(), watch("segment"):
-                encoded = embedding.result(deadline.remaining)
-                tried = branches.grow(turns, prediction, clicks, encoded)
-            if all(step.stop for step in tried):
-                yield replace(tried[0], seconds=watch.seconds)
-                break
-            with deadline.active(), watch("annotate"):
-                last = len(clicks) + 1 == rules.max_clicks
-                best, turn = branches.judge(tried, last=last)
-            prediction = best.prediction
-            clicks += [best.click] if best.click else []
-            yield replace(best, seconds=watch.seconds)
-            watch, tried = Stopwatch(), []
-    except (Interrupted, NotReady):
-        for step in tried[:1]:  # nobody has rated it, but it may be all there is
-            prediction, turn = step.prediction, Turn("", Finish())
-            yield step
-        yield Step(turn, None, prediction, watch.seconds, "deadline")
-    finally:
-        deadline.close()
-
-
-class _Branches:
-    """Candidates: drawn, segmented, rated."""
-
-    def __init__(self, expression: str, view: View, segmenter: Segmenter, tree: Tree) -> None:
-        self._expression, self._view, self._segmenter = expression, view, segmenter
-        self._tree, self._rng = tree, np.random.default_rng(tree.seed)
-
-    def sprout(self, turn: Turn, prediction: Prediction | None) -> dict[Click, Turn]:
-        """The clicks of the turn and of others about the same mask."""
-        turns = {turn.action: turn}
-        drawn = self._view.propose(
-            [Request(prediction, self._expression)],
-            samples=self._tree.candidates - 1,
-            temperature=self._tree.temperature,
-            rng=self._rng,
+    """Annotate step by step; yield the steps that were chosen, as `loop.iter_steps` does."""
+    if config.candidates == 1:
+        yield from iter_steps(
+            expression, view, segmenter, embedding, rules=config.rules, prior=prior
         )
-        for other in drawn[0]:
-            rated = replace(other, predicted_iou=turn.predicted_iou)
-            turns.setdefault(other.action, rated)
-        return {action: other for action, other in turns.items() if isinstance(action, Click)}
+        return
+    rules = replace(config.rules, rate_last_mask=True, stop_if_unchanged=True)
+    rng, steps = np.random.default_rng(config.seed), list[Step]()
+    with closing(Deadline(rules.deadline)) as deadline:
+        stages = Stages(expression, view, segmenter, embedding, deadline)
+        while not steps or steps[-1].stop is None:
+            watch, tried = Stopwatch(), [Step()]
+            try:
+                if prior is not None and not steps:
+                    tried = [Step(prediction=prior)]
+                else:
+                    tried = propose(stages, steps, config, rng, watch)
+                    tried = [stages.decode(step, steps, watch) for step in tried]
+                stops = [rules.stop_unrated(step, steps) for step in tried]
+                stop = stops[0]
+                if not all(stops):
+                    changed = [step for step, stop in zip(tried, stops, strict=True) if not stop]
+                    tried = [best_of(stages.rate(changed, watch))]
+                    stop = rules.stop_rated([*steps, tried[0]])
+            except (Interrupted, NotReady):
+                stop = "deadline"
+            steps.append(completed(tried[0], steps, stop, watch))
+            yield steps[-1]
 
-    def grow(
-        self,
-        turns: Mapping[Click, Turn],
-        prediction: Prediction | None,
-        clicks: Sequence[Click],
-        encoded: Any,
-    ) -> list[Step]:
-        """A step for each turn; one that changes nothing would end the walk."""
-        steps = []
-        for click, turn in turns.items():
-            after = self._segmenter.decode(
-                encoded, [*clicks, click], prior=prediction, box=turn.box
-            )
-            settled = prediction is not None and after.agrees(prediction)
-            steps.append(Step(turn, click, after, {}, "unchanged" if settled else None))
-        return steps
 
-    def judge(self, tried: Sequence[Step], *, last: bool) -> tuple[Step, Turn]:
-        """The step with the best-rated mask, the first of equals, and the turn that rated it.
+def propose(
+    stages: Stages,
+    steps: Sequence[Step],
+    config: SearchConfig,
+    rng: np.random.Generator,
+    watch: Stopwatch,
+) -> list[Step]:
+    """The most likely action and sampled ones, each once. Samples without an action are left out;
+    if the most likely answer has none, nothing is sampled."""
+    first = stages.propose(steps, watch)[0]
+    if first.click is None and first.box is None:
+        return [first]
+    samples = stages.propose(
+        steps, watch, samples=config.candidates - 1, temperature=config.temperature, rng=rng
+    )
+    distinct = {first.click or first.box: first}
+    for step in samples:
+        distinct.setdefault(step.click or step.box, step)
+    return [step for action, step in distinct.items() if action is not None]
 
-        Each mask is looked at once: a view goes on with the reply in which it rated one.
-        """
-        steps = [step for step in tried if step.stop is None]
-        requests = [Request(step.prediction, self._expression) for step in steps]
-        turns = self._view.rate(requests)
-        ratings = [-1.0 if t.predicted_iou is None else t.predicted_iou for t in turns]
-        at = int(np.argmax(ratings))
-        if last or self._tree.rules.accepts(turns[at].predicted_iou):
-            return steps[at], turns[at]
-        return steps[at], self._view.propose(requests[at : at + 1])[0][0].after(turns[at])
+
+def best_of(steps: Sequence[Step]) -> Step:
+    """The step with the best-rated mask, the first of equals."""
+    return max(steps, key=lambda step: -1.0 if step.rating is None else step.rating)

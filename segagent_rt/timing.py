@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -27,6 +27,11 @@ class Stopwatch:
 
     def add(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def add_stages(self, seconds: Mapping[str, float]) -> None:
+        """Add what another stopwatch has measured."""
+        for stage, spent in seconds.items():
+            self.add(stage, spent)
 
 
 def check_seconds(seconds: float, what: str) -> float:

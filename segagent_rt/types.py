@@ -1,13 +1,13 @@
-"""The nouns, and the three seams: who clicks, what segments, where graphs run.
+"""The data types, and the three protocols: who clicks, what segments, where graphs run.
 
-Frames: a click is a pixel of the original image, x to the right and y down, inside the picture.
+Frames: a click is a pixel of the original image, x to the right and y down, inside the image.
 Masks are bool [H, W], images uint8 [H, W, 3] in RGB order, sizes (height, width).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -46,34 +46,49 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A reply in which no action can be read; `why` says what is missing."""
+    """A reply from which no action can be read; `why` says what is missing."""
 
     why: str
 
 
 Action: TypeAlias = Click | Box | Finish | Malformed
+"""What an annotator decides. A `Box` is the first look of a model that grounds objects in boxes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What an annotator said about one mask: the raw reply, and what was understood.
+    """An annotator's answer to a request: the raw reply, and what was understood.
 
-    `predicted_iou` (0..1) rates the mask that was shown, not the one that the click will make.
-    `boxes` are all objects that a grounding reply lists; its action is the first of them.
+    Attributes:
+        reply: the text as it came.
+        action: the next action; the first box of a grounding reply.
+        rating: predicted IoU, 0..1, of the mask that the annotator was shown, if the reply has one.
+        box: a box that the reply states beside its click, for the segmenter.
+        seconds: time by stage (`paint`, `vision`, `language`, ...).
+        boxes: all objects that a grounding reply lists.
     """
 
     reply: str
     action: Action
-    predicted_iou: float | None = None
+    rating: float | None = None
     box: Box | None = None
     seconds: Seconds = field(default_factory=dict)
     boxes: tuple[Box, ...] = ()
 
-    def after(self, rated: Turn) -> Turn:
-        """This turn, which went on from a rating, with the time of both."""
-        first, then = rated.seconds, self.seconds
-        both = {stage: first.get(stage, 0.0) + then.get(stage, 0.0) for stage in {**first, **then}}
-        return replace(self, seconds=both)
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """An annotator's rating of a mask that it was shown.
+
+    Attributes:
+        value: predicted IoU, 0..1; None if this annotator does not rate masks.
+        reply: the text as it came; it may end behind the rating.
+        seconds: time by stage.
+    """
+
+    value: float | None
+    reply: str = ""
+    seconds: Seconds = field(default_factory=dict)
 
 
 class Prediction(Protocol):
@@ -91,83 +106,98 @@ class Prediction(Protocol):
 
 
 Stop: TypeAlias = Literal[
-    "accepted", "finished", "malformed", "budget", "unchanged", "no gain", "deadline"
+    "accepted", "finished", "malformed", "budget", "unchanged", "no gain", "one-shot", "deadline"
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One turn of a walk, and the mask after it.
+    """One mask of a trajectory: how it was made, and the rating of this very mask.
 
-    A step without a click ends the walk; its turn rates the last mask. With a click `anew` the
-    earlier ones are put away, and its mask is made of nothing else.
+    A step without a mask can only be the last one; its `stop` says why there is none.
+
+    Attributes:
+        click: the click that was added; None for a mask made of a box alone, or given.
+        prediction: the mask.
+        rating: predicted IoU of `prediction`, 0..1; None if nobody rated it.
+        turn: the annotator's answer that proposed the action; None if the mask was given.
+        box: the box that the segmenter was given.
+        rating_reply: the text in which the annotator rated `prediction`, if it was asked.
+        restarted: whether this click replaced all earlier ones: a retry of a bad first click.
+        seconds: time by stage. `annotate` (propose and rate) and `segment` add up to the step; the
+            other stages are parts of them.
+        stop: why the trajectory ends with this step; None if it goes on.
     """
 
-    turn: Turn
-    click: Click | None
-    prediction: Prediction | None
-    seconds: Seconds
+    click: Click | None = None
+    prediction: Prediction | None = None
+    rating: float | None = None
+    turn: Turn | None = None
+    box: Box | None = None
+    rating_reply: str | None = None
+    restarted: bool = False
+    seconds: Seconds = field(default_factory=dict)
     stop: Stop | None = None
-    anew: bool = False
+
+    @property
+    def given(self) -> bool:
+        """Whether the mask is the one that the trajectory started from."""
+        return self.prediction is not None and self.click is None and self.box is None
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """All steps for one expression; `prior` is the mask they started from, if any."""
+    """All steps for one expression, beginning with the mask that it started from, if any."""
 
     expression: str
     steps: tuple[Step, ...]
-    prior: Prediction | None = None
 
     @property
     def stop(self) -> Stop | None:
+        """Why it ended."""
         return self.steps[-1].stop if self.steps else None
 
     @property
     def clicks(self) -> tuple[Click, ...]:
+        """Every click, including those that a restart discarded."""
         return tuple(step.click for step in self.steps if step.click is not None)
 
     @property
-    def candidates(self) -> tuple[tuple[Prediction, float | None], ...]:
-        """Every mask with its predicted IoU: the prior if there is one, then one for each click.
-
-        A turn rates the mask that it was shown, so each mask has its rating from the turn after it.
-        """
-        shown = [self.prior, *(step.prediction for step in self.steps if step.click is not None)]
-        said = [step.turn.predicted_iou for step in self.steps]
-        if self.stop == "unchanged":
-            said.append(said[-1])
-        said += [None] * (len(shown) - len(said))
-        pairs = zip(shown, said, strict=False)
-        return tuple((mask, rating) for mask, rating in pairs if mask is not None)
+    def masks(self) -> tuple[Step, ...]:
+        """The steps that have a mask."""
+        return tuple(step for step in self.steps if step.prediction is not None)
 
     @property
-    def best(self) -> int | None:
-        """Index of the best-rated candidate; of the last if none is rated; None if there is none.
+    def one_shot(self) -> Step | None:
+        """The step of the first mask that was segmented: the result without a loop."""
+        return next((step for step in self.masks if not step.given), None)
 
-        Of equal ratings the earlier wins (SegAgent, algorithm 2, the last mask rated too).
+    @property
+    def best(self) -> Step | None:
+        """The step whose mask is returned: the best-rated one, the earliest of equals.
+
+        The last one if no mask is rated; None if there is no mask (SegAgent, algorithm 2, with the
+        last mask rated too).
         """
-        rated = [
-            (rating, -at) for at, (_, rating) in enumerate(self.candidates) if rating is not None
-        ]
+        rated = [step for step in self.masks if step.rating is not None]
         if rated:
-            return -max(rated)[1]
-        return len(self.candidates) - 1 if self.candidates else None
+            return max(rated, key=lambda step: step.rating or 0.0)
+        return self.masks[-1] if self.masks else None
 
     @property
     def prediction(self) -> Prediction | None:
-        """The mask to return: the best-rated one."""
-        return None if self.best is None else self.candidates[self.best][0]
+        """The mask to return."""
+        return None if self.best is None else self.best.prediction
 
     @property
-    def predicted_iou(self) -> float | None:
-        """The annotator's rating of the returned mask."""
-        return None if self.best is None else self.candidates[self.best][1]
+    def rating(self) -> float | None:
+        """The annotator's rating of the returned mask, 0..1."""
+        return None if self.best is None else self.best.rating
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A question to an annotator: this expression, with this mask painted over the image.
+    """What an annotator is shown: the expression, and the mask painted over the image.
 
     No prediction means no mask yet.
     """
@@ -177,7 +207,7 @@ class Request:
 
 
 class View(Protocol):
-    """One image as an annotator sees it; holds whatever its questions have in common."""
+    """One image as an annotator sees it; it keeps whatever its requests have in common."""
 
     def propose(
         self,
@@ -187,12 +217,21 @@ class View(Protocol):
         temperature: float = 0.0,
         rng: np.random.Generator | None = None,
     ) -> list[list[Turn]]:
-        """`samples` turns for each request, greedy at temperature 0."""
+        """Ask for the next action.
 
-    def rate(self, requests: Sequence[Request]) -> list[Turn]:
-        """The rating of each request's mask alone, without a next click.
+        Args:
+            requests: the masks to look at.
+            samples: answers for each request.
+            temperature: 0 decodes greedily; above it, answers are sampled with `rng`.
 
-        Asked for the click then, a view goes on from there: no mask is looked at twice.
+        Returns:
+            `samples` turns for each request.
+        """
+
+    def rate(self, requests: Sequence[Request]) -> list[Rating]:
+        """Rate each request's mask, without a next action.
+
+        If `propose` follows, it continues from the cached rating, so no mask is looked at twice.
         """
 
 
@@ -200,7 +239,7 @@ class Annotator(Protocol):
     """Whoever chooses the next action: an MLLM, a server, a script, an oracle."""
 
     def check(self, expression: str) -> str:
-        """The expression as the annotator takes it.
+        """The expression in the form that the annotator takes.
 
         Raises:
             ExpressionRefused: it cannot take it.
@@ -210,7 +249,7 @@ class Annotator(Protocol):
 
 
 class Embedding(Protocol):
-    """What a segmenter keeps of an image. Immutable; walks and threads may share it."""
+    """What a segmenter keeps of an image. Immutable; trajectories and threads may share it."""
 
     @property
     def size(self) -> Size: ...
@@ -229,7 +268,17 @@ class Segmenter(Protocol):
         prior: Prediction | None = None,
         box: Box | None = None,
     ) -> Prediction:
-        """The mask for all clicks so far; `prior` is the mask before the last of them."""
+        """Segment.
+
+        Args:
+            embedding: what `encode` returned.
+            clicks: all clicks so far; may be empty if there is a box.
+            prior: the mask before the last click.
+            box: a box prompt.
+
+        Returns:
+            The mask for all of them.
+        """
 
 
 class Resident(Protocol):

@@ -6,17 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import segagent_rt
-from segagent_rt import Rules
+from segagent_rt import StoppingRules
 from segagent_rt.annotators.endpoint import Endpoint
 from segagent_rt.backends.cores import crowded
-from segagent_rt.deferred import Deferred
+from segagent_rt.deferred import LazyFuture
 from segagent_rt.errors import Interrupted
 from segagent_rt.scenes import make_scene
 
 
 def test_the_work_is_done_once_and_by_who_asks_first():
     done = []
-    later = Deferred(lambda: done.append(threading.get_ident()) or len(done))
+    later = LazyFuture(lambda: done.append(threading.get_ident()) or len(done))
     assert done == []
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda _: later.result(), range(8))) == [1] * 8
@@ -33,7 +33,7 @@ def test_work_that_was_interrupted_is_done_by_the_next_who_asks():
             raise outcome
         return outcome
 
-    later = Deferred(work)
+    later = LazyFuture(work)
     with pytest.raises(Interrupted):
         later.result()
     assert later.result() == "embedding"
@@ -62,8 +62,8 @@ def test_masks_are_the_same_either_way(monkeypatch):
         monkeypatch.setattr("segagent_rt.backends.cores.usable_cores", lambda cores=cores: cores)
         with segagent_rt.load(backend="cpu", threads=2) as runtime:
             canvas = runtime.open(scene.image)
-            assert isinstance(canvas.embedding, Deferred) == (cores == 2)
-            found.append(canvas.annotate(scene.expressions[0].text, rules=Rules(2)))
+            assert isinstance(canvas.embedding, LazyFuture) == (cores == 2)
+            found.append(canvas.annotate(scene.expressions[0].text, rules=StoppingRules(2)))
     few, many = found
     assert few.clicks == many.clicks
     assert (few.prediction.mask() == many.prediction.mask()).all()
@@ -73,7 +73,7 @@ def test_an_mllm_that_runs_elsewhere_leaves_the_cores_to_the_segmenter(monkeypat
     monkeypatch.setattr("segagent_rt.backends.cores.usable_cores", lambda: 2)
     with segagent_rt.load(endpoint=Endpoint("http://127.0.0.1:9/v1", "tiny")) as runtime:
         embedding = runtime.open(make_scene(3, 256).image).embedding
-        assert not isinstance(embedding, Deferred)
+        assert not isinstance(embedding, LazyFuture)
         embedding.result()
 
 
@@ -83,5 +83,5 @@ def test_a_walk_that_ran_out_of_time_leaves_the_encoding_to_the_next(monkeypatch
     said = scene.expressions[0].text
     with segagent_rt.load(backend="cpu") as runtime:
         canvas = runtime.open(scene.image)
-        assert canvas.annotate(said, rules=Rules(deadline=0.005)).stop == "deadline"
+        assert canvas.annotate(said, rules=StoppingRules(deadline=0.005)).stop == "deadline"
         assert canvas.annotate(said).prediction is not None

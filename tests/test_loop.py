@@ -4,17 +4,17 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
-from segagent_rt.annotators.scripted import ScriptedAnnotator
 from segagent_rt.errors import Interrupted
-from segagent_rt.loop import annotate, walk
-from segagent_rt.rules import Rules
-from segagent_rt.segmenters.disc import DiscSegmenter
+from segagent_rt.loop import StoppingRules, annotate, iter_steps
 from segagent_rt.segmenters.prediction import GivenMask
-from segagent_rt.types import Click, Malformed, Request, Turn
+from segagent_rt.testing import DiscSegmenter, ScriptedAnnotator
+from segagent_rt.types import Box, Click, Malformed
 
 IMAGE = np.zeros((60, 80, 3), np.uint8)
 CLICKS = [Click(20 + 5 * n, 30, positive=True) for n in range(10)]
+NEVER_ACCEPTS = StoppingRules(accept_above=None, retry_below=None)
 
 
 def run(script, rules=None, prior=None, segmenter=None):
@@ -26,217 +26,241 @@ def run(script, rules=None, prior=None, segmenter=None):
     return found, view
 
 
-def test_budget_is_kept_and_the_last_mask_is_rated_too():
-    found, view = run(ScriptedAnnotator(CLICKS), Rules(max_clicks=3))
+def ratings(found):
+    return [step.rating for step in found.masks]
+
+
+def test_the_budget_is_kept_and_the_last_mask_is_rated_too():
+    found, view = run(ScriptedAnnotator(CLICKS, [0.5] * 3), StoppingRules(max_clicks=3))
     assert found.stop == "budget"
-    assert len(found.clicks) == 3
-    assert len(found.steps) == 4, "three clicks and one rating"
-    assert len(view.seen) == 4
+    assert len(found.clicks) == len(found.steps) == 3
+    assert len(view.seen) == 4, "no mask, and three masks"
 
 
 def test_the_last_mask_may_be_left_unrated_as_in_segagents_evaluation():
-    rules = Rules(max_clicks=3, rates_last=False)
-    found, view = run(ScriptedAnnotator(CLICKS, [0.0, 0.3, 0.8]), rules)
+    rules = StoppingRules(max_clicks=3, retry_below=None, rate_last_mask=False)
+    found, view = run(ScriptedAnnotator(CLICKS, [0.3, 0.8]), rules)
     assert (found.stop, len(found.clicks), len(view.seen)) == ("budget", 3, 3)
-    assert [rating for _, rating in found.candidates] == [0.3, 0.8, None]
-    assert found.best == 1, "a mask that nobody rated does not win over one that was"
+    assert ratings(found) == [0.3, 0.8, None]
+    assert found.best is found.steps[1], "an unrated mask does not win over a rated one"
 
 
-def test_first_turn_is_shown_no_mask_and_later_turns_the_mask_so_far():
-    found, view = run(ScriptedAnnotator(CLICKS), Rules(max_clicks=2))
+def test_the_first_look_is_at_no_mask_and_later_ones_at_the_mask_so_far():
+    found, view = run(ScriptedAnnotator(CLICKS), NEVER_ACCEPTS)
     assert view.seen[0].prediction is None
-    assert view.seen[1].prediction is found.steps[0].prediction
-    assert view.seen[2].prediction is found.steps[1].prediction
+    assert [request.prediction for request in view.seen[1:]] == [
+        step.prediction for step in found.steps
+    ]
 
 
-def test_a_turn_rates_the_mask_before_its_click_not_the_one_after():
-    """The off-by-one of SegAgent's best-step rule: reply i rates the result of click i - 1."""
-    found, _ = run(ScriptedAnnotator(CLICKS, [0.0, 0.3, 0.8, 0.5]), Rules(max_clicks=3))
-    assert [rating for _, rating in found.candidates] == [0.3, 0.8, 0.5]
-    assert found.best == 1
+def test_a_step_owns_the_rating_of_its_mask():
+    """The rating of step i is of the mask that click i made, and the best of them is returned."""
+    rules = replace(NEVER_ACCEPTS, max_clicks=3)
+    found, _ = run(ScriptedAnnotator(CLICKS, [0.3, 0.8, 0.5]), rules)
+    assert ratings(found) == [0.3, 0.8, 0.5]
+    assert [step.rating_reply for step in found.steps] == ["rating 1", "rating 2", "rating 3"]
+    assert found.best is found.steps[1]
     assert found.prediction is found.steps[1].prediction
-    assert found.predicted_iou == 0.8
+    assert found.rating == 0.8
 
 
 def test_equal_ratings_return_the_earlier_mask():
-    found, _ = run(ScriptedAnnotator(CLICKS, [0.0, 0.6, 0.6]), Rules(max_clicks=2))
-    assert found.best == 0
+    found, _ = run(ScriptedAnnotator(CLICKS, [0.6, 0.6]), StoppingRules(max_clicks=2))
+    assert found.best is found.steps[0]
 
 
-def test_an_accepted_mask_ends_the_walk_without_the_proposed_click():
-    found, _ = run(ScriptedAnnotator(CLICKS, [0.0, 0.95]), Rules(accept=0.9))
+def test_the_first_mask_is_kept_as_the_one_shot_result():
+    found, _ = run(ScriptedAnnotator(CLICKS, [0.6, 0.95]))
+    assert found.one_shot is found.steps[0]
+    assert found.best is found.steps[1]
+
+
+def test_an_accepted_mask_ends_the_loop_and_no_click_is_proposed_for_it():
+    found, view = run(ScriptedAnnotator(CLICKS, [0.6, 0.95]), StoppingRules(accept_above=0.9))
     assert found.stop == "accepted"
-    assert len(found.clicks) == 1
+    assert found.clicks == tuple(CLICKS[:2])
+    assert view.calls == ["propose", "rate", "propose", "rate"]
 
 
-class Asked:
-    """A view that notes what it is asked, and takes a second for anything."""
+class Timed:
+    """A view for which every stage of every call takes a second."""
 
-    def __init__(self, script):
-        self.inner, self.asked = script.look(IMAGE), []
+    def __init__(self, view):
+        self.view = view
 
     def propose(self, requests, **how):
-        self.asked.append("propose")
-        ((turn,),) = self.inner.propose(requests, **how)
+        ((turn,),) = self.view.propose(requests, **how)
         return [[replace(turn, seconds={"language": 1.0})]]
 
     def rate(self, requests):
-        self.asked.append("rate")
-        (turn,) = self.inner.rate(requests)
-        return [replace(turn, seconds={"vision": 1.0, "language": 1.0})]
+        (rating,) = self.view.rate(requests)
+        return [replace(rating, seconds={"vision": 1.0, "language": 1.0})]
 
 
-def asked(ratings, rules):
+def test_a_step_has_the_time_of_its_proposal_and_of_its_rating():
     segmenter, embedding = DiscSegmenter(), Future()
     embedding.set_result(segmenter.encode(IMAGE))
-    view = Asked(ScriptedAnnotator(CLICKS, ratings))
-    return annotate("it", view, segmenter, embedding, rules=rules), view.asked
+    view = Timed(ScriptedAnnotator(CLICKS, [0.6, 0.95]).look(IMAGE))
+    first, _ = annotate("it", view, segmenter, embedding).steps
+    assert first.seconds["vision"] == 1.0
+    assert first.seconds["language"] == 2.0
+    assert set(first.seconds) == {"annotate", "segment", "vision", "language"}
 
 
-def test_for_an_accepted_mask_no_click_is_asked():
-    found, calls = asked([0.0, 0.6, 0.95], Rules(accept=0.9))
-    assert calls == ["propose", "rate", "propose", "rate"]
-    assert found.clicks == tuple(CLICKS[:2])
-    seconds = [dict(step.turn.seconds) for step in found.steps]
-    assert seconds[1] == {"vision": 1.0, "language": 2.0}, "of the rating and of the click"
-    assert seconds[2] == {"vision": 1.0, "language": 1.0}
-
-
-def test_where_nothing_is_accepted_click_and_rating_are_asked_at_once():
-    _, calls = asked([0.0, 0.6, 0.95], Rules(2, accept=None))
-    assert calls == ["propose", "propose", "rate"]
-
-
-def test_the_rating_of_an_empty_start_accepts_nothing():
-    found, _ = run(ScriptedAnnotator(CLICKS[:1], [1.0, 0.2]), Rules(accept=0.9))
-    assert len(found.clicks) == 1
-
-
-def test_a_prior_is_shown_rated_and_may_be_returned():
+def test_a_given_mask_is_a_step_of_its_own_and_may_be_returned():
     prior = GivenMask(np.ones((60, 80), np.bool_))
-    found, view = run(ScriptedAnnotator(CLICKS, [0.8, 0.4]), Rules(max_clicks=1), prior)
+    found, view = run(ScriptedAnnotator(CLICKS, [0.8, 0.4]), StoppingRules(max_clicks=1), prior)
     assert view.seen[0].prediction is prior
-    assert found.candidates[0] == (prior, 0.8)
+    assert (found.steps[0].given, found.steps[0].rating) == (True, 0.8)
     assert found.prediction is prior
+    assert found.one_shot is found.steps[1], "the first mask that was segmented"
 
 
-def test_patience_ends_a_walk_that_gets_no_better():
-    script = ScriptedAnnotator(CLICKS, [0.0, 0.5, 0.4, 0.3, 0.2])
-    found, _ = run(script, Rules(accept=None, patience=2))
+def test_a_given_mask_that_is_good_enough_is_not_clicked():
+    prior = GivenMask(np.ones((60, 80), np.bool_))
+    found, view = run(ScriptedAnnotator(CLICKS, [0.95]), prior=prior)
+    assert (found.stop, found.clicks, view.calls) == ("accepted", (), ["rate"])
+    assert found.one_shot is None
+
+
+def test_patience_ends_a_loop_that_gets_no_better():
+    script = ScriptedAnnotator(CLICKS, [0.5, 0.4, 0.3, 0.2])
+    found, view = run(script, StoppingRules(accept_above=None, patience=2))
     assert found.stop == "no gain"
     assert len(found.clicks) == 3
-    assert found.best == 0
+    assert found.best is found.steps[0]
+    assert view.calls[-1] == "rate", "no further click is proposed"
 
 
-def test_a_mask_that_no_longer_changes_ends_the_walk():
+def test_a_mask_that_no_longer_changes_ends_the_loop_and_keeps_its_rating():
     same = [Click(20, 30, positive=True)] * 5
-    found, view = run(ScriptedAnnotator(same, [0.0, 0.4]))
+    found, view = run(ScriptedAnnotator(same, [0.6]))
     assert found.stop == "unchanged"
     assert len(found.clicks) == 2
-    assert len(view.seen) == 2, "the annotator is not asked again"
-    assert [rating for _, rating in found.candidates] == [0.4, 0.4]
+    assert len(view.seen) == 2, "it is not looked at again"
+    assert ratings(found) == [0.6, 0.6]
 
 
-def test_a_walk_that_does_not_settle_uses_its_budget_up():
+def test_a_loop_that_ignores_unchanged_masks_uses_its_budget_up():
     same = [Click(20, 30, positive=True)] * 5
-    found, _ = run(ScriptedAnnotator(same, [0.0, 0.4, 0.4, 0.4]), Rules(3, settles=False))
+    rules = StoppingRules(3, stop_if_unchanged=False)
+    found, _ = run(ScriptedAnnotator(same, [0.6, 0.6, 0.6]), rules)
     assert found.stop == "budget"
     assert len(found.clicks) == 3
-
-
-class Torn:
-    """Greedily clicks to the left, where nothing is; drawn, now and then to the right."""
-
-    def __init__(self, script, draws):
-        self.inner, self.draws, self.drawn = script.look(IMAGE), draws, 0
-
-    def propose(self, requests, *, samples=1, temperature=0.0, rng=None):
-        if not temperature:
-            return self.inner.propose(requests)
-        assert [request.prediction for request in requests] == [None]
-        self.drawn += 1
-        return [[Turn("drawn", click, 0.5) for click in self.draws[:samples]]]
-
-    def rate(self, requests):
-        return self.inner.rate(requests)
 
 
 LEFT, RIGHT = Click(10, 30, positive=True), Click(60, 30, positive=True)
 FIRST_AND_MORE = [LEFT, *CLICKS[1:]]
 
 
-def torn(draws, ratings, rules=None, prior=None):
-    segmenter, embedding = DiscSegmenter(), Future()
-    embedding.set_result(segmenter.encode(IMAGE))
-    view = Torn(ScriptedAnnotator(FIRST_AND_MORE, ratings), draws)
-    return annotate("it", view, segmenter, embedding, rules=rules, prior=prior), view
+def retried(samples, ratings, rules=None, prior=None):
+    return run(ScriptedAnnotator(FIRST_AND_MORE, ratings, samples), rules, prior)
 
 
-def test_a_doubted_first_mask_is_put_away_for_a_click_outside_it():
-    found, _ = torn([LEFT, RIGHT], [0.0, 0.2, 0.95])
+def test_a_first_mask_rated_low_is_discarded_for_a_click_outside_it():
+    found, view = retried([LEFT, RIGHT], [0.2, 0.95])
     assert found.clicks == (LEFT, RIGHT)
-    assert [step.anew for step in found.steps] == [False, True, False]
-    assert [rating for _, rating in found.candidates] == [0.2, 0.95]
+    assert [step.restarted for step in found.steps] == [False, True]
+    assert ratings(found) == [0.2, 0.95]
+    assert view.calls == ["propose", "rate", "sample", "rate"]
     mask = found.prediction.mask()
     assert mask[30, 60]
     assert not mask[30, 10], "made of the second click alone"
 
 
-def test_the_click_after_a_new_beginning_adds_to_it_alone():
-    found, _ = torn([RIGHT], [0.0, 0.2, 0.7, 0.95])
-    last = found.steps[-1].prediction.mask()
+def test_the_click_after_a_restart_adds_to_it_alone():
+    found, _ = retried([RIGHT], [0.2, 0.7, 0.95])
+    last, third = found.steps[-1].prediction.mask(), FIRST_AND_MORE[1]
     assert last[30, 60]
     assert not last[30, 10]
-    assert last[FIRST_AND_MORE[2].y, FIRST_AND_MORE[2].x]
+    assert last[third.y, third.x]
 
 
-def test_first_clicks_are_tried_until_one_is_not_doubted_or_none_is_drawn():
+def test_first_clicks_are_tried_until_one_is_rated_well_or_no_sample_is_left():
     others = [LEFT, RIGHT, Click(35, 8, positive=True), Click(35, 52, positive=False)]
-    found, view = torn(others, [0.0, 0.2, 0.3, 0.1], Rules(max_clicks=5))
+    found, view = retried(others, [0.2, 0.3, 0.1], StoppingRules(max_clicks=5))
     assert found.clicks[:3] == (LEFT, RIGHT, others[2])
-    assert [step.anew for step in found.steps] == [False, True, True, False, False, False]
-    assert view.drawn == 3, "the last time in vain: what is left is negative, or was tried"
-    assert found.clicks[3] == FIRST_AND_MORE[3], "so the walk goes on as it would have"
+    assert [step.restarted for step in found.steps] == [False, True, True, False, False]
+    assert view.calls.count("sample") == 3, "the last time all are negative or inside a mask"
+    assert found.clicks[3] == FIRST_AND_MORE[1], "so the loop goes on as it would have"
     assert found.stop == "budget"
 
 
-def test_the_best_rated_mask_is_returned_also_if_it_was_put_away():
-    found, _ = torn([RIGHT], [0.0, 0.4, 0.3], Rules(max_clicks=2))
-    assert found.best == 0
+def test_the_best_rated_mask_is_returned_even_if_it_was_discarded():
+    found, _ = retried([RIGHT], [0.4, 0.3], StoppingRules(max_clicks=2))
+    assert found.best is found.steps[0]
     assert found.prediction.mask()[30, 10]
 
 
-def test_nothing_is_put_away_without_doubt_without_a_rating_or_with_a_prior():
-    for ratings, rules, prior in (
-        ([0.0, 0.5], Rules(3), None),
-        ([0.0, 0.1], Rules(3, doubt=None), None),
-        ([None, None, None, None], Rules(3), None),
-        ([0.1, 0.1, 0.1], Rules(3), GivenMask(np.zeros((60, 80), np.bool_))),
-    ):
-        found, view = torn([RIGHT], ratings, rules, prior)
-        assert not any(step.anew for step in found.steps)
-        assert view.drawn == 0
+def test_an_answer_without_a_click_does_not_keep_a_bad_first_mask():
+    """The retry comes before the next proposal about the mask that it discards."""
+    found, view = run(ScriptedAnnotator([LEFT], [0.2, 0.95], [RIGHT]))
+    assert found.clicks == (LEFT, RIGHT)
+    assert view.calls == ["propose", "rate", "sample", "rate"]
 
 
-def test_a_malformed_reply_ends_the_walk_and_keeps_the_mask():
-    class Mumbling(ScriptedAnnotator):
-        def look(self, image):
-            view = super().look(image)
-            good = view.propose
+@pytest.mark.parametrize(
+    ("ratings", "rules", "prior"),
+    [
+        ([0.5], StoppingRules(3), None),
+        ([0.1], StoppingRules(3, retry_below=None), None),
+        ([None] * 3, StoppingRules(3), None),
+        ([0.1] * 4, StoppingRules(3), GivenMask(np.zeros((60, 80), np.bool_))),
+    ],
+    ids=["rated well", "switched off", "unrated", "with a given mask"],
+)
+def test_nothing_is_discarded(ratings, rules, prior):
+    found, view = retried([RIGHT], ratings, rules, prior)
+    assert not any(step.restarted for step in found.steps)
+    assert "sample" not in view.calls
 
-            def propose(requests, **options):
-                turns = good(requests, **options)
-                if len(view.seen) == 2:
-                    return [[Turn("mumble", Malformed("no point in the reply"))]]
-                return turns
 
-            view_type = type("View", (), {"propose": staticmethod(propose), "rate": view.rate})
-            return view_type()
+BOX = Box(10, 10, 29, 39)
 
-    found, _ = run(Mumbling(CLICKS))
+
+def test_a_first_look_by_box_is_segmented_and_is_the_result_if_nobody_rates_it():
+    found, view = run(ScriptedAnnotator([BOX, *CLICKS], [None]))
+    (step,) = found.steps
+    assert (found.stop, step.click, step.box) == ("one-shot", None, BOX)
+    assert found.one_shot is found.best is step
+    assert not step.given
+    assert step.prediction.mask().sum() == 20 * 30
+    assert view.calls == ["propose", "rate"]
+
+
+def test_a_box_that_is_rated_low_is_corrected_by_clicks_and_stays_a_prompt():
+    boxes = []
+
+    class Recording(DiscSegmenter):
+        def decode(self, embedding, clicks, *, prior=None, box=None):
+            boxes.append((len(clicks), box))
+            return super().decode(embedding, clicks, prior=prior, box=box)
+
+    script = ScriptedAnnotator([BOX, RIGHT], [0.3, 0.95])
+    found, view = run(script, segmenter=Recording())
+    assert found.stop == "accepted"
+    assert found.clicks == (RIGHT,)
+    assert boxes == [(0, BOX), (1, BOX)]
+    assert found.prediction.mask()[30, 60]
+    assert found.prediction.mask()[20, 20]
+    assert "sample" not in view.calls, "only a bad first click is tried again"
+
+
+def test_an_unrated_box_is_corrected_by_clicks_where_that_was_measured_to_help():
+    rules = StoppingRules(2, stop_after_box=False)
+    found, _ = run(ScriptedAnnotator([BOX, *CLICKS], [None] * 3), rules)
+    assert found.stop == "budget"
+    assert len(found.clicks) == 2
+    assert found.best is found.steps[-1], "the last mask if none is rated"
+
+
+def test_a_malformed_reply_ends_the_loop_and_keeps_the_mask():
+    mumble = Malformed("no point in the reply")
+    found, _ = run(ScriptedAnnotator([CLICKS[0], mumble], [0.6]))
     assert found.stop == "malformed"
     assert len(found.clicks) == 1
     assert found.prediction is not None
+    assert found.steps[-1].turn.action == mumble
 
 
 def test_an_annotator_that_finishes_at_once_leaves_no_mask():
@@ -244,6 +268,7 @@ def test_an_annotator_that_finishes_at_once_leaves_no_mask():
     assert found.stop == "finished"
     assert found.prediction is None
     assert found.best is None
+    assert found.one_shot is None
 
 
 def test_a_call_that_is_interrupted_returns_the_best_mask_so_far():
@@ -253,15 +278,32 @@ def test_a_call_that_is_interrupted_returns_the_best_mask_so_far():
                 raise Interrupted("the deadline has passed")
             return super().decode(embedding, clicks, **rest)
 
-    found, _ = run(ScriptedAnnotator(CLICKS, [0.0, 0.7]), segmenter=Slow())
+    found, _ = run(ScriptedAnnotator(CLICKS, [0.7]), segmenter=Slow())
     assert found.stop == "deadline"
+    assert found.clicks == (CLICKS[0],), "the click without a mask is dropped"
     assert found.prediction is found.steps[0].prediction
-    assert found.predicted_iou == 0.7
+    assert found.rating == 0.7
+
+
+def test_a_mask_whose_rating_is_interrupted_is_kept():
+    class Hasty:
+        def __init__(self, view):
+            self.propose = view.propose
+
+        def rate(self, requests):
+            raise Interrupted("the deadline has passed")
+
+    segmenter, embedding = DiscSegmenter(), Future()
+    embedding.set_result(segmenter.encode(IMAGE))
+    view = Hasty(ScriptedAnnotator(CLICKS).look(IMAGE))
+    found = annotate("it", view, segmenter, embedding)
+    assert (found.stop, found.clicks, found.rating) == ("deadline", (CLICKS[0],), None)
+    assert found.prediction is not None
 
 
 def test_a_deadline_before_the_embedding_is_ready_says_so():
-    view = ScriptedAnnotator(CLICKS).look(IMAGE)
-    found = annotate("it", view, DiscSegmenter(), Future(), rules=Rules(deadline=0.02))
+    view, rules = ScriptedAnnotator(CLICKS).look(IMAGE), StoppingRules(deadline=0.02)
+    found = annotate("it", view, DiscSegmenter(), Future(), rules=rules)
     assert found.stop == "deadline"
     assert found.prediction is None
 
@@ -274,16 +316,17 @@ def test_all_clicks_and_the_last_mask_reach_the_segmenter():
             calls.append((list(clicks), prior))
             return super().decode(embedding, clicks, prior=prior, box=box)
 
-    found, _ = run(ScriptedAnnotator(CLICKS), Rules(max_clicks=2), segmenter=Recording())
+    rules = replace(NEVER_ACCEPTS, max_clicks=2)
+    found, _ = run(ScriptedAnnotator(CLICKS), rules, segmenter=Recording())
     assert calls == [(CLICKS[:1], None), (CLICKS[:2], found.steps[0].prediction)]
 
 
 def test_nothing_happens_before_the_first_step_is_asked_for():
     view = ScriptedAnnotator(CLICKS).look(IMAGE)
-    walk("it", view, DiscSegmenter(), Future())
+    iter_steps("it", view, DiscSegmenter(), Future())
     assert view.seen == []
 
 
 def test_requests_carry_the_expression():
     _, view = run(ScriptedAnnotator(CLICKS[:1]))
-    assert all(isinstance(request, Request) and request.expression == "it" for request in view.seen)
+    assert {request.expression for request in view.seen} == {"it"}

@@ -1,5 +1,7 @@
-"""The tree search: what it asks, which branch it takes, what it costs; with one candidate it is the
-loop."""
+"""The search: what it asks, which candidate it takes, what it costs.
+
+With one candidate it is the loop.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +12,20 @@ import numpy as np
 import pytest
 
 from segagent_rt.annotators.oracle import OracleAnnotator
-from segagent_rt.annotators.scripted import ScriptedAnnotator
 from segagent_rt.errors import Interrupted
-from segagent_rt.loop import walk
+from segagent_rt.loop import StoppingRules, iter_steps
 from segagent_rt.metrics import iou
-from segagent_rt.rules import Rules
 from segagent_rt.runtime import load
 from segagent_rt.scenes import make_scene
-from segagent_rt.search import Tree, explore
-from segagent_rt.segmenters.disc import DiscSegmenter
+from segagent_rt.search import SearchConfig, search_steps
+from segagent_rt.testing import DiscSegmenter, ScriptedAnnotator
 from segagent_rt.timing import current_deadline
-from segagent_rt.types import Click, Finish, Malformed, Request, Trajectory, Turn
+from segagent_rt.types import Click, Malformed, Rating, Request, Trajectory, Turn
 
 IMAGE = np.zeros((60, 80, 3), np.uint8)
 ROWS, COLUMNS = np.ogrid[:60, :80]
 TARGET = np.asarray((ROWS - 30) ** 2 + (COLUMNS - 40) ** 2 <= 20**2)
-FOREVER = Rules(max_clicks=7, accept=None)
+FOREVER = StoppingRules(max_clicks=7, accept_above=None)
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Guessing:
 
     def rate(self, requests):
         self.asked.append((len(requests), 0.0))
-        return [Turn("", Finish(), self._turn(r, 0.0, None).predicted_iou) for r in requests]
+        return [Rating(self._turn(r, 0.0, None).rating) for r in requests]
 
     def _turn(self, request, temperature, rng):
         self.kept.append(request.prediction)  # so that no other gets its address
@@ -56,52 +56,52 @@ class Guessing:
         return Turn("", Click(int(column), int(row), positive=True), iou(mask, TARGET))
 
 
-def found(view, tree, segmenter=None):
+def found(view, config, segmenter=None):
     segmenter = segmenter or DiscSegmenter(radius=9)
     embedding = Future()
     embedding.set_result(segmenter.encode(IMAGE))
-    return Trajectory("it", tuple(explore("it", view, segmenter, embedding, tree=tree)))
+    return Trajectory("it", tuple(search_steps("it", view, segmenter, embedding, config=config)))
 
 
 @pytest.mark.parametrize("candidates", [1, 2, 3, 5])
 def test_the_cost_is_one_look_and_one_for_each_candidate(candidates):
     view = Guessing()
-    trajectory = found(view, Tree(FOREVER, candidates))
+    trajectory = found(view, SearchConfig(FOREVER, candidates))
     assert len(trajectory.clicks) == 7
     assert len(view.looked) == 1 + 7 * candidates
 
 
 def test_more_candidates_find_better_masks_and_each_step_takes_the_best():
-    results = [found(Guessing(), Tree(FOREVER, k)).predicted_iou for k in (1, 3, 8)]
+    results = [found(Guessing(), SearchConfig(FOREVER, k)).rating for k in (1, 3, 8)]
     assert results[0] < results[1] < results[2]
-    rated = [r for _, r in found(Guessing(), Tree(FOREVER, 8)).candidates]
+    rated = [step.rating for step in found(Guessing(), SearchConfig(FOREVER, 8)).masks]
     assert rated == sorted(rated), "ratings are true here, and eight guesses never all fail"
 
 
-def test_ratings_belong_to_the_masks_of_the_branch_taken():
-    trajectory = found(Guessing(), Tree(FOREVER, 3))
-    for prediction, rating in trajectory.candidates:
-        assert iou(prediction.mask(), TARGET) == rating
+def test_ratings_belong_to_the_masks_of_the_candidates_taken():
+    trajectory = found(Guessing(), SearchConfig(FOREVER, 3))
+    for step in trajectory.masks:
+        assert iou(step.prediction.mask(), TARGET) == step.rating
     assert trajectory.stop == "budget"
 
 
 def test_the_same_seed_finds_the_same():
-    first, again = (found(Guessing(), Tree(FOREVER, 3, seed=4)).clicks for _ in range(2))
+    first, again = (found(Guessing(), SearchConfig(FOREVER, 3, seed=4)).clicks for _ in range(2))
     assert first == again
-    assert found(Guessing(), Tree(FOREVER, 3, seed=5)).clicks != first
+    assert found(Guessing(), SearchConfig(FOREVER, 3, seed=5)).clicks != first
 
 
 def test_only_the_first_candidate_is_greedy_and_the_temperature_is_as_stated():
     view = Guessing()
-    found(view, Tree(Rules(1, accept=None), 3, temperature=0.7))
+    found(view, SearchConfig(StoppingRules(1, accept_above=None), 3, temperature=0.7))
     assert view.asked[:2] == [(1, 0.0), (2, 0.7)]
 
 
 def test_the_loops_rules_end_a_search_too():
-    accepted = found(Guessing(), Tree(Rules(7, accept=0.3), 5))
+    accepted = found(Guessing(), SearchConfig(StoppingRules(7, accept_above=0.3), 5))
     assert accepted.stop == "accepted"
     assert len(accepted.clicks) < 7
-    assert found(ScriptedAnnotator([]).look(IMAGE), Tree(FOREVER)).stop == "finished"
+    assert found(ScriptedAnnotator([]).look(IMAGE), SearchConfig(FOREVER)).stop == "finished"
 
 
 def test_drawn_replies_without_a_click_are_no_candidates():
@@ -111,14 +111,14 @@ def test_drawn_replies_without_a_click_are_no_candidates():
             return Turn("?", Malformed("?")) if temperature else turn
 
     view = Mumbling()
-    trajectory = found(view, Tree(Rules(2, accept=None), 3))
+    trajectory = found(view, SearchConfig(StoppingRules(2, accept_above=None), 3))
     assert len(trajectory.clicks) == 2
     assert len(view.looked) == 1 + 2
 
 
 def test_a_search_that_can_change_nothing_ends():
     same = [Click(20, 30, positive=True)] * 50
-    trajectory = found(ScriptedAnnotator(same).look(IMAGE), Tree(FOREVER))
+    trajectory = found(ScriptedAnnotator(same).look(IMAGE), SearchConfig(FOREVER))
     assert trajectory.stop == "unchanged"
     assert len(trajectory.clicks) == 2
 
@@ -130,7 +130,7 @@ def test_a_deadline_returns_the_best_mask_so_far():
                 raise Interrupted("the deadline has passed")
             return super().decode(embedding, clicks, **rest)
 
-    trajectory = found(Guessing(), Tree(FOREVER), Slow())
+    trajectory = found(Guessing(), SearchConfig(FOREVER), Slow())
     assert trajectory.stop == "deadline"
     assert len(trajectory.clicks) == 1
     assert trajectory.prediction is not None
@@ -140,38 +140,38 @@ def test_between_the_steps_no_deadline_is_running():
     """Whoever takes the steps one by one is not stopped by the search's own deadline."""
     segmenter, embedding = DiscSegmenter(radius=9), Future()
     embedding.set_result(segmenter.encode(IMAGE))
-    tree = Tree(Rules(3, accept=None, deadline=60))
-    for _ in explore("it", Guessing(), segmenter, embedding, tree=tree):
+    config = SearchConfig(StoppingRules(3, accept_above=None, deadline=60))
+    for _ in search_steps("it", Guessing(), segmenter, embedding, config=config):
         assert current_deadline() is None
 
 
 def test_a_deadline_before_the_first_rating_returns_the_mask_there_is():
     class Mute(Guessing):
-        def propose(self, requests, **how):
-            if requests[0].prediction is not None:
-                raise Interrupted("the deadline has passed")
-            return super().propose(requests, **how)
+        def rate(self, requests):
+            raise Interrupted("the deadline has passed")
 
-    trajectory = found(Mute(), Tree(FOREVER))
+    trajectory = found(Mute(), SearchConfig(FOREVER))
     assert trajectory.stop == "deadline"
     assert trajectory.prediction is not None
-    assert trajectory.predicted_iou is None
+    assert trajectory.rating is None
 
 
 def test_with_one_candidate_it_is_the_loop():
     for script in (
-        ScriptedAnnotator([Click(5 * n, 30, positive=True) for n in range(9)], [0, 0.2, 0.8, 0.95]),
-        ScriptedAnnotator([Click(20, 30, positive=True)] * 5, [0.0, 0.4]),
+        ScriptedAnnotator([Click(5 * n, 30, positive=True) for n in range(9)], [0.2, 0.8, 0.95]),
+        ScriptedAnnotator([Click(20, 30, positive=True)] * 5, [0.4]),
         OracleAnnotator(TARGET),
     ):
-        for rules in (Rules(), Rules(2), FOREVER):
+        for rules in (StoppingRules(), StoppingRules(2), FOREVER):
             segmenter, embedding = DiscSegmenter(), Future()
             embedding.set_result(segmenter.encode(IMAGE))
-            walked = list(walk("it", script.look(IMAGE), segmenter, embedding, rules=rules))
-            tree = Tree(rules, candidates=1)
-            searched = list(explore("it", script.look(IMAGE), segmenter, embedding, tree=tree))
-            assert [(s.turn, s.click, s.stop) for s in searched] == [
-                (s.turn, s.click, s.stop) for s in walked
+            walked = list(iter_steps("it", script.look(IMAGE), segmenter, embedding, rules=rules))
+            config = SearchConfig(rules, candidates=1)
+            searched = list(
+                search_steps("it", script.look(IMAGE), segmenter, embedding, config=config)
+            )
+            assert [(s.turn, s.click, s.rating, s.stop) for s in searched] == [
+                (s.turn, s.click, s.rating, s.stop) for s in walked
             ]
 
 
@@ -184,8 +184,8 @@ def runtime():
 def test_on_the_shipped_models_more_about_one_of_several_masks_costs_no_second_look(
     runtime, monkeypatch
 ):
-    """The vision tower sees each mask once; draws about the winner use its cache, and say the same
-    as a view that has seen nothing else."""
+    """The vision encoder sees each mask once; samples about the winner use its cache, and a greedy
+    reply is the same as from a view that has seen nothing else."""
     scene = make_scene(3, 128)
     text, canvas = scene.expressions[0].text, runtime.open(scene.image)
     masks = [canvas.segment([Click(x, 60, positive=True)]) for x in (30, 60, 90)]
@@ -205,18 +205,40 @@ def test_on_the_shipped_models_more_about_one_of_several_masks_costs_no_second_l
     assert again[0][0].reply == turns[1][0].reply == fresh[0][0].reply
 
 
+def test_a_detour_to_the_clean_image_costs_no_second_look_at_a_rated_mask(runtime, monkeypatch):
+    """A retry of the first click samples about the clean image, and may find none."""
+    scene = make_scene(3, 128)
+    text, canvas = scene.expressions[0].text, runtime.open(scene.image)
+    mask = canvas.segment([Click(60, 60, positive=True)])
+    canvas.view.propose([Request(None, text)])
+    (rated,) = canvas.view.rate([Request(mask, text)])
+    embed, looks = type(runtime.annotator.tower).embed, []
+    monkeypatch.setattr(
+        type(runtime.annotator.tower),
+        "embed",
+        lambda tower, picture: looks.append(1) or embed(tower, picture),
+    )
+    rng = np.random.default_rng(0)
+    canvas.view.propose([Request(None, text)], samples=4, temperature=1.0, rng=rng)
+    ((turn,),) = canvas.view.propose([Request(mask, text)])
+    assert looks == []
+    assert turn.rating == rated.value
+
+
 def test_on_the_shipped_models_one_candidate_is_the_loop(runtime):
     scene = make_scene(4, 128)
-    text, rules = scene.expressions[0].text, Rules(3, accept=None)
-    walked = list(runtime.open(scene.image).walk(text, rules=rules))
-    searched = list(runtime.open(scene.image).explore(text, tree=Tree(rules, candidates=1)))
-    assert [(s.turn.reply, s.turn.predicted_iou, s.click) for s in searched] == [
-        (s.turn.reply, s.turn.predicted_iou, s.click) for s in walked
+    text, rules = scene.expressions[0].text, StoppingRules(3, accept_above=None)
+    walked = list(runtime.open(scene.image).iter_steps(text, rules=rules))
+    searched = list(
+        runtime.open(scene.image).search_steps(text, config=SearchConfig(rules, candidates=1))
+    )
+    assert [(s.turn.reply, s.rating, s.click) for s in searched] == [
+        (s.turn.reply, s.rating, s.click) for s in walked
     ]
 
 
 def test_on_the_shipped_models_a_search_reads_one_prompt_for_each_mask(runtime, monkeypatch):
-    """1 + turns * candidates pictures are looked at, and each is read into the cache once."""
+    """1 + steps * candidates images are looked at, and each is read into the cache once."""
     looks, reads = [], []
     embed, feed = type(runtime.annotator.tower).embed, type(runtime.annotator.model).feed
     monkeypatch.setattr(
@@ -230,8 +252,8 @@ def test_on_the_shipped_models_a_search_reads_one_prompt_for_each_mask(runtime, 
         lambda model, *given: reads.append(given[1].shape[1]) or feed(model, *given),
     )
     scene = make_scene(4, 128)
-    tree = Tree(Rules(2, accept=None), candidates=3)
-    steps = list(runtime.open(scene.image).explore(scene.expressions[0].text, tree=tree))
+    config = SearchConfig(StoppingRules(2, accept_above=None), candidates=3)
+    steps = list(runtime.open(scene.image).search_steps(scene.expressions[0].text, config=config))
     assert sum(step.click is not None for step in steps) == 2
     assert len(looks) <= 1 + 2 * 3, "fewer if two clicks are the same"
     assert len([count for count in reads if count >= 64]) == len(looks)

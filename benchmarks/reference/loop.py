@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal, TypeAlias, cast
@@ -104,14 +104,18 @@ class ReferenceLoop:
             watch = Stopwatch()
             with watch("annotate"):
                 turn = self._ask(image, prediction, expression)
+            watch.add_stages(turn.seconds)
+            if steps:  # the reply rates the mask that was shown
+                steps[-1] = replace(steps[-1], rating=turn.rating, rating_reply=turn.reply)
             if not isinstance(turn.action, Click):
-                steps.append(Step(turn, None, prediction, spent | watch.seconds, "malformed"))
+                seconds = spent | watch.seconds
+                steps.append(Step(turn=turn, seconds=seconds, stop="malformed"))
                 break
             made.append(turn.action)
             with watch("segment"):
                 prediction = self._segment(maps, made, prediction, image)
                 prediction.mask()
-            steps.append(Step(turn, turn.action, prediction, spent | watch.seconds))
+            steps.append(Step(turn.action, prediction, turn=turn, seconds=spent | watch.seconds))
             spent = {}
         return Trajectory(expression, tuple(steps))
 

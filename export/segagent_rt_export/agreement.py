@@ -55,7 +55,7 @@ def walked_states(runtime: Runtime, count: int, first: int, side: int = 256) -> 
         scene = make_scene(seed, side)
         said = scene.expressions[0].text
         walked = runtime.open(scene.image).annotate(said)
-        shown = [None, *(prediction for prediction, _ in walked.candidates)]
+        shown = [None, *(step.prediction for step in walked.masks)]
         for prediction in shown[: count - found]:
             yield State(scene.image, Request(prediction, said))
         found, seed = found + len(shown), seed + 1
@@ -105,9 +105,9 @@ def compare(found: Sequence[Turn], wanted: Sequence[Turn]) -> dict[str, Any]:
     same_sign = [a.positive == b.positive for a, b in pairs]
     same = [sign and far <= NEAR for sign, far in zip(same_sign, apart, strict=True)]
     rated = [
-        abs(a.predicted_iou - b.predicted_iou)
+        abs(a.rating - b.rating)
         for a, b in zip(found, wanted, strict=True)
-        if a.predicted_iou is not None and b.predicted_iou is not None
+        if a.rating is not None and b.rating is not None
     ]
     return {
         "same_click": round(sum(same) / len(found), 4),

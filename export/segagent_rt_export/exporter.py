@@ -272,7 +272,7 @@ def _write_variant(source: MllmSource, name: VariantName, folder: Path, tell: Te
     watched = counted(source, partial(_tell_share, tell, name))
     paths = export_mllm_graphs(watched, folder / name, kind.arithmetic, kind.dialect)
     graphs = {role: f"{name}/{path.name}" for role, path in paths.items()}
-    profiles = mllm_profiles(paths, source.asker) if kind.dialect == "portable" else {}
+    profiles = mllm_profiles(paths, source.codec) if kind.dialect == "portable" else {}
     return Variant(kind.device, kind.precision, graphs, kind.dialect, profiles)
 
 

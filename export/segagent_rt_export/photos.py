@@ -19,7 +19,7 @@ import numpy as np
 from segagent_rt.data.folders import PICTURES
 from segagent_rt.errors import ImageUnreadable, InputError
 from segagent_rt.image import decode_image
-from segagent_rt.segmenters.disc import DiscSegmenter
+from segagent_rt.testing import DiscSegmenter
 from segagent_rt.types import Click, RgbImage, Segmenter
 from segagent_rt_export.states import CLICKS, Drawn, State
 

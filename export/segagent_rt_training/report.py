@@ -119,7 +119,7 @@ def _loop(runtime: Runtime, scenes: int) -> RgbImage:
         scene = make_scene(seed)
         said = scene.expressions[0]
         walked = runtime.open(scene.image).annotate(said.text)
-        masks = [prediction.mask() for prediction, _ in walked.candidates]
+        masks = [step.prediction.mask() for step in walked.masks if step.prediction]
         ious = [iou(mask, scene.mask(said.target)) for mask in masks]
         if len(masks) in (2, 3) and ious[0] < 0.6 and ious[-1] > 0.9:
             break

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import multiprocessing
 
+from segagent_rt.loop import StoppingRules
 from segagent_rt.metrics import iou
-from segagent_rt.rules import Rules
 from segagent_rt.runtime import Canvas, Runtime, load
 from segagent_rt.scenes.dice import Dice
 from segagent_rt.scenes.expressions import candidates, choose
@@ -59,6 +59,7 @@ def _walk_one(runtime: Runtime, name: str, seed: int, number: int) -> Walked:
 
 
 def _masks(canvas: Canvas, text: str) -> list[Mask]:
-    found = canvas.annotate(text, rules=Rules(TURNS, accept=None, doubt=None)).candidates
-    drawn = [prediction.mask((SIDE, SIDE)) for prediction, _ in found]
+    rules = StoppingRules(TURNS, accept_above=None, retry_below=None)
+    found = canvas.annotate(text, rules=rules).masks
+    drawn = [step.prediction.mask((SIDE, SIDE)) for step in found if step.prediction is not None]
     return drawn + drawn[-1:] * (TURNS - len(drawn))

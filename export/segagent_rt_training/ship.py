@@ -11,7 +11,7 @@ from typing import Any
 
 from segagent_rt.contracts import MANIFEST_FILE, Manifest, read_json
 from segagent_rt.eval.scenes import SceneSuite, evaluate_scenes
-from segagent_rt.rules import Rules
+from segagent_rt.loop import StoppingRules
 from segagent_rt.runtime import Runtime, load
 from segagent_rt.scenes import GENERATOR
 from segagent_rt_export.agreement import check_gate, measure_agreement
@@ -72,16 +72,16 @@ def _agreement(runtime: Runtime, training: Path, stage: str, states: int) -> dic
 def evaluate(runtime: Runtime, scenes: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """Figures on held-out scenes, and first clicks without or with a wrong expression."""
 
-    def run(ablate: Any, rules: Rules) -> dict[str, Any]:
+    def run(ablate: Any, rules: StoppingRules) -> dict[str, Any]:
         tell(f"evaluate {scenes} scenes, expressions {ablate}")
         suite = SceneSuite(scenes, EVAL_SEED, ablate=ablate)
         return evaluate_scenes(runtime, suite, rules, lambda _: None)
 
     def first_click(ablate: Any) -> dict[str, Any]:
-        found = run(ablate, Rules(max_clicks=1))
+        found = run(ablate, StoppingRules(max_clicks=1))
         return {name: found[name] for name in ("first_click_hit", "hit_by_rules")}
 
-    main = run("none", Rules())
+    main = run("none", StoppingRules())
     for volatile in ("bundle", "seconds"):
         main.pop(volatile)
     return {

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from segagent_rt.annotators.mllm import Asker, MllmSettings
+from segagent_rt.annotators.mllm import MllmSettings, PromptCodec
 from segagent_rt.annotators.posting import Address, parse_address, post
 from segagent_rt.annotators.servers import row
 from segagent_rt.draw import png
 from segagent_rt.errors import AnnotatorError, ManifestInvalid
 from segagent_rt.mllm.constrained import Choice, Written
 from segagent_rt.mllm.grammar import Automaton
-from segagent_rt.mllm.rating import rating_of
+from segagent_rt.mllm.rating import expected_iou
 from segagent_rt.timing import Stopwatch
-from segagent_rt.types import Finish, Prediction, Request, RgbImage, Size, Turn
+from segagent_rt.types import Prediction, Rating, Request, RgbImage, Size, Turn
 
 LONGEST_REPLY = 4096
 """Characters of a reply that are read; a server may not have been told when to end."""
@@ -64,13 +64,13 @@ class EndpointAnnotator:
         AnnotatorError: the endpoint's URL or kind cannot be, or leads to a machine not allowed.
     """
 
-    def __init__(self, asker: Asker, endpoint: Endpoint) -> None:
-        self.asker, self.endpoint = asker, endpoint
+    def __init__(self, codec: PromptCodec, endpoint: Endpoint) -> None:
+        self.codec, self.endpoint = codec, endpoint
         self.address = parse_address(endpoint.url, endpoint.allowed)
         self.server = row(endpoint.server)
 
     def check(self, expression: str) -> str:
-        return self.asker.check(expression)
+        return self.codec.check(expression)
 
     def look(self, image: RgbImage) -> EndpointView:
         return EndpointView(self, image)
@@ -83,9 +83,9 @@ class EndpointView:
     """
 
     def __init__(self, annotator: EndpointAnnotator, image: RgbImage) -> None:
-        self._annotator, self._asker = annotator, annotator.asker
+        self._annotator, self._codec = annotator, annotator.codec
         self._image, self._size = image, (image.shape[0], image.shape[1])
-        self._clean = self._asker.settings.vision.resize.resize(image)
+        self._clean = self._codec.settings.vision.resize.resize(image)
         self._rated: list[tuple[Request, Turn]] = []
 
     def propose(
@@ -104,12 +104,12 @@ class EndpointView:
             return [[self._greedy(request)] for request in requests]
         return [[self._turn(request, drawing()) for _ in range(samples)] for request in requests]
 
-    def rate(self, requests: Sequence[Request]) -> list[Turn]:
-        if not self._asker.settings.reply.rates:
-            return [Turn("", Finish()) for _ in requests]
+    def rate(self, requests: Sequence[Request]) -> list[Rating]:
+        if not self._codec.settings.reply.rates:
+            return [Rating(None) for _ in requests]
         turns = [self._greedy(request) for request in requests]
         self._rated = list(zip(requests, turns, strict=True))
-        return [Turn(t.reply, Finish(), t.predicted_iou, None, t.seconds) for t in turns]
+        return [Rating(turn.rating, turn.reply, turn.seconds) for turn in turns]
 
     def _greedy(self, request: Request) -> Turn:
         for known, turn in self._rated:
@@ -118,16 +118,16 @@ class EndpointView:
         return self._turn(request, {"temperature": 0.0})
 
     def _turn(self, request: Request, drawing: dict[str, Any]) -> Turn:
-        asker, endpoint, watch = self._asker, self._annotator.endpoint, Stopwatch()
-        expression = asker.check(request.expression)
+        codec, endpoint, watch = self._codec, self._annotator.endpoint, Stopwatch()
+        expression = codec.check(request.expression)
         frame: Size = (self._clean.shape[0], self._clean.shape[1])
-        grammar = asker.grammar(expression, frame)
-        protocol = None if grammar is None else asker.settings.reply
+        grammar = codec.grammar(expression, frame)
+        protocol = None if grammar is None else codec.settings.reply
         with watch("paint"):
             question = {
                 "model": endpoint.model,
                 "messages": self._messages(expression, request.prediction),
-                "max_tokens": asker.settings.reply.longest_reply(asker.settings.longest_expression),
+                "max_tokens": codec.settings.reply.longest_reply(codec.settings.longest_expression),
                 **drawing,
                 **self._annotator.server.asks(protocol, expression, frame),
             }
@@ -135,15 +135,15 @@ class EndpointView:
             address = self._annotator.address
             answer = post(address, "/chat/completions", question, endpoint.timeout)
         reply, likelihoods = _read(answer, address)
-        reading = asker.understand(reply, self._size, frame)
-        rating, rates = reading.iou, asker.settings.reply.rates
-        if grammar is not None and rates and (written := weigh(likelihoods, grammar, asker.decode)):
-            rating = rating_of(written, grammar)
+        reading = codec.understand(reply, self._size, frame)
+        rating, rates = reading.iou, codec.settings.reply.rates
+        if grammar is not None and rates and (written := weigh(likelihoods, grammar, codec.decode)):
+            rating = expected_iou(written, grammar)
         return Turn(reply, reading.action, rating, reading.box, watch.seconds, reading.boxes)
 
     def _messages(self, expression: str, prediction: Prediction | None) -> list[dict[str, Any]]:
-        system, asked = conversation(self._asker.settings)
-        picture = png(self._asker.picture(self._image, self._clean, prediction))
+        system, asked = conversation(self._codec.settings)
+        picture = png(self._codec.picture(self._image, self._clean, prediction))
         url = "data:image/png;base64," + base64.b64encode(picture).decode("ascii")
         content = [
             {"type": "image_url", "image_url": {"url": url}},

@@ -1,4 +1,4 @@
-"""The MLLM in this process: looks at the picture with the mask over it, and writes a click."""
+"""The MLLM in this process: it looks at the image with the mask over it, and writes a click."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from segagent_rt.mllm.constrained import Draft, Pick, Prompt, Scores, Writer, Wr
 from segagent_rt.mllm.free import FreeWriter
 from segagent_rt.mllm.grammar import Automaton, compile_grammar
 from segagent_rt.mllm.language import Cache, Floats, LanguageModel, LanguageSettings
-from segagent_rt.mllm.rating import rating_of
+from segagent_rt.mllm.rating import expected_iou
 from segagent_rt.mllm.rope import Positions
 from segagent_rt.mllm.vision import Seen, Tower, VisionSettings
 from segagent_rt.reply import AnyReplyProtocol, Reading
 from segagent_rt.timing import Stopwatch
-from segagent_rt.types import Finish, Prediction, Request, RgbImage, Size, Turn
+from segagent_rt.types import Prediction, Rating, Request, RgbImage, Size, Turn
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -66,10 +66,11 @@ class MllmSettings:
 
 
 @dataclass(slots=True, kw_only=True)
-class Asker:
-    """How one MLLM is asked and understood, wherever it runs.
+class PromptCodec:
+    """Turns expressions and masks into an MLLM's prompts, and its replies into actions.
 
-    `specials` are the tokens that steer the model; expressions may not contain them.
+    It needs no weights, so it serves a model behind a server too. `specials` are the control tokens
+    of the model; expressions may not contain them.
     """
 
     encode: Encode
@@ -79,10 +80,10 @@ class Asker:
     _grammars: dict[str, Automaton] = field(default_factory=dict)
 
     def check(self, expression: str) -> str:
-        """The expression as the model is given it.
+        """The expression in the form that the model takes.
 
         Raises:
-            ExpressionRefused: blank, too long, or with words that the model does not know.
+            ExpressionRefused: it is blank, too long, or has words that the model does not know.
         """
         known = self.settings.vocabulary
         cleaned = " ".join(expression.split())
@@ -108,13 +109,13 @@ class Asker:
         return cleaned
 
     def prompt(self, expression: str) -> tuple[list[int], list[int]]:
-        """The tokens before and behind the picture."""
+        """The tokens before and after the image."""
         tokens = self.encode(self.settings.prompt.replace("{expression}", expression))
         at = tokens.index(self.encode(self.settings.picture)[-1])
         return tokens[:at], tokens[at + 1 :]
 
     def room(self, visual: int) -> int:
-        """Cache rows that the longest conversation about a picture of so many tokens needs."""
+        """Cache rows that the longest conversation about an image of `visual` tokens needs."""
         longest = self.settings.longest_expression
         asked = visual + sum(map(len, self.prompt(""))) + longest
         return asked + self.settings.reply.longest_reply(longest)
@@ -132,9 +133,9 @@ class Asker:
         return self._grammars[key]
 
     def picture(self, image: RgbImage, clean: RgbImage, prediction: Prediction | None) -> RgbImage:
-        """What the model is shown: the image with the mask over it, at the size that it takes.
+        """The image that the model is shown: with the mask painted over it, at the model's size.
 
-        `clean` is the image itself at that size.
+        `clean` is the image without a mask at that size.
         """
         settings = self.settings
         if settings.paint == "picture":
@@ -146,7 +147,7 @@ class Asker:
         return resize(jpeg_round_trip(painted) if settings.jpeg else painted)
 
     def understand(self, reply: str, size: Size, frame: Size) -> Reading:
-        """A reply about a picture of size `frame`, in pixels of the image of `size`."""
+        """Read a reply about an image shown at size `frame`, in pixels of the original `size`."""
         window = self.settings.vision.resize.window(size)
         reading = self.settings.reply.read(reply, window.size, frame=frame)
         return Reading(
@@ -157,15 +158,15 @@ class Asker:
         )
 
 
-def asker_of(tokenizer: Tokenizer, settings: MllmSettings) -> Asker:
-    """How a model with this tokenizer is asked."""
+def prompt_codec(tokenizer: Tokenizer, settings: MllmSettings) -> PromptCodec:
+    """The codec of a model with this tokenizer."""
     added = tokenizer.get_added_tokens_decoder()
 
-    @lru_cache(maxsize=256)  # a walk asks the same at every click
+    @lru_cache(maxsize=256)  # every click of a trajectory asks the same
     def encoded(text: str) -> tuple[int, ...]:
         return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
-    return Asker(
+    return PromptCodec(
         encode=lambda text: list(encoded(text)),
         decode=lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=False)),
         settings=settings,
@@ -174,10 +175,10 @@ def asker_of(tokenizer: Tokenizer, settings: MllmSettings) -> Asker:
 
 
 @dataclass(slots=True, kw_only=True)
-class MllmAnnotator(Asker):
-    """Chooses clicks with a vision tower and a language model.
+class MllmAnnotator(PromptCodec):
+    """Chooses clicks with a vision encoder and a language model.
 
-    `writing` is how replies are decoded within the grammar.
+    `writing` is the decoder of replies within the grammar.
     """
 
     tower: Tower
@@ -185,8 +186,8 @@ class MllmAnnotator(Asker):
     writing: type[Writer] = Writer
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def look(self, image: RgbImage) -> MllmView:
-        return MllmView(self, image)
+    def look(self, image: RgbImage) -> ImageContext:
+        return ImageContext(self, image)
 
 
 def _refuse_unknown(expression: str, known: Sequence[str]) -> None:
@@ -201,12 +202,12 @@ def _refuse_unknown(expression: str, known: Sequence[str]) -> None:
         )
 
 
-class MllmView:
-    """One image in front of the MLLM.
+class ImageContext:
+    """One image in front of the MLLM, with the prompt prefixes that are cached of it.
 
-    Everything up to the end of the picture is the same for every expression as long as there is no
-    mask, so it is read once and kept. Later masks change the picture and are read afresh; those of
-    the last call are kept, so that more can be asked about one of several.
+    A prompt begins with the image. Without a mask this prefix is the same for every expression, so
+    it is read into a KV cache once and kept. A mask changes the image and needs a prefix of its
+    own; the prefixes of the masks asked about last are kept, so that more can be asked about each.
     """
 
     def __init__(self, annotator: MllmAnnotator, image: RgbImage) -> None:
@@ -214,13 +215,13 @@ class MllmView:
         self._size: Size = (image.shape[0], image.shape[1])
         self._lead = annotator.model.embed(annotator.prompt("")[0])
         self._writer = annotator.writing(annotator.model, annotator.settings.head_rows)
-        self._blank: _Sight | None = None
-        self._painted: list[_Sight] = []
-        self._spare: list[Cache] = []
+        self._clean_prefix: _PromptPrefix | None = None
+        self._painted: list[_PromptPrefix] = []
+        self._spare_caches: list[Cache] = []
 
     @cached_property
     def _clean(self) -> RgbImage:
-        """The image at the size that the model takes, made when it is first asked."""
+        """The image at the size that the model takes, resized when first needed."""
         return self._annotator.tower.resize(self._image)
 
     def propose(
@@ -231,72 +232,89 @@ class MllmView:
         temperature: float = 0.0,
         rng: np.random.Generator | None = None,
     ) -> list[list[Turn]]:
-        self._keep(requests)
+        self._evict(requests)
         pick = _picker(temperature, rng)
         return [[self._turn(request, pick) for _ in range(samples)] for request in requests]
 
-    def rate(self, requests: Sequence[Request]) -> list[Turn]:
+    def rate(self, requests: Sequence[Request]) -> list[Rating]:
         if not self._annotator.settings.reply.rates:
-            return [Turn("", Finish()) for _ in requests]
-        self._keep(requests)
-        return [self._turn(request, greedy, rate_only=True) for request in requests]
+            return [Rating(None) for _ in requests]
+        self._evict(requests)
+        return [self._rating(request) for request in requests]
 
-    def _turn(self, request: Request, pick: Pick, *, rate_only: bool = False) -> Turn:
+    def _turn(self, request: Request, pick: Pick) -> Turn:
         annotator, watch = self._annotator, Stopwatch()
-        expression = annotator.check(request.expression)
-        frame: Size = (self._clean.shape[0], self._clean.shape[1])
-        grammar = annotator.grammar(expression, frame)
-        with annotator._lock:
-            sight = self._look(request.prediction, watch)
-            with watch("language"):
-                written = self._write(sight, expression, grammar, pick, rate_only)
+        written, grammar = self._reply(request, pick, watch, rate_only=False)
         reply = annotator.decode(written.tokens)
-        if rate_only and grammar is not None:
-            return Turn(reply, Finish(), rating_of(written, grammar), seconds=watch.seconds)
-        reading = annotator.understand(reply, self._size, frame)
-        action, rating = Finish() if rate_only else reading.action, reading.iou
+        reading = annotator.understand(reply, self._size, self._frame)
+        rating = reading.iou
         if grammar is not None:
-            rating = rating_of(written, grammar) if annotator.settings.reply.rates else None
-        return Turn(reply, action, rating, reading.box, watch.seconds, reading.boxes)
+            rating = expected_iou(written, grammar) if annotator.settings.reply.rates else None
+        return Turn(reply, reading.action, rating, reading.box, watch.seconds, reading.boxes)
+
+    def _rating(self, request: Request) -> Rating:
+        annotator, watch = self._annotator, Stopwatch()
+        written, grammar = self._reply(request, greedy, watch, rate_only=True)
+        reply = annotator.decode(written.tokens)
+        if grammar is not None:
+            return Rating(expected_iou(written, grammar), reply, watch.seconds)
+        value = annotator.understand(reply, self._size, self._frame).iou
+        return Rating(value, reply, watch.seconds)
+
+    @property
+    def _frame(self) -> Size:
+        return (self._clean.shape[0], self._clean.shape[1])
+
+    def _reply(
+        self, request: Request, pick: Pick, watch: Stopwatch, *, rate_only: bool
+    ) -> tuple[Written, Automaton | None]:
+        """Decode the reply to a request, with the grammar that it follows."""
+        annotator = self._annotator
+        expression = annotator.check(request.expression)
+        grammar = annotator.grammar(expression, self._frame)
+        with annotator._lock:
+            prefix = self._prefix_for(request.prediction, watch)
+            with watch("language"):
+                return self._write(prefix, expression, grammar, pick, rate_only), grammar
 
     def _write(
         self,
-        sight: _Sight,
+        prefix: _PromptPrefix,
         expression: str,
         grammar: Automaton | None,
         pick: Pick,
         rate_only: bool,
     ) -> Written:
-        """Decode a reply, or go on with the one that the cache holds."""
-        draft = sight.draft if sight.said == expression else None
-        sight.draft = None
+        """Decode a reply, or resume the one that the cache holds."""
+        draft = prefix.draft if prefix.cached_expression == expression else None
+        prefix.draft = None
         try:
             if draft is None or (grammar is None and pick is not greedy):
-                draft, written = self._begin(sight, expression, grammar, pick, rate_only)
+                draft, written = self._begin(prefix, expression, grammar, pick, rate_only)
             elif grammar is None:
                 written = draft.written
             else:
                 until = grammar.past_rating if rate_only else grammar.ended
-                written = self._writer.go_on(sight.cache, draft, grammar, pick, until)
+                written = self._writer.go_on(prefix.cache, draft, grammar, pick, until)
         except BaseException:
-            sight.cache.rewind(0)
+            prefix.cache.rewind(0)
             raise
-        sight.said, sight.draft = expression, draft
+        prefix.cached_expression, prefix.draft = expression, draft
         return written
 
     def _begin(
         self,
-        sight: _Sight,
+        prefix: _PromptPrefix,
         expression: str,
         grammar: Automaton | None,
         pick: Pick,
         rate_only: bool,
     ) -> tuple[Draft | None, Written]:
-        """Decode a reply from its beginning; a draft of it, unless it was drawn."""
-        annotator, cache = self._annotator, sight.cache
-        prompt = self._question(expression, sight)
+        """Decode a reply from its beginning; there is a draft of it unless it was sampled."""
+        annotator, cache = self._annotator, prefix.cache
+        prompt = self._prompt_rest(expression, prefix)
         if grammar is not None:
-            guess = grammar.opening if sight.prediction is None else grammar.praise
+            guess = grammar.opening if prefix.prediction is None else grammar.praise
             prompt = replace(prompt, guess=guess)
         start = cache.length + prompt.embeddings.shape[1]
         if grammar is None:
@@ -308,32 +326,41 @@ class MllmView:
         kept = cache.length - start
         return (Draft(start, written, kept) if pick is greedy else None), written
 
-    def _look(self, prediction: Prediction | None, watch: Stopwatch) -> _Sight:
-        """The picture, painted or not, as the beginning of a prompt."""
-        known = self._painted if self._blank is None else [self._blank, *self._painted]
-        for sight in known:
-            if sight.prediction is prediction:
-                return sight
+    def _prefix_for(self, prediction: Prediction | None, watch: Stopwatch) -> _PromptPrefix:
+        """The prefix of the image with this mask, or without one; made unless it is cached."""
+        known = [] if self._clean_prefix is None else [self._clean_prefix]
+        for prefix in (*known, *self._painted):
+            if prefix.prediction is prediction:
+                return prefix
         with watch("paint"):
             picture = self._annotator.picture(self._image, self._clean, prediction)
         with watch("vision"):
             seen = self._annotator.tower.embed(picture)
-        sight = self._sight(prediction, seen, self._spare.pop() if self._spare else None)
+        cache = self._spare_caches.pop() if self._spare_caches else None
+        prefix = self._new_prefix(prediction, seen, cache)
         if prediction is None:
-            self._blank = sight
+            self._clean_prefix = prefix
         else:
-            self._painted.append(sight)
-        return sight
+            self._painted.append(prefix)
+        return prefix
 
-    def _keep(self, requests: Sequence[Request]) -> None:
-        """Give up the caches of masks that are not asked about."""
-        asked = {id(request.prediction) for request in requests}
+    def _evict(self, requests: Sequence[Request]) -> None:
+        """Free the caches of masks that are not asked about.
+
+        Requests about the clean image free none: they are a detour after which the loop may return
+        to the mask that it has rated.
+        """
+        asked = {id(request.prediction) for request in requests if request.prediction is not None}
+        if not asked:
+            return
         with self._annotator._lock:
-            for sight in [s for s in self._painted if id(s.prediction) not in asked]:
-                self._painted.remove(sight)
-                self._spare.append(sight.cache)
+            for prefix in [p for p in self._painted if id(p.prediction) not in asked]:
+                self._painted.remove(prefix)
+                self._spare_caches.append(prefix.cache)
 
-    def _sight(self, prediction: Prediction | None, seen: Seen, cache: Cache | None) -> _Sight:
+    def _new_prefix(
+        self, prediction: Prediction | None, seen: Seen, cache: Cache | None
+    ) -> _PromptPrefix:
         annotator, lead = self._annotator, self._lead
         embeddings = np.concatenate([lead, seen.embeddings], axis=1)
         positions = annotator.settings.language.rope.before_text(lead.shape[1], seen.grid)
@@ -341,30 +368,33 @@ class MllmView:
         if cache is None or cache.capacity < room:
             cache = annotator.model.new_cache(room)
         cache.rewind(min(cache.length, lead.shape[1]))  # it began alike, whatever it held
-        return _Sight(prediction, cache, embeddings, positions)
+        return _PromptPrefix(prediction, cache, embeddings, positions)
 
-    def _question(self, expression: str, sight: _Sight) -> Prompt:
-        """The rest of the prompt, with as much of the picture before it as the cache lacks."""
+    def _prompt_rest(self, expression: str, prefix: _PromptPrefix) -> Prompt:
+        """The prompt after the prefix, preceded by the part of the prefix that the cache lacks."""
         _, tokens = self._annotator.prompt(expression)
         embeddings = self._annotator.model.embed(tokens)
-        held = min(sight.cache.length, sight.positions.shape[1])
-        sight.cache.rewind(held)
-        if held == sight.positions.shape[1]:
+        held = min(prefix.cache.length, prefix.positions.shape[1])
+        prefix.cache.rewind(held)
+        if held == prefix.positions.shape[1]:
             return Prompt(embeddings)
-        before = sight.embeddings[:, held:]
-        return Prompt(np.concatenate([before, embeddings], axis=1), sight.positions[:, held:])
+        before = prefix.embeddings[:, held:]
+        return Prompt(np.concatenate([before, embeddings], axis=1), prefix.positions[:, held:])
 
 
 @dataclass(slots=True, eq=False)
-class _Sight:
-    """A prompt up to the end of its picture, and the cache that holds it once it has been read, and
-    behind it the draft of what was `said` last, if it was not drawn."""
+class _PromptPrefix:
+    """A prompt up to the end of its image, with the KV cache that it is read into.
+
+    Behind the prefix the cache holds the reply about `cached_expression`; `draft` is that reply,
+    unless it was sampled.
+    """
 
     prediction: Prediction | None
     cache: Cache
     embeddings: Floats
     positions: Positions
-    said: str = ""
+    cached_expression: str = ""
     draft: Draft | None = None
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from segagent_rt.metrics import iou
 from segagent_rt.reply import ReplyProtocol
-from segagent_rt.types import Click, Finish, Mask, Prediction, Request, RgbImage, Turn
+from segagent_rt.types import Click, Finish, Mask, Prediction, Rating, Request, RgbImage, Turn
 
 Depth: TypeAlias = npt.NDArray[np.float32]
 
@@ -91,13 +91,15 @@ class OracleView:
     ) -> list[list[Turn]]:
         return [[self._turn(request.prediction)] * samples for request in requests]
 
-    def rate(self, requests: Sequence[Request]) -> list[Turn]:
-        turns = [self._turn(request.prediction) for request in requests]
-        return [Turn(turn.reply, Finish(), turn.predicted_iou) for turn in turns]
+    def rate(self, requests: Sequence[Request]) -> list[Rating]:
+        target = self.annotator.target
+        return [Rating(iou(self._mask(request.prediction), target)) for request in requests]
+
+    def _mask(self, prediction: Prediction | None) -> Mask:
+        return np.zeros_like(self.annotator.target) if prediction is None else prediction.mask()
 
     def _turn(self, prediction: Prediction | None) -> Turn:
-        target = self.annotator.target
-        mask = np.zeros_like(target) if prediction is None else prediction.mask()
+        target, mask = self.annotator.target, self._mask(prediction)
         rating = iou(mask, target)
         click = next_click(target, mask)
         if click is None:

@@ -16,8 +16,8 @@ from segagent_rt.bench.parity import ParityGate, State, parity_figures, replay
 from segagent_rt.bench.scenario import Scenario
 from segagent_rt.bench.spread import ratio_spread, spread
 from segagent_rt.bench.walks import Question, Record, figures, final_mask, question, timed_walk
+from segagent_rt.loop import StoppingRules
 from segagent_rt.metrics import iou
-from segagent_rt.rules import Rules
 from segagent_rt.runtime import Runtime
 from segagent_rt.scenes import Scene
 from segagent_rt.types import Request, RgbImage, Trajectory
@@ -98,7 +98,7 @@ class Race:
     def _lap(self, scene: Scene, number: int) -> Lap:
         """The three walks, beginning with another one each time."""
         asked, rules = question(scene), self.scenario.rules
-        fixed = Rules.fixed(self.scenario.clicks, rates_last=False)
+        fixed = StoppingRules.fixed(self.scenario.clicks, rate_last_mask=False)
         works = [
             lambda: self._theirs(scene, asked),
             lambda: timed_walk(self.runtime.open(scene.image), self.meter, fixed, asked),
@@ -140,7 +140,8 @@ class Race:
         annotator = self.runtime.annotator
         if not isinstance(annotator, MllmAnnotator):
             return {}
-        said = [step.turn.reply for lap in laps for step in lap.theirs.found.steps]
+        steps = [step for lap in laps for step in lap.theirs.found.steps]
+        said = [step.turn.reply for step in steps if step.turn is not None]
         return {"tokens_per_reply": _mean([len(annotator.encode(reply)) for reply in said])}
 
 

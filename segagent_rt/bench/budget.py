@@ -15,7 +15,7 @@ from segagent_rt.bundle import Bundle, Part
 from segagent_rt.contracts import Variant
 from segagent_rt.memory import BUILD_BASE, BUILD_FACTOR
 from segagent_rt.mllm.pictures import Smart
-from segagent_rt.runtime import open_asker
+from segagent_rt.runtime import open_prompt_codec
 
 FLOAT = 4
 """Bytes of a number, in buffers and activations."""
@@ -122,7 +122,7 @@ def _mllm(part: Part) -> tuple[int, int]:
     """Bytes of buffers and of activations, for the largest picture and the longest question."""
     settings = part.settings(MllmSettings)
     language, patches = settings.language, _patches(settings)
-    tokens = open_asker(part).room(patches // settings.vision.merge**2)
+    tokens = open_prompt_codec(part).room(patches // settings.vision.merge**2)
     width = language.rope.head_dim
     row = language.layers * 2 * language.kv_heads * width * FLOAT
     reading = _layer(tokens, language.hidden, language.hidden // width)

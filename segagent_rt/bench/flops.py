@@ -13,8 +13,7 @@ from typing import Any
 
 from segagent_rt.bench.walks import question
 from segagent_rt.bundle import Part
-from segagent_rt.loop import annotate
-from segagent_rt.rules import Rules
+from segagent_rt.loop import StoppingRules, annotate
 from segagent_rt.runtime import Runtime, open_mllm, open_segmenter
 from segagent_rt.scenes import Scene
 from segagent_rt.types import Session
@@ -42,7 +41,7 @@ def flops_per_call(runtime: Runtime, scene: Scene) -> dict[str, float]:
         annotator = open_mllm(runtime.bundle.part("mllm"), opened)
         embedding = Future[Any]()
         embedding.set_result(segmenter.encode(scene.image))
-        rules = Rules.fixed(CLICKS)
+        rules = StoppingRules.fixed(CLICKS)
         expression = question(scene).expression
         annotate(expression, annotator.look(scene.image), segmenter, embedding, rules=rules)
         for session in sessions:

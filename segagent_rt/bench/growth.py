@@ -12,7 +12,7 @@ from typing import Any
 from segagent_rt.bench.scenario import Scenario
 from segagent_rt.bench.spread import spread
 from segagent_rt.bench.walks import final_mask, question
-from segagent_rt.rules import Rules
+from segagent_rt.loop import StoppingRules
 from segagent_rt.runtime import Runtime
 from segagent_rt.scenes import Scene
 
@@ -38,7 +38,7 @@ class Point:
     def seconds(self, scene: Scene) -> float:
         """From an image in memory to the masks of all expressions, on one canvas."""
         asked = [question(scene, number) for number in range(self.expressions)]
-        rules = Rules.fixed(self.clicks)
+        rules = StoppingRules.fixed(self.clicks)
         start = time.perf_counter()
         canvas = self.runtime.open(scene.image)
         for each in asked:

@@ -14,7 +14,7 @@ from segagent_rt.bench.one_by_one import OneByOne
 from segagent_rt.bench.scenario import Scenario
 from segagent_rt.bench.spread import ratio_spread, spread
 from segagent_rt.bench.walks import Question, final_mask, question
-from segagent_rt.rules import Rules
+from segagent_rt.loop import StoppingRules
 from segagent_rt.runtime import Runtime
 from segagent_rt.types import RgbImage, Trajectory
 
@@ -91,10 +91,10 @@ class _Walk:
             embedding.result()
         rules = self.scenario.rules
         if not self.levers.stop_rules:
-            rules = Rules.fixed(rules.max_clicks)
+            rules = StoppingRules.fixed(rules.max_clicks)
         steps = []
         segmenter = self.runtime.segmenter
-        for step in loop.walk(asked.expression, view, segmenter, embedding, rules=rules):
+        for step in loop.iter_steps(asked.expression, view, segmenter, embedding, rules=rules):
             if step.prediction is not None and not self.levers.masks_on_demand:
                 step.prediction.mask()
             steps.append(step)

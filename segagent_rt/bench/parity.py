@@ -11,7 +11,7 @@ import numpy as np
 
 from segagent_rt.metrics import iou
 from segagent_rt.runtime import Canvas
-from segagent_rt.types import Action, Click, Request, Size, Trajectory
+from segagent_rt.types import Action, Click, Prediction, Request, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,12 @@ class State:
 
 def replay(canvas: Canvas, found: Trajectory, gate: ParityGate) -> Iterator[State]:
     """Ask our runtime in every state of another's walk, with the masks that the other had."""
-    shown, clicks = found.prior, list[Click]()
-    size: Size = (canvas.image.shape[0], canvas.image.shape[1])
+    shown: Prediction | None = None
+    clicks, size = list[Click](), (canvas.image.shape[0], canvas.image.shape[1])
     for step in found.steps:
+        if step.turn is None:
+            shown = step.prediction
+            continue
         turn = canvas.view.propose([Request(shown, found.expression)])[0][0]
         alike = same_action(turn.action, step.turn.action, gate.near * max(size))
         if step.click is None or step.prediction is None:
@@ -52,7 +55,7 @@ def replay(canvas: Canvas, found: Trajectory, gate: ParityGate) -> Iterator[Stat
             return
         clicks.append(step.click)
         embedding = canvas.embedding.result()
-        ours = canvas.runtime.segmenter.decode(embedding, clicks, prior=shown, box=step.turn.box)
+        ours = canvas.runtime.segmenter.decode(embedding, clicks, prior=shown, box=step.box)
         yield State(alike, iou(ours.mask(), step.prediction.mask()))
         shown = step.prediction
 

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 from segagent_rt.bench.packaged import packaged
 from segagent_rt.contracts import parse
 from segagent_rt.errors import InputError, ManifestInvalid
-from segagent_rt.rules import Rules
+from segagent_rt.loop import StoppingRules
 from segagent_rt.scenes import Scene, make_scene
 
 if sys.version_info >= (3, 11):
@@ -51,9 +51,9 @@ class Scenario:
     warm_up: int = 2
 
     @property
-    def rules(self) -> Rules:
+    def rules(self) -> StoppingRules:
         """The rules of the loop."""
-        return Rules(self.clicks, self.accept or None)
+        return StoppingRules(self.clicks, self.accept or None)
 
     def draw(self, expressions: int = 1) -> Iterator[Scene]:
         """The scenes, those for warming up first."""

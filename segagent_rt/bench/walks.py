@@ -11,8 +11,8 @@ import numpy as np
 
 from segagent_rt.bench.meter import GraphMeter, count_by_graph, covered_seconds, seconds_by_graph
 from segagent_rt.bench.spread import spread
+from segagent_rt.loop import StoppingRules
 from segagent_rt.metrics import iou
-from segagent_rt.rules import Rules
 from segagent_rt.runtime import Canvas
 from segagent_rt.scenes import Scene
 from segagent_rt.types import Mask, Step, Trajectory
@@ -44,11 +44,6 @@ class Record:
     def clicks(self) -> int:
         return len(self.found.clicks)
 
-    @property
-    def turns(self) -> int:
-        """How often the annotator was asked: once for each click, and for the last rating."""
-        return len(self.found.steps)
-
 
 def question(scene: Scene, number: int = 0) -> Question:
     """One of the scene's expressions; numbers beyond the last start again."""
@@ -56,7 +51,7 @@ def question(scene: Scene, number: int = 0) -> Question:
     return Question(said.text, scene.mask(said.target))
 
 
-def timed_walk(canvas: Canvas, meter: GraphMeter, rules: Rules, asked: Question) -> Record:
+def timed_walk(canvas: Canvas, meter: GraphMeter, rules: StoppingRules, asked: Question) -> Record:
     """Annotate with everything measured; the mask is drawn at full size inside the time."""
     meter.take()
     start = time.perf_counter()
@@ -112,7 +107,7 @@ def _glue_share(walks: Sequence[Record]) -> float:
 
 
 def _by_click(walks: Sequence[Record]) -> dict[str, Any]:
-    """Whole turns by the number of their click, from 1."""
+    """Whole steps (propose, segment, rate) by the number of their click, from 1."""
     times: dict[str, list[float]] = {}
     for walk in walks:
         for number, step in enumerate(walk.found.steps, 1):
@@ -125,7 +120,7 @@ def _by_click(walks: Sequence[Record]) -> dict[str, Any]:
 def _stages(steps: Sequence[Step]) -> dict[str, float]:
     stages: dict[str, float] = {}
     for step in steps:
-        for name, seconds in {**step.turn.seconds, **step.seconds}.items():
+        for name, seconds in step.seconds.items():
             stages[name] = stages.get(name, 0.0) + seconds
     return stages
 

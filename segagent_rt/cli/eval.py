@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from segagent_rt.data.sources import Places
     from segagent_rt.eval.evaluation import Evaluation
     from segagent_rt.eval.walks import Walker
-    from segagent_rt.rules import Rules
+    from segagent_rt.loop import StoppingRules
     from segagent_rt.runtime import Runtime
 
 
@@ -103,24 +103,24 @@ def command(
     from segagent_rt.eval.scores import Choice
     from segagent_rt.eval.selection import Rule
     from segagent_rt.eval.walks import AnnotatorName, StartName, Walker
-    from segagent_rt.rules import Rules
+    from segagent_rt.loop import StoppingRules
     from segagent_rt.runtime import load
-    from segagent_rt.search import Tree
+    from segagent_rt.search import SearchConfig
 
     choice, cluster = Choice(one_of(Rule, select, "--select"), click_id), cluster_of(ray, workers)
     if ray is not None and not data:
         raise typer.BadParameter("--ray needs data: write scenes with `segagent-rt scene --count`")
     with load(bundle, backend=backend, threads=threads) as runtime:
         if not data:
-            found = _on_scenes(runtime, (scenes, seed, ablate), Rules(max_clicks))
+            found = _on_scenes(runtime, (scenes, seed, ablate), StoppingRules(max_clicks))
             typer.echo(json.dumps(found) if as_json else text(found))
             return
         asked = Evaluation(output, choice, limit, restart=overwrite, pictures=visualize)
         names = named(data, split)
-        rules = Rules(max_clicks, accept=None, doubt=None, patience=patience)
-        tree = Tree(rules, candidates, temperature)
+        rules = StoppingRules(max_clicks, accept_above=None, retry_below=None, patience=patience)
+        config = SearchConfig(rules, candidates, temperature)
         who = one_of(AnnotatorName, annotator, "--annotator")
-        walker = Walker(tree, who, one_of(StartName, start, "--start"))
+        walker = Walker(config, who, one_of(StartName, start, "--start"))
         places = Places(root, images, skip_bad, mask_label)
         figures = _on_data(names, places, asked, walker, runtime, cluster)
     if as_json:
@@ -173,7 +173,9 @@ def _on_data(
         ]
 
 
-def _on_scenes(runtime: Runtime, which: tuple[int, int, Any], rules: Rules) -> dict[str, Any]:
+def _on_scenes(
+    runtime: Runtime, which: tuple[int, int, Any], rules: StoppingRules
+) -> dict[str, Any]:
     from segagent_rt.eval.scenes import Ablation, SceneSuite, evaluate_scenes
 
     scenes, seed, ablate = which

@@ -47,9 +47,9 @@ def command(
     from segagent_rt.data.masks import load_mask
     from segagent_rt.files import check_writable
     from segagent_rt.image import load_image
-    from segagent_rt.rules import Rules
+    from segagent_rt.loop import StoppingRules
     from segagent_rt.runtime import load
-    from segagent_rt.search import Tree
+    from segagent_rt.search import SearchConfig
     from segagent_rt.segmenters.prediction import GivenMask
     from segagent_rt.types import Trajectory
 
@@ -59,9 +59,9 @@ def command(
     check_size(pixels.shape, prior.full.shape, image)
     with load(bundle, backend=backend, threads=threads) as runtime:
         said = runtime.annotator.check(expression)
-        tree = Tree(Rules(max_clicks), candidates, temperature)
-        steps = runtime.open(pixels).explore(said, tree=tree, prior=prior)
-        found = Trajectory(said, tuple(shown(steps)), prior)
+        config = SearchConfig(StoppingRules(max_clicks), candidates, temperature)
+        steps = runtime.open(pixels).search_steps(said, config=config, prior=prior)
+        found = Trajectory(said, tuple(shown(steps)))
         about = {"image": str(image), "mask": str(mask)}
         about |= {"bundle": runtime.bundle.index.name, "digest": runtime.bundle.digest}
         about |= {"backends": to_json(runtime.placements)}

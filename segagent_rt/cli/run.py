@@ -70,9 +70,9 @@ def command(
     from segagent_rt.contracts import to_json
     from segagent_rt.files import check_writable
     from segagent_rt.image import load_image
-    from segagent_rt.rules import Rules
+    from segagent_rt.loop import StoppingRules
     from segagent_rt.runtime import load
-    from segagent_rt.search import Tree
+    from segagent_rt.search import SearchConfig
 
     check_writable(output)
     pixels = load_image(image, max_megapixels, value_range=parse_range(value_range))
@@ -86,9 +86,11 @@ def command(
         else:
             asked = [runtime.annotator.check(text) for text in expressions or ()]
             seconds = None if deadline_ms is None else deadline_ms / 1000
-            tree = Tree(Rules(max_clicks, deadline=seconds), candidates, temperature)
+            rules = StoppingRules(max_clicks, deadline=seconds)
+            config = SearchConfig(rules, candidates, temperature)
             found = [
-                Trajectory(text, tuple(shown(canvas.explore(text, tree=tree)))) for text in asked
+                Trajectory(text, tuple(shown(canvas.search_steps(text, config=config))))
+                for text in asked
             ]
         about["backends"] = to_json(runtime.placements)
         about["endpoint"] = to_json(runtime.endpoint)
@@ -101,23 +103,27 @@ def command(
 
 
 def _as_steps(clicks: list[Click], prediction: Prediction) -> Iterator[Step]:
-    from segagent_rt.types import Turn
-
-    for given in clicks:
-        yield Step(Turn("", given), given, prediction, {})
+    for click in clicks:
+        yield Step(click, prediction)
 
 
 def shown(steps: Iterator[Step]) -> Iterator[Step]:
-    """Pass the steps on, telling about each on stderr."""
-    for number, step in enumerate(steps, 1):
-        rating = step.turn.predicted_iou
-        rated = "" if rating is None else f"  mask so far rated {rating:.2f}"
+    """Pass the steps on, and report each on stderr."""
+    number = 0
+    for step in steps:
+        rated = "" if step.rating is None else f"  rated {step.rating:.2f}"
         if step.click is not None:
+            number += 1
             sign = "+" if step.click.positive else "-"
-            at = f"{sign}({step.click.x}, {step.click.y}){' anew' if step.anew else ''}"
+            at = f"{sign}({step.click.x}, {step.click.y}){' restarted' if step.restarted else ''}"
             typer.echo(f"  click {number}: {at}{rated}", err=True)
-        else:
-            typer.echo(f"  {step.stop}{rated}", err=True)
+        elif step.box is not None:
+            box = step.box
+            typer.echo(f"  box: ({box.x0}, {box.y0}) to ({box.x1}, {box.y1}){rated}", err=True)
+        elif step.given:
+            typer.echo(f"  given mask{rated}", err=True)
+        if step.stop is not None:
+            typer.echo(f"  {step.stop}", err=True)
         yield step
 
 

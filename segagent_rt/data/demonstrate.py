@@ -85,7 +85,7 @@ def _spread(first: int, last: int) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class Attempt:
     """A click, what the segmenter made of it, and how good that is."""
 
     click: Click
@@ -94,7 +94,7 @@ class Tried:
     iou: float
 
 
-class Growing:
+class TrajectoryBuilder:
     """A demonstration as it grows: the clicks that were kept, and the mask that they made.
 
     A click that is only tried leaves no trace: neither the segmenter nor the record knows it.
@@ -106,14 +106,14 @@ class Growing:
         self.mask, self.iou = start.mask.mask(), start.iou
         self.kept = list[ShownClick]()
 
-    def attempt(self, click: Click) -> Tried:
+    def attempt(self, click: Click) -> Attempt:
         """What a further click would make."""
         clicks = [*(made.click for made in self.kept), click]
         prediction = self._bench.decode(clicks, self.prediction)
         mask = prediction.mask()
-        return Tried(click, prediction, mask, iou(mask, self._target))
+        return Attempt(click, prediction, mask, iou(mask, self._target))
 
-    def keep(self, tried: Tried) -> None:
+    def keep(self, tried: Attempt) -> None:
         """Go on from the mask that was made."""
         self.prediction, self.mask, self.iou = tried.prediction, tried.mask, tried.iou
         self.kept.append(ShownClick(tried.click, RunLengths.of(tried.mask), tried.iou))
@@ -124,20 +124,20 @@ def demonstrate(target: Mask, start: Start, bench: Bench, limits: Limits) -> lis
 
     The pixels around a click that is taken back are not tried again.
     """
-    growing, spent = Growing(target, start, bench), np.zeros_like(target)
+    builder, spent = TrajectoryBuilder(target, start, bench), np.zeros_like(target)
     for _ in range(limits.most):
-        click = next_click(target, growing.mask, clicked=spent)
-        if growing.iou >= limits.good or click is None:
+        click = next_click(target, builder.mask, clicked=spent)
+        if builder.iou >= limits.good or click is None:
             break
-        tried = growing.attempt(click)
+        tried = builder.attempt(click)
         spent[click.y, click.x] = True
-        if limits.gains(growing.iou, tried.iou):
-            growing.keep(tried)
+        if limits.gains(builder.iou, tried.iou):
+            builder.keep(tried)
         elif limits.after_loss == "end":
             break
         else:
             spent |= _around(click, target.shape)
-    return growing.kept
+    return builder.kept
 
 
 def given(start: Start) -> Prediction | None:

@@ -3,14 +3,15 @@
 A list of `{"img_path", "height", "width", "caption", "gt_mask", "pred_list", "outputs", ...}`,
 `pred_list` holding `{"click_id", "clicks": {"is_positive", "coords": [row, column]}, "used_box",
 "mask", "outputs"}`.
-`outputs` rates the mask that was shown, the one before the click. Ours, and optional: a mask's own
-`predicted_iou` (0..1, finer than the text), and why a walk ended as `stop`.
+`outputs` is the reply that proposed the click; its rating is of the mask before (see
+`data.segagent`). Ours, and optional: `predicted_iou`, the rating of the step's own mask (0..1,
+finer than the text), and `stop`, why the trajectory ended.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,21 @@ from segagent_rt.data.reading import (
     whole,
 )
 from segagent_rt.data.record import Question, RunLengths
-from segagent_rt.data.segagent import image_name
+from segagent_rt.data.segagent import image_name, last_reply, ratings_of_masks
 from segagent_rt.errors import DataInvalid
 from segagent_rt.files import json_bytes, write_result
-from segagent_rt.reply import ReplyProtocol
 from segagent_rt.types import Box, Click, Size, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedStep:
-    """A turn that made a mask.
+    """A step that made a mask.
 
     Attributes:
         click: None in a first step that gave the segmenter a box only, and, without a box, in one
-            that stands for the mask that the walk began with.
+            that stands for the mask that the trajectory started from.
         mask: None if the file says none was made.
-        reply: as it came; None if nobody was asked. It rates the mask before this one.
+        reply: the text that proposed the click; None if nobody was asked.
         rating: of this step's mask, 0..1, if it was rated.
     """
 
@@ -73,21 +73,19 @@ class Recording:
 
 
 def record(question: Question, trajectory: Trajectory) -> Recording:
-    """Keep of a walk what predictions files hold."""
-    made: list[tuple[Click | None, Box | None, str | None]] = [
-        (step.click, step.turn.box, step.turn.reply) for step in trajectory.steps if step.click
-    ]
-    if trajectory.prior is not None:
-        made.insert(0, (None, None, None))
+    """Keep of a trajectory what predictions files hold."""
     steps = tuple(
-        RecordedStep(click, box, RunLengths.of(prediction.mask()), reply, rating)
-        for (click, box, reply), (prediction, rating) in zip(
-            made, trajectory.candidates, strict=True
+        RecordedStep(
+            step.click,
+            step.box,
+            RunLengths.of(step.prediction.mask()),
+            None if step.turn is None else step.turn.reply,
+            step.rating,
         )
+        for step in trajectory.steps
+        if step.prediction is not None
     )
-    replies = [step.turn.reply for step in trajectory.steps]
-    last = replies[-1] if replies else None
-    sample = question.sample
+    sample, last = question.sample, last_reply(trajectory)
     return Recording(
         sample.file_name, question.expression, sample.mask, steps, last, trajectory.stop
     )
@@ -147,22 +145,11 @@ def _read_step(step: Any, size: Size, where: str) -> RecordedStep:
 
 
 def _rated(steps: list[RecordedStep], last: str | None) -> list[RecordedStep]:
-    """Ratings out of the replies, where the file holds none: each reply rates the mask before it.
-
-    The last reply of a walk rates the last mask if it made none itself.
-    """
-    if any(step.rating is not None for step in steps) or not steps:
+    """The steps with ratings from the replies, unless the file holds ratings."""
+    if any(step.rating is not None for step in steps):
         return steps
-    replies = [step.reply for step in steps[1:]]
-    replies.append(last if last != steps[-1].reply else None)
-    return [
-        RecordedStep(step.click, step.box, step.mask, step.reply, _said(reply))
-        for step, reply in zip(steps, replies, strict=True)
-    ]
-
-
-def _said(reply: str | None) -> float | None:
-    return None if reply is None else ReplyProtocol().read(reply, (1000, 1000)).iou
+    ratings = ratings_of_masks([step.reply for step in steps], last)
+    return [replace(step, rating=rating) for step, rating in zip(steps, ratings, strict=True)]
 
 
 def _text(record: Any, name: str, where: str) -> str | None:

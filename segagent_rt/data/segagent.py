@@ -2,19 +2,29 @@
 
 `{"data": [{"image_name", "height", "width", "gt_ann": {"object_id", "caption", "segmentation"}}]}`,
 one record for each object; `clicks_list` beside `gt_ann` makes it a file of trajectories.
+
+This module is also the one place that knows SegAgent's convention for ratings: a reply rates the
+mask that the annotator was shown, which is the mask before the reply's own click. Everywhere else a
+step has the rating of its own mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from segagent_rt.data.read_context import ReadContext
 from segagent_rt.data.reading import captions, field, identifier, image_size, truth
 from segagent_rt.data.record import Category, Sample, bounding_box
 from segagent_rt.errors import DataInvalid
 from segagent_rt.files import json_bytes, write_result
+from segagent_rt.reply import ReplyProtocol
+from segagent_rt.types import Trajectory
+
+Made = TypeVar("Made")
 
 UNKNOWN = "Unknown"
 """Stands for an expression that is the image's name without its last six characters."""
@@ -155,3 +165,63 @@ def write_segagent(path: Path, samples: Iterable[Sample], *, overwrite: bool = F
     """
     document = {"info": {"args": {}}, "data": [describe_sample(sample) for sample in samples]}
     write_result(path, json_bytes(document), overwrite=overwrite)
+
+
+def ratings_of_masks(replies: Sequence[str | None], last: str | None) -> list[float | None]:
+    """The rating of every step's own mask, read from replies in SegAgent's convention.
+
+    Args:
+        replies: of each step, the reply that proposed its click; it rates the mask before.
+        last: the last reply of all. It rates the last mask unless it is the last step's own.
+
+    Returns:
+        Predicted IoUs, 0..1; None where no reply rates the mask.
+    """
+    after = [*replies[1:], last if replies and last != replies[-1] else None][: len(replies)]
+    return [None if reply is None else _predicted_iou(reply) for reply in after]
+
+
+def _predicted_iou(reply: str) -> float | None:
+    return ReplyProtocol().read(reply, (1000, 1000)).iou
+
+
+def last_reply(trajectory: Trajectory) -> str | None:
+    """The last text of the annotator: the one that rates the last mask, if any does."""
+    if not trajectory.steps:
+        return None
+    last = trajectory.steps[-1]
+    if last.rating_reply is not None:
+        return last.rating_reply
+    return None if last.turn is None else last.turn.reply
+
+
+def shown_before(start: Made, made: Sequence[Made]) -> list[Made]:
+    """What the annotator is shown before each click, and rates: the start, then what the click
+    before has made."""
+    return [start, *made][: len(made)]
+
+
+def reference_best(replies: Sequence[str | None]) -> int:
+    """Index of the mask that SegAgent's own evaluation takes (evaltools/eval_result_iou.py).
+
+    Reply i rates the mask of step i - 1, so the mask before the best-rated reply is taken, or the
+    first mask if the first reply is the best. The last mask is never taken. If one reply holds no
+    rating, all count as 0, which gives the first mask.
+    """
+    for read in (_before_comma, _before_sign):
+        try:
+            ratings = [0.0 if reply is None else read(reply) for reply in replies]
+            break
+        except ValueError:
+            continue
+    else:
+        ratings = [0.0] * len(replies)
+    return max(int(np.argmax(ratings)) - 1, 0)
+
+
+def _before_comma(reply: str) -> float:
+    return float(reply.split("Current IOU: ")[-1].split(",")[0])
+
+
+def _before_sign(reply: str) -> float:
+    return float(reply.split("Current IOU: ")[-1].split("P")[0].split("N")[0])

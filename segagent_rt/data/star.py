@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from segagent_rt.annotators.oracle import next_click
-from segagent_rt.data.demonstrate import Bench, Growing, Limits, Tried
+from segagent_rt.data.demonstrate import Attempt, Bench, Limits, TrajectoryBuilder
 from segagent_rt.data.easel import Easel
 from segagent_rt.data.generation import Made
 from segagent_rt.data.journal import Journal, Tell
@@ -91,40 +91,40 @@ def corrected(sample: Sample, view: View, bench: Bench, limits: Limits) -> Itera
     """
     target = sample.mask.mask()
     start = Start("empty", RunLengths.empty(sample.size))
-    growing = Growing(target, start, bench)
+    builder = TrajectoryBuilder(target, start, bench)
     for _ in range(limits.most):
-        if growing.iou >= limits.good:
+        if builder.iou >= limits.good:
             break
-        before, tried = growing.mask, _next_of(view, sample.expressions[0], growing)
-        if tried is not None and limits.gains(growing.iou, tried.iou):
-            growing.keep(tried)
+        before, tried = builder.mask, _next_of(view, sample.expressions[0], builder)
+        if tried is not None and limits.gains(builder.iou, tried.iou):
+            builder.keep(tried)
             continue
-        replaced = _correct(growing, target)
-        if growing.kept:
-            yield Corrected(Demonstration(sample, start, tuple(growing.kept)), replaced)
+        replaced = _correct(builder, target)
+        if builder.kept:
+            yield Corrected(Demonstration(sample, start, tuple(builder.kept)), replaced)
         if tried is None or np.array_equal(tried.mask, before):
             return
         start = Start("walk", RunLengths.of(tried.mask), tried.iou)
-        growing = Growing(target, start, bench)
-    if growing.kept:
-        yield Corrected(Demonstration(sample, start, tuple(growing.kept)), replaced=False)
+        builder = TrajectoryBuilder(target, start, bench)
+    if builder.kept:
+        yield Corrected(Demonstration(sample, start, tuple(builder.kept)), replaced=False)
 
 
-def _next_of(view: View, expression: str, growing: Growing) -> Tried | None:
+def _next_of(view: View, expression: str, builder: TrajectoryBuilder) -> Attempt | None:
     """What the MLLM's next click makes; None if its reply holds none. A box is not drawn: the
     schema of trajectories has none."""
-    turn = view.propose([Request(growing.prediction, expression)])[0][0]
-    return growing.attempt(turn.action) if isinstance(turn.action, Click) else None
+    turn = view.propose([Request(builder.prediction, expression)])[0][0]
+    return builder.attempt(turn.action) if isinstance(turn.action, Click) else None
 
 
-def _correct(growing: Growing, target: Mask) -> bool:
+def _correct(builder: TrajectoryBuilder, target: Mask) -> bool:
     """Click as the simulated annotator would, unless that loses. It need not gain at once: a wrong
     object has to be taken away, and the IoU is none until the right one is found."""
-    click = next_click(target, growing.mask)
-    tried = None if click is None else growing.attempt(click)
-    if tried is None or tried.iou < growing.iou:
+    click = next_click(target, builder.mask)
+    tried = None if click is None else builder.attempt(click)
+    if tried is None or tried.iou < builder.iou:
         return False
-    growing.keep(tried)
+    builder.keep(tried)
     return True
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 from segagent_rt.data.read_context import ReadContext
 from segagent_rt.data.reading import expect, field, finite, segmentation
 from segagent_rt.data.record import RunLengths, Sample, bounding_box
-from segagent_rt.data.segagent import describe_sample, read_sample, records_of
+from segagent_rt.data.segagent import describe_sample, read_sample, records_of, shown_before
 from segagent_rt.errors import DataInvalid
 from segagent_rt.files import json_bytes, write_result
 from segagent_rt.types import Click, Size
@@ -55,9 +55,9 @@ class Demonstration:
 
     @property
     def shown(self) -> list[tuple[RunLengths, float]]:
-        """The mask before each click, with its true IoU."""
-        after = [(made.mask, made.iou) for made in self.clicks]
-        return [(self.start.mask, self.start.iou), *after][: len(self.clicks)]
+        """The mask that the annotator is shown before each click, with its true IoU."""
+        made = [(each.mask, each.iou) for each in self.clicks]
+        return shown_before((self.start.mask, self.start.iou), made)
 
 
 def looks_like_trajectories(document: Any) -> bool:

@@ -37,8 +37,8 @@ def rate(canvas: Canvas, mask: Mask, expressions: Sequence[str]) -> float:
         InputError: its replies rate nothing.
     """
     given = GivenMask(mask)
-    turns = canvas.view.rate([Request(given, text) for text in expressions])
-    ratings = [turn.predicted_iou for turn in turns if turn.predicted_iou is not None]
+    rated = canvas.view.rate([Request(given, text) for text in expressions])
+    ratings = [rating.value for rating in rated if rating.value is not None]
     if not ratings:
         raise InputError(
             "this bundle's MLLM does not rate masks",

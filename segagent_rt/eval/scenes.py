@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from segagent_rt.annotators.oracle import next_click
 from segagent_rt.eval.statistics import spearman
+from segagent_rt.loop import StoppingRules
 from segagent_rt.metrics import iou
-from segagent_rt.rules import Rules
 from segagent_rt.runtime import Canvas, Runtime
 from segagent_rt.scenes import GENERATOR, Scene, make_scene
 from segagent_rt.scenes.dice import Dice
@@ -66,7 +66,7 @@ class SceneSuite:
 
 
 def evaluate_scenes(
-    runtime: Runtime, suite: SceneSuite, rules: Rules, tell: Callable[[int], None]
+    runtime: Runtime, suite: SceneSuite, rules: StoppingRules, tell: Callable[[int], None]
 ) -> dict[str, Any]:
     """Run the suite; returns the figures. `tell` is called with the number of scenes done."""
     start = time.perf_counter()
@@ -80,7 +80,7 @@ def evaluate_scenes(
         "ablate": suite.ablate,
         "generator": GENERATOR,
         "bundle": {"name": runtime.bundle.index.name, "digest": runtime.bundle.digest},
-        "rules": {"max_clicks": rules.max_clicks, "accept": rules.accept},
+        "rules": {"max_clicks": rules.max_clicks, "accept": rules.accept_above},
         "seconds": round(time.perf_counter() - start, 2),
     }
     return summarise(results, rules.max_clicks) | about
@@ -98,14 +98,12 @@ def _questions(suite: SceneSuite) -> Iterator[tuple[Scene, str]]:
         yield scene, text
 
 
-def _one(runtime: Runtime, scene: Scene, expression: str, rules: Rules) -> SceneResult:
+def _one(runtime: Runtime, scene: Scene, expression: str, rules: StoppingRules) -> SceneResult:
     meant = scene.expressions[0]
     target = scene.mask(meant.target)
     canvas = runtime.open(scene.image)
-    forced = canvas.annotate(
-        expression, rules=Rules(rules.max_clicks, accept=None, doubt=rules.doubt)
-    )
-    masks = [prediction.mask() for prediction, _ in forced.candidates]
+    forced = canvas.annotate(expression, rules=replace(rules, accept_above=None))
+    masks = [step.prediction.mask() for step in forced.masks if step.prediction is not None]
     usual = shorten(forced, rules)
     returned = usual.prediction.mask() if usual.prediction else np.zeros_like(target)
     leak_negative, leak_hit = _leak(canvas, scene, expression)
@@ -116,7 +114,7 @@ def _one(runtime: Runtime, scene: Scene, expression: str, rules: Rules) -> Scene
         hit=first is not None and bool(target[first.y, first.x]),
         read=_read(scene, expression),
         ious=[iou(mask, target) for mask in masks],
-        ratings=[rating for _, rating in forced.candidates],
+        ratings=[step.rating for step in forced.masks],
         returned=iou(returned, target),
         clicks=len(usual.clicks),
         oracle=oracle.ious(),
@@ -133,20 +131,15 @@ def _read(scene: Scene, expression: str) -> float:
     return (scene.expressions[0].target in meant) / len(meant)
 
 
-def shorten(forced: Trajectory, rules: Rules) -> Trajectory:
-    """The walk that other rules would have made of the same turns."""
-    steps, ratings = list[Step](), list[float | None]()
-    for step in forced.steps:
-        if steps:
-            ratings.append(step.turn.predicted_iou)
-        clicks = sum(s.click is not None for s in steps)
-        stop = rules.verdict(step.turn, clicks, ratings)
+def shorten(forced: Trajectory, rules: StoppingRules) -> Trajectory:
+    """The trajectory that stricter rules would have made: it ends at the first step that they stop
+    at."""
+    for count, step in enumerate(forced.masks, 1):
+        stop = rules.stop_rated(forced.steps[:count])
         if stop is not None:
-            last = steps[-1].prediction if steps else None
-            steps.append(Step(step.turn, None, last, step.seconds, stop))
-            break
-        steps.append(step)
-    return Trajectory(forced.expression, tuple(steps), forced.prior)
+            ended = (*forced.steps[: count - 1], replace(step, stop=stop))
+            return Trajectory(forced.expression, ended)
+    return forced
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +206,7 @@ def _rated(canvas: Canvas, scene: Scene, expression: str) -> Iterator[tuple[floa
             for _ in range(count)
         ]
         prediction = canvas.segment(clicks)
-        rating = canvas.view.rate([Request(prediction, expression)])[0].predicted_iou
+        rating = canvas.view.rate([Request(prediction, expression)])[0].value
         if rating is not None:
             yield iou(prediction.mask(), target), rating
 

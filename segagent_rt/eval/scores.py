@@ -13,19 +13,19 @@ import numpy as np
 from segagent_rt.data.predictions import Recording
 from segagent_rt.data.tables import Overlap
 from segagent_rt.eval.selection import Rule, best_rated, select, shortened
+from segagent_rt.loop import StoppingRules
 from segagent_rt.metrics import (
     cumulative_iou,
     generalised_iou,
     intersection_union,
     number_of_clicks,
 )
-from segagent_rt.rules import Rules
 
 Pair: TypeAlias = tuple[int, int]
 
 NOC_TARGETS = (0.80, 0.85, 0.90)
 
-EARLY = Rules().accept or 1.0
+EARLY = StoppingRules().accept_above or 1.0
 """The rating at which a mask is accepted unless told otherwise."""
 
 

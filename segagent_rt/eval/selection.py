@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
-import numpy as np
-
 from segagent_rt.data.predictions import RecordedStep, Recording
+from segagent_rt.data.segagent import reference_best
 
 Rule: TypeAlias = Literal["full", "ref", "last"]
 
@@ -45,29 +44,3 @@ def shortened(steps: Sequence[RecordedStep], accept: float) -> Sequence[Recorded
         if step.rating is not None and step.rating >= accept:
             return steps[:count]
     return steps
-
-
-def reference_best(replies: Sequence[str | None]) -> int:
-    """Index of the mask that SegAgent's evaluation takes (evaltools/eval_result_iou.py).
-
-    Reply i rates the mask of step i - 1, so the one before the best-rated reply is taken, the
-    first mask if the first reply is the best. The last mask is never taken. If one reply holds no
-    rating, all count as 0, which gives the first mask.
-    """
-    for read in (_before_comma, _before_sign):
-        try:
-            ratings = [0.0 if reply is None else read(reply) for reply in replies]
-            break
-        except ValueError:
-            continue
-    else:
-        ratings = [0.0] * len(replies)
-    return max(int(np.argmax(ratings)) - 1, 0)
-
-
-def _before_comma(reply: str) -> float:
-    return float(reply.split("Current IOU: ")[-1].split(",")[0])
-
-
-def _before_sign(reply: str) -> float:
-    return float(reply.split("Current IOU: ")[-1].split("P")[0].split("N")[0])

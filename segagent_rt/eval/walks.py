@@ -19,7 +19,7 @@ from segagent_rt.errors import DataInvalid
 from segagent_rt.eval.degrade import degraded
 from segagent_rt.runtime import Canvas, Runtime
 from segagent_rt.scenes.dice import Dice
-from segagent_rt.search import Tree, explore
+from segagent_rt.search import SearchConfig, search_steps
 from segagent_rt.segmenters.prediction import GivenMask
 from segagent_rt.types import Mask, Trajectory
 
@@ -34,13 +34,13 @@ class Walker:
     `start` is what a walk begins with: no mask, or the true one spoilt.
     """
 
-    tree: Tree
+    search: SearchConfig
     annotator: AnnotatorName = "mllm"
     start: StartName = "nothing"
 
     def heading(self, data: DataSet, runtime: Runtime) -> dict[str, Any]:
         """What a journal of such walks is about: what decides their content."""
-        rules = self.tree.rules
+        rules = self.search.rules
         patience = {} if rules.patience is None else {"patience": rules.patience}
         return {
             "digest": data.digest,
@@ -48,11 +48,11 @@ class Walker:
             "annotator": self.annotator,
             "start": self.start,
             "max_clicks": rules.max_clicks,
-            "accept": rules.accept,
+            "accept": rules.accept_above,
             **patience,
-            "candidates": self.tree.candidates,
-            "temperature": self.tree.temperature,
-            "seed": self.tree.seed,
+            "candidates": self.search.candidates,
+            "temperature": self.search.temperature,
+            "seed": self.search.seed,
         }
 
     def answerer(self, runtime: Runtime) -> Do[Question]:
@@ -66,7 +66,7 @@ class Walker:
             cold = easel.bare
             trajectory = self.walk(easel.show(question.sample), question)
             described = describe_recording(record(question, trajectory))
-            seconds = [{**step.turn.seconds, **step.seconds} for step in trajectory.steps]
+            seconds = [dict(step.seconds) for step in trajectory.steps]
             return {"record": described, "seconds": seconds, "cold": cold}
 
         return answer
@@ -81,13 +81,15 @@ class Walker:
         target, prior = question.sample.mask.mask(), None
         if self.start == "degraded":
             prior = _spoilt(target, question)
-        said, tree = question.expression, self.tree
+        said, config = question.expression, self.search
         if self.annotator == "mllm":
-            steps = canvas.explore(said, tree=tree, prior=prior)
+            steps = canvas.search_steps(said, config=config, prior=prior)
         else:
             view, segmenter = OracleAnnotator(target).look(canvas.image), canvas.runtime.segmenter
-            steps = explore(said, view, segmenter, canvas.embedding, tree=tree, prior=prior)
-        return Trajectory(said, tuple(steps), prior)
+            steps = search_steps(
+                said, view, segmenter, canvas.embedding, config=config, prior=prior
+            )
+        return Trajectory(said, tuple(steps))
 
 
 def _spoilt(target: Mask, question: Question) -> GivenMask:

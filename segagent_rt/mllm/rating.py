@@ -8,13 +8,12 @@ from segagent_rt.mllm.constrained import Choice, Written
 from segagent_rt.mllm.grammar import Automaton
 
 
-def rating_of(written: Written, automaton: Automaton) -> float | None:
+def expected_iou(written: Written, automaton: Automaton) -> float | None:
     """Expected IoU, 0..1, over the digits that the model weighed; None if replies hold no rating.
 
-    The digits written are only the likeliest; their neighbours' chances say on which side the
-    truth lies. A number that begins with another digit than the one written counts as the middle
-    of its ten; with a 1, as a hundred or as the middle of 10 to 19, as far as a 9 or a 0 and a 2
-    are likely beside it.
+    The digits written are only the most likely ones; the probabilities of the others say on which
+    side the truth lies. An alternative first digit d >= 2 counts as 10 * d + 4.5. A leading 1 may
+    begin 10 to 19 or 100: the probabilities of 0 and 2, and of 9, decide between them.
     """
     digits = [c for c in written.choices if automaton.rating_digits(c.state) is not None]
     if not digits:

@@ -14,8 +14,8 @@ from segagent_rt.annotators.endpoint import Endpoint, EndpointAnnotator
 from segagent_rt.annotators.posting import KEY, LARGEST, TRIES, parse_address
 from segagent_rt.bundle import open_bundle
 from segagent_rt.errors import AnnotatorError
-from segagent_rt.rules import Rules
-from segagent_rt.runtime import open_asker
+from segagent_rt.loop import StoppingRules
+from segagent_rt.runtime import open_prompt_codec
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Click, Malformed, Request
 from tests.annotators.stub import drips, replies, running, says, sends, waits
@@ -37,17 +37,17 @@ def stub():
 
 
 @pytest.fixture(scope="module")
-def asker():
-    return open_asker(open_bundle().part("mllm"))
+def codec():
+    return open_prompt_codec(open_bundle().part("mllm"))
 
 
 @pytest.fixture
-def ask(asker, stub):
+def ask(codec, stub):
     """One question to the stub."""
 
     def question(server="openai", timeout=10.0, url=None):
         endpoint = Endpoint(url or stub.url, "tiny", server, timeout)
-        view = EndpointAnnotator(asker, endpoint).look(IMAGE)
+        view = EndpointAnnotator(codec, endpoint).look(IMAGE)
         return view.propose([Request(None, "the red circle")])[0][0]
 
     return question
@@ -150,7 +150,7 @@ def test_the_deadline_of_a_walk_stops_a_question(stub):
     with segagent_rt.load(endpoint=Endpoint(stub.url, "tiny")) as runtime:
         canvas = runtime.open(IMAGE)
         canvas.embedding.result()
-        found = canvas.annotate("the red circle", rules=Rules(deadline=1.0))
+        found = canvas.annotate("the red circle", rules=StoppingRules(deadline=1.0))
     assert found.stop == "deadline"
     assert len(found.clicks) == 1
     assert time.monotonic() - start < 4
@@ -200,10 +200,10 @@ def test_the_key_comes_from_the_environment(ask, stub, monkeypatch):
     ]  # fmt: skip
 
 
-def test_a_key_goes_over_no_open_network(asker, monkeypatch):
+def test_a_key_goes_over_no_open_network(codec, monkeypatch):
     monkeypatch.setenv(KEY, "secret")
     endpoint = Endpoint("http://192.0.2.1", "m", allowed=("192.0.2.1",))
-    view = EndpointAnnotator(asker, endpoint).look(IMAGE)
+    view = EndpointAnnotator(codec, endpoint).look(IMAGE)
     with pytest.raises(AnnotatorError, match="for everyone to read") as caught:
         view.rate([Request(None, "the red circle")])
     assert "secret" not in str(caught.value) + str(caught.value.hint)

@@ -21,7 +21,7 @@ from segagent_rt.errors import AnnotatorError, ExpressionRefused, ManifestInvali
 from segagent_rt.image import decode_image, overlay
 from segagent_rt.mllm.prompts import PRESETS
 from segagent_rt.reply import ReplyProtocol
-from segagent_rt.runtime import open_asker
+from segagent_rt.runtime import open_prompt_codec
 from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.prediction import GivenMask
 from segagent_rt.types import Box, Click, Request
@@ -33,8 +33,8 @@ GOOD = " Current IOU: 40  Positive point: (500, 250)"
 
 
 @pytest.fixture(scope="module")
-def asker():
-    return open_asker(open_bundle().part("mllm"))
+def codec():
+    return open_prompt_codec(open_bundle().part("mllm"))
 
 
 @pytest.fixture
@@ -44,16 +44,16 @@ def stub():
         yield found
 
 
-def test_the_picture_is_sent_as_the_model_takes_it_with_the_mask_over_it(asker, stub):
+def test_the_picture_is_sent_as_the_model_takes_it_with_the_mask_over_it(codec, stub):
     scene = make_scene(3, 300)
-    view = EndpointAnnotator(asker, Endpoint(stub.url, "m")).look(scene.image)
+    view = EndpointAnnotator(codec, Endpoint(stub.url, "m")).look(scene.image)
     mask = scene.mask(0)
     view.propose([Request(GivenMask(mask), "The red circle.")])
     ((path, headers, question),) = stub.asked
     (message,) = question["messages"]
     picture, text = message["content"]
     pixels = decode_image(base64.b64decode(picture["image_url"]["url"].partition(",")[2]))
-    clean = asker.settings.vision.resize.resize(scene.image)
+    clean = codec.settings.vision.resize.resize(scene.image)
     assert path == "/v1/chat/completions"
     assert headers["content-type"] == "application/json"
     assert np.array_equal(pixels, overlay(clean, GivenMask(mask).mask((256, 256))))
@@ -62,8 +62,8 @@ def test_the_picture_is_sent_as_the_model_takes_it_with_the_mask_over_it(asker, 
     assert set(question) == {"model", "messages", "max_tokens", "temperature"}
 
 
-def test_draws_have_seeds_and_a_temperature(asker, stub):
-    view = EndpointAnnotator(asker, Endpoint(stub.url, "m")).look(make_scene(3, 64).image)
+def test_draws_have_seeds_and_a_temperature(codec, stub):
+    view = EndpointAnnotator(codec, Endpoint(stub.url, "m")).look(make_scene(3, 64).image)
     for _ in range(2):
         rng = np.random.default_rng(5)
         drawn = view.propose([Request(None, "circle")], samples=2, temperature=0.7, rng=rng)
@@ -74,10 +74,10 @@ def test_draws_have_seeds_and_a_temperature(asker, stub):
     assert {question["temperature"] for _, _, question in stub.asked} == {0.7}
 
 
-def test_a_mask_that_was_rated_is_not_asked_about_again(asker, stub):
+def test_a_mask_that_was_rated_is_not_asked_about_again(codec, stub):
     """The reply that rates says the next click too: a search costs a call for each mask."""
     scene = make_scene(3, 64)
-    view = EndpointAnnotator(asker, Endpoint(stub.url, "m")).look(scene.image)
+    view = EndpointAnnotator(codec, Endpoint(stub.url, "m")).look(scene.image)
     requests = [Request(GivenMask(scene.mask(0)), text) for text in ("circle", "square")]
     assert [turn.predicted_iou for turn in view.rate(requests)] == [0.4, 0.4]
     ((turn,),) = view.propose(requests[1:])
@@ -87,8 +87,8 @@ def test_a_mask_that_was_rated_is_not_asked_about_again(asker, stub):
     assert len(stub.asked) == 3, "another mask"
 
 
-def test_expressions_are_refused_as_in_process(asker, stub):
-    annotator = EndpointAnnotator(asker, Endpoint(stub.url, "m"))
+def test_expressions_are_refused_as_in_process(codec, stub):
+    annotator = EndpointAnnotator(codec, Endpoint(stub.url, "m"))
     for expression in ("", "the zebra", "circle <|im_end|>"):
         with pytest.raises(ExpressionRefused):
             annotator.check(expression)
@@ -112,9 +112,9 @@ def test_each_kind_of_server_is_told_the_form_in_its_own_field(kind, where):
     assert asked.startswith("root ::= " if kind == "llama.cpp" else " Current IOU: (")
 
 
-def test_a_kind_that_there_is_not_is_refused_with_those_that_there_are(asker):
+def test_a_kind_that_there_is_not_is_refused_with_those_that_there_are(codec):
     with pytest.raises(AnnotatorError, match="`sglong` is no kind of server") as caught:
-        EndpointAnnotator(asker, Endpoint("http://localhost", "m", "sglong"))
+        EndpointAnnotator(codec, Endpoint("http://localhost", "m", "sglong"))
     assert "vllm" in caught.value.hint
 
 
@@ -165,13 +165,13 @@ def test_the_grammar_of_llama_cpp_quotes_what_it_must():
         ("<s>USER: <image>\nDo\nit ASSISTANT:", "<image>", ("", "Do\nit")),
     ],
 )  # fmt: skip
-def test_the_family_s_frame_is_left_to_the_server(asker, prompt, picture, said):
-    assert conversation(replace(asker.settings, prompt=prompt, picture=picture)) == said
+def test_the_family_s_frame_is_left_to_the_server(codec, prompt, picture, said):
+    assert conversation(replace(codec.settings, prompt=prompt, picture=picture)) == said
 
 
-def test_a_prompt_of_no_known_chat_is_refused(asker):
+def test_a_prompt_of_no_known_chat_is_refused(codec):
     with pytest.raises(ManifestInvalid, match="not that of a known chat"):
-        conversation(replace(asker.settings, prompt="<|image_pad|> {expression}?"))
+        conversation(replace(codec.settings, prompt="<|image_pad|> {expression}?"))
 
 
 def place(token, **chances):
@@ -179,18 +179,18 @@ def place(token, **chances):
     return {"token": token, "logprob": -1.0, "top_logprobs": known}
 
 
-def spelt(asker, reply):
-    return [place(asker.decode([token])) for token in asker.encode(reply)]
+def spelt(codec, reply):
+    return [place(codec.decode([token])) for token in codec.encode(reply)]
 
 
-def test_likelihoods_become_choices(asker):
-    grammar = asker.grammar("", (256, 256))
-    places = spelt(asker, GOOD)
+def test_likelihoods_become_choices(codec):
+    grammar = codec.grammar("", (256, 256))
+    places = spelt(codec, GOOD)
     at = next(n for n, p in enumerate(places) if p["token"] == "4")
     places[at] = place("4", **{"4": 0.3, "5": 0.1, "x": 0.6})
-    written = weigh(places, grammar, asker.decode)
-    assert asker.decode(written.tokens) == GOOD
-    digits = {asker.decode([t]): c for t, c in zip(
+    written = weigh(places, grammar, codec.decode)
+    assert codec.decode(written.tokens) == GOOD
+    digits = {codec.decode([t]): c for t, c in zip(
         written.choices[0].tokens, written.choices[0].chances, strict=True)}  # fmt: skip
     assert digits["5"] == pytest.approx(0.1 / (0.1 + math.exp(-1)))  # the token's own word counts
     assert digits["6"] == 0
@@ -211,7 +211,7 @@ def test_likelihoods_become_choices(asker):
         lambda places: [places[0] | {"token": ["a"]}, *places[1:]],
     ],
 )
-def test_likelihoods_that_are_none_are_left(asker, spoil):
-    grammar = asker.grammar("", (256, 256))
-    places = json.loads(json.dumps(spelt(asker, GOOD)))
-    assert weigh(spoil(places), grammar, asker.decode) is None
+def test_likelihoods_that_are_none_are_left(codec, spoil):
+    grammar = codec.grammar("", (256, 256))
+    places = json.loads(json.dumps(spelt(codec, GOOD)))
+    assert weigh(spoil(places), grammar, codec.decode) is None

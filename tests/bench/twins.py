@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from segagent_rt.rules import Rules
+from segagent_rt.loop import StoppingRules
 from segagent_rt.runtime import Runtime
 from segagent_rt.types import Click, Step, Trajectory
 
@@ -20,7 +20,7 @@ class Twin:
         return {"twin": True}
 
     def annotate(self, image, expression, clicks):
-        rules = Rules.fixed(clicks)
+        rules = StoppingRules.fixed(clicks)
         found = self.runtime.open(image).annotate(expression, rules=rules)
         steps = [step for step in found.steps if step.click is not None]
         return Trajectory(expression, tuple(map(self._said, steps)))

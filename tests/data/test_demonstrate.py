@@ -23,8 +23,8 @@ from segagent_rt.data.record import RunLengths, Sample
 from segagent_rt.data.trajectories import Demonstration, Start, read_trajectories
 from segagent_rt.metrics import iou
 from segagent_rt.scenes.dice import Dice
-from segagent_rt.segmenters.disc import DiscEmbedding, DiscSegmenter
 from segagent_rt.segmenters.prediction import GivenMask
+from segagent_rt.testing import DiscEmbedding, DiscSegmenter
 from tests.data.datasets import DRAWN
 
 TARGET = DRAWN[1].mask

@@ -23,9 +23,8 @@ from segagent_rt.data.record import Question, RunLengths, Sample
 from segagent_rt.data.tables import Overlap, rows, summary, write_tables
 from segagent_rt.errors import DataInvalid
 from segagent_rt.eval.scores import Choice, measure, overlaps
-from segagent_rt.loop import annotate
-from segagent_rt.rules import Rules
-from segagent_rt.segmenters.disc import DiscSegmenter
+from segagent_rt.loop import StoppingRules, annotate
+from segagent_rt.testing import DiscSegmenter
 from tests.data.datasets import DRAWN
 
 
@@ -44,7 +43,7 @@ def walked(drawn=DRAWN[0], clicks=4):
     segmenter, embedding = DiscSegmenter(radius=4), Future()
     embedding.set_result(segmenter.encode(image))
     view = OracleAnnotator(drawn.mask).look(image)
-    rules = Rules(clicks, accept=None)
+    rules = StoppingRules(clicks, accept_above=None)
     trajectory = annotate(drawn.expressions[0], view, segmenter, embedding, rules=rules)
     sample = Sample(
         5, "meadow.jpg", Path("meadow.jpg"), RunLengths.of(drawn.mask), drawn.expressions, ""

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from segagent_rt.annotators.oracle import OracleAnnotator, next_click
-from segagent_rt.annotators.scripted import ScriptedAnnotator
 from segagent_rt.data.demonstrate import Bench, Limits, demonstrate, same_masks
 from segagent_rt.data.record import RunLengths, Sample
 from segagent_rt.data.sources import Places, open_trajectories
@@ -17,8 +16,8 @@ from segagent_rt.data.star import corrected
 from segagent_rt.data.trajectories import Start
 from segagent_rt.metrics import iou
 from segagent_rt.runtime import Canvas
-from segagent_rt.segmenters.disc import DiscEmbedding, DiscSegmenter
 from segagent_rt.segmenters.prediction import GivenMask
+from segagent_rt.testing import DiscEmbedding, DiscSegmenter, ScriptedAnnotator
 from segagent_rt.types import Click
 from tests.cli.terminal import Terminal
 from tests.data.datasets import DRAWN, segagent

@@ -2,9 +2,8 @@
 
 from segagent_rt.annotators.oracle import OracleAnnotator, next_click
 from segagent_rt.eval.scenes import SceneResult, _Oracle, summarise
-from segagent_rt.loop import annotate
+from segagent_rt.loop import StoppingRules, annotate
 from segagent_rt.metrics import iou
-from segagent_rt.rules import Rules
 from segagent_rt.runtime import load
 from segagent_rt.scenes import make_scene
 
@@ -19,7 +18,7 @@ def test_the_oracle_goes_on_from_a_first_click_that_is_not_its_own():
         steps = {
             name: annotate(
                 "it", OracleAnnotator(mask).look(SCENE.image), runtime.segmenter, canvas.embedding,
-                rules=Rules.fixed(1),
+                rules=StoppingRules.fixed(1),
             ).steps[0]
             for name, mask in (("own", target), ("other", wrong))
         }  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 
 from segagent_rt.mllm.constrained import Choice, Written
 from segagent_rt.mllm.grammar import compile_grammar
-from segagent_rt.mllm.rating import rating_of
+from segagent_rt.mllm.rating import expected_iou
 from segagent_rt.reply import ReplyProtocol
 
 
@@ -33,26 +33,26 @@ def written(*chances):
 
 
 def test_certain_digits_are_the_rating():
-    assert rating_of(written({"8": 1.0}, {"7": 1.0}), GRAMMAR) == pytest.approx(0.87)
+    assert expected_iou(written({"8": 1.0}, {"7": 1.0}), GRAMMAR) == pytest.approx(0.87)
 
 
 def test_a_zero_is_nothing():
-    assert rating_of(written({"0": 1.0}), GRAMMAR) == 0.0
+    assert expected_iou(written({"0": 1.0}), GRAMMAR) == 0.0
 
 
 def test_neighbouring_tens_pull():
-    found = rating_of(written({"8": 0.6, "7": 0.4}, {"0": 1.0}), GRAMMAR)
+    found = expected_iou(written({"8": 0.6, "7": 0.4}, {"0": 1.0}), GRAMMAR)
     assert found == pytest.approx(0.6 * 0.80 + 0.4 * 0.745)
 
 
 def test_a_one_beside_a_nine_begins_a_hundred():
     """Nearly perfect masks are rated 9x or 100; a 1 that counted as 10 to 19 would halve them."""
-    found = rating_of(written({"9": 0.8, "1": 0.2}, {"6": 1.0}), GRAMMAR)
+    found = expected_iou(written({"9": 0.8, "1": 0.2}, {"6": 1.0}), GRAMMAR)
     assert found == pytest.approx(0.8 * 0.96 + 0.2 * 1.0)
 
 
 def test_a_one_beside_a_zero_or_a_two_begins_a_number_below_twenty():
-    found = rating_of(written({"2": 0.7, "1": 0.3}, {"1": 1.0}), GRAMMAR)
+    found = expected_iou(written({"2": 0.7, "1": 0.3}, {"1": 1.0}), GRAMMAR)
     assert found == pytest.approx(0.7 * 0.21 + 0.3 * 0.145)
 
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import onnx
 
-from segagent_rt.annotators.mllm import Asker
+from segagent_rt.annotators.mllm import PromptCodec
 from segagent_rt.contracts import Profile, Range
 from segagent_rt.mllm.language import rows_for
 from segagent_rt.mllm.pictures import Smart
@@ -31,13 +31,13 @@ FEW: Span = (1, 2, 32)
 SCORED: Span = (1, 1, 32)
 
 
-def mllm_profiles(graphs: Mapping[str, Path], asker: Asker) -> dict[str, tuple[Profile, ...]]:
+def mllm_profiles(graphs: Mapping[str, Path], codec: PromptCodec) -> dict[str, tuple[Profile, ...]]:
     """Profiles by role, narrow ones first: the first that fits is taken."""
-    patches = _patches(asker)
-    picture = _picture(asker, patches)
-    visual = _visual(asker, picture["M"])
-    texts = sum(map(len, asker.prompt("")))
-    rooms = [asker.room(tokens) for tokens in visual]
+    patches = _patches(codec)
+    picture = _picture(codec, patches)
+    visual = _visual(codec, picture["M"])
+    texts = sum(map(len, codec.prompt("")))
+    rooms = [codec.room(tokens) for tokens in visual]
     buffer = {"T": _span(*map(rows_for, rooms)), "L": SCORED}
     calls = {
         "vision": (picture,),
@@ -49,8 +49,8 @@ def mllm_profiles(graphs: Mapping[str, Path], asker: Asker) -> dict[str, tuple[P
     }
 
 
-def _patches(asker: Asker) -> Span:
-    vision = asker.settings.vision
+def _patches(codec: PromptCodec) -> Span:
+    vision = codec.settings.vision
     resize, area = vision.resize, vision.patch**2
     if not isinstance(resize, Smart):
         return (resize.side**2 // area,) * 3
@@ -58,18 +58,18 @@ def _patches(asker: Asker) -> Span:
     return resize.least // area, rows * columns // area, resize.most // area
 
 
-def _picture(asker: Asker, patches: Span) -> dict[str, Span]:
+def _picture(codec: PromptCodec, patches: Span) -> dict[str, Span]:
     """Spans of a vision graph's axes."""
-    vision = asker.settings.vision
+    vision = codec.settings.vision
     tokens = _span(*(count // vision.merge**2 for count in patches))
     side = vision.window or 1
     few, many = tokens[1] // side**2, tokens[2] // side**2 + tokens[2] // side + 2
     return {"N": patches, "M": tokens, "W": (1, max(few, 1), many)}
 
 
-def _visual(asker: Asker, tokens: Span) -> Span:
+def _visual(codec: PromptCodec, tokens: Span) -> Span:
     """Tokens of a picture in the prompt; some towers make as many of any."""
-    grid = asker.settings.vision.grid
+    grid = codec.settings.vision.grid
     return tokens if grid is None else (grid[0] * grid[1],) * 3
 
 

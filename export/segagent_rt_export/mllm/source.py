@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from segagent_rt.annotators.mllm import Asker, MllmSettings, asker_of
+from segagent_rt.annotators.mllm import MllmSettings, PromptCodec, prompt_codec
 from segagent_rt.errors import InputError
 from segagent_rt.mllm.grammar import compile_grammar
 from segagent_rt.mllm.prompts import PRESETS
@@ -64,9 +64,9 @@ class MllmSource:
         return self.model.family
 
     @property
-    def asker(self) -> Asker:
+    def codec(self) -> PromptCodec:
         """How the model is asked."""
-        return asker_of(self.tokenizer, self.settings)
+        return prompt_codec(self.tokenizer, self.settings)
 
 
 def read_source(folder: Path, choices: Choices | None = None) -> MllmSource:

@@ -14,7 +14,7 @@ from segagent_rt.bundle import open_bundle
 from segagent_rt.contracts import MANIFEST_FILE
 from segagent_rt.errors import GateFailed, ImageUnreadable, InputError
 from segagent_rt.scenes import make_scene
-from segagent_rt.segmenters.disc import DiscSegmenter
+from segagent_rt.testing import DiscSegmenter
 from segagent_rt.types import Click
 from segagent_rt_export import exporter, photos
 from segagent_rt_export.exporter import Judge, carry_out

@@ -118,6 +118,6 @@ def test_a_segmenter(library, sources, tmp_path, family):
 def test_an_mllm(library, sources, tmp_path, family, name):
     source = read_source(sources(family))
     graphs = export_mllm_graphs(source, tmp_path, PRECISIONS[name], "portable")
-    profiles = mllm_profiles(graphs, source.asker)
+    profiles = mllm_profiles(graphs, source.codec)
     for role, path in graphs.items():
         build(library, path, profiles[role])

@@ -49,7 +49,7 @@ def fits(shapes, profile) -> bool:
 def test_every_call_of_a_walk_fits_a_profile(exported, photo, name):
     made = exported(name, "portable")
     files = {role: made.folder / f"{role}.onnx" for role in ("vision", "decoder")}
-    profiles = mllm_profiles(files, made.source.asker)
+    profiles = mllm_profiles(files, made.source.codec)
     part, watched = open_part(made.folder, "mllm"), {}
 
     def watch(part, role):
@@ -77,7 +77,7 @@ def test_every_call_of_a_walk_fits_a_profile(exported, photo, name):
 def test_every_profile_is_in_order_and_says_the_same_of_each_axis(exported, name):
     made = exported(name, "portable")
     files = {role: Path(made.folder / f"{role}.onnx") for role in ("vision", "decoder")}
-    for profiles in mllm_profiles(files, made.source.asker).values():
+    for profiles in mllm_profiles(files, made.source.codec).values():
         for profile in profiles:
             for found in profile.values():
                 sizes = zip(found.least, found.typical, found.most, strict=True)

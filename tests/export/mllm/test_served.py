@@ -85,7 +85,7 @@ def test_the_same_reply_from_a_server_of_others(folder, url, photo, tmp_path):
     """Freely decoded; the server takes special tokens out and goes on for longer."""
     source = read_source(folder, Choices(decoding="free"))
     here = open_exported(source, tmp_path).annotator
-    there = EndpointAnnotator(source.asker, Endpoint(url, str(folder)))
+    there = EndpointAnnotator(source.codec, Endpoint(url, str(folder)))
     for size in ((200, 200), (120, 300)):
         image, request = photo(*size), [Request(None, "the red circle")]
         ours = here.look(image).propose(request)[0][0].reply
@@ -99,7 +99,7 @@ def test_the_same_reply_from_a_server_of_others(folder, url, photo, tmp_path):
 
 def test_a_field_that_it_does_not_have_is_refused_with_a_sentence(folder, url, photo):
     source = read_source(folder)
-    there = EndpointAnnotator(source.asker, Endpoint(url, str(folder), "vllm"))
+    there = EndpointAnnotator(source.codec, Endpoint(url, str(folder), "vllm"))
     with pytest.raises(AnnotatorError, match=r"answers 4\d\d: .*structured_outputs") as caught:
         there.look(photo(100, 100)).propose([Request(None, "the red circle")])
     assert "--server" in caught.value.hint

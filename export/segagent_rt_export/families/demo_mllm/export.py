@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from segagent_rt.annotators.mllm import MllmSettings, asker_of
+from segagent_rt.annotators.mllm import MllmSettings, prompt_codec
 from segagent_rt.contracts import Variant
 from segagent_rt.mllm.geometry import Axial
 from segagent_rt.mllm.grammar import compile_grammar
@@ -81,7 +81,7 @@ def export_mllm(
             "weights int8, arithmetic fp32",
             _names(portable),
             "portable",
-            mllm_profiles(portable, asker_of(tokenizer, settings)),
+            mllm_profiles(portable, prompt_codec(tokenizer, settings)),
         ),
     }
     write_manifest(folder, PartDraft("mllm", "qwen3_vl", settings, variants))
