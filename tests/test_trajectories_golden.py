@@ -1,4 +1,4 @@
-"""Trajectories of the demo bundle over synthetic scenes, as they were before the loop was rewritten.
+"""Trajectories of the demo bundle over synthetic scenes, recorded before the loop was rewritten.
 
 `golden/loop/trajectories.json` holds, for scenes of 128 x 128 pixels: clicks (x, y, positive),
 restarts, ratings, mask areas, the index of the returned mask, why the loop stopped, and how often

@@ -92,14 +92,12 @@ class OracleView:
         return [[self._turn(request.prediction)] * samples for request in requests]
 
     def rate(self, requests: Sequence[Request]) -> list[Rating]:
-        target = self.annotator.target
-        return [Rating(iou(self._mask(request.prediction), target)) for request in requests]
-
-    def _mask(self, prediction: Prediction | None) -> Mask:
-        return np.zeros_like(self.annotator.target) if prediction is None else prediction.mask()
+        turns = [self._turn(request.prediction) for request in requests]
+        return [Rating(turn.rating, turn.reply) for turn in turns]
 
     def _turn(self, prediction: Prediction | None) -> Turn:
-        target, mask = self.annotator.target, self._mask(prediction)
+        target = self.annotator.target
+        mask = np.zeros_like(target) if prediction is None else prediction.mask()
         rating = iou(mask, target)
         click = next_click(target, mask)
         if click is None:

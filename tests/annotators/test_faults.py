@@ -57,7 +57,7 @@ def test_a_click_is_read_in_pixels_of_the_image(ask, stub):
     stub.will(replies(GOOD))
     turn = ask()
     assert turn.action == Click(25, 50, positive=True)
-    assert turn.predicted_iou == pytest.approx(0.4)
+    assert turn.rating == pytest.approx(0.4)
     assert set(turn.seconds) == {"paint", "server"}
 
 

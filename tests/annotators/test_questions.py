@@ -79,7 +79,7 @@ def test_a_mask_that_was_rated_is_not_asked_about_again(codec, stub):
     scene = make_scene(3, 64)
     view = EndpointAnnotator(codec, Endpoint(stub.url, "m")).look(scene.image)
     requests = [Request(GivenMask(scene.mask(0)), text) for text in ("circle", "square")]
-    assert [turn.predicted_iou for turn in view.rate(requests)] == [0.4, 0.4]
+    assert [rating.value for rating in view.rate(requests)] == [0.4, 0.4]
     ((turn,),) = view.propose(requests[1:])
     assert turn.action == Click(16, 32, positive=True)
     assert len(stub.asked) == 2

@@ -43,13 +43,13 @@ def compare(url: str, count: int) -> None:
     clicks = drawn = 0
     for ours, theirs in zip(here, there, strict=True):
         both = [ours, theirs]
-        if any(step.anew for step in ours.steps):
-            # Another first click is drawn, and a server has dice of its own.
+        if any(step.restarted for step in ours.steps):
+            # Another first click is sampled, and a server has its own random numbers.
             both, drawn = [replace(t, steps=t.steps[:1]) for t in both], drawn + 1
         ours, theirs = both
         assert theirs.clicks == ours.clicks
         assert theirs.stop == ours.stop
-        ratings = [[step.turn.predicted_iou for step in t.steps] for t in both]
+        ratings = [[step.rating for step in t.steps] for t in both]
         assert ratings[1] == pytest.approx(ratings[0], abs=1e-4)
         clicks += len(ours.clicks)
     assert drawn <= count / 5

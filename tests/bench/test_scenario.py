@@ -27,7 +27,7 @@ def test_a_file_of_ones_own(tmp_path):
     path.write_text('kind = "one"\nscenes = 3\nside = 128\naccept = 0\n')
     scenario = read_scenario(path)
     assert (scenario.name, scenario.scenes, scenario.side) == ("mine", 3, 128)
-    assert scenario.rules.accept is None, "0 uses the budget up"
+    assert scenario.rules.accept_above is None, "0 uses the budget up"
     assert len(list(scenario.draw())) == scenario.warm_up + 3
 
 

@@ -32,7 +32,7 @@ def test_refining_writes_a_mask_that_is_rated_no_lower(terminal, files, tmp_path
     (result,) = document["results"]
     assert 100 * result["predicted_iou"] >= given - 0.06
     assert document["mask"] == str(files[1])
-    assert "mask so far rated" in done.err.splitlines()[0], "the start is looked at first"
+    assert "given mask  rated" in done.err.splitlines()[0], "the start is looked at first"
     with Image.open(tmp_path / "out" / "meadow.refined.1.mask.png") as found:
         assert found.size == (60, 40)
 
@@ -40,15 +40,14 @@ def test_refining_writes_a_mask_that_is_rated_no_lower(terminal, files, tmp_path
 def test_a_start_that_is_not_bettered_comes_back_as_it_was(terminal, files, tmp_path, monkeypatch):
     from dataclasses import replace
 
-    from segagent_rt.annotators.mllm import MllmView
+    from segagent_rt.annotators.mllm import ImageContext
 
-    propose = MllmView.propose
+    rate = ImageContext.rate
 
-    def content(self, requests, **how):
-        turns = propose(self, requests, **how)
-        return [[replace(turn, predicted_iou=0.95) for turn in each] for each in turns]
+    def content(self, requests):
+        return [replace(rating, value=0.95) for rating in rate(self, requests)]
 
-    monkeypatch.setattr(MllmView, "propose", content)
+    monkeypatch.setattr(ImageContext, "rate", content)
     done = terminal("refine", *files, TEXT, "-o", tmp_path / "out")
     assert "accepted" in done.out
     with Image.open(tmp_path / "out" / "meadow.refined.1.mask.png") as found:

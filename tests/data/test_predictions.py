@@ -66,10 +66,9 @@ def test_a_walk_is_written_and_read_back(tmp_path):
     )  # fmt: skip
 
 
-def test_a_step_is_rated_by_the_turn_after_it():
-    """The off-by-one of the schema: `outputs` of a step rates the mask before its click."""
+def test_segagents_convention_is_written_a_reply_rates_the_mask_before_its_click():
     trajectory, recording = walked()
-    assert [step.rating for step in recording.steps] == [r for _, r in trajectory.candidates]
+    assert [step.rating for step in recording.steps] == [s.rating for s in trajectory.steps]
     written = describe_recording(recording)
     assert written["pred_list"][1]["outputs"].startswith(
         f" Current IOU: {int(100 * recording.steps[0].rating)} "

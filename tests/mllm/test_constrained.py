@@ -83,7 +83,7 @@ def test_what_is_guessed_right_is_not_asked_and_what_is_not_costs_no_token(runti
             view = annotator.look(canvas.image)
             view._writer = Guessing(annotator.model, annotator.settings.head_rows, tuple(guess))
             view.propose([request])
-            written[tuple(guess)] = (view._painted or [view._blank])[0].draft.written
+            written[tuple(guess)] = (view._painted or [view._clean_prefix])[0].draft.written
         plain, *guessed = written.values()
         assert {each.tokens for each in guessed} == {plain.tokens}
         if request.prediction is None:
@@ -121,7 +121,7 @@ def test_a_rating_alone_equals_the_rating_of_a_whole_reply(runtime):
         view = canvas.view
         whole = view.propose([request])[0][0]
         only = view.rate([request])[0]
-        assert only.predicted_iou == pytest.approx(whole.predicted_iou, abs=1e-4)
+        assert only.value == pytest.approx(whole.rating, abs=1e-4)
         assert whole.reply.startswith(only.reply)
 
 
@@ -149,13 +149,13 @@ def test_turning_off_from_a_draft_equals_writing_anew(runtime):
         annotator = canvas.runtime.annotator
         view = annotator.look(canvas.image)
         greedily = view.propose([request])[0][0].reply
-        (sight,) = [*view._painted, *([view._blank] if view._blank else [])]
+        (prefix,) = view._painted or [view._clean_prefix]
         grammar = annotator.grammar(request.expression, (256, 256))
-        rated = [not grammar.past_rating(c.state) for c in sight.draft.written.choices].count(True)
+        rated = [not grammar.past_rating(c.state) for c in prefix.draft.written.choices].count(True)
         for _ in range(6):
             plan = rng.random(8) < 0.3
             forked = view._writer.go_on(
-                sight.cache, sight.draft, grammar, Ranked(plan), grammar.ended
+                prefix.cache, prefix.draft, grammar, Ranked(plan), grammar.ended
             )
             other = annotator.look(canvas.image)
             fresh = other._turn(request, Ranked(plan, skip=rated)).reply
@@ -184,5 +184,5 @@ def test_a_rated_mask_is_gone_on_with_and_a_known_reply_costs_nothing(runtime, m
         assert (gone_on.reply, gone_on.action) == (whole.reply, whole.action)
         assert calls == alone, "not one call more, the same tokens in each"
         assert view.propose([request])[0][0].reply == whole.reply
-        assert view.rate([request])[0].predicted_iou == rated.predicted_iou == whole.predicted_iou
+        assert view.rate([request])[0].value == rated.value == whole.rating
         assert calls == alone

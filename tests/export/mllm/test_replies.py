@@ -88,7 +88,7 @@ def test_every_preset_is_masked_greedy_too(small, exported, photo, preset):
         assert turn.reply == annotator.decode(wanted), seed
         assert isinstance(turn.action, (Box, Click, Finish, Malformed))
         assert (turn.box is not None) == ("<box>" in turn.reply)
-        assert turn.predicted_iou is None
+        assert turn.rating is None
 
 
 def test_free_decoding_is_greedy_over_the_whole_vocabulary(small, exported, photo):

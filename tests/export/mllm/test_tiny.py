@@ -63,7 +63,7 @@ def test_it_answers_in_the_precision_that_ships(net, photo, tmp_path):
     annotator = opened(net, tmp_path / "mllm", VISION, LANGUAGE)
     view = annotator.look(photo(256, 256))
     turn = view.propose([Request(None, "the red circle")])[0][0]
-    assert turn.predicted_iou is not None
+    assert turn.rating is not None
     assert turn.reply.startswith(" Current IOU: ")
 
 
