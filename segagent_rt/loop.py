@@ -40,19 +40,11 @@ def iter_steps(
     rules: StoppingRules | None = None,
     prior: Prediction | None = None,
 ) -> Iterator[Step]:
-    """Annotate step by step; a step is yielded as soon as its mask is rated.
-
-    Args:
-        expression: the object in words.
-        view: the image as the annotator sees it.
-        segmenter: turns clicks into masks.
-        embedding: the segmenter's embedding of the image; it may still be computed.
-        rules: when to stop.
-        prior: a mask to start from; it is rated first, as a step of its own.
+    """Annotate step by step; the arguments are those of `annotate`.
 
     Yields:
-        A step for every mask; the last one says why the loop stopped. If the annotator finished,
-        gave no action, or ran out of time, the last step has no mask.
+        A step for every mask, as soon as it is rated; the last one says why the loop stopped. If
+        the annotator finished, gave no action, or ran out of time, the last step has no mask.
     """
     rules = rules or StoppingRules()
     steps = list[Step]()
@@ -90,7 +82,19 @@ def annotate(
     rules: StoppingRules | None = None,
     prior: Prediction | None = None,
 ) -> Trajectory:
-    """Run the loop to its end and keep every step; the arguments are those of `iter_steps`."""
+    """Run the loop to its end.
+
+    Args:
+        expression: the object in words.
+        view: the image as the annotator sees it.
+        segmenter: turns clicks into masks.
+        embedding: the segmenter's embedding of the image; it may still be computed.
+        rules: when to stop.
+        prior: a mask to start from; it is rated first, as a step of its own.
+
+    Returns:
+        Every step.
+    """
     steps = iter_steps(expression, view, segmenter, embedding, rules=rules, prior=prior)
     return Trajectory(expression, tuple(steps))
 
