@@ -26,7 +26,7 @@ from in_turn import in_turn
 
 from segagent_rt.backends import Runtime, open_session
 from segagent_rt.bench.machine import describe_machine
-from segagent_rt.bench.spread import spread
+from segagent_rt.bench.stats import percentiles
 from segagent_rt.types import Session
 from segagent_rt_export.graph import new_graph
 from segagent_rt_export.precision import Precision, Scheme
@@ -74,7 +74,7 @@ def times(rows: int, shapes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
 
     ways = {str(b): lambda _, s=s: layer(s) for b, s in opened.items()}
     in_turn(ways, 2)
-    return {block: spread(seconds) for block, seconds in in_turn(ways, LAPS).items()}
+    return {block: percentiles(seconds) for block, seconds in in_turn(ways, LAPS).items()}
 
 
 def errors() -> dict[str, Any]:

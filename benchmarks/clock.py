@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from segagent_rt.bench.spread import spread
+from segagent_rt.bench.stats import percentiles
 
 
 @dataclass(slots=True)
@@ -27,4 +27,4 @@ class Clock:
 
     def milliseconds(self) -> dict[str, Any]:
         """Percentiles of both."""
-        return {"wall": spread(self.wall), "cpu": spread(self.cpu)}
+        return {"wall": percentiles(self.wall), "cpu": percentiles(self.cpu)}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from segagent_rt.bench.machine import describe_machine
-from segagent_rt.bench.spread import spread
+from segagent_rt.bench.stats import percentiles
 
 RESULT = Path(__file__).parent / "results" / "cold.json"
 COMMAND = [sys.executable, "-m", "segagent_rt"]
@@ -72,7 +72,7 @@ def _measure(command: list[str]) -> tuple[float, float]:
 
 def _summary(rows: list[tuple[float, float]]) -> dict[str, Any]:
     wall, memory = zip(*rows, strict=True)
-    return {"wall_ms": spread(wall), "peak_megabytes": round(max(memory), 1)}
+    return {"wall_ms": percentiles(wall), "peak_megabytes": round(max(memory), 1)}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from segagent_rt_export.passes.weight_quant import write_variant
 from segagent_rt_export.recipe import VariantName
 from segagent_rt_export.segmenters import simple_click_net
 from segagent_rt_export.segmenters.sam_encoder import (
@@ -23,7 +24,6 @@ from segagent_rt_export.segmenters.sam_encoder import (
     SamEncoder,
     with_attention,
 )
-from segagent_rt_export.segmenters.storing import store_as
 from segagent_rt_export.segmenters.tracing import trace
 from segagent_rt_export.variants import SEGMENTER_VARIANTS, Device
 
@@ -75,7 +75,7 @@ class Segmenter(nn.Module):
         kind, traced = SEGMENTER_VARIANTS[variant], folder / "encoder.onnx"
         example = dict(zip(self.names, self.inputs, strict=True))
         trace(self.graph(kind.device), example, traced, self.outputs)
-        store_as({"encoder": traced}, folder / variant, kind)
+        write_variant({"encoder": traced}, folder / variant, kind)
         return folder / variant / traced.name
 
 

@@ -18,9 +18,9 @@ from segagent_rt.contracts import BundleIndex, PartName, Variant
 from segagent_rt_export.mllm.export import export_mllm_graphs, export_mllm_tables
 from segagent_rt_export.mllm.source import Choices, MllmSource, read_source
 from segagent_rt_export.parts import PartDraft, new_part, write_index, write_manifest
+from segagent_rt_export.passes.weight_quant import write_variant
 from segagent_rt_export.recipe import SegmenterRecipe, VariantName
 from segagent_rt_export.segmenters.families import export_segmenter
-from segagent_rt_export.segmenters.storing import store_as
 from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
 
 NOT_RUN = {"gate": "not run: random weights, for timing"}
@@ -141,7 +141,7 @@ def make_segmenter(
         for name in variants:
             kind = SEGMENTER_VARIANTS[name]
             if name != REFERENCE:
-                store_as(exported.graphs_for(kind.device), folder / name, kind)
+                write_variant(exported.graphs_for(kind.device), folder / name, kind)
             graphs = {role: f"{name}/{path.name}" for role, path in exported.graphs.items()}
             made[name] = Variant(kind.device, kind.precision, graphs, kind.dialect)
         if REFERENCE not in variants:

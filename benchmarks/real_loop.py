@@ -33,7 +33,7 @@ from real_reference import PlainMllm
 from real_walk import EXACT, EXPRESSION, SIDE, check_graphs, measure_walks
 
 from segagent_rt.bench.machine import describe_machine, measure_ceilings, peak_bytes
-from segagent_rt.bench.spread import ratio_spread, spread
+from segagent_rt.bench.stats import percentiles, ratio_percentiles
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import RgbImage
 
@@ -122,14 +122,14 @@ def measure_clicks(place: Place, laps: int) -> dict[str, Any]:
         "parity": passed,
         "ways": {
             name: {
-                "click": spread([c.total for c in clicks]),
-                "language": spread([c.language for c in clicks]),
+                "click": percentiles([c.total for c in clicks]),
+                "language": percentiles([c.language for c in clicks]),
             }
             for name, clicks in done.items()
         },
         "times_as_fast": {
             f"{name} against {other}": {
-                part: ratio_spread([getattr(c, kind) for c in done[other]],
+                part: ratio_percentiles([getattr(c, kind) for c in done[other]],
                                    [getattr(c, kind) for c in done[name]]) if passed else None
                 for part, kind in (("whole click", "total"), ("language part", "language"))
             }
@@ -157,8 +157,8 @@ def canvas_figures(
     split = {e: ours.split(image, e) for e in expressions[1:]}
     unsplit = {e: ours.click(image, e).logits for e in expressions[1:]}
     return {
-        "first": spread(first),
-        "later": spread(later),
+        "first": percentiles(first),
+        "later": percentiles(later),
         "later_share": round(float(np.median(later) / np.median(first)), 4),
         "equal_to_split": all(np.array_equal(asked[e], split[e]) for e in asked),
         "apart_from_split": max(apart(asked[e], split[e]) for e in asked),

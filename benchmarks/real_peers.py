@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from segagent_rt.backends import Runtime, open_session
 from segagent_rt.backends.onnxruntime import on_host
 from segagent_rt.bench.machine import describe_machine, measure_ceilings
-from segagent_rt.bench.spread import ratio_spread, spread
+from segagent_rt.bench.stats import percentiles, ratio_percentiles
 from segagent_rt.bundle import Part, open_part
 from segagent_rt.mllm.constrained import Prompt, Writer, greedy
 from segagent_rt.runtime import open_segmenter
@@ -223,12 +223,12 @@ def measure_genai(python: str, place: Place, laps: int) -> dict[str, Any]:
         "reply_tokens": lengths,
         "apart_from_our_8_bits": errors,
         "ways": {
-            name: {"whole": spread([r.total for r in replies])}
-            | ({} if name in ours else {"read": spread([r.read for r in replies])})
+            name: {"whole": percentiles([r.total for r in replies])}
+            | ({} if name in ours else {"read": percentiles([r.read for r in replies])})
             for name, replies in done.items()
         },
         "times_as_fast": {
-            f"{name} against {peer}": ratio_spread([r.total for r in done[peer]],
+            f"{name} against {peer}": ratio_percentiles([r.total for r in done[peer]],
                                                    [r.total for r in done[name]])
             if errors[peer] <= LIMITS[peer] else None
             for name in ours for peer in peers
@@ -363,10 +363,10 @@ def measure_sam(folder: Path, laps: int) -> dict[str, Any]:
     same = {name: float(np.mean(masks[name] == masks["samexporter"])) for name in SAMS}
     return {
         "same_pixels": same,
-        "ways": {n: {k: spread(v) for k, v in kinds.items()} for n, kinds in done.items()},
+        "ways": {n: {k: percentiles(v) for k, v in kinds.items()} for n, kinds in done.items()},
         "times_as_fast": {
             name: {
-                kind: ratio_spread(done["samexporter"][kind], done[name][kind])
+                kind: ratio_percentiles(done["samexporter"][kind], done[name][kind])
                 for kind in ("encode", "decode")
             } if same[name] >= 0.95 else None
             for name in SAMS

@@ -16,9 +16,9 @@ from real_ours import Ear, OurMllm, Replies, apart
 from real_reference import PlainMllm, PlainWalk, plain_edgetam, plain_walk
 
 from segagent_rt.annotators.mllm import MllmAnnotator
-from segagent_rt.bench.meter import GraphMeter
-from segagent_rt.bench.spread import ratio_spread, spread
-from segagent_rt.bench.walks import Question, Record, figures, timed_walk
+from segagent_rt.bench.loop_runs import BenchQuery, LoopRun, figures, timed_run
+from segagent_rt.bench.profiling import GraphProfiler
+from segagent_rt.bench.stats import percentiles, ratio_percentiles
 from segagent_rt.loop import StoppingRules
 from segagent_rt.metrics import iou
 from segagent_rt.runtime import Runtime, load
@@ -59,21 +59,21 @@ class Listened:
     """A runtime that is metered, with what its decoder gave and what its annotator said."""
 
     runtime: Runtime
-    meter: GraphMeter
+    meter: GraphProfiler
     ear: Ear
     replies: Replies
 
-    def walk(self, image: RgbImage, rules: StoppingRules = RULES) -> Record:
+    def walk(self, image: RgbImage, rules: StoppingRules = RULES) -> LoopRun:
         """Three clicks on an image that was not seen before."""
         nothing = np.zeros(image.shape[:2], np.bool_)
-        return timed_walk(
-            self.runtime.open(image), self.meter, rules, Question(EXPRESSION, nothing)
+        return timed_run(
+            self.runtime.open(image), self.meter, rules, BenchQuery(EXPRESSION, nothing)
         )
 
 
 def listen(place: Place) -> Listened:
     """Load the bundle."""
-    runtime, meter, ear = load(place.bundle, backend="cpu"), GraphMeter(), Ear()
+    runtime, meter, ear = load(place.bundle, backend="cpu"), GraphProfiler(), Ear()
     runtime.watch = meter.wrap
     _ = runtime.segmenter
     annotator = runtime.annotator
@@ -126,17 +126,17 @@ def measure_walks(place: Place, laps: int) -> dict[str, Any]:
         "times_as_fast": told(walks, rated, theirs, stops) if passed else None,
         "ours": {name: value for name, value in figures(walks).items() if name != "miou"},
         "torch": {
-            "click": spread([s for walk in theirs for s in walk.each]),
-            "encode": spread([walk.encode for walk in theirs]),
-            "vision": spread([c.seconds["vision"] for walk in theirs for c in walk.clicks]),
-            "language": spread([c.language for walk in theirs for c in walk.clicks]),
-            "segment": spread([s for walk in theirs for s in walk.segment]),
+            "click": percentiles([s for walk in theirs for s in walk.each]),
+            "encode": percentiles([walk.encode for walk in theirs]),
+            "vision": percentiles([c.seconds["vision"] for walk in theirs for c in walk.clicks]),
+            "language": percentiles([c.language for walk in theirs for c in walk.clicks]),
+            "segment": percentiles([s for walk in theirs for s in walk.segment]),
         },
     }  # fmt: skip
 
 
 def told(
-    walks: Sequence[Record], rated: Sequence[Record], theirs: Sequence[PlainWalk], stops: float
+    walks: Sequence[LoopRun], rated: Sequence[LoopRun], theirs: Sequence[PlainWalk], stops: float
 ) -> dict[str, Any]:
     """How many times as long the plain loop takes.
 
@@ -146,9 +146,11 @@ def told(
     """
     same = [walk.seconds(CLICKS) for walk in theirs]
     return {
-        "same_clicks": ratio_spread(same, [walk.seconds for walk in walks]),
-        "same_clicks_with_our_last_rating": ratio_spread(same, [walk.seconds for walk in rated]),
-        "with_stop": ratio_spread(
+        "same_clicks": ratio_percentiles(same, [walk.seconds for walk in walks]),
+        "same_clicks_with_our_last_rating": ratio_percentiles(
+            same, [walk.seconds for walk in rated]
+        ),
+        "with_stop": ratio_percentiles(
             [walk.seconds(THEIR_CLICKS) for walk in theirs],
             [stopped(_steps(walk), stops) for walk in rated],
         ),
@@ -161,12 +163,12 @@ def stopped(steps: Sequence[float], clicks: float) -> float:
     return first + (clicks - 1) * float(np.mean(later))
 
 
-def _steps(walk: Record) -> list[float]:
+def _steps(walk: LoopRun) -> list[float]:
     """Seconds of every step: click, mask and rating."""
     return [step.seconds["annotate"] + step.seconds.get("segment", 0) for step in walk.found.steps]
 
 
-def _alike(ours: Record, theirs: PlainWalk) -> float:
+def _alike(ours: LoopRun, theirs: PlainWalk) -> float:
     """Mean IoU of the masks after each click."""
     masks = [step.prediction.mask() for step in ours.found.steps if step.click and step.prediction]
     return float(np.mean([iou(o, t) for o, t in zip(masks, theirs.masks, strict=True)]))
@@ -188,6 +190,6 @@ def _clicked(ours: Listened) -> Picture:
     return Picture(image, tuple(_proposals(ours.replies.take(), walk)), ours.ear.take()[0])
 
 
-def _proposals(decoded: Sequence[tuple[int, ...]], walk: Record) -> list[tuple[int, ...]]:
+def _proposals(decoded: Sequence[tuple[int, ...]], walk: LoopRun) -> list[tuple[int, ...]]:
     """The replies that proposed clicks: every other one that was decoded rates a mask."""
     return [*decoded[::2]][: walk.clicks]

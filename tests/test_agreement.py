@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segagent_rt.annotators.mllm import MllmAnnotator
-from segagent_rt.bench.one_by_one import OneByOne
+from segagent_rt.bench.stepwise_decoder import StepwiseDecoder
 from segagent_rt.errors import GateFailed
 from segagent_rt.mllm.language import LanguageModel
 from segagent_rt.mllm.pictures import Squash
@@ -86,7 +86,7 @@ def test_states_are_walks_from_the_clean_picture(met):
 def test_an_annotator_agrees_with_itself(runtime, met):
     mine = said(runtime.annotator, met)
     assert compare(mine, mine)["same_click"] == 1.0
-    plain = said(replace(runtime.annotator, writing=OneByOne), met)
+    plain = said(replace(runtime.annotator, writing=StepwiseDecoder), met)
     assert [turn.reply for turn in plain] == [turn.reply for turn in mine]
 
 

@@ -21,7 +21,7 @@ from segagent_rt import loop
 from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.backends import Runtime as Where
 from segagent_rt.backends import open_session
-from segagent_rt.bench.one_by_one import OneByOne
+from segagent_rt.bench.stepwise_decoder import StepwiseDecoder
 from segagent_rt.errors import GateFailed
 from segagent_rt.metrics import iou, meets
 from segagent_rt.mllm.language import LanguageModel
@@ -154,7 +154,7 @@ def measure_agreement(
     assert isinstance(shipped, MllmAnnotator)
     met = list(walked_states(runtime, states, first))
     said = list(turns(shipped, met))
-    plain = turns(replace(shipped, writing=OneByOne), met)
+    plain = turns(replace(shipped, writing=StepwiseDecoder), met)
     free = list(turns(without_grammar(shipped, precision), met))
     true = list(turns(annotator, met))
     scaled = [

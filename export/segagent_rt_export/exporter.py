@@ -32,14 +32,14 @@ from segagent_rt_export.mllm.progress import counted
 from segagent_rt_export.mllm.published import open_published
 from segagent_rt_export.mllm.source import MllmSource
 from segagent_rt_export.parts import PartDraft, copy_part, new_part, write_index, write_manifest
+from segagent_rt_export.passes.calibration import calibrate_ranges
+from segagent_rt_export.passes.qdq_conv import Ranges
+from segagent_rt_export.passes.weight_quant import write_variant
 from segagent_rt_export.photos import Photos
 from segagent_rt_export.plan import PartPlan, Plan, too_large
 from segagent_rt_export.recipe import MllmRecipe, SegmenterRecipe, VariantName
 from segagent_rt_export.segmenters.exported import ExportedSegmenter
 from segagent_rt_export.segmenters.families import FOR_GPU, export_segmenter
-from segagent_rt_export.segmenters.integers import Ranges
-from segagent_rt_export.segmenters.observing import observed_ranges
-from segagent_rt_export.segmenters.storing import store_as
 from segagent_rt_export.states import Material, Scenes
 from segagent_rt_export.streaming import CPU
 from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
@@ -192,12 +192,12 @@ def make_segmenter(part: PartPlan, folder: Path, judge: Judge, tell: Tell) -> No
     roles = {role for variant in variants.values() for role in variant.integers}
     if roles:
         tell("measuring the ranges of values")
-        ranges = observed_ranges(bare, judge.material.measured(), roles)
+        ranges = calibrate_ranges(bare, judge.material.measured(), roles)
     for name in names:
         if name != REFERENCE:
             tell(f"storing {name}")
             kind = SEGMENTER_VARIANTS[name]
-            store_as(exported.graphs_for(kind.device), folder / name, kind, ranges)
+            write_variant(exported.graphs_for(kind.device), folder / name, kind, ranges)
     if exported.for_gpu:
         shutil.rmtree(whole / FOR_GPU)
     draft = _draft(part, exported, variants)

@@ -130,7 +130,7 @@ def _loose_ends(graph: onnx.GraphProto) -> Iterator[str]:
 def _unpacked_convolutions(
     graph: onnx.GraphProto, values: Mapping[str, Weight]
 ) -> dict[str, Weight]:
-    """Inverse of `pack_convolutions`, and of linear layers that are `stored`."""
+    """Inverse of `quantise_conv_weights`, and of linear layers that are `stored`."""
     unpacked = {}
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and len(node.input) == 2:

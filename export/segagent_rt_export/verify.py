@@ -32,8 +32,8 @@ from segagent_rt.types import (
 )
 from segagent_rt_export.lint import lint
 from segagent_rt_export.mllm.published import Published
+from segagent_rt_export.passes.calibration import range_mismatch
 from segagent_rt_export.segmenters.exported import Check
-from segagent_rt_export.segmenters.observing import misfit
 from segagent_rt_export.segmenters.published import host_of, levels_apart, prompts_apart
 from segagent_rt_export.states import Drawn, Material, Scenes, State, pictures, scenes
 from segagent_rt_export.streaming import CPU, Convoy, Streamed
@@ -280,7 +280,7 @@ def _segmenter_variant(
             "mask_iou_worst": round(min(ious), 4),
         }
         if set(roles) & set(part.manifest.variants[variant].integers):
-            numbers["range_misfit"] = round(misfit(part, variant, images), 2)
+            numbers["range_misfit"] = round(range_mismatch(part, variant, images), 2)
         return numbers, opened.failures(variant=variant)
 
     return _judged(part, variant, measure, gate)

@@ -13,15 +13,15 @@ from segagent_rt.cli import fail
 from segagent_rt.cli.parameters import ImagesOption
 from segagent_rt.errors import SegagentError
 
-WHAT = ("segmenter", "mllm", "all", "lessons", "bundle", "report", "photo")
+WHAT = ("segmenter", "mllm", "all", "trajectories", "bundle", "report", "photo")
 
 
 def command(  # noqa: PLR0913 (a command has as many options as it needs)
     what: Annotated[
         str,
         typer.Argument(
-            help="segmenter, mllm or all; lessons; then bundle; then report. photo trains the "
-            "segmenter for photos."
+            help="Training stage, in this order: segmenter, mllm (or all), trajectories, bundle, "
+            "report. photo trains the segmenter for photos."
         ),
     ] = "all",
     folder: Annotated[
@@ -54,7 +54,7 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
     ] = None,
     trajectories: Annotated[
         Optional[list[Path]],  # noqa: UP045
-        typer.Option(metavar="FILE", help="What lessons are taken from; may be repeated."),
+        typer.Option(metavar="FILE", help="The files of the stage trajectories; may be repeated."),
     ] = None,
     images: ImagesOption = None,
     photos: Annotated[
@@ -66,15 +66,16 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
 ) -> None:
     """Resumable: run it again after a kill. Needs the extra `export`.
 
-    `lessons` goes on from there, or from --init, with files that `segagent-rt trajectories` wrote.
-    `bundle` exports the checkpoints and judges what comes out; `report` writes docs/training.md.
+    `trajectories` goes on from there, or from --init, with files that `segagent-rt trajectories`
+    wrote. `bundle` exports the checkpoints and judges what comes out; `report` writes
+    docs/training.md.
     """
     if what not in WHAT:
         raise typer.BadParameter(f"say one of {', '.join(WHAT)}")
-    if (what == "lessons") != bool(trajectories):
-        raise typer.BadParameter("lessons, and only they, take --trajectories")
+    if (what == "trajectories") != bool(trajectories):
+        raise typer.BadParameter("the stage trajectories, and no other, takes --trajectories")
     try:
-        from segagent_rt_training.main import Plan, train
+        from segagent_rt_training.main import TrainingPlan, train
         from segagent_rt_training.report import write_report
         from segagent_rt_training.ship import Trial, ship
     except ModuleNotFoundError:
@@ -94,7 +95,7 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
     else:
         start = None if init is None else open_bundle(init).folder
         files = tuple(trajectories or ())
-        train(Plan(what, folder, seed, scale, processes, rounds, start, files, images))  # type: ignore[arg-type]
+        train(TrainingPlan(what, folder, seed, scale, processes, rounds, start, files, images))  # type: ignore[arg-type]
 
 
 def _tell(what: str) -> None:

@@ -15,7 +15,7 @@ from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
 PLAN_FILE = "plan.json"
 MEAN = "mean"
 """The stage that ships: the mean of the weights at the ends of the last two rounds."""
-LESSONS = "lessons"
+TRAJECTORIES = "trajectories"
 """The stage after all others: trained on trajectories."""
 
 
@@ -25,8 +25,8 @@ class TrainingMissing(SegagentError):
 
 def stages_of(folder: Path) -> list[str]:
     """The stages that have a checkpoint in a training folder, in their order."""
-    rounds = sorted(int(p.stem.rpartition("-")[2]) for p in folder.glob("polishing-*.pt"))
-    stages = ["segmenter", "seeing", "speaking", *map(round_name, rounds), MEAN, LESSONS]
+    rounds = sorted(int(p.stem.rpartition("-")[2]) for p in folder.glob("self_rollout-*.pt"))
+    stages = ["segmenter", "vision_pretrain", "joint", *map(round_name, rounds), MEAN, TRAJECTORIES]
     return [stage for stage in stages if (folder / f"{stage}.pt").exists()]
 
 
@@ -43,7 +43,7 @@ def last_stage(folder: Path) -> str:
 
 def round_name(number: int) -> str:
     """The name of a round's stage; what comes before the first round for -1."""
-    return f"polishing-{number}" if number >= 0 else "speaking"
+    return f"self_rollout-{number}" if number >= 0 else "joint"
 
 
 def trained_nets(training: Path, mllm_stage: str) -> tuple[SegmenterNet, TinyMllm]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from segagent_rt.bundle import Part
 from segagent_rt_export.families.click_net.from_bundle import click_net_from_part
 from segagent_rt_export.families.click_net.net import SIDE, SegmenterNet
-from segagent_rt_training.segmenter import SegmenterRecipe, _step
+from segagent_rt_training.segmenter import SegmenterTrainingConfig, _step
 
 BATCHES, BATCH = 8, 8
 """Pictures that statistics are measured on."""
@@ -44,7 +44,7 @@ def _measure(net: SegmenterNet, folded: SegmenterNet, batches: int) -> None:
     pairs = [(cast(nn.Conv2d, folded.get_submodule(name)), norm) for name, norm in _norms(net)]
     watches = [conv.register_forward_hook(partial(_watch, norm)) for conv, norm in pairs]
     for number in range(batches):
-        _step(folded, SegmenterRecipe(), number * BATCH, BATCH, SIDE)
+        _step(folded, SegmenterTrainingConfig(), number * BATCH, BATCH, SIDE)
     for watch in watches:
         watch.remove()
     for conv, norm in pairs:

@@ -20,42 +20,42 @@ from segagent_rt_export.families.demo_mllm.from_bundle import mllm_from_part
 from segagent_rt_export.families.demo_mllm.net import TinyMllm
 from segagent_rt_export.parts import write_json
 from segagent_rt_training.checkpoints import (
-    LESSONS,
     MEAN,
     PLAN_FILE,
+    TRAJECTORIES,
     last_stage,
     load_state,
     round_name,
     stages_of,
     trained_nets,
 )
+from segagent_rt_training.distributed import WorkerGroup, run_workers
 from segagent_rt_training.initial_segmenter import initial_segmenter
-from segagent_rt_training.lessons import Lesson, read_lessons
 from segagent_rt_training.mllm import (
-    Material,
-    MllmRecipe,
+    MllmTrainingConfig,
+    MllmTrainingData,
     new_parts,
-    train_seeing,
-    train_speaking,
+    train_joint,
+    train_vision,
 )
 from segagent_rt_training.pool import Pool, load_pool, sloppy_pool
 from segagent_rt_training.rollout import roll_out
-from segagent_rt_training.segmenter import SegmenterRecipe, train_segmenter
-from segagent_rt_training.team import Team, run_team
+from segagent_rt_training.segmenter import SegmenterTrainingConfig, train_segmenter
+from segagent_rt_training.trajectory_examples import TrajectoryExample, read_trajectory_examples
 
 POOL_SCENES, ROLLOUT_SCENES = 8000, 30_000
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TrainingPlan:
     """What to train, where, and how much of it.
 
     `rounds` is how often the MLLM is trained on the masks of its own loop; more of them continue a
     finished training. `init` is a bundle to begin with, for what has no checkpoint in the folder.
-    `trajectories` are the files that lessons are taken from, `images` the folder of their pictures.
+    `trajectories` are the files of the stage `trajectories`, `images` the folder of their pictures.
     """
 
-    what: Literal["segmenter", "mllm", "all", "lessons"]
+    what: Literal["segmenter", "mllm", "all", "trajectories"]
     folder: Path
     seed: int = 0
     scale: float = 1.0
@@ -70,59 +70,63 @@ class Plan:
         return max(48, int(full * self.scale))
 
     @property
-    def segmenter(self) -> SegmenterRecipe:
+    def segmenter(self) -> SegmenterTrainingConfig:
         """The segmenter's recipe."""
-        recipe = SegmenterRecipe(seed=self.seed)
+        recipe = SegmenterTrainingConfig(seed=self.seed)
         return replace(recipe, images=self.count(recipe.images))
 
     @property
-    def mllm(self) -> MllmRecipe:
+    def mllm(self) -> MllmTrainingConfig:
         """The MLLM's recipe."""
-        recipe = MllmRecipe(seed=self.seed)
+        recipe = MllmTrainingConfig(seed=self.seed)
         return replace(
             recipe,
-            seeing_images=self.count(recipe.seeing_images),
-            speaking_images=self.count(recipe.speaking_images),
-            polishing_images=self.count(recipe.polishing_images),
-            lesson_images=self.count(recipe.lesson_images),
+            vision_images=self.count(recipe.vision_images),
+            joint_images=self.count(recipe.joint_images),
+            self_rollout_images=self.count(recipe.self_rollout_images),
+            trajectory_images=self.count(recipe.trajectory_images),
         )
 
 
-def train(plan: Plan) -> None:
+def train(plan: TrainingPlan) -> None:
     """Train to the end. One training at a time works in a folder.
 
     Raises:
         BundleError, CheckpointInvalid: the bundle to begin with cannot be used.
         DataInvalid: the trajectories cannot be learnt from.
-        TrainingMissing: there is nothing that lessons could go on from.
+        TrainingMissing: there is nothing that the stage `trajectories` could go on from.
     """
-    lessons = read_lessons(plan.trajectories, plan.images) if plan.what == LESSONS else []
+    examples = (
+        read_trajectory_examples(plan.trajectories, plan.images)
+        if plan.what == TRAJECTORIES
+        else []
+    )
     plan.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(plan.folder / ".lock"):
         _remember(plan)
         if plan.init is not None:
             begin(plan.init, plan)
-        if lessons:
+        if examples:
             last_stage(plan.folder)
-            run_team(partial(_take, plan, lessons), plan.processes)
+            run_workers(partial(_trajectories, plan, examples), plan.processes)
             return
         if plan.what == "all":
-            _side_by_side(partial(_segmenter_and_pool, plan), partial(_seeing, plan))
+            _side_by_side(partial(_segmenter_and_pool, plan), partial(_vision, plan))
         elif plan.what == "segmenter":
             _segmenter(plan)
         else:
-            _seeing(plan)
+            _vision(plan)
         if plan.what == "segmenter":
             return
         _make(plan.folder / "pool.npz", partial(_pool, plan))
-        run_team(partial(_speak, plan, "speaking"), plan.processes)
+        run_workers(partial(_joint, plan, "joint"), plan.processes)
         for number in range(plan.rounds):
             _make(plan.folder / f"rollout-{number}.npz", partial(_rollout, plan, number))
-            run_team(partial(_speak, plan, f"polishing-{number}"), plan.processes)
+            run_workers(partial(_joint, plan, f"self_rollout-{number}"), plan.processes)
         _average(plan.folder, [round_name(number) for number in range(plan.rounds)[-2:]])
 
 
-def _remember(plan: Plan) -> None:
+def _remember(plan: TrainingPlan) -> None:
     """Keep what decides the weights beside them."""
     recipes = {"segmenter": asdict(plan.segmenter), "mllm": asdict(plan.mllm)}
     about: dict[str, Any] = {
@@ -132,7 +136,7 @@ def _remember(plan: Plan) -> None:
     write_json(plan.folder / PLAN_FILE, {**about, **recipes})
 
 
-def begin(init: Path, plan: Plan) -> None:
+def begin(init: Path, plan: TrainingPlan) -> None:
     """Write checkpoints that have seen nothing, with a bundle's weights, where there are none.
 
     The MLLM needs the segmenter too, for the masks that it is trained on.
@@ -148,22 +152,22 @@ def begin(init: Path, plan: Plan) -> None:
         segmenter = initial_segmenter(bundle.part("segmenter"))
         train_segmenter(replace(plan.segmenter, images=0), folder, init=segmenter)
     if mllm is not None:
-        train_seeing(replace(plan.mllm, seeing_images=0), folder, init=mllm)
+        train_vision(replace(plan.mllm, vision_images=0), folder, init=mllm)
 
 
-def _segmenter(plan: Plan) -> None:
+def _segmenter(plan: TrainingPlan) -> None:
     torch.set_num_threads(1)
     train_segmenter(plan.segmenter, plan.folder)
 
 
-def _segmenter_and_pool(plan: Plan) -> None:
+def _segmenter_and_pool(plan: TrainingPlan) -> None:
     _segmenter(plan)
     _make(plan.folder / "pool.npz", partial(_pool, plan))
 
 
-def _seeing(plan: Plan) -> None:
+def _vision(plan: TrainingPlan) -> None:
     torch.set_num_threads(1)
-    train_seeing(plan.mllm, plan.folder)
+    train_vision(plan.mllm, plan.folder)
 
 
 def _side_by_side(*works: Callable[[], None]) -> None:
@@ -182,7 +186,7 @@ def _make(path: Path, build: Callable[[], Pool]) -> None:
         build().save(path)
 
 
-def _pool(plan: Plan) -> Pool:
+def _pool(plan: TrainingPlan) -> Pool:
     net = SegmenterNet()
     net.load_state_dict(load_state(plan.folder / "segmenter.pt")["net"])
     return sloppy_pool(net, plan.count(POOL_SCENES), plan.seed)
@@ -199,42 +203,46 @@ def _average(folder: Path, stages: Sequence[str]) -> None:
     partial_file.replace(folder / f"{MEAN}.pt")
 
 
-def _rollout(plan: Plan, number: int) -> Pool:
+def _rollout(plan: TrainingPlan, number: int) -> Pool:
     bundle = plan.folder / "bundle"
     write_demo_bundle(*trained_nets(plan.folder, round_name(number - 1)), bundle)
     return roll_out(bundle, plan.count(ROLLOUT_SCENES), plan.seed, number, plan.processes)
 
 
-def _speak(plan: Plan, stage: str, team: Team) -> None:
+def _joint(plan: TrainingPlan, stage: str, workers: WorkerGroup) -> None:
     recipe, parts = plan.mllm, new_parts(plan.seed)
-    before = "seeing"
-    if stage != "speaking":
+    before = "vision_pretrain"
+    if stage != "joint":
         recipe = replace(
             recipe,
-            speaking_images=recipe.polishing_images,
-            rate=recipe.polishing_rate,
-            listening_share=0.0,
+            joint_images=recipe.self_rollout_images,
+            rate=recipe.self_rollout_rate,
+            frozen_vision_share=0.0,
         )
         before = round_name(int(stage.rpartition("-")[2]) - 1)
     _load(parts, plan.folder / f"{before}.pt")
-    train_speaking(recipe, plan.folder, parts, Material(_pools(plan)), team, stage)
+    train_joint(recipe, plan.folder, parts, MllmTrainingData(_pools(plan)), workers, stage)
 
 
-def _take(plan: Plan, lessons: Sequence[Lesson], team: Team) -> None:
+def _trajectories(
+    plan: TrainingPlan, examples: Sequence[TrajectoryExample], workers: WorkerGroup
+) -> None:
     """Learn from trajectories, from where all other stages have led."""
     recipe, parts = plan.mllm, new_parts(plan.seed)
     recipe = replace(
         recipe,
-        speaking_images=recipe.lesson_images,
-        rate=recipe.lesson_rate,
-        listening_share=0.0,
+        joint_images=recipe.trajectory_images,
+        rate=recipe.trajectory_rate,
+        frozen_vision_share=0.0,
     )
-    before = [stage for stage in stages_of(plan.folder) if stage != LESSONS][-1]
+    before = [stage for stage in stages_of(plan.folder) if stage != TRAJECTORIES][-1]
     _load(parts, plan.folder / f"{before}.pt")
-    train_speaking(recipe, plan.folder, parts, Material(_pools(plan), lessons), team, LESSONS)
+    train_joint(
+        recipe, plan.folder, parts, MllmTrainingData(_pools(plan), examples), workers, TRAJECTORIES
+    )
 
 
-def _pools(plan: Plan) -> list[Pool]:
+def _pools(plan: TrainingPlan) -> list[Pool]:
     return [load_pool(path) for path in sorted(plan.folder.glob("*.npz"))]
 
 

@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from segagent_rt.scenes.dice import Dice
 from segagent_rt.scenes.layout import SceneObject
 from segagent_rt.scenes.paint import Bytes
+from segagent_rt.scenes.rng import DeterministicRng
 from segagent_rt.scenes.scene import visible_objects
 from segagent_rt.types import Mask, RgbImage
 from segagent_rt_export.families.click_net.net import SegmenterNet
 from segagent_rt_export.families.demo_mllm.net import SIDE
 from segagent_rt_training.segmenter import sample_click
-from segagent_rt_training.states import State, draw_scene, painted_state
+from segagent_rt_training.states import TrainingState, draw_scene, painted_state
 
 TURNS = 4
 
@@ -30,8 +30,8 @@ Drawn: TypeAlias = tuple[list[SceneObject], RgbImage, Bytes]
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Scene i is drawn with `Dice(name, seed, i)`; masks after each turn, as packed bits; what was
-    asked ("" if nothing was)."""
+    """Scene i is drawn with `DeterministicRng(name, seed, i)`; masks after each turn, as packed
+    bits; what was asked ("" if nothing was)."""
 
     name: str
     seed: int
@@ -40,12 +40,12 @@ class Pool:
     masks: npt.NDArray[np.uint8]  # [scenes, TURNS, SIDE * SIDE / 8]
     astray: npt.NDArray[np.bool_]  # [scenes, TURNS]
 
-    def draw(self, dice: Dice) -> State:
+    def draw(self, rng: DeterministicRng) -> TrainingState:
         """A random state of the pool; those that went astray come more often than they are."""
-        at, turn = dice.integer(0, len(self.meant)), dice.integer(0, TURNS)
-        if self.astray.any() and dice.chance(ASTRAY_SHARE):
-            at, turn = dice.pick(np.argwhere(self.astray).tolist())
-        objects, image, labels = draw_scene(Dice(self.name, self.seed, at))
+        at, turn = rng.integer(0, len(self.meant)), rng.integer(0, TURNS)
+        if self.astray.any() and rng.chance(ASTRAY_SHARE):
+            at, turn = rng.pick(np.argwhere(self.astray).tolist())
+        objects, image, labels = draw_scene(DeterministicRng(self.name, self.seed, at))
         mask = np.unpackbits(self.masks[at, turn]).reshape(SIDE, SIDE).astype(np.bool_)
         state = painted_state(objects, image, labels, mask, int(self.meant[at]))
         return replace(state, asked=str(self.asked[at]))
@@ -76,21 +76,22 @@ def sloppy_pool(net: SegmenterNet, scenes: int, seed: int, batch: int = 16) -> P
     meant, masks = [], []
     for first in range(0, scenes, batch):
         drawn = [
-            draw_scene(Dice("pool", seed, i)) for i in range(first, min(first + batch, scenes))
+            draw_scene(DeterministicRng("pool", seed, i))
+            for i in range(first, min(first + batch, scenes))
         ]
-        dice = Dice("pool-clicks", seed, first)
+        rng = DeterministicRng("pool-clicks", seed, first)
         chosen = [
-            dice.pick([i for i, seen in enumerate(visible_objects(objects, labels)) if seen])
+            rng.pick([i for i, seen in enumerate(visible_objects(objects, labels)) if seen])
             for objects, _, labels in drawn
         ]
         meant += chosen
-        masks.append(_annotate(net, drawn, chosen, dice))
+        masks.append(_annotate(net, drawn, chosen, rng))
     nothing, never = np.full(scenes, ""), np.zeros((scenes, TURNS), np.bool_)
     return Pool("pool", seed, np.array(meant), nothing, np.concatenate(masks), never)
 
 
 def _annotate(
-    net: SegmenterNet, drawn: list[Drawn], chosen: list[int], dice: Dice
+    net: SegmenterNet, drawn: list[Drawn], chosen: list[int], rng: DeterministicRng
 ) -> npt.NDArray[np.uint8]:
     targets = [labels == want + 1 for (_, _, labels), want in zip(drawn, chosen, strict=True)]
     points = np.full((len(drawn), TURNS, 3), -1, np.float32)
@@ -104,7 +105,7 @@ def _annotate(
         features, fine = net.encoder(pixels.contiguous(memory_format=torch.channels_last))
         for turn in range(TURNS):
             for i, (_, _, labels) in enumerate(drawn):
-                point = _sloppy_click(targets[i], found[i], labels, dice, first=turn == 0)
+                point = _sloppy_click(targets[i], found[i], labels, rng, first=turn == 0)
                 if point is not None:
                     points[i, turn] = point
             logits, _ = net.decoder(features, fine, torch.from_numpy(points.copy()), prior)
@@ -115,12 +116,12 @@ def _annotate(
 
 
 def _sloppy_click(
-    target: Mask, mask: Mask, labels: npt.NDArray[np.uint8], dice: Dice, *, first: bool
+    target: Mask, mask: Mask, labels: npt.NDArray[np.uint8], rng: DeterministicRng, *, first: bool
 ) -> tuple[float, float, float] | None:
     others = sorted(set(np.unique(labels)) - {0} - set(np.unique(labels[target])))
-    if first and others and dice.chance(0.14):  # the wrong object
-        return sample_click(labels == dice.pick(others), mask, dice, first=True)
-    point = sample_click(target, mask, dice, first=first)
-    if point is not None and not first and dice.chance(0.05):  # the wrong sign
+    if first and others and rng.chance(0.14):  # the wrong object
+        return sample_click(labels == rng.pick(others), mask, rng, first=True)
+    point = sample_click(target, mask, rng, first=first)
+    if point is not None and not first and rng.chance(0.05):  # the wrong sign
         return (point[0], point[1], 1 - point[2])
     return point

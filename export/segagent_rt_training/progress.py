@@ -31,7 +31,7 @@ def trapezoid(
     return min(1.0, (seen + 1) / warm_up) * (floor + (1 - floor) * min(1.0, left / decay))
 
 
-class Progress:
+class StageProgress:
     """The state of one stage: samples seen, its checkpoint and its log, in `folder`.
 
     A stage that is killed continues from its last checkpoint; one that finished loads its result.

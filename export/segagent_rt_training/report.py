@@ -20,13 +20,13 @@ from segagent_rt.types import RgbImage
 
 CURVES = {
     "segmenter": (("iou", "IoU after the clicks so far"), ("rating", "error of its rating")),
-    "seeing": (
+    "vision_pretrain": (
         ("shape_right", "shape named right"),
         ("rank_right", "rank among its likes right"),
         ("sign_right", "sign of the next click right"),
         ("iou_off", "error of the IoU"),
     ),
-    "speaking": (
+    "joint": (
         ("digits_right", "leading digits right"),
         ("signs_right", "sign right"),
         ("words", "loss of the reply"),
@@ -63,7 +63,7 @@ def _jpeg(picture: RgbImage) -> bytes:
 
 
 def _stages(folder: Path) -> list[str]:
-    order = {"segmenter": 0, "seeing": 1, "speaking": 2}
+    order = {"segmenter": 0, "vision_pretrain": 1, "joint": 2}
     found = [path.stem for path in folder.glob("*.jsonl")]
     return sorted(found, key=lambda stage: (order.get(stage, 3), stage))
 
@@ -82,7 +82,7 @@ def _plot(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
     figure, axes = plt.subplots(1, len(rows), figsize=(4 * len(rows), 3), squeeze=False)
     for axis, (stage, log) in zip(axes[0], rows.items(), strict=True):
-        for name, label in CURVES.get(stage, CURVES["speaking"]):
+        for name, label in CURVES.get(stage, CURVES["joint"]):
             points = [(row["seen"] / 1000, row[name]) for row in log if name in row]
             axis.plot(*zip(*points, strict=True), label=label, linewidth=1)
         axis.set_title(stage)

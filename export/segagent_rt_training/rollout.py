@@ -13,9 +13,9 @@ from torch import multiprocessing
 from segagent_rt.loop import StoppingRules
 from segagent_rt.metrics import iou
 from segagent_rt.runtime import Canvas, Runtime, load
-from segagent_rt.scenes.dice import Dice
 from segagent_rt.scenes.expressions import candidates, choose
 from segagent_rt.scenes.phrases import say
+from segagent_rt.scenes.rng import DeterministicRng
 from segagent_rt.scenes.scene import visible_objects
 from segagent_rt.types import Mask
 from segagent_rt_export.families.demo_mllm.net import SIDE
@@ -45,14 +45,14 @@ def _walk_all(bundle: Path, name: str, seed: int, numbers: Sequence[int]) -> lis
 
 
 def _walk_one(runtime: Runtime, name: str, seed: int, number: int) -> Walked:
-    objects, image, labels = draw_scene(Dice(name, seed, number))
-    dice = Dice(f"{name}-words", seed, number)
+    objects, image, labels = draw_scene(DeterministicRng(name, seed, number))
+    rng = DeterministicRng(f"{name}-words", seed, number)
     visible = visible_objects(objects, labels)
-    chosen = choose(candidates(objects, visible), dice, 1)
+    chosen = choose(candidates(objects, visible), rng, 1)
     if not chosen:
         nothing = np.zeros((TURNS, SIDE * SIDE // 8), np.uint8)
         return visible.index(True), "", nothing, [False] * TURNS
-    meant, text = chosen[0].target, say(chosen[0].query, dice)
+    meant, text = chosen[0].target, say(chosen[0].query, rng)
     drawn = _masks(runtime.open(image), text)
     astray = [iou(mask, labels == meant + 1) < ASTRAY for mask in drawn]
     return meant, text, np.stack([np.packbits(mask) for mask in drawn]), astray

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segagent_rt.annotators.oracle import deepest
-from segagent_rt.scenes.dice import Dice
 from segagent_rt.scenes.layout import sample_layout
 from segagent_rt.scenes.paint import Bytes, paint
+from segagent_rt.scenes.rng import DeterministicRng
 from segagent_rt.types import Mask
 from segagent_rt_export.families.click_net.net import SIDE, SegmenterNet
 from segagent_rt_training.collage import make_collage
-from segagent_rt_training.progress import Progress, one_cycle
+from segagent_rt_training.progress import StageProgress, one_cycle
 
 TARGETS = 2
 MOST_CLICKS = 6
@@ -29,7 +29,7 @@ ASTRAY = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class SegmenterRecipe:
+class SegmenterTrainingConfig:
     """What decides the weights."""
 
     seed: int = 0
@@ -41,7 +41,7 @@ class SegmenterRecipe:
 
 
 def train_segmenter(
-    recipe: SegmenterRecipe, folder: Path, *, init: SegmenterNet | None = None
+    recipe: SegmenterTrainingConfig, folder: Path, *, init: SegmenterNet | None = None
 ) -> SegmenterNet:
     """Train to the end of the recipe, or continue where an earlier call stopped."""
     torch.manual_seed(recipe.seed)
@@ -50,7 +50,7 @@ def train_segmenter(
     optimiser = torch.optim.AdamW(
         net.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
     )
-    progress = Progress(folder, "segmenter", recipe.images)
+    progress = StageProgress(folder, "segmenter", recipe.images)
     progress.resume(net=net, optimiser=optimiser)
     net.train()
     while not progress.done:
@@ -71,19 +71,19 @@ def train_segmenter(
 
 
 def _step(
-    net: SegmenterNet, recipe: SegmenterRecipe, first: int, batch: int, side: int
+    net: SegmenterNet, recipe: SegmenterTrainingConfig, first: int, batch: int, side: int
 ) -> dict[str, Tensor]:
-    dice = Dice("segmenter-step", recipe.seed, first)
+    rng = DeterministicRng("segmenter-step", recipe.seed, first)
     images, targets = _examples(recipe, first, batch, side)
     many = len(targets)
-    clicks = dice.weighted(range(1, MOST_CLICKS + 1), (4, 5, 4, 3, 2, 2))
+    clicks = rng.weighted(range(1, MOST_CLICKS + 1), (4, 5, 4, 3, 2, 2))
     points = np.full((many, MOST_CLICKS, 3), -1, np.float32)
     masks = np.zeros_like(targets)
-    begins = [dice.chance(0.2) for _ in range(many)]
-    astray = [i for i in range(many) if not begins[i] and dice.chance(ASTRAY)]
+    begins = [rng.chance(0.2) for _ in range(many)]
+    astray = [i for i in range(many) if not begins[i] and rng.chance(ASTRAY)]
     for i in range(many):
         if begins[i]:
-            masks[i] = spoil(targets[i], targets[i ^ 1], dice)
+            masks[i] = spoil(targets[i], targets[i ^ 1], rng)
     prior = torch.from_numpy(masks).float()[:, None]
     totals: dict[str, Tensor] = {}
     with torch.autocast("cpu", torch.bfloat16):
@@ -94,7 +94,7 @@ def _step(
         for turn in range(clicks):
             aims = _aims(targets, masks, astray, turn)
             for i in range(many):
-                point = sample_click(aims[i], masks[i], dice, first=turn == 0 and not begins[i])
+                point = sample_click(aims[i], masks[i], rng, first=turn == 0 and not begins[i])
                 if point is not None:
                     points[i, turn] = point
             logits, iou = net.decoder(features, fine, torch.from_numpy(points.copy()), prior)
@@ -126,14 +126,14 @@ def _losses(logits: Tensor, iou: Tensor, masks: Mask, targets: Mask) -> dict[str
     cross = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     focal = 4 * ((1 - right) * cross).mean()
     overlap = 2 * (chance * truth).sum((1, 2, 3)) + 1
-    dice = (1 - overlap / (chance.sum((1, 2, 3)) + truth.sum((1, 2, 3)) + 1)).mean()
+    rng = (1 - overlap / (chance.sum((1, 2, 3)) + truth.sum((1, 2, 3)) + 1)).mean()
     actual = torch.from_numpy(_ious(masks, targets))
     rating = F.smooth_l1_loss(iou, actual, beta=0.1)
-    loss = focal + dice + 0.5 * rating
+    loss = focal + rng + 0.5 * rating
     return {
         "loss": loss,
         "focal": focal,
-        "dice": dice,
+        "dice": rng,
         "iou": actual.mean(),
         "rating": (iou - actual).abs().mean(),
     }
@@ -144,7 +144,9 @@ def _ious(masks: Mask, targets: Mask) -> npt.NDArray[np.float32]:
     return np.asarray(both / np.maximum((masks | targets).sum((1, 2)), 1), np.float32)
 
 
-def _examples(recipe: SegmenterRecipe, first: int, batch: int, side: int) -> tuple[Bytes, Mask]:
+def _examples(
+    recipe: SegmenterTrainingConfig, first: int, batch: int, side: int
+) -> tuple[Bytes, Mask]:
     """Images uint8 [batch, side, side, 3] and TARGETS masks for each, bool [batch * TARGETS, side,
     side]."""
     images: list[Bytes] = []
@@ -152,23 +154,23 @@ def _examples(recipe: SegmenterRecipe, first: int, batch: int, side: int) -> tup
     number = 0
     least = 120 * (side / SIDE) ** 2
     while len(images) < batch:
-        dice = Dice("segmenter", recipe.seed, first, number)
+        rng = DeterministicRng("segmenter", recipe.seed, first, number)
         number += 1
-        image, labels = example(dice, recipe.scenes_share, side)
+        image, labels = example(rng, recipe.scenes_share, side)
         seen = [v for v in range(1, int(labels.max()) + 1) if (labels == v).sum() >= least]
         if seen:
             images.append(image)
-            masks += [labels == dice.pick(seen) for _ in range(TARGETS)]
+            masks += [labels == rng.pick(seen) for _ in range(TARGETS)]
     return np.stack(images), np.stack(masks)
 
 
-def example(dice: Dice, scenes_share: float, side: int) -> tuple[Bytes, Bytes]:
+def example(rng: DeterministicRng, scenes_share: float, side: int) -> tuple[Bytes, Bytes]:
     """A picture and its labels, painted at the size asked for or, as often in use, at another and
     resized."""
-    if not dice.chance(scenes_share):
-        return make_collage(dice, side)
-    larger = dice.chance(0.3)
-    image, labels = paint(sample_layout(dice), dice, 2 * side if larger else side)
+    if not rng.chance(scenes_share):
+        return make_collage(rng, side)
+    larger = rng.chance(0.3)
+    image, labels = paint(sample_layout(rng), rng, 2 * side if larger else side)
     if larger:
         image = np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA))
         labels = np.ascontiguousarray(labels[::2, ::2])
@@ -176,7 +178,7 @@ def example(dice: Dice, scenes_share: float, side: int) -> tuple[Bytes, Bytes]:
 
 
 def sample_click(
-    target: Mask, mask: Mask, dice: Dice, *, first: bool
+    target: Mask, mask: Mask, rng: DeterministicRng, *, first: bool
 ) -> tuple[float, float, float] | None:
     """A click such as an annotator or an imperfect model gives: (x, y) in 0..1 and label 1 or 0."""
     side = target.shape[0]
@@ -187,47 +189,47 @@ def sample_click(
         return None
     positive = m > s
     x, y = (mx, my) if positive else (sx, sy)
-    manner = dice.weighted(
+    manner = rng.weighted(
         ("deepest", "anywhere", "near", "wrong"), (35, 35, 22, 8) if first else (42, 20, 33, 5)
     )
     if manner == "anywhere":
         rows, columns = np.nonzero(missing if positive else surplus)
-        at = dice.integer(0, len(rows))
+        at = rng.integer(0, len(rows))
         x, y = int(columns[at]), int(rows[at])
     elif manner == "near":
         reach = side * 0.03
-        x = min(side - 1, max(0, round(x + dice.normal(reach))))
-        y = min(side - 1, max(0, round(y + dice.normal(reach))))
+        x = min(side - 1, max(0, round(x + rng.normal(reach))))
+        y = min(side - 1, max(0, round(y + rng.normal(reach))))
     elif manner == "wrong" and first:
-        x, y = dice.integer(0, side), dice.integer(0, side)
+        x, y = rng.integer(0, side), rng.integer(0, side)
     return (x + 0.5) / side, (y + 0.5) / side, float(positive)
 
 
-def spoil(target: Mask, other: Mask, dice: Dice) -> Mask:
+def spoil(target: Mask, other: Mask, rng: DeterministicRng) -> Mask:
     """A mask that went wrong: a part missing, a neighbour covered, shifted, grown or worn."""
-    manner = dice.pick(("part", "leak", "shift", "morph", "patch"))
+    manner = rng.pick(("part", "leak", "shift", "morph", "patch"))
     side = target.shape[0]
     if manner == "leak":
         return target | other
     if manner == "shift":
-        step = (dice.integer(-side // 12, side // 12), dice.integer(-side // 12, side // 12))
+        step = (rng.integer(-side // 12, side // 12), rng.integer(-side // 12, side // 12))
         return np.asarray(np.roll(target, step, (0, 1)))
     if manner == "morph":
-        size = dice.integer(2, max(3, side // 16))
-        change = cv2.dilate if dice.chance(0.5) else cv2.erode
+        size = rng.integer(2, max(3, side // 16))
+        change = cv2.dilate if rng.chance(0.5) else cv2.erode
         return np.asarray(change(target.astype(np.uint8), np.ones((size, size), np.uint8))).astype(
             bool
         )
     rows, columns = np.nonzero(target)
     if manner == "part":
-        a, b = dice.uniform(-1, 1), dice.uniform(-1, 1)
+        a, b = rng.uniform(-1, 1), rng.uniform(-1, 1)
         along = columns * a + rows * b
-        keep = along < np.quantile(along, dice.uniform(0.2, 0.9))
+        keep = along < np.quantile(along, rng.uniform(0.2, 0.9))
         out = np.zeros_like(target)
         out[rows[keep], columns[keep]] = True
         return out
     patch = np.zeros(target.shape, np.uint8)
-    at = dice.integer(0, len(rows))
-    cv2.circle(patch, (int(columns[at]), int(rows[at])), dice.integer(side // 32, side // 6), 1, -1)
+    at = rng.integer(0, len(rows))
+    cv2.circle(patch, (int(columns[at]), int(rows[at])), rng.integer(side // 32, side // 6), 1, -1)
     spot = patch.astype(np.bool_)
-    return np.asarray(target ^ spot if dice.chance(0.5) else target | spot)
+    return np.asarray(target ^ spot if rng.chance(0.5) else target | spot)

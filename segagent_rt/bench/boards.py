@@ -11,7 +11,7 @@ GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Board:
+class DeviceBoard:
     """A row of the table.
 
     Attributes:
@@ -26,15 +26,15 @@ class Board:
     kept: int
 
 
-def _jetson(gibibytes: int) -> Board:
-    return Board(gibibytes * GIB, shared=True, kept=2 * GIB)
+def _jetson(gibibytes: int) -> DeviceBoard:
+    return DeviceBoard(gibibytes * GIB, shared=True, kept=2 * GIB)
 
 
-def _card(gibibytes: int) -> Board:
-    return Board(gibibytes * GIB, shared=False, kept=1 * GIB)
+def _card(gibibytes: int) -> DeviceBoard:
+    return DeviceBoard(gibibytes * GIB, shared=False, kept=1 * GIB)
 
 
-BOARDS: Mapping[str, Board] = {
+BOARDS: Mapping[str, DeviceBoard] = {
     "orin-nano-4": _jetson(4),
     "orin-nano-8": _jetson(8),
     "orin-nx-8": _jetson(8),
@@ -53,7 +53,7 @@ BOARDS: Mapping[str, Board] = {
 memory in their name."""
 
 
-def board(name: str) -> Board:
+def board(name: str) -> DeviceBoard:
     """The row of a board.
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from segagent_rt.annotators.mllm import MllmSettings
-from segagent_rt.bench.boards import Board
+from segagent_rt.bench.boards import DeviceBoard
 from segagent_rt.bundle import Bundle, Part
 from segagent_rt.contracts import Variant
 from segagent_rt.memory import BUILD_BASE, BUILD_FACTOR
@@ -40,7 +40,7 @@ BASE = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class PartMemory:
     """Bytes that one variant of a part takes, and, for a while, building its engines."""
 
     part: str
@@ -56,10 +56,10 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class MemoryBudget:
     """A bundle on a board: what each part would take there, and what is left, in bytes."""
 
-    needs: tuple[Need, ...]
+    needs: tuple[PartMemory, ...]
     memory: int
     kept: int
 
@@ -77,10 +77,10 @@ class Budget:
         return self.memory - self.kept - max(need.building for need in self.needs)
 
 
-def budget(bundle: Bundle, where: Board) -> Budget:
+def budget(bundle: Bundle, where: DeviceBoard) -> MemoryBudget:
     """What a bundle takes on a board."""
     needs = tuple(_need(part, chosen(part)) for part in bundle.parts.values())
-    return Budget(needs, where.memory, where.kept)
+    return MemoryBudget(needs, where.memory, where.kept)
 
 
 def chosen(part: Part) -> str:
@@ -93,7 +93,7 @@ def chosen(part: Part) -> str:
     return next(iter(variants))
 
 
-def _need(part: Part, name: str) -> Need:
+def _need(part: Part, name: str) -> PartMemory:
     variant = part.manifest.variants[name]
     stored = list(_stored(part, variant))
     loaded = sum(stored) * (4 if _unpacks(variant) else 1) + BASE * len(stored)
@@ -104,7 +104,7 @@ def _need(part: Part, name: str) -> Need:
     else:
         activations = _segmenter(part)
     building = BUILD_FACTOR * max(stored) + BUILD_BASE
-    return Need(part.manifest.kind, name, loaded, buffers, activations, building)
+    return PartMemory(part.manifest.kind, name, loaded, buffers, activations, building)
 
 
 def _stored(part: Part, variant: Variant) -> Iterator[int]:

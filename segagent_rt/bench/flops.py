@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from segagent_rt.bench.walks import question
+from segagent_rt.bench.loop_runs import query_of
 from segagent_rt.bundle import Part
 from segagent_rt.loop import StoppingRules, annotate
 from segagent_rt.runtime import Runtime, open_mllm, open_segmenter
@@ -42,7 +42,7 @@ def flops_per_call(runtime: Runtime, scene: Scene) -> dict[str, float]:
         embedding = Future[Any]()
         embedding.set_result(segmenter.encode(scene.image))
         rules = StoppingRules.fixed(CLICKS)
-        expression = question(scene).expression
+        expression = query_of(scene).expression
         annotate(expression, annotator.look(scene.image), segmenter, embedding, rules=rules)
         for session in sessions:
             session.close()

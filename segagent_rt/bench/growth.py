@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from segagent_rt.bench.loop_runs import final_mask, query_of
 from segagent_rt.bench.scenario import Scenario
-from segagent_rt.bench.spread import spread
-from segagent_rt.bench.walks import final_mask, question
+from segagent_rt.bench.stats import percentiles
 from segagent_rt.loop import StoppingRules
 from segagent_rt.runtime import Runtime
 from segagent_rt.scenes import Scene
@@ -37,7 +37,7 @@ class Point:
 
     def seconds(self, scene: Scene) -> float:
         """From an image in memory to the masks of all expressions, on one canvas."""
-        asked = [question(scene, number) for number in range(self.expressions)]
+        asked = [query_of(scene, number) for number in range(self.expressions)]
         rules = StoppingRules.fixed(self.clicks)
         start = time.perf_counter()
         canvas = self.runtime.open(scene.image)
@@ -78,7 +78,8 @@ def _curve(
     ][scenario.warm_up :]
     tell(f"{scenario.name}: {name}")
     return {
-        key: spread(list(row)) for key, row in zip(points, zip(*times, strict=True), strict=True)
+        key: percentiles(list(row))
+        for key, row in zip(points, zip(*times, strict=True), strict=True)
     }
 
 

@@ -11,14 +11,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from segagent_rt.bench.ablation import run_ablation
 from segagent_rt.bench.energy import EnergyMeter, find_meter
 from segagent_rt.bench.growth import grow
-from segagent_rt.bench.levers import compare_levers
+from segagent_rt.bench.loop_runs import (
+    BenchQuery,
+    LoopRun,
+    figures,
+    final_mask,
+    query_of,
+    timed_run,
+)
 from segagent_rt.bench.machine import resident_bytes
-from segagent_rt.bench.meter import GraphMeter
+from segagent_rt.bench.profiling import GraphProfiler
 from segagent_rt.bench.scenario import Scenario
-from segagent_rt.bench.spread import spread
-from segagent_rt.bench.walks import Question, Record, figures, final_mask, question, timed_walk
+from segagent_rt.bench.stats import percentiles
 from segagent_rt.metrics import iou
 from segagent_rt.runtime import Canvas, Runtime
 from segagent_rt.scenes import Scene
@@ -32,13 +39,13 @@ DIFFERENT = 64
 
 
 def run_scenario(
-    runtime: Runtime, meter: GraphMeter, scenario: Scenario, tell: Tell
+    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, tell: Tell
 ) -> dict[str, Any]:
     """Run one scenario; figures in milliseconds unless they say otherwise."""
     work = {
         "one": _one, "sequence": _sequence, "many": _many, "deadline": _deadline,
         "endurance": _endurance,
-        "levers": _levers, "growth": _growth,
+        "ablation": _ablation, "growth": _growth,
     }[scenario.kind]  # fmt: skip
     with EnergyMeter(find_meter()) as energy:
         found = work(runtime, meter, scenario, tell)
@@ -48,18 +55,18 @@ def run_scenario(
     } | found  # fmt: skip
 
 
-def _one(runtime: Runtime, meter: GraphMeter, scenario: Scenario, tell: Tell) -> dict[str, Any]:
+def _one(runtime: Runtime, meter: GraphProfiler, scenario: Scenario, tell: Tell) -> dict[str, Any]:
     """`first` is the first walk after the graphs were loaded."""
-    walks = list[Record]()
+    walks = list[LoopRun]()
     for scene in scenario.draw():
         canvas = runtime.open(scene.image)
-        walks.append(timed_walk(canvas, meter, scenario.rules, question(scene)))
+        walks.append(timed_run(canvas, meter, scenario.rules, query_of(scene)))
         tell(f"{scenario.name}: {len(walks)}")
     return {"first": _ms(walks[0].seconds)} | figures(walks[scenario.warm_up :])
 
 
 def _sequence(
-    runtime: Runtime, meter: GraphMeter, scenario: Scenario, tell: Tell
+    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, tell: Tell
 ) -> dict[str, Any]:
     """Frames come one after the other; the graphs and their buffers stay."""
     found = _one(runtime, meter, scenario, tell)
@@ -68,20 +75,20 @@ def _sequence(
 
 
 def _endurance(
-    runtime: Runtime, meter: GraphMeter, scenario: Scenario, tell: Tell
+    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, tell: Tell
 ) -> dict[str, Any]:
     """Image after image, nothing kept of any: does memory stay? The same few scenes come again."""
     scenes = list(islice(scenario.draw(), DIFFERENT))
     seconds, resident = np.zeros(scenario.scenes), np.zeros(scenario.scenes)
     for number in range(scenario.scenes):
         scene = scenes[number % len(scenes)]
-        record = timed_walk(runtime.open(scene.image), meter, scenario.rules, question(scene))
+        record = timed_run(runtime.open(scene.image), meter, scenario.rules, query_of(scene))
         seconds[number], resident[number] = record.seconds, resident_bytes() or 0
         tell(f"{scenario.name}: {number + 1}")
     first, later = resident[:SETTLED], resident[SETTLED:]
     known = len(later) > 0 and first[-1] > 0
     return {
-        "total": spread(seconds[scenario.warm_up :].tolist()),
+        "total": percentiles(seconds[scenario.warm_up :].tolist()),
         "resident_megabytes": _thinned(resident / 1e6),
         "memory_growth": round(float(later.max() / first[-1]) - 1, 4) if known else None,
     }
@@ -92,7 +99,7 @@ def _thinned(values: npt.NDArray[np.float64]) -> list[float]:
     return [round(float(value), 1) for value in values[:: -max(len(values) // 20, 1)][::-1]]
 
 
-def _many(runtime: Runtime, meter: GraphMeter, scenario: Scenario, tell: Tell) -> dict[str, Any]:
+def _many(runtime: Runtime, meter: GraphProfiler, scenario: Scenario, tell: Tell) -> dict[str, Any]:
     """N expressions on one canvas, and the same on a fresh canvas each, in turn."""
     out = {}
     for count in scenario.expressions:
@@ -104,8 +111,8 @@ def _many(runtime: Runtime, meter: GraphMeter, scenario: Scenario, tell: Tell) -
                 fresh.append(times[1])
             tell(f"{scenario.name} {count}: {number + 1}")
         out[str(count)] = {
-            "shared": spread(shared),
-            "fresh": spread(fresh),
+            "shared": percentiles(shared),
+            "fresh": percentiles(fresh),
             "masks_per_second": round(count / float(np.median(shared)), 2),
             "gain": round(float(np.median(np.array(fresh) / np.array(shared))), 3),
         }
@@ -115,7 +122,7 @@ def _many(runtime: Runtime, meter: GraphMeter, scenario: Scenario, tell: Tell) -
 def _shared_and_fresh(
     runtime: Runtime, scenario: Scenario, scene: Scene, count: int
 ) -> tuple[float, float]:
-    asked = [question(scene, n) for n in range(count)]
+    asked = [query_of(scene, n) for n in range(count)]
     canvas = runtime.open(scene.image)
     return (
         _timed([canvas] * count, asked, scenario),
@@ -123,7 +130,7 @@ def _shared_and_fresh(
     )
 
 
-def _timed(canvases: Iterable[Canvas], asked: Sequence[Question], scenario: Scenario) -> float:
+def _timed(canvases: Iterable[Canvas], asked: Sequence[BenchQuery], scenario: Scenario) -> float:
     """Seconds to answer every question on its canvas, masks at full size included."""
     start = time.perf_counter()
     for canvas, each in zip(canvases, asked, strict=True):
@@ -131,21 +138,25 @@ def _timed(canvases: Iterable[Canvas], asked: Sequence[Question], scenario: Scen
     return time.perf_counter() - start
 
 
-def _levers(runtime: Runtime, meter: GraphMeter, scenario: Scenario, tell: Tell) -> dict[str, Any]:
-    return compare_levers(runtime, scenario, tell)
+def _ablation(
+    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, tell: Tell
+) -> dict[str, Any]:
+    return run_ablation(runtime, scenario, tell)
 
 
-def _growth(runtime: Runtime, meter: GraphMeter, scenario: Scenario, tell: Tell) -> dict[str, Any]:
+def _growth(
+    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, tell: Tell
+) -> dict[str, Any]:
     return grow(runtime, scenario, tell)
 
 
 def _deadline(
-    runtime: Runtime, meter: GraphMeter, scenario: Scenario, tell: Tell
+    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, tell: Tell
 ) -> dict[str, Any]:
     """The loop run to its end, then stopped at shares of its median time."""
     scenes = list(scenario.draw())
     whole = [
-        timed_walk(runtime.open(scene.image), meter, scenario.rules, question(scene))
+        timed_run(runtime.open(scene.image), meter, scenario.rules, query_of(scene))
         for scene in scenes
     ][scenario.warm_up :]
     usual = float(np.median([walk.seconds for walk in whole]))
@@ -162,7 +173,7 @@ def _until(
     runtime: Runtime, scenario: Scenario, limit: float, scene: Scene
 ) -> tuple[float, float, bool]:
     """Seconds taken, IoU of the result, and whether there was one."""
-    asked, rules = question(scene), replace(scenario.rules, deadline=limit)
+    asked, rules = query_of(scene), replace(scenario.rules, deadline=limit)
     start = time.perf_counter()
     found = runtime.open(scene.image).annotate(asked.expression, rules=rules)
     seconds = time.perf_counter() - start
@@ -177,7 +188,7 @@ def _deadline_figures(limit: float, ended: Sequence[tuple[float, float, bool]]) 
         "deadline": _ms(limit),
         "tolerance": _ms(tolerance),
         "in_time": round(float(np.mean([late <= tolerance for late in over])), 4),
-        "late": spread([max(late, 0.0) for late in over]),
+        "late": percentiles([max(late, 0.0) for late in over]),
         "with_mask": round(float(np.mean([has for _, _, has in ended])), 4),
         "miou": round(float(np.mean([value for _, value, _ in ended])), 4),
     }

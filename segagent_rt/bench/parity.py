@@ -32,7 +32,7 @@ class ParityGate:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class ParityState:
     """One state of a walk, in which both were asked: whether they click alike, how alike the masks
     after the same clicks are (None behind the last click)."""
 
@@ -40,7 +40,7 @@ class State:
     overlap: float | None
 
 
-def replay(canvas: Canvas, found: Trajectory, gate: ParityGate) -> Iterator[State]:
+def replay(canvas: Canvas, found: Trajectory, gate: ParityGate) -> Iterator[ParityState]:
     """Ask our runtime in every state of another's walk, with the masks that the other had."""
     shown: Prediction | None = None
     clicks, size = list[Click](), (canvas.image.shape[0], canvas.image.shape[1])
@@ -51,12 +51,12 @@ def replay(canvas: Canvas, found: Trajectory, gate: ParityGate) -> Iterator[Stat
         turn = canvas.view.propose([Request(shown, found.expression)])[0][0]
         alike = same_action(turn.action, step.turn.action, gate.near * max(size))
         if step.click is None or step.prediction is None:
-            yield State(alike, None)
+            yield ParityState(alike, None)
             return
         clicks.append(step.click)
         embedding = canvas.embedding.result()
         ours = canvas.runtime.segmenter.decode(embedding, clicks, prior=shown, box=step.box)
-        yield State(alike, iou(ours.mask(), step.prediction.mask()))
+        yield ParityState(alike, iou(ours.mask(), step.prediction.mask()))
         shown = step.prediction
 
 
@@ -68,7 +68,7 @@ def same_action(ours: Action, theirs: Action, near: float) -> bool:
     return type(ours) is type(theirs)
 
 
-def parity_figures(states: Sequence[State], gate: ParityGate) -> dict[str, Any]:
+def parity_figures(states: Sequence[ParityState], gate: ParityGate) -> dict[str, Any]:
     """Shares over all states, and what the gate asks for; `passed` is the verdict.
 
     A walk that never got a mask has nothing to compare, and does not pass.

@@ -19,7 +19,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Kind: TypeAlias = Literal["one", "many", "sequence", "endurance", "deadline", "levers", "growth"]
+Kind: TypeAlias = Literal["one", "many", "sequence", "endurance", "deadline", "ablation", "growth"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,9 @@ class Scenario:
     Attributes:
         kind: `one`, an image and an expression at a time; `many`, several expressions on one image;
             `sequence`, a new frame for each expression, as in a video; `endurance`, memory over
-            many images; `deadline`, the loop stopped at shares of its usual time; `levers`, each
-            lever let go; `growth`, larger images, more clicks, expressions and threads.
+            many images; `deadline`, the loop stopped at shares of its usual time; `ablation`, each
+            optimisation switched off; `growth`, larger images, more clicks, expressions and
+            threads.
         scenes: how many, from `seed` on.
         clicks: the budget for each expression.
         accept: the rating at which a mask is good enough; 0 to use up the budget.

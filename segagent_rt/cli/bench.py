@@ -45,7 +45,7 @@ def command(
     from segagent_rt.bench.flops import flops_per_call
     from segagent_rt.bench.machine import describe_machine, measure_ceilings, peak_bytes
     from segagent_rt.bench.measure import run_scenario
-    from segagent_rt.bench.meter import GraphMeter
+    from segagent_rt.bench.profiling import GraphProfiler
     from segagent_rt.bench.roofline import roofline, weight_bytes
     from segagent_rt.bench.scenario import packaged_scenarios, read_scenario
     from segagent_rt.files import atomic_write, check_writable
@@ -61,7 +61,7 @@ def command(
     chosen = [read_scenario(name) for name in scenario or (("one",) if against else SCENARIOS)]
     if output is not None:
         check_writable(output.parent)
-    meter = GraphMeter()
+    meter = GraphProfiler()
     start = time.perf_counter()
     with load(bundle, backend=backend, threads=threads) as runtime:
         runtime.watch = meter.wrap
@@ -78,7 +78,7 @@ def command(
             "threads": threads or machine["cores"],
         }
         if against:
-            document |= _race(runtime, meter, chosen[0], weights)
+            document |= _compare(runtime, meter, chosen[0], weights)
         else:
             found = {s.name: run_scenario(runtime, meter, s, _tell) for s in chosen}
             document["scenarios"] = found
@@ -100,14 +100,14 @@ def command(
         )
 
 
-def _race(runtime: Any, meter: Any, scenario: Any, weights: Path | None) -> dict[str, Any]:
-    from segagent_rt.bench.against import Race
+def _compare(runtime: Any, meter: Any, scenario: Any, weights: Path | None) -> dict[str, Any]:
+    from segagent_rt.bench.compare_reference import Comparison
 
-    contender = open_contender(runtime.bundle, weights, runtime.where.threads)
-    return Race(runtime, meter, contender, scenario).run(_tell)
+    contender = open_reference_loop(runtime.bundle, weights, runtime.where.threads)
+    return Comparison(runtime, meter, contender, scenario).run(_tell)
 
 
-def open_contender(bundle: Any, weights: Path | None, threads: int | None) -> Any:
+def open_reference_loop(bundle: Any, weights: Path | None, threads: int | None) -> Any:
     """The packaged reference loop; its file is no module of this package, for it needs torch.
 
     Raises:

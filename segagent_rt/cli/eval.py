@@ -28,10 +28,10 @@ from segagent_rt.cli.parameters import (
 )
 
 if TYPE_CHECKING:
-    from segagent_rt.data.crew import Cluster
+    from segagent_rt.data.ray_pool import Cluster
     from segagent_rt.data.sources import Places
     from segagent_rt.eval.evaluation import Evaluation
-    from segagent_rt.eval.walks import Walker
+    from segagent_rt.eval.loop_runs import EvalRunner
     from segagent_rt.loop import StoppingRules
     from segagent_rt.runtime import Runtime
 
@@ -100,14 +100,17 @@ def command(
     """
     from segagent_rt.data.sources import Places
     from segagent_rt.eval.evaluation import Evaluation, check_complete, summary_lines
-    from segagent_rt.eval.scores import Choice
+    from segagent_rt.eval.loop_runs import AnnotatorName, EvalRunner, StartName
+    from segagent_rt.eval.scores import MaskChoice
     from segagent_rt.eval.selection import Rule
-    from segagent_rt.eval.walks import AnnotatorName, StartName, Walker
     from segagent_rt.loop import StoppingRules
     from segagent_rt.runtime import load
     from segagent_rt.search import SearchConfig
 
-    choice, cluster = Choice(one_of(Rule, select, "--select"), click_id), cluster_of(ray, workers)
+    choice, cluster = (
+        MaskChoice(one_of(Rule, select, "--select"), click_id),
+        cluster_of(ray, workers),
+    )
     if ray is not None and not data:
         raise typer.BadParameter("--ray needs data: write scenes with `segagent-rt scene --count`")
     with load(bundle, backend=backend, threads=threads) as runtime:
@@ -120,7 +123,7 @@ def command(
         rules = StoppingRules(max_clicks, accept_above=None, retry_below=None, patience=patience)
         config = SearchConfig(rules, candidates, temperature)
         who = one_of(AnnotatorName, annotator, "--annotator")
-        walker = Walker(config, who, one_of(StartName, start, "--start"))
+        walker = EvalRunner(config, who, one_of(StartName, start, "--start"))
         places = Places(root, images, skip_bad, mask_label)
         figures = _on_data(names, places, asked, walker, runtime, cluster)
     if as_json:
@@ -148,12 +151,12 @@ def _on_data(
     names: list[str],
     places: Places,
     asked: Evaluation,
-    walker: Walker,
+    walker: EvalRunner,
     runtime: Runtime,
     cluster: Cluster,
 ) -> list[dict[str, Any]]:
     """Every file is read before the first walk: a mistake in the last one shows at once."""
-    from segagent_rt.data.crew import spreading
+    from segagent_rt.data.ray_pool import distribute
     from segagent_rt.data.sources import check_titles, open_all, recordings_in
     from segagent_rt.eval.evaluation import title_of
     from segagent_rt.files import check_writable
@@ -166,7 +169,7 @@ def _on_data(
     scored = [asked.score(title, found) for title, found in recorded]
     if not opened:
         return scored
-    with spreading(cluster, runtime, walker.answerer) as spread:
+    with distribute(cluster, runtime, walker.answerer) as spread:
         return scored + [
             asked.walk(each, walker.heading(each, runtime), spread, telling(each.title))
             for each in opened

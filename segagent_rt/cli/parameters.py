@@ -13,7 +13,7 @@ from segagent_rt.types import Click
 
 if TYPE_CHECKING:
     from segagent_rt.annotators.endpoint import Endpoint
-    from segagent_rt.data.crew import Cluster
+    from segagent_rt.data.ray_pool import Cluster
 
 BundleOption: TypeAlias = Annotated[
     Optional[str],  # noqa: UP045 (Typer reads the annotation at run time, on Python 3.10 too)
@@ -151,7 +151,7 @@ def cluster_of(address: str | None, workers: int | None) -> Cluster:
     Raises:
         typer.BadParameter: workers, but no cluster.
     """
-    from segagent_rt.data.crew import Cluster
+    from segagent_rt.data.ray_pool import Cluster
 
     if workers is not None and address is None:
         raise typer.BadParameter("--workers needs --ray, such as --ray local")
@@ -160,9 +160,9 @@ def cluster_of(address: str | None, workers: int | None) -> Cluster:
 
 def telling(title: str) -> Callable[[int, int], None]:
     """Says on stderr how far a long run is, each second at most."""
-    from segagent_rt.eval.progress import Progress
+    from segagent_rt.eval.progress import RemainingTime
 
-    progress = Progress()
+    progress = RemainingTime()
 
     def tell(done: int, total: int) -> None:
         if line := progress.says(done, total):

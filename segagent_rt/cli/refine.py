@@ -43,7 +43,7 @@ def command(
     """
     from segagent_rt.cli.run import line, shown, write_results
     from segagent_rt.contracts import to_json
-    from segagent_rt.data.easel import check_size
+    from segagent_rt.data.canvas_cache import check_size
     from segagent_rt.data.masks import load_mask
     from segagent_rt.files import check_writable
     from segagent_rt.image import load_image

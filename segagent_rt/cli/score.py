@@ -77,7 +77,7 @@ def _one(
     label: int | None,
     value_range: tuple[float, float] | None,
 ) -> float:
-    from segagent_rt.data.easel import check_size
+    from segagent_rt.data.canvas_cache import check_size
     from segagent_rt.data.masks import load_mask
     from segagent_rt.eval.ratings import rate
 

@@ -78,9 +78,9 @@ def command(
     With --star, <data>.star.trajectories.json holds them again, and the MLLM's own walks, in which
     the annotator's clicks replace those that made a mask no better.
     """
-    from segagent_rt.data.crew import spreading
     from segagent_rt.data.demonstrate import AfterLoss, Limits
     from segagent_rt.data.generation import Generation, generate, replay
+    from segagent_rt.data.ray_pool import distribute
     from segagent_rt.data.sources import Places, open_all, open_trajectories
     from segagent_rt.data.star import Round, add_round
     from segagent_rt.data.trajectories import StartKind
@@ -98,14 +98,14 @@ def command(
         starts = [one_of(StartKind, kind, "--start") for kind in start or ["empty"]]
         how = Generation(limits, tuple(dict.fromkeys(starts)), seed, restart=overwrite)
         opened = open_all(data, places)
-        with spreading(cluster, runtime, how.demonstrator) as spread:
+        with distribute(cluster, runtime, how.demonstrator) as spread:
             made = [
                 generate(each, runtime, how, _file(output, each), spread, telling(each.title))
                 for each in opened
             ]
         if star is not None:
             more = Round(replace(limits, most=star), restart=overwrite)
-            with spreading(cluster, runtime, more.walker) as spread:
+            with distribute(cluster, runtime, more.walker) as spread:
                 made += [
                     add_round(each, first, runtime, more, spread, telling(f"{each.title}, StaR+"))
                     for each, first in zip(opened, made, strict=True)

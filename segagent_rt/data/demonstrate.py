@@ -15,7 +15,7 @@ from segagent_rt.annotators.oracle import next_click
 from segagent_rt.data.record import RunLengths, corners
 from segagent_rt.data.trajectories import Demonstration, ShownClick, Start, StartKind
 from segagent_rt.metrics import iou
-from segagent_rt.scenes.dice import Dice
+from segagent_rt.scenes.rng import DeterministicRng
 from segagent_rt.segmenters.prediction import GivenMask
 from segagent_rt.types import Click, Mask, Prediction, Segmenter
 
@@ -48,7 +48,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class EncodedImage:
     """A segmenter with an image that it has encoded."""
 
     segmenter: Segmenter
@@ -58,7 +58,7 @@ class Bench:
         return self.segmenter.decode(self.encoded, clicks, prior=prior)
 
 
-def begin(kind: StartKind, target: Mask, bench: Bench, dice: Dice) -> Start:
+def begin(kind: StartKind, target: Mask, bench: EncodedImage, rng: DeterministicRng) -> Start:
     """The mask that a demonstration starts from.
 
     `box` is the object's bounding box, filled. `random` is what the segmenter makes of a positive
@@ -72,7 +72,7 @@ def begin(kind: StartKind, target: Mask, bench: Bench, dice: Dice) -> Start:
         mask[box.y0 : box.y1 + 1, box.x0 : box.x1 + 1] = True
         return Start(kind, RunLengths.of(mask), iou(mask, target))
     if kind == "random":
-        columns, rows = [dice.integer(box.x0, box.x1 + 1)], [dice.integer(box.y0, box.y1 + 1)]
+        columns, rows = [rng.integer(box.x0, box.x1 + 1)], [rng.integer(box.y0, box.y1 + 1)]
     else:
         columns, rows = _spread(box.x0, box.x1), _spread(box.y0, box.y1)
     clicks = [Click(x, y, positive=True) for y in rows for x in columns]
@@ -100,7 +100,7 @@ class TrajectoryBuilder:
     A click that is only tried leaves no trace: neither the segmenter nor the record knows it.
     """
 
-    def __init__(self, target: Mask, start: Start, bench: Bench) -> None:
+    def __init__(self, target: Mask, start: Start, bench: EncodedImage) -> None:
         self._target, self._bench = target, bench
         self.prediction: Prediction | None = given(start)
         self.mask, self.iou = start.mask.mask(), start.iou
@@ -119,7 +119,9 @@ class TrajectoryBuilder:
         self.kept.append(ShownClick(tried.click, RunLengths.of(tried.mask), tried.iou))
 
 
-def demonstrate(target: Mask, start: Start, bench: Bench, limits: Limits) -> list[ShownClick]:
+def demonstrate(
+    target: Mask, start: Start, bench: EncodedImage, limits: Limits
+) -> list[ShownClick]:
     """Click from a start to the target; every click that was kept, with its mask and IoU.
 
     The pixels around a click that is taken back are not tried again.
@@ -146,7 +148,7 @@ def given(start: Start) -> Prediction | None:
 
 
 def masks_after(
-    clicks: Sequence[Click], bench: Bench, prior: Prediction | None
+    clicks: Sequence[Click], bench: EncodedImage, prior: Prediction | None
 ) -> Iterator[Prediction]:
     """The prediction after each click."""
     for count in range(1, len(clicks) + 1):
@@ -154,7 +156,7 @@ def masks_after(
         yield prior
 
 
-def same_masks(demonstration: Demonstration, bench: Bench) -> int:
+def same_masks(demonstration: Demonstration, bench: EncodedImage) -> int:
     """How many of a demonstration's masks a replay of its clicks gives again, pixel for pixel."""
     clicks = [made.click for made in demonstration.clicks]
     replayed = masks_after(clicks, bench, given(demonstration.start))

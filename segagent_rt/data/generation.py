@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segagent_rt.data.demonstrate import Bench, Limits, begin, demonstrate, same_masks
-from segagent_rt.data.easel import Easel
+from segagent_rt.data.canvas_cache import CanvasCache
+from segagent_rt.data.demonstrate import EncodedImage, Limits, begin, demonstrate, same_masks
 from segagent_rt.data.journal import Journal, Tell
-from segagent_rt.data.pieces import Do, Spread, complete
 from segagent_rt.data.record import Sample
 from segagent_rt.data.sources import DataSet
 from segagent_rt.data.trajectories import (
@@ -20,9 +19,10 @@ from segagent_rt.data.trajectories import (
     describe_demonstration,
     write_trajectories,
 )
+from segagent_rt.data.work_items import ProcessAll, ProcessItem, complete
 from segagent_rt.files import check_replaceable
 from segagent_rt.runtime import Runtime
-from segagent_rt.scenes.dice import Dice
+from segagent_rt.scenes.rng import DeterministicRng
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +64,13 @@ class Generation:
             "record_trace": True,
         }
 
-    def demonstrator(self, runtime: Runtime) -> Do[Task]:
+    def demonstrator(self, runtime: Runtime) -> ProcessItem[Task]:
         """What makes trajectories, one after the other, as records of their file."""
-        easel = Easel(runtime)
+        canvases = CanvasCache(runtime)
 
         def make(task: Task) -> dict[str, Any]:
-            bench, target = _bench(easel, task.sample), task.sample.mask.mask()
-            start = begin(task.start, target, bench, Dice("start", self.seed, task.at))
+            bench, target = _bench(canvases, task.sample), task.sample.mask.mask()
+            start = begin(task.start, target, bench, DeterministicRng("start", self.seed, task.at))
             clicks = demonstrate(target, start, bench, self.limits)
             return describe_demonstration(Demonstration(task.sample, start, tuple(clicks)))
 
@@ -98,8 +98,8 @@ class Made:
     replaced: int = 0
 
 
-def _bench(easel: Easel, sample: Sample) -> Bench:
-    return Bench(easel.runtime.segmenter, easel.show(sample).embedding.result())
+def _bench(canvases: CanvasCache, sample: Sample) -> EncodedImage:
+    return EncodedImage(canvases.runtime.segmenter, canvases.show(sample).embedding.result())
 
 
 def generate(
@@ -107,12 +107,12 @@ def generate(
     runtime: Runtime,
     how: Generation,
     path: Path,
-    spread: Spread[Task],
+    spread: ProcessAll[Task],
     tell: Tell,
 ) -> Made:
     """Write the trajectories of a data set to `path`; its journal lies beside it.
 
-    `spread` has them made as `how.demonstrator` does.
+    `percentiles` has them made as `how.demonstrator` does.
 
     Raises:
         OutputError: a file cannot be written, or belongs to another run.
@@ -150,9 +150,9 @@ def replay(demonstrations: Sequence[Demonstration], runtime: Runtime, tell: Tell
     Raises:
         ImageUnreadable: a picture is not there.
     """
-    easel, same, whole = Easel(runtime), 0, 0
+    canvases, same, whole = CanvasCache(runtime), 0, 0
     for done, demonstration in enumerate(demonstrations, 1):
-        found = same_masks(demonstration, _bench(easel, demonstration.sample))
+        found = same_masks(demonstration, _bench(canvases, demonstration.sample))
         same += found
         whole += found == len(demonstration.clicks)
         tell(done, len(demonstrations))

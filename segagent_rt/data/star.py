@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 
 from segagent_rt.annotators.oracle import next_click
-from segagent_rt.data.demonstrate import Attempt, Bench, Limits, TrajectoryBuilder
-from segagent_rt.data.easel import Easel
+from segagent_rt.data.canvas_cache import CanvasCache
+from segagent_rt.data.demonstrate import Attempt, EncodedImage, Limits, TrajectoryBuilder
 from segagent_rt.data.generation import Made
 from segagent_rt.data.journal import Journal, Tell
-from segagent_rt.data.pieces import Do, Spread, complete
 from segagent_rt.data.reading import field, read_json
 from segagent_rt.data.record import Question, RunLengths, Sample, questions
 from segagent_rt.data.sources import DataSet
@@ -30,6 +29,7 @@ from segagent_rt.data.trajectories import (
     describe_demonstration,
     write_trajectories,
 )
+from segagent_rt.data.work_items import ProcessAll, ProcessItem, complete
 from segagent_rt.files import check_replaceable
 from segagent_rt.runtime import Runtime
 from segagent_rt.types import Click, Mask, Request, View
@@ -54,13 +54,13 @@ class Round:
             "least_gain": self.limits.least_gain,
         }
 
-    def walker(self, runtime: Runtime) -> Do[Question]:
+    def walker(self, runtime: Runtime) -> ProcessItem[Question]:
         """What walks, once for each question: its trajectories as records of their file."""
-        easel = Easel(runtime)
+        canvases = CanvasCache(runtime)
 
         def walk(question: Question) -> dict[str, Any]:
-            canvas = easel.show(question.sample)
-            bench = Bench(runtime.segmenter, canvas.embedding.result())
+            canvas = canvases.show(question.sample)
+            bench = EncodedImage(runtime.segmenter, canvas.embedding.result())
             sample = replace(question.sample, expressions=(question.expression,))
             found = list(corrected(sample, canvas.view, bench, self.limits))
             return {
@@ -79,7 +79,9 @@ class Corrected:
     replaced: bool
 
 
-def corrected(sample: Sample, view: View, bench: Bench, limits: Limits) -> Iterator[Corrected]:
+def corrected(
+    sample: Sample, view: View, bench: EncodedImage, limits: Limits
+) -> Iterator[Corrected]:
     """The stretches of one walk for the sample's only expression.
 
     It ends with a good mask, with the last click allowed, with a reply that is none, or with a
@@ -139,12 +141,12 @@ def add_round(
     made: Made,
     runtime: Runtime,
     how: Round,
-    spread: Spread[Question],
+    spread: ProcessAll[Question],
     tell: Tell,
 ) -> Made:
     """Write the trajectories that were made already and those of a round into one more file.
 
-    `spread` has questions walked as `how.walker` does. The journal lies beside the file.
+    `percentiles` has questions walked as `how.walker` does. The journal lies beside the file.
 
     Raises:
         OutputError: a file cannot be written, or belongs to another run.

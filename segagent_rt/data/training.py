@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from segagent_rt.data.easel import check_size
+from segagent_rt.data.canvas_cache import check_size
 from segagent_rt.data.images import read_picture
 from segagent_rt.data.journal import Tell
 from segagent_rt.data.record import corners

@@ -10,19 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from segagent_rt.metrics import iou
-from segagent_rt.scenes.dice import Dice
+from segagent_rt.scenes.rng import DeterministicRng
 from segagent_rt.types import Mask
 
 LOWEST, HIGHEST = 0.5, 0.7
 """IoU of a spoilt mask with the true one."""
 
 
-def degraded(target: Mask, dice: Dice) -> Mask | None:
+def degraded(target: Mask, rng: DeterministicRng) -> Mask | None:
     """The mask, bool [H, W], grown, shrunk, moved or cut until its IoU is between LOWEST and
     HIGHEST; None if the object is too small for that.
     """
-    for kind in dice.shuffled([_shrunk, _grown, _moved, _cut]):
-        for mask in kind(target, dice):
+    for kind in rng.shuffled([_shrunk, _grown, _moved, _cut]):
+        for mask in kind(target, rng):
             value = iou(mask, target)
             if LOWEST <= value <= HIGHEST:
                 return mask
@@ -31,20 +31,20 @@ def degraded(target: Mask, dice: Dice) -> Mask | None:
     return None
 
 
-def _shrunk(target: Mask, dice: Dice) -> Iterator[Mask]:
+def _shrunk(target: Mask, rng: DeterministicRng) -> Iterator[Mask]:
     depth = _distance(target)
     for radius in range(1, max(target.shape)):
         yield np.asarray(depth > radius)
 
 
-def _grown(target: Mask, dice: Dice) -> Iterator[Mask]:
+def _grown(target: Mask, rng: DeterministicRng) -> Iterator[Mask]:
     distance = _distance(~target)
     for radius in range(1, max(target.shape)):
         yield np.asarray(distance <= radius)
 
 
-def _moved(target: Mask, dice: Dice) -> Iterator[Mask]:
-    x, y = _direction(dice)
+def _moved(target: Mask, rng: DeterministicRng) -> Iterator[Mask]:
+    x, y = _direction(rng)
     height, width = target.shape
     for step in range(1, max(target.shape)):
         shift = np.array([[1, 0, round(step * x)], [0, 1, round(step * y)]], np.float32)
@@ -54,20 +54,20 @@ def _moved(target: Mask, dice: Dice) -> Iterator[Mask]:
         yield np.asarray(moved > 0)
 
 
-def _cut(target: Mask, dice: Dice) -> Iterator[Mask]:
+def _cut(target: Mask, rng: DeterministicRng) -> Iterator[Mask]:
     """One side is missing."""
     rows, columns = np.nonzero(target)
-    x, y = _direction(dice)
+    x, y = _direction(rng)
     along = columns * x + rows * y
     mask = np.zeros_like(target)
     if len(along):
-        keep = along <= np.quantile(along, dice.uniform(LOWEST, HIGHEST))
+        keep = along <= np.quantile(along, rng.uniform(LOWEST, HIGHEST))
         mask[rows[keep], columns[keep]] = True
     yield mask
 
 
-def _direction(dice: Dice) -> tuple[float, float]:
-    angle = dice.uniform(0, 2 * math.pi)
+def _direction(rng: DeterministicRng) -> tuple[float, float]:
+    angle = rng.uniform(0, 2 * math.pi)
     return math.cos(angle), math.sin(angle)
 
 

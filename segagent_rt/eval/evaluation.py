@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from segagent_rt.data.journal import Journal, Tell
-from segagent_rt.data.pieces import Spread
 from segagent_rt.data.predictions import Recording
 from segagent_rt.data.record import Question
 from segagent_rt.data.sources import DataSet
+from segagent_rt.data.work_items import ProcessAll
 from segagent_rt.errors import BatchFailed, DataInvalid
+from segagent_rt.eval.loop_runs import EvalRuns, answer_all, check_entry
 from segagent_rt.eval.report import Report
-from segagent_rt.eval.scores import LOST, Choice
-from segagent_rt.eval.walks import Answered, answer_all, check_entry
+from segagent_rt.eval.scores import LOST, MaskChoice
 
 NAMED = 5
 """So many missing pictures or refused questions are named in a message; the figures name all."""
@@ -34,18 +34,18 @@ class Evaluation:
     """
 
     folder: Path
-    choice: Choice
+    choice: MaskChoice
     limit: int | None = None
     restart: bool = False
     pictures: bool = False
 
     def walk(
-        self, data: DataSet, heading: dict[str, Any], spread: Spread[Question], tell: Tell
+        self, data: DataSet, heading: dict[str, Any], spread: ProcessAll[Question], tell: Tell
     ) -> dict[str, Any]:
         """Have walked what is not done yet, and write all files; returns the figures.
 
         Args:
-            heading: what the walks are about, see `Walker.heading`.
+            heading: what the walks are about, see `EvalRunner.heading`.
             spread: has questions answered by such a walker.
 
         Raises:
@@ -96,7 +96,7 @@ def check_complete(figures: list[dict[str, Any]]) -> None:
         raise BatchFailed(_told(missing, refused), hint=_HINT if missing else None)
 
 
-def _and_why(answered: Answered) -> str:
+def _and_why(answered: EvalRuns) -> str:
     missing = [str(path) for path in answered.missing]
     told = _told(missing, [f"{place}: {why}" for place, why in answered.refused])
     return f"no question could be answered; {told}" if told else "there is no question"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 
-class Progress:
+class RemainingTime:
     """Counts from the moment it is made."""
 
     def __init__(self) -> None:

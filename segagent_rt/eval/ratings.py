@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from segagent_rt.data.easel import Easel
+from segagent_rt.data.canvas_cache import CanvasCache
 from segagent_rt.data.journal import Tell
 from segagent_rt.data.record import Sample
 from segagent_rt.errors import InputError
@@ -49,10 +49,10 @@ def rate(canvas: Canvas, mask: Mask, expressions: Sequence[str]) -> float:
 
 def rate_all(samples: Sequence[Sample], runtime: Runtime, tell: Tell) -> Iterator[Rated]:
     """Every sample but crowds with its rating; `tell` is called with the number done and of all."""
-    easel, samples = Easel(runtime), [sample for sample in samples if not sample.crowd]
+    canvases, samples = CanvasCache(runtime), [sample for sample in samples if not sample.crowd]
     for done, sample in enumerate(samples, 1):
         try:
-            rating = rate(easel.show(sample), sample.mask.mask(), sample.expressions)
+            rating = rate(canvases.show(sample), sample.mask.mask(), sample.expressions)
             yield Rated(sample, rating)
         except InputError as error:
             yield Rated(sample, None, str(error))

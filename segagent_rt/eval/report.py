@@ -19,9 +19,9 @@ from segagent_rt.data.record import RunLengths
 from segagent_rt.data.tables import write_tables
 from segagent_rt.draw import draw_overlay, png
 from segagent_rt.eval.latency import latencies
-from segagent_rt.eval.scores import Choice, Measured, figures, measure, overlaps
+from segagent_rt.eval.loop_runs import EvalRuns
+from segagent_rt.eval.scores import MaskChoice, Measured, figures, measure, overlaps
 from segagent_rt.eval.selection import select
-from segagent_rt.eval.walks import Answered
 from segagent_rt.files import check_replaceable, json_bytes, write_result
 
 
@@ -48,7 +48,7 @@ class Report:
     def _write(self, path: Path, content: bytes) -> None:
         write_result(path, content, overwrite=self.overwrite)
 
-    def write_walks(self, answered: Answered) -> dict[str, Any]:
+    def write_walks(self, answered: EvalRuns) -> dict[str, Any]:
         """Predictions and timings; returns the latter."""
         write_predictions(
             self.path(".predictions.json"), answered.records, overwrite=self.overwrite
@@ -58,7 +58,11 @@ class Report:
         return timings
 
     def write_figures(
-        self, recordings: Sequence[Recording], choice: Choice, budget: int, about: dict[str, Any]
+        self,
+        recordings: Sequence[Recording],
+        choice: MaskChoice,
+        budget: int,
+        about: dict[str, Any],
     ) -> dict[str, Any]:
         """Tables and figures; returns the latter. `about` says where they come from."""
         measured = [measure(recording) for recording in recordings]
@@ -69,7 +73,9 @@ class Report:
         self._write(self.path(".figures.json"), json_bytes(found, indent=1))
         return found
 
-    def draw(self, recordings: Sequence[Recording], images: Sequence[Path], choice: Choice) -> None:
+    def draw(
+        self, recordings: Sequence[Recording], images: Sequence[Path], choice: MaskChoice
+    ) -> None:
         """A picture of each chosen mask."""
         for number, (recording, image) in enumerate(zip(recordings, images, strict=True), 1):
             at = select(recording, choice.rule, choice.click)

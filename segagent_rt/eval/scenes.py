@@ -20,9 +20,9 @@ from segagent_rt.loop import StoppingRules
 from segagent_rt.metrics import iou
 from segagent_rt.runtime import Canvas, Runtime
 from segagent_rt.scenes import GENERATOR, Scene, make_scene
-from segagent_rt.scenes.dice import Dice
 from segagent_rt.scenes.expressions import KINDS
 from segagent_rt.scenes.reading import meanings
+from segagent_rt.scenes.rng import DeterministicRng
 from segagent_rt.scenes.scene import visible_objects
 from segagent_rt.segmenters.prediction import GivenMask
 from segagent_rt.types import Click, Mask, Request, Step, Trajectory
@@ -195,12 +195,12 @@ def _rated(canvas: Canvas, scene: Scene, expression: str) -> Iterator[tuple[floa
     """
     target = scene.mask(scene.expressions[0].target)
     rows, columns = np.nonzero(target)
-    dice = Dice("random-clicks", scene.seed)
+    rng = DeterministicRng("random-clicks", scene.seed)
     for count in (1, 2):
         clicks = [
             Click(
-                dice.integer(int(columns.min()), int(columns.max()) + 1),
-                dice.integer(int(rows.min()), int(rows.max()) + 1),
+                rng.integer(int(columns.min()), int(columns.max()) + 1),
+                rng.integer(int(rows.min()), int(rows.max()) + 1),
                 positive=True,
             )
             for _ in range(count)

@@ -30,7 +30,7 @@ EARLY = StoppingRules().accept_above or 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class MaskChoice:
     """Which mask of a walk is its result: by a rule, or after a click, counted from 0."""
 
     rule: Rule = "full"
@@ -81,7 +81,7 @@ def measure(recording: Recording) -> Measured:
     return Measured(recording, pairs, nothing)
 
 
-def figures(measured: Sequence[Measured], choice: Choice, budget: int) -> dict[str, Any]:
+def figures(measured: Sequence[Measured], choice: MaskChoice, budget: int) -> dict[str, Any]:
     """The figures; IoUs in 0..1, `predicted_iou_mae` in points of 100.
 
     `one_shot` is the mask after the first click, or after the first box where the MLLM gave one.
@@ -117,7 +117,7 @@ def figures(measured: Sequence[Measured], choice: Choice, budget: int) -> dict[s
     }
 
 
-def overlaps(measured: Sequence[Measured], choice: Choice) -> list[Overlap]:
+def overlaps(measured: Sequence[Measured], choice: MaskChoice) -> list[Overlap]:
     """The chosen masks as SegAgent's tables take them."""
     found = []
     for m in measured:
@@ -128,7 +128,7 @@ def overlaps(measured: Sequence[Measured], choice: Choice) -> list[Overlap]:
     return found
 
 
-def _dropped(measured: Measured, at: int | None, choice: Choice) -> bool:
+def _dropped(measured: Measured, at: int | None, choice: MaskChoice) -> bool:
     if choice.rule != "ref":
         return False
     return at is None or measured.recording.steps[at].mask is None

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Literal, TypeAlias
 
-from segagent_rt.scenes.dice import Dice
 from segagent_rt.scenes.layout import SceneObject
+from segagent_rt.scenes.rng import DeterministicRng
 
 Kind: TypeAlias = Literal[
     "colour", "shape", "size", "position", "ordinal", "superlative", "relation"
@@ -96,7 +96,7 @@ def along(side: Side, item: SceneObject) -> float:
     return item.y if side == "top" else -item.y
 
 
-class Board:
+class SceneObjects:
     """The objects of a scene, ready for many queries."""
 
     def __init__(self, objects: Sequence[SceneObject]) -> None:
@@ -165,7 +165,7 @@ class Board:
 
 def candidates(objects: Sequence[SceneObject], visible: Sequence[bool]) -> list[Candidate]:
     """Everything that can be said of the visible objects without a superfluous word."""
-    board = Board(objects)
+    board = SceneObjects(objects)
     found = []
     for query, kind in _queries(board):
         target = board.resolve(query)
@@ -176,7 +176,7 @@ def candidates(objects: Sequence[SceneObject], visible: Sequence[bool]) -> list[
     return found
 
 
-def _queries(board: Board) -> Iterator[tuple[Query, Kind]]:
+def _queries(board: SceneObjects) -> Iterator[tuple[Query, Kind]]:
     nouns = board.nouns()
     plain = [noun for noun in nouns if noun.size is None]
     for noun in nouns:
@@ -213,14 +213,14 @@ def _reductions(query: Query) -> Iterator[Query]:
         yield Query(query.noun)
 
 
-def choose(found: Sequence[Candidate], dice: Dice, count: int) -> list[Candidate]:
+def choose(found: Sequence[Candidate], rng: DeterministicRng, count: int) -> list[Candidate]:
     """Up to `count` different candidates: kinds that are possible are equally likely, rich nouns
     preferred."""
     pools = {kind: [c for c in found if c.kind == kind] for kind in KINDS}
     chosen: list[Candidate] = []
     while len(chosen) < count and any(pools.values()):
-        pool = pools[dice.pick([kind for kind in KINDS if pools[kind]])]
-        choice = dice.weighted(pool, [4**c.query.noun.words for c in pool])
+        pool = pools[rng.pick([kind for kind in KINDS if pools[kind]])]
+        choice = rng.weighted(pool, [4**c.query.noun.words for c in pool])
         pool.remove(choice)
         chosen.append(choice)
     return chosen

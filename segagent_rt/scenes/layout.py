@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from segagent_rt.scenes.dice import Dice
+from segagent_rt.scenes.rng import DeterministicRng
 from segagent_rt.scenes.shapes import TURNS, area
 
 CANVAS = 256
@@ -47,23 +47,23 @@ class SceneObject:
         return self.radius * math.sqrt(area(self.shape))
 
 
-def sample_layout(dice: Dice) -> list[SceneObject]:
+def sample_layout(rng: DeterministicRng) -> list[SceneObject]:
     """Three to seven objects from few colours and few shapes, so that most words are needed."""
-    count = dice.weighted((3, 4, 5, 6, 7), (2, 5, 5, 3, 1))
-    colours = dice.shuffled(list(COLOURS))[: dice.weighted((2, 3, 4, 10), (5, 4, 2, 1))]
-    shapes = dice.shuffled(SHAPES)[: dice.weighted((2, 3, 4, 7), (5, 4, 2, 1))]
-    crowd = dice.weighted((0.8, 0.92, 1.1), (2, 3, 2))
+    count = rng.weighted((3, 4, 5, 6, 7), (2, 5, 5, 3, 1))
+    colours = rng.shuffled(list(COLOURS))[: rng.weighted((2, 3, 4, 10), (5, 4, 2, 1))]
+    shapes = rng.shuffled(SHAPES)[: rng.weighted((2, 3, 4, 7), (5, 4, 2, 1))]
+    crowd = rng.weighted((0.8, 0.92, 1.1), (2, 3, 2))
     objects: list[SceneObject] = []
     for _ in range(80):
         if len(objects) == count:
             break
-        size = dice.weighted(tuple(SIZES), (4, 5, 3))
-        radius = dice.uniform(*SIZES[size])
-        x = dice.uniform(0.85 * radius, CANVAS - 0.85 * radius)
-        y = dice.uniform(0.85 * radius, CANVAS - 0.85 * radius)
-        shape, colour = dice.pick(shapes), dice.pick(colours)
+        size = rng.weighted(tuple(SIZES), (4, 5, 3))
+        radius = rng.uniform(*SIZES[size])
+        x = rng.uniform(0.85 * radius, CANVAS - 0.85 * radius)
+        y = rng.uniform(0.85 * radius, CANVAS - 0.85 * radius)
+        shape, colour = rng.pick(shapes), rng.pick(colours)
         limit = TURNS.get(shape, 0.0)
-        turn = dice.uniform(-limit, limit)
+        turn = rng.uniform(-limit, limit)
         if all(math.hypot(x - o.x, y - o.y) > crowd * (radius + o.radius) for o in objects):
             objects.append(SceneObject(shape, colour, size, x, y, radius, turn))
     return objects

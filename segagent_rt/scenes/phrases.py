@@ -1,7 +1,7 @@
 """From a query to words. The ways to say it vary; the meaning does not."""
 
-from segagent_rt.scenes.dice import Dice
 from segagent_rt.scenes.expressions import Noun, Query, Side
+from segagent_rt.scenes.rng import DeterministicRng
 
 SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
 HEADS = ("object", "thing")
@@ -18,27 +18,27 @@ RELATIONS: dict[Side, tuple[str, ...]] = {
 }
 
 
-def say(query: Query, dice: Dice) -> str:
+def say(query: Query, rng: DeterministicRng) -> str:
     """One way to say the query, e.g. `the second star from the left`."""
-    words = _say(query, dice)
-    return words if dice.chance(0.15) else f"the {words}"
+    words = _say(query, rng)
+    return words if rng.chance(0.15) else f"the {words}"
 
 
-def _say(query: Query, dice: Dice) -> str:
-    noun = _noun(query.noun, dice)
+def _say(query: Query, rng: DeterministicRng) -> str:
+    noun = _noun(query.noun, rng)
     if query.extreme is not None:
-        return f"{dice.pick(EXTREMES[query.extreme])} {noun}"
+        return f"{rng.pick(EXTREMES[query.extreme])} {noun}"
     if query.side is None:
-        return _described(query.noun, dice) or noun
+        return _described(query.noun, rng) or noun
     if query.anchor is not None:
-        return f"{noun} {dice.pick(RELATIONS[query.side])} the {_noun(query.anchor, dice)}"
+        return f"{noun} {rng.pick(RELATIONS[query.side])} the {_noun(query.anchor, rng)}"
     if query.rank is not None:
         number = ORDINALS[query.rank]
-        if dice.chance(0.25):
+        if rng.chance(0.25):
             return f"{noun} that is {number} from the {query.side}"
         return f"{number} {noun} from the {query.side}"
     at = "at" if query.side in ("top", "bottom") else "on"
-    return dice.pick(
+    return rng.pick(
         (
             f"{OUTERMOST[query.side]} {noun}",
             f"{noun} {at} the {query.side}",
@@ -47,18 +47,18 @@ def _say(query: Query, dice: Dice) -> str:
     )
 
 
-def _noun(noun: Noun, dice: Dice) -> str:
+def _noun(noun: Noun, rng: DeterministicRng) -> str:
     words = []
     if noun.size is not None:
-        words.append(dice.pick(SIZE_WORDS[noun.size]))
+        words.append(rng.pick(SIZE_WORDS[noun.size]))
     if noun.colour is not None:
         words.append(noun.colour)
-    words.append(noun.shape or dice.pick(HEADS))
+    words.append(noun.shape or rng.pick(HEADS))
     return " ".join(words)
 
 
-def _described(noun: Noun, dice: Dice) -> str | None:
+def _described(noun: Noun, rng: DeterministicRng) -> str | None:
     """`star that is red`: the same noun, with its colour behind."""
-    if noun.colour is None or not dice.chance(0.2):
+    if noun.colour is None or not rng.chance(0.2):
         return None
-    return f"{_noun(Noun(shape=noun.shape, size=noun.size), dice)} that is {noun.colour}"
+    return f"{_noun(Noun(shape=noun.shape, size=noun.size), rng)} that is {noun.colour}"

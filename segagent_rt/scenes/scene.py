@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from segagent_rt.scenes.dice import Dice
 from segagent_rt.scenes.expressions import Candidate, Expression, candidates, choose
 from segagent_rt.scenes.layout import CANVAS, SceneObject, sample_layout
 from segagent_rt.scenes.paint import paint
 from segagent_rt.scenes.phrases import say
+from segagent_rt.scenes.rng import DeterministicRng
 
 GENERATOR = "shapes-1"
 """Version of everything in this package that decides pixels or words; stored in every result."""
@@ -41,12 +41,12 @@ def make_scene(seed: int, side: int = 512, expressions: int = 4) -> Scene:
     likely of one kind as of another, among the kinds that the scene admits.
     """
     for attempt in range(100):
-        objects = sample_layout(Dice("layout", seed, attempt))
-        image, labels = paint(objects, Dice("paint", seed, attempt), side)
+        objects = sample_layout(DeterministicRng("layout", seed, attempt))
+        image, labels = paint(objects, DeterministicRng("paint", seed, attempt), side)
         found = candidates(objects, visible_objects(objects, labels))
         if found:
-            dice = Dice("words", seed, attempt)
-            phrases = phrase_all(choose(found, dice, expressions), dice)
+            rng = DeterministicRng("words", seed, attempt)
+            phrases = phrase_all(choose(found, rng, expressions), rng)
             return Scene(seed, image, labels, tuple(objects), tuple(phrases))
     raise AssertionError(
         "no layout admits an expression"
@@ -60,6 +60,6 @@ def visible_objects(objects: list[SceneObject], labels: npt.NDArray[np.uint8]) -
     return [bool(area >= least) for area in areas]
 
 
-def phrase_all(chosen: Iterable[Candidate], dice: Dice) -> list[Expression]:
+def phrase_all(chosen: Iterable[Candidate], rng: DeterministicRng) -> list[Expression]:
     """Say each of them in one way or another."""
-    return [Expression(say(c.query, dice), c.target, c.kind) for c in chosen]
+    return [Expression(say(c.query, rng), c.target, c.kind) for c in chosen]

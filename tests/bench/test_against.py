@@ -2,11 +2,11 @@
 
 import pytest
 
-from segagent_rt.bench.against import Lap, Race, verdict
-from segagent_rt.bench.meter import GraphMeter
-from segagent_rt.bench.parity import ParityGate, State, parity_figures, same_action
+from segagent_rt.bench.compare_reference import Comparison, SceneComparison, compare_runs
+from segagent_rt.bench.loop_runs import LoopRun
+from segagent_rt.bench.parity import ParityGate, ParityState, parity_figures, same_action
+from segagent_rt.bench.profiling import GraphProfiler
 from segagent_rt.bench.scenario import Scenario
-from segagent_rt.bench.walks import Record
 from segagent_rt.runtime import load
 from segagent_rt.types import Click, Malformed, Trajectory
 from tests.bench.twins import Twin
@@ -17,10 +17,10 @@ LENIENT = ParityGate(accuracy=1.0)
 
 @pytest.fixture(scope="module")
 def race():
-    meter = GraphMeter()
+    meter = GraphProfiler()
     with load(threads=1) as runtime:
         runtime.watch = meter.wrap
-        yield lambda **twin: Race(runtime, meter, Twin(runtime, **twin), SCENARIO)
+        yield lambda **twin: Comparison(runtime, meter, Twin(runtime, **twin), SCENARIO)
 
 
 def test_a_twin_passes_and_its_ratio_is_told(race):
@@ -60,24 +60,24 @@ def test_no_ratio_is_told_where_accuracy_was_paid_for_it(race):
 
 
 def record(seconds, iou=0.9):
-    return Record(Trajectory("it", ()), seconds, iou, {}, {}, 0.0)
+    return LoopRun(Trajectory("it", ()), seconds, iou, {}, {}, 0.0)
 
 
 def test_a_ratio_is_their_time_over_ours_scene_by_scene():
     """With given times: the clock of a busy machine would decide otherwise."""
     times = [(8.0, 1.0, 0.5), (12.0, 2.0, 1.0), (30.0, 3.0, 1.0)]
-    laps = [Lap(None, *(record(seconds) for seconds in lap)) for lap in times]
-    told = verdict(laps, {"passed": True}, ParityGate())["ratios"]
+    laps = [SceneComparison(None, *(record(seconds) for seconds in lap)) for lap in times]
+    told = compare_runs(laps, {"passed": True}, ParityGate())["ratios"]
     assert told["same_clicks"] == {"median": 8.0, "p10": 6.4, "p90": 9.6, "n": 3}
     assert told["with_stop"]["median"] == 16.0
-    assert verdict(laps, {"passed": False}, ParityGate())["ratios"] == {
+    assert compare_runs(laps, {"passed": False}, ParityGate())["ratios"] == {
         "same_clicks": None, "with_stop": None,
     }  # fmt: skip
 
 
 def test_only_the_walk_that_lost_accuracy_loses_its_ratio():
-    laps = [Lap(None, record(8.0, 0.9), record(1.0, 0.896), record(0.5, 0.894))]
-    told = verdict(laps, {"passed": True}, ParityGate(accuracy=0.005))["ratios"]
+    laps = [SceneComparison(None, record(8.0, 0.9), record(1.0, 0.896), record(0.5, 0.894))]
+    told = compare_runs(laps, {"passed": True}, ParityGate(accuracy=0.005))["ratios"]
     assert told["same_clicks"]["median"] == 8.0
     assert told["with_stop"] is None
 
@@ -98,9 +98,9 @@ def test_clicks_are_the_same_with_one_sign_and_a_small_distance(ours, theirs, sa
 
 def test_the_gate_holds_clicks_and_masks_to_its_limits():
     gate = ParityGate(clicks=0.75, masks=0.9)
-    good, bad = State(True, 0.95), State(False, 0.95)
+    good, bad = ParityState(True, 0.95), ParityState(False, 0.95)
     assert parity_figures([good, good, good, bad], gate)["passed"]
     assert not parity_figures([good, good, bad, bad], gate)["passed"]
-    assert not parity_figures([good, State(True, 0.5)], gate)["passed"]
-    assert not parity_figures([State(True, None)], gate)["passed"], "there was never a mask"
+    assert not parity_figures([good, ParityState(True, 0.5)], gate)["passed"]
+    assert not parity_figures([ParityState(True, None)], gate)["passed"], "there was never a mask"
     assert not parity_figures([], gate)["passed"]

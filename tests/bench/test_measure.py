@@ -6,7 +6,7 @@ import pytest
 from segagent_rt.bench import growth, measure
 from segagent_rt.bench.machine import describe_machine, measure_ceilings
 from segagent_rt.bench.measure import run_scenario
-from segagent_rt.bench.meter import GraphMeter
+from segagent_rt.bench.profiling import GraphProfiler
 from segagent_rt.bench.scenario import Scenario
 from segagent_rt.runtime import load
 
@@ -21,7 +21,7 @@ FRAME = {"kind", "scenes", "seed", "joules"}
 
 @pytest.fixture(scope="module")
 def measured():
-    meter = GraphMeter()
+    meter = GraphProfiler()
     with load(threads=1) as runtime:
         runtime.watch = meter.wrap
         yield lambda scenario: run_scenario(runtime, meter, scenario, lambda _: None)
@@ -81,8 +81,8 @@ def test_deadline_tells_whether_walks_ended_in_time(measured):
     assert share["deadline"] == pytest.approx(found["whole"]["total"]["p50"] / 2, rel=1e-3)
 
 
-def test_levers_tells_what_each_brings(measured):
-    found = measured(small("levers"))
+def test_the_ablation_tells_what_each_optimisation_brings(measured):
+    found = measured(small("ablation"))
     assert set(found) == FRAME | {"total", "times_as_long_without"}
     assert set(found["times_as_long_without"]) == {
         "jump_forward", "overlap", "masks_on_demand", "kept_canvas", "stop_rules",

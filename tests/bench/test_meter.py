@@ -2,20 +2,25 @@
 
 import numpy as np
 
-from segagent_rt.bench.meter import (
-    Call,
-    GraphMeter,
+from segagent_rt.bench.profiling import (
+    GraphCall,
+    GraphProfiler,
     count_by_graph,
     covered_seconds,
     seconds_by_graph,
 )
-from segagent_rt.bench.spread import ratio_spread, spread
+from segagent_rt.bench.stats import percentiles, ratio_percentiles
 from segagent_rt.runtime import load
 from segagent_rt.scenes import make_scene
 
 
 def test_overlapping_calls_count_once_and_gaps_do_not_count():
-    calls = [Call("a", 0.0, 2.0), Call("b", 1.0, 1.5), Call("b", 1.5, 3.0), Call("a", 5.0, 6.0)]
+    calls = [
+        GraphCall("a", 0.0, 2.0),
+        GraphCall("b", 1.0, 1.5),
+        GraphCall("b", 1.5, 3.0),
+        GraphCall("a", 5.0, 6.0),
+    ]
     assert covered_seconds(calls) == 4.0
     assert seconds_by_graph(calls) == {"a": 3.0, "b": 2.0}
     assert count_by_graph(calls) == {"a": 2, "b": 2}
@@ -23,7 +28,7 @@ def test_overlapping_calls_count_once_and_gaps_do_not_count():
 
 
 def test_every_graph_of_a_runtime_is_met_and_answers_are_the_same():
-    scene, meter = make_scene(3, 96), GraphMeter()
+    scene, meter = make_scene(3, 96), GraphProfiler()
     text = scene.expressions[0].text
     with load(threads=1) as plain:
         wanted = plain.open(scene.image).annotate(text)
@@ -40,12 +45,12 @@ def test_every_graph_of_a_runtime_is_met_and_answers_are_the_same():
 
 
 def test_spreads_are_milliseconds_and_say_of_how_many():
-    assert spread([0.001, 0.002, 0.003]) == {
+    assert percentiles([0.001, 0.002, 0.003]) == {
         "p50": 2.0, "p90": 2.8, "p99": 2.98, "max": 3.0, "mean": 2.0, "n": 3,
     }  # fmt: skip
 
 
 def test_ratios_are_made_pair_by_pair():
-    assert ratio_spread([2.0, 8.0, 3.0], [1.0, 2.0, 1.0]) == {
+    assert ratio_percentiles([2.0, 8.0, 3.0], [1.0, 2.0, 1.0]) == {
         "median": 3.0, "p10": 2.2, "p90": 3.8, "n": 3,
     }  # fmt: skip

@@ -14,7 +14,7 @@ def test_packaged_scenarios_are_read_by_name():
         "many",
         "sequence",
         "deadline",
-        "levers",
+        "ablation",
         "endurance",
         "growth",
     } <= names

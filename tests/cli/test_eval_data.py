@@ -182,13 +182,13 @@ def test_a_question_that_cannot_be_put_is_named_and_the_others_done(terminal, tm
 
 
 def test_a_second_run_repeats_nothing(terminal, tmp_path, monkeypatch):
-    from segagent_rt.eval.walks import Walker
+    from segagent_rt.eval.loop_runs import EvalRunner
 
     data = segagent(tmp_path)
     command = ("eval", data, *ORACLE, "-o", tmp_path / "out", "--json")
     (first,) = figures(terminal(*command))
     with monkeypatch.context() as patch:
-        patch.setattr(Walker, "walk", lambda *_: 1 / 0)
+        patch.setattr(EvalRunner, "walk", lambda *_: 1 / 0)
         (again,) = figures(terminal(*command))
     assert again == first
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segagent_rt.data.canvas_cache import check_size
 from segagent_rt.data.coco import write_coco
-from segagent_rt.data.easel import check_size
 from segagent_rt.data.images import read_picture
 from segagent_rt.data.labelme import write_labelme
 from segagent_rt.data.record import Category, questions

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segagent_rt.data.crew import Crew, Hand
-from segagent_rt.data.pieces import in_turn, shards
+from segagent_rt.data.ray_pool import RayPool, RayWorker
 from segagent_rt.data.record import RunLengths, Sample
+from segagent_rt.data.work_items import sequentially, shards
 from segagent_rt.errors import DataInvalid
 from tests.cli.terminal import Terminal
 from tests.cli.test_eval_data import many
@@ -53,7 +53,7 @@ def test_what_cannot_be_done_is_said_and_the_rest_done():
             raise DataInvalid("it is odd")
         return {"done": given.key}
 
-    outcomes = list(in_turn(do)([piece(str(n)) for n in range(3)]))
+    outcomes = list(sequentially(do)([piece(str(n)) for n in range(3)]))
     assert [(o.key, o.content, o.problem) for o in outcomes] == [
         ("0", {"done": "0"}, None), ("1", None, "it is odd"), ("2", {"done": "2"}, None),
     ]  # fmt: skip
@@ -177,8 +177,8 @@ def test_a_machine_is_lost_for_good_and_the_other_takes_its_pieces_over(ray):
     try:
         other = cluster.add_node(num_cpus=1)
         ray.init(address=cluster.address, log_to_driver=False)
-        hand = ray.remote(Hand).options(num_cpus=1, max_restarts=4, max_task_retries=-1)
-        crew = Crew([hand.remote(Given(), slowly) for _ in range(2)])
+        hand = ray.remote(RayWorker).options(num_cpus=1, max_restarts=4, max_task_retries=-1)
+        crew = RayPool([hand.remote(Given(), slowly) for _ in range(2)])
         outcomes, found = crew.spread([piece(str(n)) for n in range(40)]), []
         for outcome in outcomes:
             found.append(outcome.key)

@@ -10,19 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segagent_rt.data.demonstrate import (
-    Bench,
-    Limits,
-    begin,
-    demonstrate,
-    same_masks,
-)
+from segagent_rt.data.demonstrate import EncodedImage, Limits, begin, demonstrate, same_masks
 from segagent_rt.data.images import ImageFolders
 from segagent_rt.data.read_context import ReadContext
 from segagent_rt.data.record import RunLengths, Sample
 from segagent_rt.data.trajectories import Demonstration, Start, read_trajectories
 from segagent_rt.metrics import iou
-from segagent_rt.scenes.dice import Dice
+from segagent_rt.scenes.rng import DeterministicRng
 from segagent_rt.segmenters.prediction import GivenMask
 from segagent_rt.testing import DiscEmbedding, DiscSegmenter
 from tests.data.datasets import DRAWN
@@ -33,7 +27,7 @@ NOTHING = Start("empty", RunLengths.empty(SIZE))
 
 
 def bench(radius=4):
-    return Bench(DiscSegmenter(radius), DiscEmbedding(SIZE))
+    return EncodedImage(DiscSegmenter(radius), DiscEmbedding(SIZE))
 
 
 @dataclass(frozen=True)
@@ -69,9 +63,9 @@ def test_the_cap_is_kept():
 
 def test_the_first_click_that_gains_nothing_ends_it_or_is_taken_back():
     """As SegAgent's code, and as its paper has it."""
-    ends = Bench(Moody(4), DiscEmbedding(SIZE))
+    ends = EncodedImage(Moody(4), DiscEmbedding(SIZE))
     assert len(demonstrate(TARGET, NOTHING, ends, Limits(after_loss="end"))) == 2
-    goes_on = Bench(Moody(4), DiscEmbedding(SIZE))
+    goes_on = EncodedImage(Moody(4), DiscEmbedding(SIZE))
     limits = Limits(most=9, after_loss="discard")
     made = demonstrate(TARGET, NOTHING, goes_on, limits)
     assert len(made) == 6, "six of nine calls"
@@ -88,7 +82,7 @@ def test_a_gain_that_is_too_small_counts_as_a_loss():
 
 @pytest.mark.parametrize("kind", ["empty", "box", "random", "grid"])
 def test_every_start_is_written_kept_and_replayed(kind):
-    start = begin(kind, TARGET, bench(), Dice("start", 0))
+    start = begin(kind, TARGET, bench(), DeterministicRng("start", 0))
     assert start.kind == kind
     assert start.iou == (0.0 if kind == "empty" else iou(start.mask.mask(), TARGET))
     made = demonstrate(TARGET, start, bench(), Limits(good=0.9))
@@ -101,19 +95,19 @@ def test_every_start_is_written_kept_and_replayed(kind):
 def test_starts_lie_in_the_box():
     columns = np.flatnonzero(TARGET.any(0))
     rows = np.flatnonzero(TARGET.any(1))
-    box = begin("box", TARGET, bench(), Dice("start", 0)).mask.mask()
+    box = begin("box", TARGET, bench(), DeterministicRng("start", 0)).mask.mask()
     assert box.sum() == (np.ptp(columns) + 1) * (np.ptp(rows) + 1)
     for seed in range(20):
-        one = begin("random", TARGET, bench(0), Dice("start", seed)).mask.mask()
+        one = begin("random", TARGET, bench(0), DeterministicRng("start", seed)).mask.mask()
         assert one.sum() == 1
         assert box[one].all()
-    four = begin("grid", TARGET, bench(0), Dice("start", 0)).mask.mask()
+    four = begin("grid", TARGET, bench(0), DeterministicRng("start", 0)).mask.mask()
     assert four.sum() == 4
 
 
 def test_nothing_to_segment_starts_and_ends_empty():
     empty = np.zeros(SIZE, np.bool_)
-    start = begin("box", empty, bench(), Dice("start", 0))
+    start = begin("box", empty, bench(), DeterministicRng("start", 0))
     assert start.kind == "empty"
     assert demonstrate(empty, start, bench(), Limits()) == []
 
@@ -155,6 +149,6 @@ def test_the_trajectories_of_segagents_own_code_come_out(shared, name):
     limits = Limits(thresholds["max_clicks"], thresholds[name])
     for recorded in read_trajectories(document, name, ReadContext(ImageFolders((folder,)))):
         target = recorded.sample.mask.mask()
-        made = demonstrate(target, recorded.start, Bench(Recorded(recorded), None), limits)
+        made = demonstrate(target, recorded.start, EncodedImage(Recorded(recorded), None), limits)
         assert [(m.click, m.mask) for m in made] == [(m.click, m.mask) for m in recorded.clicks]
         assert [m.iou for m in made] == pytest.approx([m.iou for m in recorded.clicks], abs=1e-7)

@@ -22,7 +22,7 @@ from segagent_rt.data.read_context import ReadContext
 from segagent_rt.data.record import Question, RunLengths, Sample
 from segagent_rt.data.tables import Overlap, rows, summary, write_tables
 from segagent_rt.errors import DataInvalid
-from segagent_rt.eval.scores import Choice, measure, overlaps
+from segagent_rt.eval.scores import MaskChoice, measure, overlaps
 from segagent_rt.loop import StoppingRules, annotate
 from segagent_rt.testing import DiscSegmenter
 from tests.data.datasets import DRAWN
@@ -115,7 +115,7 @@ RUNS = [
 def test_tables_equal_those_of_segagent_byte_for_byte(golden, tmp_path, name, click):
     """Best-step rule, cIoU, gIoU and the CSV of evaltools/eval_result_iou.py."""
     measured = [measure(recording) for recording in read(golden / f"{name}.json")]
-    made = write_tables(tmp_path / name, click, overlaps(measured, Choice("ref", click)))
+    made = write_tables(tmp_path / name, click, overlaps(measured, MaskChoice("ref", click)))
     for path in made:
         assert path.read_bytes() == (golden / path.name).read_bytes(), path.name
 
@@ -126,7 +126,7 @@ def test_a_walk_that_ended_early_keeps_its_last_mask_where_segagent_crashes(
 ):
     """A documented difference: there `IndexError` ends the run, and its CSV is cut off."""
     measured = [measure(recording) for recording in read(golden / "predictions.json")]
-    found = overlaps(measured, Choice("ref", click))
+    found = overlaps(measured, MaskChoice("ref", click))
     assert len(found) == len(measured) - left_out, (
         "an empty walk, and a step without a mask, as there"
     )

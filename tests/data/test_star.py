@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from segagent_rt.annotators.oracle import OracleAnnotator, next_click
-from segagent_rt.data.demonstrate import Bench, Limits, demonstrate, same_masks
+from segagent_rt.data.demonstrate import EncodedImage, Limits, demonstrate, same_masks
 from segagent_rt.data.record import RunLengths, Sample
 from segagent_rt.data.sources import Places, open_trajectories
 from segagent_rt.data.star import corrected
@@ -26,7 +26,7 @@ TARGET = DRAWN[1].mask
 SIZE = TARGET.shape
 SAMPLE = Sample(0, "meadow.jpg", Path("meadow.jpg"), RunLengths.of(TARGET), ("it",), "")
 NOTHING = Start("empty", RunLengths.empty(SIZE))
-BENCH = Bench(DiscSegmenter(4), DiscEmbedding(SIZE))
+BENCH = EncodedImage(DiscSegmenter(4), DiscEmbedding(SIZE))
 RIGHT = [made.click for made in demonstrate(TARGET, NOTHING, BENCH, Limits(most=4))]
 WRONG = [Click(4, 4, True), Click(4, 30, True), Click(15, 35, True)]
 """Far from the target."""
@@ -106,7 +106,7 @@ class Forgetful(DiscSegmenter):
 
 def test_where_the_annotator_loses_too_nothing_is_taught():
     view = ScriptedAnnotator(RIGHT).look(np.zeros((*SIZE, 3), np.uint8))
-    bench = Bench(Forgetful(4), DiscEmbedding(SIZE))
+    bench = EncodedImage(Forgetful(4), DiscEmbedding(SIZE))
     (found,) = corrected(SAMPLE, view, bench, Limits(most=2))
     assert [made.click for made in found.demonstration.clicks] == RIGHT[:1]
     assert not found.replaced

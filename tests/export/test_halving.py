@@ -19,8 +19,8 @@ from segagent_rt.ladder import Ladder
 from segagent_rt_export.graph import GraphBuilder, new_graph
 from segagent_rt_export.mllm.blocks import Module, gated_mlp
 from segagent_rt_export.mllm.weights import StateDict
+from segagent_rt_export.passes.fp16 import PRODUCTS, convert_products_to_fp16
 from segagent_rt_export.precision import Precision
-from segagent_rt_export.segmenters.halving import PRODUCTS, halve_products
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
@@ -77,7 +77,7 @@ def types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def test_products_with_weights_are_16_bits_wide_and_nothing_else_is():
-    model = halve_products(net())
+    model = convert_products_to_fp16(net())
     onnx.checker.check_model(model)
     of = types(model)
     kinds = {}
@@ -103,14 +103,14 @@ def test_tables_that_rows_are_multiplied_with_are_no_weights():
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     before = model.SerializeToString()
-    assert halve_products(model).SerializeToString() == before
+    assert convert_products_to_fp16(model).SerializeToString() == before
 
 
 def test_they_compute_the_same_but_for_rounding():
     whole, half = run(net(), IMAGE), None
     model = net()
     whole = run(model, IMAGE)
-    half = run(halve_products(model), IMAGE)
+    half = run(convert_products_to_fp16(model), IMAGE)
     apart = np.linalg.norm(half - whole) / np.linalg.norm(whole)
     assert 1e-5 < apart < 5e-3
 
@@ -161,7 +161,7 @@ def rungs(tmp_path):
     half = onnx.ModelProto()
     half.CopyFrom(model)
     return model, [
-        write("gpu-fp16", "gpu", halve_products(half)), write("reference", "any", model)
+        write("gpu-fp16", "gpu", convert_products_to_fp16(half)), write("reference", "any", model)
     ]  # fmt: skip
 
 

@@ -35,9 +35,9 @@ from segagent_rt_export.graph_weights import read_graph
 from segagent_rt_export.parts import write_index
 from segagent_rt_export.precision import Precision
 from segagent_rt_training.initial_segmenter import initial_segmenter
-from segagent_rt_training.main import Plan, begin
-from segagent_rt_training.progress import Progress
-from segagent_rt_training.segmenter import SegmenterRecipe, _examples, _step
+from segagent_rt_training.main import TrainingPlan, begin
+from segagent_rt_training.progress import StageProgress
+from segagent_rt_training.segmenter import SegmenterTrainingConfig, _examples, _step
 
 pytestmark = [
     pytest.mark.export,
@@ -68,7 +68,7 @@ def segmenter_net():
             module.momentum = None
     with torch.no_grad():
         for number in range(2):
-            _step(net, SegmenterRecipe(seed=9), number, 4, 256)
+            _step(net, SegmenterTrainingConfig(seed=9), number, 4, 256)
     return net.eval()
 
 
@@ -88,7 +88,7 @@ def damaged(bundle, tmp_path):
 
 def pictures(seed):
     """The first images of a training, and a click into an object of each."""
-    images, targets = _examples(SegmenterRecipe(seed=seed), 0, 8, 256)
+    images, targets = _examples(SegmenterTrainingConfig(seed=seed), 0, 8, 256)
     spots = [deepest(target)[1:] for target in targets[::2]]
     return images, np.array([[[(x + 0.5) / 256, (y + 0.5) / 256, 1]] for x, y in spots], np.float32)
 
@@ -231,9 +231,9 @@ def test_on_other_pictures_norms_disturb_as_little_as_those_that_were_trained(
 
 
 def test_a_training_that_begins_with_a_bundle_has_its_weights(bundle, tmp_path):
-    begin(bundle, Plan("all", tmp_path, init=bundle))
+    begin(bundle, TrainingPlan("all", tmp_path, init=bundle))
     net = mllm_from_part(open_part(bundle / "mllm", "mllm")).state_dict()
-    stored = torch.load(tmp_path / "seeing.pt", weights_only=True)
+    stored = torch.load(tmp_path / "vision_pretrain.pt", weights_only=True)
     assert stored["seen"] == 0
     assert all(torch.equal(stored["parts"][f"net.{name}"], net[name]) for name in net)
     assert torch.load(tmp_path / "segmenter.pt", weights_only=True)["seen"] == 0
@@ -244,10 +244,10 @@ def test_a_checkpoint_wins_over_the_bundle(damaged, tmp_path):
     for kind in ("segmenter", "mllm"):
         rewrite(damaged / kind, lambda manifest: manifest.update(family="other"))
     folder = tmp_path / "training"
-    for stage in ("segmenter", "speaking"):
-        Progress(folder, stage, 1).save(net=SegmenterNet())
+    for stage in ("segmenter", "joint"):
+        StageProgress(folder, stage, 1).save(net=SegmenterNet())
     before = {path.name: path.read_bytes() for path in folder.glob("*.pt")}
-    begin(damaged, Plan("all", folder, init=damaged))
+    begin(damaged, TrainingPlan("all", folder, init=damaged))
     assert {path.name: path.read_bytes() for path in folder.glob("*.pt")} == before
 
 
@@ -314,7 +314,7 @@ def test_damaged_segmenters_are_refused(damaged, fault):
 def test_other_models_are_refused(damaged, tmp_path, kind, change, said):
     rewrite(damaged / kind, lambda manifest: manifest.update(change))
     with pytest.raises(CheckpointInvalid, match=said):
-        begin(damaged, Plan("all", tmp_path / "training", init=damaged))
+        begin(damaged, TrainingPlan("all", tmp_path / "training", init=damaged))
 
 
 def test_other_words_and_other_tables_are_refused(damaged):

@@ -20,13 +20,16 @@ pytest.importorskip("torch", reason="needs the extra `export`")
 from segagent_rt.backends import Runtime, open_session
 from segagent_rt.bundle import Part, open_bundle
 from segagent_rt.contracts import Variant
+from segagent_rt_export.families.click_net import int8
 from segagent_rt_export.lint import complaints
-from segagent_rt_export.packing import pack_convolutions, unpack_convolutions
-from segagent_rt_export.segmenters import shipped
-from segagent_rt_export.segmenters.gelus import whole_gelus
-from segagent_rt_export.segmenters.integers import Integers, quantise_convolutions, ranges_of
-from segagent_rt_export.segmenters.observing import Observing
-from segagent_rt_export.segmenters.sharing import save_sharing
+from segagent_rt_export.passes.calibration import CalibrationSession
+from segagent_rt_export.passes.external_data import save_with_shared_weights
+from segagent_rt_export.passes.fuse_gelu import fuse_gelu
+from segagent_rt_export.passes.qdq_conv import QdqSelection, quantise_convolutions, ranges_of
+from segagent_rt_export.passes.weight_only_int8 import (
+    dequantise_conv_weights,
+    quantise_conv_weights,
+)
 from segagent_rt_export.states import Scenes
 from segagent_rt_export.verdict import Gate
 from segagent_rt_export.verify import verify_masks
@@ -98,10 +101,10 @@ def run(model: onnx.ModelProto, folder: Path, integers: bool = False) -> np.ndar
 
 def test_what_becomes_integers():
     """Not the stem, which reads the picture, nor the squeeze, nor the last one."""
-    chosen = Integers(net().graph)
+    chosen = QdqSelection(net().graph)
     assert [node.output[0] for node in chosen.convolutions] == ["wide", "narrow", "mixed"]
     assert chosen.values == ["x", "wide", "gelu", "narrow", "gated", "mixed", "y"]
-    assert Integers(whole_gelus(net()).graph).values == chosen.values
+    assert QdqSelection(fuse_gelu(net()).graph).values == chosen.values
 
 
 def joined() -> onnx.ModelProto:
@@ -131,7 +134,7 @@ def joined() -> onnx.ModelProto:
 
 def test_parts_are_rounded_before_they_are_joined_and_nothing_else_comes_out(tmp_path, monkeypatch):
     model = joined()
-    assert Integers(model.graph).values == ["all", "mixed"]
+    assert QdqSelection(model.graph).values == ["all", "mixed"]
     ranges = {"all": (-4.0, 9.0), "mixed": (-6.0, 6.0)}
     parts = quantise_convolutions(copy(model), ranges)
     (join,) = [node for node in parts.graph.node if node.op_type == "Concat"]
@@ -139,7 +142,7 @@ def test_parts_are_rounded_before_they_are_joined_and_nothing_else_comes_out(tmp
     scales = {made[name].input[1] for name in join.input}
     assert scales == {"all_scale"}
     assert ranges_of(parts).keys() == ranges.keys()
-    as_it_is = "segagent_rt_export.segmenters.integers._Writer._rounded_as"
+    as_it_is = "segagent_rt_export.passes.qdq_conv._QdqWriter._rounded_as"
     monkeypatch.setattr(as_it_is, lambda self, whole, part: part)
     whole = quantise_convolutions(copy(model), ranges)
     ours, theirs = (run(each, tmp_path, integers=True) for each in (parts, whole))
@@ -157,7 +160,7 @@ def test_a_convolution_and_an_input_are_added_in_integers(tmp_path):
     model.graph.node[at + 1].input[0] = "most"
     shape = (1, 8, 16, 16)
     model.graph.input.append(helper.make_tensor_value_info("before", TensorProto.FLOAT, shape))
-    values = Integers(model.graph).values
+    values = QdqSelection(model.graph).values
     assert {"sum", "before", "more"} <= set(values)
     assert "most" not in values
     before = RNG.normal(0, 1, shape).astype(np.float32)
@@ -172,7 +175,7 @@ def test_a_convolution_and_an_input_are_added_in_integers(tmp_path):
 def test_one_gelu_is_what_five_operators_compute(tmp_path):
     model = net()
     spelt = run(copy(model), tmp_path)
-    whole = whole_gelus(model)
+    whole = fuse_gelu(model)
     kinds = [node.op_type for node in whole.graph.node]
     assert kinds.count("Gelu") == 1
     assert "Erf" not in kinds
@@ -183,7 +186,7 @@ def test_another_function_with_erf_stays_as_it_is():
     model = net()
     (half,) = [t for t in model.graph.initializer if t.name == "half"]
     half.CopyFrom(numpy_helper.from_array(np.asarray(np.float32(0.6)), "half"))
-    assert whole_gelus(copy(model)) == model
+    assert fuse_gelu(copy(model)) == model
 
 
 @pytest.fixture
@@ -193,10 +196,10 @@ def rounded(tmp_path):
     (tmp_path / "net").mkdir()
     path = tmp_path / "net" / "encoder.onnx"
     onnx.save_model(model, str(path))
-    watched = Observing(path)
+    watched = CalibrationSession(path)
     watched.run({"image": IMAGE}, ["features"])
     assert [p.name for p in path.parent.iterdir()] == ["encoder.onnx"]
-    return model, quantise_convolutions(whole_gelus(copy(model)), watched.ranges)
+    return model, quantise_convolutions(fuse_gelu(copy(model)), watched.ranges)
 
 
 def test_integers_stay_near_and_are_the_same_with_and_without_a_runtime_that_fuses(
@@ -213,11 +216,11 @@ def test_integers_stay_near_and_are_the_same_with_and_without_a_runtime_that_fus
 def test_outputs_may_be_rounded_too_and_keep_their_names(tmp_path):
     model = net()
     (tmp_path / "encoder.onnx").write_bytes(model.SerializeToString())
-    watched = Observing(tmp_path / "encoder.onnx")
+    watched = CalibrationSession(tmp_path / "encoder.onnx")
     watched.run({"image": IMAGE}, ["features"])
-    made = quantise_convolutions(whole_gelus(copy(model)), watched.ranges, outputs=True)
+    made = quantise_convolutions(fuse_gelu(copy(model)), watched.ranges, outputs=True)
     assert [output.name for output in made.graph.output] == ["features"]
-    assert "features" in Integers(model.graph, outputs=True).values
+    assert "features" in QdqSelection(model.graph, outputs=True).values
     wanted, found = run(model, tmp_path), run(made, tmp_path, integers=True)
     assert 0 < np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 0.03
     low, high = ranges_of(made)["features"]
@@ -239,7 +242,7 @@ def test_every_runtime_can_read_them(rounded):
 
 def test_packed_weights_are_unpacked_as_they_were_rounded():
     model = net()
-    unpacked = unpack_convolutions(pack_convolutions(copy(model)))
+    unpacked = dequantise_conv_weights(quantise_conv_weights(copy(model)))
     before = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     after = {t.name: numpy_helper.to_array(t) for t in unpacked.graph.initializer}
     assert before.keys() == after.keys()
@@ -250,7 +253,7 @@ def test_packed_weights_are_unpacked_as_they_were_rounded():
 @pytest.fixture(scope="module")
 def click_net(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shipped") / "part"
-    return shipped.rounded_click_net(open_bundle().part("segmenter"), folder)
+    return int8.quantise_click_net(open_bundle().part("segmenter"), folder)
 
 
 def test_the_shipped_graphs_hold_the_same_weights_and_store_them_once():
@@ -277,7 +280,7 @@ def test_equal_weights_are_stored_once_and_come_back(tmp_path):
     second.graph.initializer.append(also)
     before = [weights(model) for model in (first, second)]
     graphs = {tmp_path / "a.onnx": first, tmp_path / "b.onnx": second}
-    save_sharing(graphs, tmp_path / "both.data")
+    save_with_shared_weights(graphs, tmp_path / "both.data")
     assert [weights(onnx.load(path)) for path in graphs] == before
     stored = (tmp_path / "both.data").read_bytes()
     assert stored.count(np.arange(999, dtype=np.float32).tobytes()) == 1
@@ -335,7 +338,7 @@ def test_the_runtime_multiplies_integers(click_net, tmp_path):
     ],
 )
 def test_ranges_that_are_ten_times_off_are_refused(tmp_path, monkeypatch, factor, why):
-    measured = shipped.observed_ranges
+    measured = int8.observed_ranges
 
     def wrong(*arguments: Any) -> Any:
         found = measured(*arguments)
@@ -344,7 +347,7 @@ def test_ranges_that_are_ten_times_off_are_refused(tmp_path, monkeypatch, factor
             "encoder": {name: (factor * low, factor * high) for name, (low, high) in ranges}
         }
 
-    monkeypatch.setattr(shipped, "observed_ranges", wrong)
-    part = shipped.rounded_click_net(open_bundle().part("segmenter"), tmp_path / "part")
+    monkeypatch.setattr(int8, "observed_ranges", wrong)
+    part = int8.quantise_click_net(open_bundle().part("segmenter"), tmp_path / "part")
     said = "; ".join(map(str, judged(part).failures))
     assert re.search(f"cpu-int8: {why}; keep its encoder at higher precision", said), said

@@ -10,12 +10,12 @@ onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
 
 from segagent_rt.backends import Runtime, open_session  # noqa: E402
 from segagent_rt_export.graph import Dialect, new_graph  # noqa: E402
+from segagent_rt_export.passes.gptq import MOST, gptq_round  # noqa: E402
 from segagent_rt_export.precision import (  # noqa: E402
     Precision,
     quantise_blocks,
     quantise_symmetric,
 )
-from segagent_rt_export.rounding import MOST, round_in_turn  # noqa: E402
 from segagent_rt_export.variants import MLLM_VARIANTS  # noqa: E402
 
 pytestmark = pytest.mark.export
@@ -130,7 +130,7 @@ def together(width: int):
 
 def test_rounding_in_turn_errs_less_than_rounding_to_the_nearest():
     weight, (x, moments) = RNG.normal(size=(48, 96)).astype(np.float32), together(96)
-    rounded = round_in_turn(weight, moments)
+    rounded = gptq_round(weight, moments)
     back = rounded.scales * (rounded.codes.astype(int) - rounded.zeros)
     nearest = rounded.scales * np.rint(weight / rounded.scales)
     errors = [float(np.square(x @ (w - weight).T).mean()) for w in (back, nearest)]
@@ -140,7 +140,7 @@ def test_rounding_in_turn_errs_less_than_rounding_to_the_nearest():
 
 def test_inputs_that_do_not_go_together_are_rounded_to_the_nearest():
     weight = RNG.normal(size=(8, 40)).astype(np.float32)
-    rounded = round_in_turn(weight, np.diag(RNG.uniform(1, 9, 40)))
+    rounded = gptq_round(weight, np.diag(RNG.uniform(1, 9, 40)))
     wanted = np.rint(weight / rounded.scales) + rounded.zeros
     assert np.array_equal(rounded.codes, wanted)
 
@@ -150,7 +150,7 @@ def test_rounded_weights_are_multiplied_as_they_are(tmp_path, dialect):
     """In integers by ONNX Runtime: all that is lost beside their rounding is that of the inputs,
     an even error within one of 255 steps."""
     weight, (x, moments) = RNG.normal(size=(48, 96)).astype(np.float32), together(96)
-    rounded = round_in_turn(weight, moments)
+    rounded = gptq_round(weight, moments)
     back = rounded.scales * (rounded.codes.astype(int) - rounded.zeros)
     wanted = x @ back.T
     expected = float(np.ptp(x) / 255 / 12**0.5 * np.linalg.norm(back) / 48**0.5)

@@ -8,12 +8,12 @@ import torch
 
 from segagent_rt.backends import Runtime as Where
 from segagent_rt.backends.onnxruntime import open_session
-from segagent_rt.bench.against import Race
-from segagent_rt.bench.meter import GraphMeter
+from segagent_rt.bench.compare_reference import Comparison
 from segagent_rt.bench.parity import ParityGate
+from segagent_rt.bench.profiling import GraphProfiler
 from segagent_rt.bench.scenario import Scenario
 from segagent_rt.bundle import open_bundle, open_part
-from segagent_rt.cli.bench import open_contender
+from segagent_rt.cli.bench import open_reference_loop
 from segagent_rt.errors import InputError, SegagentError
 from segagent_rt.image import jpeg_round_trip
 from segagent_rt.runtime import load, open_mllm
@@ -56,7 +56,7 @@ def finish_training(folder, mllm):
     folder.mkdir()
     torch.save({"net": new_segmenter().state_dict()}, folder / "segmenter.pt")
     parts = {f"net.{name}": value for name, value in mllm.state_dict().items()}
-    torch.save({"parts": parts}, folder / "speaking.pt")
+    torch.save({"parts": parts}, folder / "joint.pt")
     return folder
 
 
@@ -84,17 +84,17 @@ def training(tmp_path_factory):
     base = tmp_path_factory.mktemp("reference")
     mllm = new_mllm()
     fresh = finish_training(base / "fresh", mllm)
-    write_demo_bundle(*trained_nets(fresh, "speaking"), base / "first")
-    teach(mllm, open_contender(open_bundle(base / "first"), fresh, 1))
+    write_demo_bundle(*trained_nets(fresh, "joint"), base / "first")
+    teach(mllm, open_reference_loop(open_bundle(base / "first"), fresh, 1))
     folder = finish_training(base / "taught", mllm.eval())
-    write_demo_bundle(*trained_nets(folder, "speaking"), base / "bundle")
+    write_demo_bundle(*trained_nets(folder, "joint"), base / "bundle")
     return folder, base / "bundle"
 
 
 @pytest.fixture(scope="module")
 def loop(training):
     folder, bundle = training
-    return open_contender(open_bundle(bundle), folder, 1)
+    return open_reference_loop(open_bundle(bundle), folder, 1)
 
 
 def test_it_is_plain_float32_torch_with_fused_attention(loop):
@@ -150,10 +150,10 @@ def test_pictures_pass_through_a_file(loop):
 
 
 def test_both_click_alike_and_so_the_ratio_is_told(training, loop):
-    meter = GraphMeter()
+    meter = GraphProfiler()
     with load(training[1], threads=1) as runtime:
         runtime.watch = meter.wrap
-        found = Race(runtime, meter, loop, SCENARIO).run(lambda _: None, LENIENT)
+        found = Comparison(runtime, meter, loop, SCENARIO).run(lambda _: None, LENIENT)
     assert found["parity"] is True
     assert found["parity_figures"]["same_clicks"] == 1.0
     assert found["parity_figures"]["states"] == 2
@@ -164,11 +164,11 @@ def test_both_click_alike_and_so_the_ratio_is_told(training, loop):
 
 def test_a_model_that_talks_nonsense_is_not_compared(training, tmp_path):
     nonsense = finish_training(tmp_path / "nonsense", new_mllm())
-    meter = GraphMeter()
+    meter = GraphProfiler()
     with load(training[1], threads=1) as runtime:
         runtime.watch = meter.wrap
-        other = open_contender(runtime.bundle, nonsense, 1)
-        found = Race(runtime, meter, other, SCENARIO).run(lambda _: None, LENIENT)
+        other = open_reference_loop(runtime.bundle, nonsense, 1)
+        found = Comparison(runtime, meter, other, SCENARIO).run(lambda _: None, LENIENT)
     assert found["parity"] is False
     assert found["ratios"] == {"same_clicks": None, "with_stop": None}
     assert found["accuracy"]["reference"]["clicks_mean"] == 0.0
@@ -176,14 +176,14 @@ def test_a_model_that_talks_nonsense_is_not_compared(training, tmp_path):
 
 def test_a_folder_without_a_training_is_refused(tmp_path):
     with pytest.raises(SegagentError, match="holds no finished training"):
-        open_contender(open_bundle(), tmp_path, 1)
+        open_reference_loop(open_bundle(), tmp_path, 1)
 
 
 def test_damaged_checkpoints_are_refused(tmp_path):
-    for name in ("segmenter.pt", "speaking.pt"):
+    for name in ("segmenter.pt", "joint.pt"):
         (tmp_path / name).write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match="cannot be read"):
-        open_contender(open_bundle(), tmp_path, 1)
+        open_reference_loop(open_bundle(), tmp_path, 1)
 
 
 @pytest.mark.parametrize("side", [2, 4])

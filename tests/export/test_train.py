@@ -58,22 +58,22 @@ def test_the_net_of_training_is_the_net_of_transformers():
 def test_questions_behind_one_picture_do_not_see_each_other():
     import torch
 
-    from segagent_rt.scenes.dice import Dice
+    from segagent_rt.scenes.rng import DeterministicRng
     from segagent_rt_export.families.demo_mllm.net import TinyMllm, tiny_config
     from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
-    from segagent_rt_training.facts import gather_facts
-    from segagent_rt_training.questions import Examiner
+    from segagent_rt_training.example_packing import ExamplePacker
+    from segagent_rt_training.object_targets import compute_object_targets
     from segagent_rt_training.states import make_state
 
     tokenizer = build_tokenizer()
     net = TinyMllm(tiny_config(tokenizer.get_vocab())).eval()
-    state = make_state(Dice("test", 3), 0.0)
-    facts = gather_facts(state.objects, state.labels, state.mask)
-    examiner = Examiner(tokenizer)
-    questions = examiner.questions(state, facts, Dice("q", 1), 3)
+    state = make_state(DeterministicRng("test", 3), 0.0)
+    facts = compute_object_targets(state.objects, state.labels, state.mask)
+    packer = ExamplePacker(tokenizer)
+    questions = packer.questions(state, facts, DeterministicRng("q", 1), 3)
 
     def logits(asked):
-        packed = examiner.pack([state], [asked])
+        packed = packer.pack([state], [asked])
         words = torch.nn.functional.embedding(packed.tokens, net.embedding)
         hidden, _ = net.read(words, packed.positions, packed.bias, packed.asking)
         return hidden[packed.labels >= 0]
@@ -86,7 +86,7 @@ def test_questions_behind_one_picture_do_not_see_each_other():
 
 def test_facts_by_hand():
     from segagent_rt.scenes.layout import SceneObject
-    from segagent_rt_training.facts import gather_facts
+    from segagent_rt_training.object_targets import compute_object_targets
 
     labels = np.zeros((256, 256), np.uint8)
     labels[100:120, 20:40], labels[100:140, 200:240] = 1, 2
@@ -96,7 +96,7 @@ def test_facts_by_hand():
     ]
     mask = np.zeros((256, 256), np.bool_)
     mask[100:140, 200:240] = True
-    facts = gather_facts(objects, labels, mask)
+    facts = compute_object_targets(objects, labels, mask)
     assert facts.iou.tolist() == [0.0, 1.0]
     assert facts.ranks[0, 0].tolist() == [0, 1, 0, 1], "leftmost and topmost of the two"
     assert facts.ranks[0, 1].tolist() == [-100] * 4, "the only red one"
@@ -108,15 +108,15 @@ def test_facts_by_hand():
 
 def test_a_walk_that_goes_astray_is_to_come_back_by_taking_away():
     """A positive click on another object, a negative one on what that selected, then the target."""
-    from segagent_rt.scenes.dice import Dice
+    from segagent_rt.scenes.rng import DeterministicRng
     from segagent_rt_training.segmenter import _aims, sample_click
 
     targets = np.zeros((2, 32, 32), np.bool_)
     targets[0, 4:12, 4:12], targets[1, 18:30, 18:30] = True, True
-    masks, dice = np.zeros_like(targets), Dice("astray", 0)
+    masks, rng = np.zeros_like(targets), DeterministicRng("astray", 0)
     for turn, (place, sign) in enumerate([(1, 1.0), (1, 0.0), (0, 1.0)]):
         aims = _aims(targets, masks, [0], turn)
-        clicks = [sample_click(aims[0], masks[0], dice, first=False) for _ in range(40)]
+        clicks = [sample_click(aims[0], masks[0], rng, first=False) for _ in range(40)]
         on_it = [targets[place, int(y * 32), int(x * 32)] for x, y, _ in filter(None, clicks)]
         assert all(click is not None and click[2] == sign for click in clicks)
         assert np.mean(on_it) > 0.9
@@ -126,7 +126,7 @@ def test_a_walk_that_goes_astray_is_to_come_back_by_taking_away():
 
 
 def test_a_pool_is_stored_whole_and_draws_what_went_astray_more_often(tmp_path):
-    from segagent_rt.scenes.dice import Dice
+    from segagent_rt.scenes.rng import DeterministicRng
     from segagent_rt_training.pool import ASTRAY_SHARE, TURNS, Pool, load_pool
 
     scenes, astray = 20, np.zeros((20, TURNS), np.bool_)
@@ -136,7 +136,7 @@ def test_a_pool_is_stored_whole_and_draws_what_went_astray_more_often(tmp_path):
     asked = np.array(["the red star"] * scenes)
     Pool("rollout-0", 3, np.zeros(scenes, np.int64), asked, masks, astray).save(tmp_path / "p.npz")
     pool = load_pool(tmp_path / "p.npz")
-    states = [pool.draw(Dice("draw", n)) for n in range(40)]
+    states = [pool.draw(DeterministicRng("draw", n)) for n in range(40)]
     strayed = sum(bool(state.mask.all()) for state in states)
     assert strayed / 40 == pytest.approx(ASTRAY_SHARE, abs=0.2), "1 of 80 would be by chance"
     assert all(state.asked == "the red star" for state in states)
@@ -146,16 +146,18 @@ def test_the_first_question_is_the_one_that_the_loop_was_asked():
     """A model that misread an expression learns from the very words that it misread."""
     from dataclasses import replace
 
-    from segagent_rt.scenes.dice import Dice
+    from segagent_rt.scenes.rng import DeterministicRng
     from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
-    from segagent_rt_training.facts import gather_facts
-    from segagent_rt_training.questions import Examiner
+    from segagent_rt_training.example_packing import ExamplePacker
+    from segagent_rt_training.object_targets import compute_object_targets
     from segagent_rt_training.states import make_state
 
     tokenizer = build_tokenizer()
-    state = replace(make_state(Dice("test", 3), 1.0), asked="the second star from the left")
-    facts = gather_facts(state.objects, state.labels, state.mask)
-    questions = Examiner(tokenizer).questions(state, facts, Dice("q", 1), 6)
+    state = replace(
+        make_state(DeterministicRng("test", 3), 1.0), asked="the second star from the left"
+    )
+    facts = compute_object_targets(state.objects, state.labels, state.mask)
+    questions = ExamplePacker(tokenizer).questions(state, facts, DeterministicRng("q", 1), 6)
     assert len(questions) == 6
     assert "the second star from the left" in tokenizer.decode(questions[0].prompt)
     assert questions[0].target == state.meant
@@ -190,12 +192,12 @@ def trajectories(folder):
 
 
 def test_a_lesson_is_the_mask_before_a_click_and_the_reply_that_says_it(tmp_path):
-    from segagent_rt.scenes.dice import Dice
+    from segagent_rt.scenes.rng import DeterministicRng
     from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
-    from segagent_rt_training.lessons import read_lessons
-    from segagent_rt_training.questions import Examiner
+    from segagent_rt_training.example_packing import ExamplePacker
+    from segagent_rt_training.trajectory_examples import read_trajectory_examples
 
-    first, second = read_lessons([trajectories(tmp_path)], None)
+    first, second = read_trajectory_examples([trajectories(tmp_path)], None)
     assert not first.state().mask.any(), "the first click is made on the picture as it is"
     state = second.state()
     assert state.mask[:62, :62].all(), "a quarter each way of 256"
@@ -204,7 +206,7 @@ def test_a_lesson_is_the_mask_before_a_click_and_the_reply_that_says_it(tmp_path
     assert state.labels[66:190, 66:190].all()
     assert set(np.unique(state.labels)) == {0, 1}
     tokenizer = build_tokenizer()
-    question = Examiner(tokenizer).question(second.asked(Dice("words", 0)), state)
+    question = ExamplePacker(tokenizer).question(second.asked(DeterministicRng("words", 0)), state)
     reply = tokenizer.decode(question.reply, skip_special_tokens=True)
     assert reply == " Current IOU: 0  Positive point: (500, 500)"
     assert "the square" in tokenizer.decode(question.prompt)
@@ -212,17 +214,24 @@ def test_a_lesson_is_the_mask_before_a_click_and_the_reply_that_says_it(tmp_path
 
 def test_lessons_without_their_pictures_are_refused(tmp_path):
     from segagent_rt.errors import DataInvalid
-    from segagent_rt_training.lessons import read_lessons
+    from segagent_rt_training.trajectory_examples import read_trajectory_examples
 
     path = trajectories(tmp_path)
     (tmp_path / "square.png").unlink()
     with pytest.raises(DataInvalid, match=r"square.png is not there"):
-        read_lessons([path], None)
+        read_trajectory_examples([path], None)
 
 
 def test_lessons_need_trajectories_and_something_to_go_on_from(tmp_path):
     path = trajectories(tmp_path)
-    command = [sys.executable, "-m", "segagent_rt_training", "lessons", "--folder", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "segagent_rt_training",
+        "trajectories",
+        "--folder",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--trajectories" in done.stderr
@@ -239,12 +248,12 @@ def test_what_lessons_taught_ships_and_a_second_start_has_nothing_left_to_learn(
     from segagent_rt_export.demo_bundle import write_demo_bundle
     from segagent_rt_training.checkpoints import last_stage, trained_nets
 
-    command = [sys.executable, "-m", "segagent_rt_training", "lessons", "--init", "tiny"]
+    command = [sys.executable, "-m", "segagent_rt_training", "trajectories", "--init", "tiny"]
     command += ["--folder", str(tmp_path), "--trajectories", str(trajectories(tmp_path))]
     for _ in range(2):
         subprocess.run([*command, "--scale", "0.001"], check=True)
-    assert last_stage(tmp_path) == "lessons"
-    write_demo_bundle(*trained_nets(tmp_path, "lessons"), tmp_path / "bundle")
+    assert last_stage(tmp_path) == "trajectories"
+    write_demo_bundle(*trained_nets(tmp_path, "trajectories"), tmp_path / "bundle")
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segagent_rt.annotators.oracle import next_click
-from segagent_rt.bench.one_by_one import OneByOne
+from segagent_rt.bench.stepwise_decoder import StepwiseDecoder
 from segagent_rt.mllm.constrained import Writer, greedy
 from segagent_rt.runtime import load
 from segagent_rt.scenes import make_scene
@@ -48,7 +48,7 @@ def test_jump_forward_equals_masked_greedy(runtime, count):
         (fast, plain)
         for canvas, request in states(runtime, count)
         if (fast := replies(canvas, request, Writer))
-        != (plain := replies(canvas, request, OneByOne))
+        != (plain := replies(canvas, request, StepwiseDecoder))
     ]
     assert different == []
 

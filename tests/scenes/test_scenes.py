@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from segagent_rt.scenes import make_scene
-from segagent_rt.scenes.dice import Dice
 from segagent_rt.scenes.expressions import KINDS
 from segagent_rt.scenes.layout import COLOURS, SHAPES
 from segagent_rt.scenes.reading import meanings, unknown_words
+from segagent_rt.scenes.rng import DeterministicRng
 from segagent_rt.scenes.shapes import area
 
 SCENES = [make_scene(seed, 128, 6) for seed in range(400)]
@@ -96,8 +96,12 @@ def test_areas_of_known_shapes():
 
 
 def test_dice_are_fair_enough_and_independent():
-    draws = [Dice("a", 1).uniform(0, 1), Dice("a", 2).uniform(0, 1), Dice("b", 1).uniform(0, 1)]
+    draws = [
+        DeterministicRng("a", 1).uniform(0, 1),
+        DeterministicRng("a", 2).uniform(0, 1),
+        DeterministicRng("b", 1).uniform(0, 1),
+    ]
     assert len(set(draws)) == 3
-    assert Dice("a", 1).uniform(0, 1) == draws[0]
-    picks = [Dice("pick", n).pick("abcd") for n in range(400)]
+    assert DeterministicRng("a", 1).uniform(0, 1) == draws[0]
+    picks = [DeterministicRng("pick", n).pick("abcd") for n in range(400)]
     assert min(picks.count(c) for c in "abcd") > 60

@@ -15,9 +15,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from segagent_rt.scenes.dice import Dice
 from segagent_rt.scenes.layout import sample_layout
 from segagent_rt.scenes.paint import paint
+from segagent_rt.scenes.rng import DeterministicRng
 from segagent_rt.types import Mask
 from segagent_rt_training.photo.augmentation import PADDING, Crop, change_colours, random_crop
 from segagent_rt_training.photo.collage import cut_out, make_collage
@@ -106,7 +106,7 @@ class Sampler:
 
 def draw_scene(rng: random.Random) -> LabelledImage:
     """A generated scene with all its objects as targets."""
-    dice = Dice("photo-scene", rng.randrange(1 << 40))
+    dice = DeterministicRng("photo-scene", rng.randrange(1 << 40))
     image, labels = paint(sample_layout(dice), dice, SCENE_SIDE)
     counts = np.bincount(labels.ravel(), minlength=256)
     targets = tuple(int(v) for v in np.nonzero(counts >= 0.002 * labels.size)[0] if v > 0)

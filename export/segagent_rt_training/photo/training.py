@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from segagent_rt_export.families.photo_net.efficientnet import load_imagenet_weights
 from segagent_rt_export.families.photo_net.net import ImageFeatures, PhotoSegmenterNet, Prompts
+from segagent_rt_training.distributed import WorkerGroup, run_workers
 from segagent_rt_training.photo.batches import Batch, BatchPlan, batches_from
 from segagent_rt_training.photo.losses import mask_loss, rating_loss, true_iou
 from segagent_rt_training.photo.prompting import jittered_box, next_prompt, spoiled_mask
-from segagent_rt_training.team import Team, run_team
 
 CHECKPOINT, LOG = "photo.pt", "photo.jsonl"
 SAVE_EVERY, REPORT_EVERY = 120.0, 30.0
@@ -69,7 +69,7 @@ class Progress:
 class PhotoTraining:
     """Net, moving average, optimiser and progress, saved together."""
 
-    def __init__(self, recipe: PhotoRecipe, folder: Path, team: Team) -> None:
+    def __init__(self, recipe: PhotoRecipe, folder: Path, team: WorkerGroup) -> None:
         torch.manual_seed(recipe.batches.seed)
         self._team, self.recipe = team, recipe
         self._path, self._log = folder / CHECKPOINT, folder / LOG
@@ -249,10 +249,10 @@ def train_photo(recipe: PhotoRecipe, photos: Path, folder: Path, processes: int 
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        run_team(partial(_work, recipe, photos, folder), processes)
+        run_workers(partial(_work, recipe, photos, folder), processes)
 
 
-def _work(recipe: PhotoRecipe, photos: Path, folder: Path, team: Team) -> None:
+def _work(recipe: PhotoRecipe, photos: Path, folder: Path, team: WorkerGroup) -> None:
     """One process of the training; the first one keeps the time, the log and the checkpoint."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

@@ -25,10 +25,10 @@ from segagent_rt_export.mllm.language import build_decoder
 from segagent_rt_export.mllm.profiles import mllm_profiles
 from segagent_rt_export.mllm.source import read_source
 from segagent_rt_export.mllm.weights import StateDict
+from segagent_rt_export.passes.weight_quant import write_variant
 from segagent_rt_export.precision import MllmPrecision, Precision
 from segagent_rt_export.recipe import MllmFamily, SegmenterFamily, SegmenterRecipe
 from segagent_rt_export.segmenters.families import export_segmenter
-from segagent_rt_export.segmenters.storing import store_as
 from segagent_rt_export.variants import SEGMENTER_VARIANTS
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra `rtx`")
@@ -106,7 +106,7 @@ def test_a_segmenter(library, sources, tmp_path, family):
     source = sources(family)
     recipe = SegmenterRecipe(family, str(source), ("gpu-fp16", "reference"))
     exported = export_segmenter(recipe, source, tmp_path)
-    store_as(exported.graphs_for("gpu"), tmp_path / "half", SEGMENTER_VARIANTS["gpu-fp16"])
+    write_variant(exported.graphs_for("gpu"), tmp_path / "half", SEGMENTER_VARIANTS["gpu-fp16"])
     for path in (*exported.graphs.values(), *exported.for_gpu.values()):
         build(library, path)
     for path in exported.graphs.values():

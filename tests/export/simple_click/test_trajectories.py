@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from segagent_rt.backends import Runtime, open_session
-from segagent_rt.data.demonstrate import Bench, Limits, demonstrate, same_masks
+from segagent_rt.data.demonstrate import EncodedImage, Limits, demonstrate, same_masks
 from segagent_rt.data.images import ImageFolders
 from segagent_rt.data.read_context import ReadContext
 from segagent_rt.data.trajectories import Demonstration, read_trajectories
@@ -43,7 +43,7 @@ def test_clicks_masks_and_ends_are_those_of_the_reference(
         limits = Limits(thresholds["max_clicks"], thresholds[name])
         for recorded in read_trajectories(document, name, ReadContext(ImageFolders((folder,)))):
             sample = recorded.sample
-            bench = Bench(segmenter, segmenter.encode(load_image(sample.image)))
+            bench = EncodedImage(segmenter, segmenter.encode(load_image(sample.image)))
             made = demonstrate(sample.mask.mask(), recorded.start, bench, limits)
             assert [m.click for m in made] == [m.click for m in recorded.clicks], sample.name
             for ours, theirs in zip(made, recorded.clicks, strict=True):

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from segagent_rt.bundle import Part, open_part
 from segagent_rt.contracts import Variant
 from segagent_rt.segmenters.click_net import MAPS, ClickNetSettings
+from segagent_rt_export.families.click_net.int8 import quantise_click_net
 from segagent_rt_export.families.click_net.net import SIDE, Begun, Joint, SegmenterNet
-from segagent_rt_export.packing import pack_convolutions
 from segagent_rt_export.parts import PartDraft, write_manifest
+from segagent_rt_export.passes.external_data import save_with_shared_weights
+from segagent_rt_export.passes.qdq_conv import MOST
+from segagent_rt_export.passes.weight_only_int8 import quantise_conv_weights
 from segagent_rt_export.segmenters.conv_norm import fuse
-from segagent_rt_export.segmenters.integers import MOST
-from segagent_rt_export.segmenters.sharing import save_sharing
-from segagent_rt_export.segmenters.shipped import rounded_click_net
 from segagent_rt_export.segmenters.tracing import trace
 
 
@@ -85,15 +85,15 @@ def export_segmenter(net: SegmenterNet, folder: Path) -> None:
     folder.mkdir()
     graphs = export_click_net(net, folder)
     for path in graphs.values():
-        onnx.save_model(pack_convolutions(onnx.load(path), MOST), str(path))
+        onnx.save_model(quantise_conv_weights(onnx.load(path), MOST), str(path))
     names = {role: path.name for role, path in graphs.items()}
     stored = {"cpu-8bit": Variant("any", "weights int8, arithmetic fp32", names)}
     with tempfile.TemporaryDirectory() as scratch:
-        rounded = rounded_click_net(_described(folder, stored), Path(scratch) / "rounded")
+        rounded = quantise_click_net(_described(folder, stored), Path(scratch) / "rounded")
         for role, path in graphs.items():
             integers = onnx.load(rounded.graphs(role, "cpu-int8")[0].path)
             both = {path: onnx.load(path), folder / f"{role}.int8.onnx": integers}
-            save_sharing(both, path.with_name(f"{path.name}.data"))
+            save_with_shared_weights(both, path.with_name(f"{path.name}.data"))
     names = {role: f"{role}.int8.onnx" for role in graphs}
     fast = Variant("cpu", "weights and arithmetic int8", names, integers=tuple(graphs))
     _described(folder, {"cpu-int8": fast, **stored})

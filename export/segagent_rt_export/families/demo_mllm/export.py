@@ -28,8 +28,8 @@ from segagent_rt_export.mllm.towers.patches import HALF_PIXELS
 from segagent_rt_export.mllm.towers.qwen3 import Qwen3Shape
 from segagent_rt_export.mllm.weights import StateDict
 from segagent_rt_export.parts import PartDraft, write_manifest
+from segagent_rt_export.passes.gptq import gptq_round
 from segagent_rt_export.precision import Blocks, Precision, Scheme
-from segagent_rt_export.rounding import round_in_turn
 
 VISION, LANGUAGE = Precision("rounded", 16), Precision("stored", 16)
 """The language model computes in fp32: so what it writes does not depend on how many tokens are fed
@@ -93,7 +93,7 @@ def _rounded(net: mllm_net.TinyMllm, precision: Precision) -> dict[str, Blocks]:
         return {}
     moments, layers = observed_moments(net), block_layers(net)
     return {
-        name: round_in_turn(layer.weight.detach().numpy(), moments[name])
+        name: gptq_round(layer.weight.detach().numpy(), moments[name])
         for name, layer in layers.items()
     }
 

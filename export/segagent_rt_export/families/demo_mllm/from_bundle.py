@@ -96,7 +96,7 @@ def _weights(part: Part, role: str, noted: _Noted, build: _Build) -> dict[str, W
 
 
 def _unknown(weight: Tensor) -> Blocks:
-    """Integers of a weight's shape, of as many bits as `round_in_turn` makes."""
+    """Integers of a weight's shape, of as many bits as `gptq_round` makes."""
     outputs, inputs = weight.shape
     zeros, scales = np.zeros((outputs, 1), np.uint8), np.ones((outputs, 1), np.float32)
     return Blocks(7, np.zeros((outputs, inputs), np.uint8), zeros, scales)

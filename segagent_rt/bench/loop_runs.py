@@ -9,8 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from segagent_rt.bench.meter import GraphMeter, count_by_graph, covered_seconds, seconds_by_graph
-from segagent_rt.bench.spread import spread
+from segagent_rt.bench.profiling import (
+    GraphProfiler,
+    count_by_graph,
+    covered_seconds,
+    seconds_by_graph,
+)
+from segagent_rt.bench.stats import percentiles
 from segagent_rt.loop import StoppingRules
 from segagent_rt.metrics import iou
 from segagent_rt.runtime import Canvas
@@ -19,7 +24,7 @@ from segagent_rt.types import Mask, Step, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class BenchQuery:
     """What is asked of an image, and the mask that answers it, bool [H, W]."""
 
     expression: str
@@ -27,7 +32,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class LoopRun:
     """What was seen of one walk: its seconds, IoU, and seconds and calls of every graph.
 
     `covered` are the seconds in which at least one graph ran.
@@ -45,13 +50,15 @@ class Record:
         return len(self.found.clicks)
 
 
-def question(scene: Scene, number: int = 0) -> Question:
+def query_of(scene: Scene, number: int = 0) -> BenchQuery:
     """One of the scene's expressions; numbers beyond the last start again."""
     said = scene.expressions[number % len(scene.expressions)]
-    return Question(said.text, scene.mask(said.target))
+    return BenchQuery(said.text, scene.mask(said.target))
 
 
-def timed_walk(canvas: Canvas, meter: GraphMeter, rules: StoppingRules, asked: Question) -> Record:
+def timed_run(
+    canvas: Canvas, meter: GraphProfiler, rules: StoppingRules, asked: BenchQuery
+) -> LoopRun:
     """Annotate with everything measured; the mask is drawn at full size inside the time."""
     meter.take()
     start = time.perf_counter()
@@ -59,7 +66,7 @@ def timed_walk(canvas: Canvas, meter: GraphMeter, rules: StoppingRules, asked: Q
     mask = final_mask(found, asked.target)
     seconds = time.perf_counter() - start
     calls = meter.take()
-    return Record(
+    return LoopRun(
         found, seconds, iou(mask, asked.target), seconds_by_graph(calls), count_by_graph(calls),
         covered_seconds(calls),
     )  # fmt: skip
@@ -70,7 +77,7 @@ def final_mask(found: Trajectory, like: Mask) -> Mask:
     return np.zeros_like(like) if found.prediction is None else found.prediction.mask()
 
 
-def figures(walks: Sequence[Record]) -> dict[str, Any]:
+def figures(walks: Sequence[LoopRun]) -> dict[str, Any]:
     """Spreads in milliseconds of whole walks, stages, clicks by number and graphs; accuracy.
 
     A stage or a graph counts in every walk, with 0 where it did not occur.
@@ -79,11 +86,11 @@ def figures(walks: Sequence[Record]) -> dict[str, Any]:
     graphs = _names([walk.graphs for walk in walks])
     clicks = sum(walk.clicks for walk in walks)
     return {
-        "total": spread([walk.seconds for walk in walks]),
-        "per_click": spread([walk.seconds / max(walk.clicks, 1) for walk in walks]),
+        "total": percentiles([walk.seconds for walk in walks]),
+        "per_click": percentiles([walk.seconds / max(walk.clicks, 1) for walk in walks]),
         "by_click": _by_click(walks),
-        "stages": {n: spread([s.get(n, 0.0) for s in stages]) for n in _names(stages)},
-        "graphs": {n: spread([w.graphs.get(n, 0.0) for w in walks]) for n in graphs},
+        "stages": {n: percentiles([s.get(n, 0.0) for s in stages]) for n in _names(stages)},
+        "graphs": {n: percentiles([w.graphs.get(n, 0.0) for w in walks]) for n in graphs},
         "calls_per_click": {
             n: round(sum(w.calls.get(n, 0) for w in walks) / max(clicks, 1), 3) for n in graphs
         },
@@ -95,18 +102,18 @@ def figures(walks: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _per_call(walks: Sequence[Record], graph: str) -> float:
+def _per_call(walks: Sequence[LoopRun], graph: str) -> float:
     """Mean milliseconds of a call of a graph."""
     seconds = sum(walk.graphs.get(graph, 0.0) for walk in walks)
     return round(1000 * seconds / sum(walk.calls.get(graph, 0) for walk in walks), 4)
 
 
-def _glue_share(walks: Sequence[Record]) -> float:
+def _glue_share(walks: Sequence[LoopRun]) -> float:
     """Median share of a walk in which no graph runs."""
     return round(float(np.median([1 - walk.covered / walk.seconds for walk in walks])), 4)
 
 
-def _by_click(walks: Sequence[Record]) -> dict[str, Any]:
+def _by_click(walks: Sequence[LoopRun]) -> dict[str, Any]:
     """Whole steps (propose, segment, rate) by the number of their click, from 1."""
     times: dict[str, list[float]] = {}
     for walk in walks:
@@ -114,7 +121,7 @@ def _by_click(walks: Sequence[Record]) -> dict[str, Any]:
             if step.click is not None:
                 spent = step.seconds.get("annotate", 0.0) + step.seconds.get("segment", 0.0)
                 times.setdefault(str(number), []).append(spent)
-    return {number: spread(values) for number, values in times.items()}
+    return {number: percentiles(values) for number, values in times.items()}
 
 
 def _stages(steps: Sequence[Step]) -> dict[str, float]:

@@ -16,7 +16,7 @@ INLINE = 256
 """Bytes; what is no larger stays in its graph."""
 
 
-def save_sharing(models: Mapping[Path, onnx.ModelProto], beside: Path) -> None:
+def save_with_shared_weights(models: Mapping[Path, onnx.ModelProto], beside: Path) -> None:
     """Write graphs into the folder of a file of weights, which holds equal weights once.
 
     Args:

@@ -11,7 +11,7 @@ from segagent_rt.data.record import Sample
 from segagent_rt.errors import InputError
 
 
-class Piece(Protocol):
+class WorkItem(Protocol):
     """Something to be done about a sample; `key` is unique in its data set."""
 
     @property
@@ -21,9 +21,9 @@ class Piece(Protocol):
     def sample(self) -> Sample: ...
 
 
-P = TypeVar("P", bound=Piece)
+P = TypeVar("P", bound=WorkItem)
 
-Do: TypeAlias = Callable[[P], dict[str, Any]]
+ProcessItem: TypeAlias = Callable[[P], dict[str, Any]]
 """Does one piece: what a journal keeps of it, or an `InputError`."""
 
 
@@ -36,31 +36,31 @@ class Outcome:
     problem: str | None = None
 
 
-Spread: TypeAlias = Callable[[Sequence[P]], Iterator[Outcome]]
+ProcessAll: TypeAlias = Callable[[Sequence[P]], Iterator[Outcome]]
 """Has pieces done, one after the other or in many processes; outcomes come in any order."""
 
 
-def attempt(do: Do[P], piece: P) -> Outcome:
+def attempt(do: ProcessItem[P], item: P) -> Outcome:
     """Do one piece."""
     try:
-        return Outcome(piece.key, do(piece))
+        return Outcome(item.key, do(item))
     except InputError as error:
-        return Outcome(piece.key, None, str(error))
+        return Outcome(item.key, None, str(error))
 
 
-def in_turn(do: Do[P]) -> Spread[P]:
+def sequentially(do: ProcessItem[P]) -> ProcessAll[P]:
     """Pieces are done in this process, in order."""
-    return lambda pieces: (attempt(do, piece) for piece in pieces)
+    return lambda items: (attempt(do, item) for item in items)
 
 
 def complete(
-    journal: Journal, pieces: Sequence[P], spread: Spread[P], tell: Tell
+    journal: Journal, items: Sequence[P], spread: ProcessAll[P], tell: Tell
 ) -> Mapping[str, str]:
     """Have everything done that the journal does not hold yet; returns what failed, by key.
 
     `tell` is called with the number of pieces done and to do, those of earlier runs not counted.
     """
-    todo = [piece for piece in pieces if piece.key not in journal.done]
+    todo = [item for item in items if item.key not in journal.done]
     problems = dict[str, str]()
     for done, outcome in enumerate(spread(todo), 1):
         if outcome.content is None:
@@ -71,12 +71,12 @@ def complete(
     return problems
 
 
-def shards(pieces: Sequence[P], most: int) -> list[list[P]]:
+def shards(items: Sequence[P], most: int) -> list[list[P]]:
     """Neighbours that share a picture stay together, `most` at a time."""
     found, picture = list[list[P]](), None
-    for piece in pieces:
-        if not found or piece.sample.image != picture or len(found[-1]) == most:
+    for item in items:
+        if not found or item.sample.image != picture or len(found[-1]) == most:
             found.append([])
-        picture = piece.sample.image
-        found[-1].append(piece)
+        picture = item.sample.image
+        found[-1].append(item)
     return found

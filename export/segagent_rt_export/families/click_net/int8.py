@@ -10,11 +10,11 @@ import onnx
 from segagent_rt.bundle import Part, open_part
 from segagent_rt.contracts import Variant
 from segagent_rt.segmenters.click_net import ClickNetSettings
-from segagent_rt_export.packing import unpack_convolutions
 from segagent_rt_export.parts import PartDraft, write_manifest
+from segagent_rt_export.passes.calibration import calibrate_ranges
+from segagent_rt_export.passes.weight_only_int8 import dequantise_conv_weights
+from segagent_rt_export.passes.weight_quant import write_variant
 from segagent_rt_export.recipe import VariantName
-from segagent_rt_export.segmenters.observing import observed_ranges
-from segagent_rt_export.segmenters.storing import store_as
 from segagent_rt_export.states import MEASURED, Material, Scenes
 from segagent_rt_export.variants import REFERENCE, SEGMENTER_VARIANTS
 
@@ -24,7 +24,7 @@ STORED = "cpu-8bit"
 INTEGERS = replace(SEGMENTER_VARIANTS["cpu-int8"], apart=(), outputs=True)
 
 
-def rounded_click_net(part: Part, folder: Path, material: Material | None = None) -> Part:
+def quantise_click_net(part: Part, folder: Path, material: Material | None = None) -> Part:
     """Write `reference` (fp32) and `cpu-int8` of the part into a new folder.
 
     The decoder multiplies integers, too: its prompts are drawn, not coordinates. The ranges of
@@ -35,10 +35,10 @@ def rounded_click_net(part: Part, folder: Path, material: Material | None = None
     graphs = {role: whole / f"{role}.onnx" for role in part.roles}
     for role, path in graphs.items():
         model = onnx.load(part.graphs(role, STORED)[0].path)
-        onnx.save_model(unpack_convolutions(model), str(path))
+        onnx.save_model(dequantise_conv_weights(model), str(path))
     bare = _described(folder, [REFERENCE], graphs)
     images = (material or Scenes(MEASURED)).measured()
-    store_as(graphs, folder / "cpu-int8", INTEGERS, observed_ranges(bare, images, part.roles))
+    write_variant(graphs, folder / "cpu-int8", INTEGERS, calibrate_ranges(bare, images, part.roles))
     return _described(folder, [REFERENCE, "cpu-int8"], graphs)
 
 

@@ -9,7 +9,7 @@ from segagent_rt.mllm.grammar import Automaton, State
 from segagent_rt.mllm.language import Cache
 
 
-class OneByOne(Writer):
+class StepwiseDecoder(Writer):
     """The plain way: every token is fed alone, and picked among those that the grammar allows."""
 
     def write(

@@ -10,12 +10,19 @@ from typing import Any, Protocol
 import numpy as np
 
 from segagent_rt.annotators.mllm import MllmAnnotator
-from segagent_rt.bench.meter import GraphMeter, count_by_graph
-from segagent_rt.bench.one_by_one import OneByOne
-from segagent_rt.bench.parity import ParityGate, State, parity_figures, replay
+from segagent_rt.bench.loop_runs import (
+    BenchQuery,
+    LoopRun,
+    figures,
+    final_mask,
+    query_of,
+    timed_run,
+)
+from segagent_rt.bench.parity import ParityGate, ParityState, parity_figures, replay
+from segagent_rt.bench.profiling import GraphProfiler, count_by_graph
 from segagent_rt.bench.scenario import Scenario
-from segagent_rt.bench.spread import ratio_spread, spread
-from segagent_rt.bench.walks import Question, Record, figures, final_mask, question, timed_walk
+from segagent_rt.bench.stats import percentiles, ratio_percentiles
+from segagent_rt.bench.stepwise_decoder import StepwiseDecoder
 from segagent_rt.loop import StoppingRules
 from segagent_rt.metrics import iou
 from segagent_rt.runtime import Runtime
@@ -27,7 +34,7 @@ DECODER = "mllm decoder"
 Tell = Callable[[str], None]
 
 
-class Contender(Protocol):
+class ReferenceRunner(Protocol):
     """Another way to do the same walk with the same weights."""
 
     def describe(self) -> dict[str, Any]:
@@ -38,17 +45,17 @@ class Contender(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Lap:
+class SceneComparison:
     """One scene: the other's walk, ours with as many clicks, ours with the rules that stop it."""
 
     scene: Scene
-    theirs: Record
-    same: Record
-    stop: Record
+    theirs: LoopRun
+    same: LoopRun
+    stop: LoopRun
 
 
 @dataclass(frozen=True, slots=True)
-class Replies:
+class ReplyChecks:
     """Our replies on the states of our walks, against one-token masked greedy decoding."""
 
     equal: list[bool]
@@ -58,12 +65,12 @@ class Replies:
 
 
 @dataclass(frozen=True, slots=True)
-class Race:
+class Comparison:
     """Who runs, on what."""
 
     runtime: Runtime
-    meter: GraphMeter
-    contender: Contender
+    meter: GraphProfiler
+    contender: ReferenceRunner
     scenario: Scenario
 
     def run(self, tell: Tell, gate: ParityGate | None = None) -> dict[str, Any]:
@@ -74,7 +81,7 @@ class Race:
             tell(f"{self.scenario.name}: {number + 1}")
         laps = laps[self.scenario.warm_up :]
         gate = gate or ParityGate()
-        states, replies = list[State](), Replies([], [], [])
+        states, replies = list[ParityState](), ReplyChecks([], [], [])
         for lap in laps:
             states += replay(self.runtime.open(lap.scene.image), lap.theirs.found, gate)
             self._check_replies(lap, replies)
@@ -83,7 +90,7 @@ class Race:
             "scenario": self.scenario.name,
             "clicks": self.scenario.clicks,
             "reference": self.contender.describe() | self._their_replies(laps),
-            **verdict(laps, parity_figures(states, gate), gate),
+            **compare_runs(laps, parity_figures(states, gate), gate),
             "decoder_calls_after_prefill": _mean(replies.calls),
             "most_decoder_calls_after_prefill": max(replies.calls, default=0),
             "tokens_per_reply": _mean(replies.tokens),
@@ -95,35 +102,35 @@ class Race:
             },
         }
 
-    def _lap(self, scene: Scene, number: int) -> Lap:
+    def _lap(self, scene: Scene, number: int) -> SceneComparison:
         """The three walks, beginning with another one each time."""
-        asked, rules = question(scene), self.scenario.rules
+        asked, rules = query_of(scene), self.scenario.rules
         fixed = StoppingRules.fixed(self.scenario.clicks, rate_last_mask=False)
         works = [
             lambda: self._theirs(scene, asked),
-            lambda: timed_walk(self.runtime.open(scene.image), self.meter, fixed, asked),
-            lambda: timed_walk(self.runtime.open(scene.image), self.meter, rules, asked),
+            lambda: timed_run(self.runtime.open(scene.image), self.meter, fixed, asked),
+            lambda: timed_run(self.runtime.open(scene.image), self.meter, rules, asked),
         ]
-        done: dict[int, Record] = {}
+        done: dict[int, LoopRun] = {}
         for turn in range(len(works)):
             at = (number + turn) % len(works)
             done[at] = works[at]()
-        return Lap(scene, *(done[at] for at in range(len(works))))
+        return SceneComparison(scene, *(done[at] for at in range(len(works))))
 
-    def _theirs(self, scene: Scene, asked: Question) -> Record:
+    def _theirs(self, scene: Scene, asked: BenchQuery) -> LoopRun:
         start = time.perf_counter()
         found = self.contender.annotate(scene.image, asked.expression, self.scenario.clicks)
         mask = final_mask(found, asked.target)
         seconds = time.perf_counter() - start
-        return Record(found, seconds, iou(mask, asked.target), {}, {}, 0.0)
+        return LoopRun(found, seconds, iou(mask, asked.target), {}, {}, 0.0)
 
-    def _check_replies(self, lap: Lap, replies: Replies) -> None:
+    def _check_replies(self, lap: SceneComparison, replies: ReplyChecks) -> None:
         """Decode every reply of our walk again, with and without jump-forward."""
         annotator = self.runtime.annotator
         if not isinstance(annotator, MllmAnnotator) or annotator.settings.decoding == "free":
             return
         fast = annotator.look(lap.scene.image)
-        slow = replace(annotator, writing=OneByOne).look(lap.scene.image)
+        slow = replace(annotator, writing=StepwiseDecoder).look(lap.scene.image)
         shown = None
         for step in lap.same.found.steps:
             if step.click is None:
@@ -136,7 +143,7 @@ class Race:
             replies.tokens.append(len(annotator.encode(reply)))
             shown = step.prediction
 
-    def _their_replies(self, laps: Sequence[Lap]) -> dict[str, float | None]:
+    def _their_replies(self, laps: Sequence[SceneComparison]) -> dict[str, float | None]:
         annotator = self.runtime.annotator
         if not isinstance(annotator, MllmAnnotator):
             return {}
@@ -145,7 +152,9 @@ class Race:
         return {"tokens_per_reply": _mean([len(annotator.encode(reply)) for reply in said])}
 
 
-def verdict(laps: Sequence[Lap], parity: dict[str, Any], gate: ParityGate) -> dict[str, Any]:
+def compare_runs(
+    laps: Sequence[SceneComparison], parity: dict[str, Any], gate: ParityGate
+) -> dict[str, Any]:
     """Ratios where they may be told, and what they rest on."""
     theirs, same, stop = (
         [getattr(lap, name) for lap in laps] for name in ("theirs", "same", "stop")
@@ -158,7 +167,7 @@ def verdict(laps: Sequence[Lap], parity: dict[str, Any], gate: ParityGate) -> di
     least = accuracy["reference"]["miou"] - gate.accuracy
     passed = bool(parity["passed"])
     told = {
-        name: ratio_spread([w.seconds for w in theirs], [w.seconds for w in ours])
+        name: ratio_percentiles([w.seconds for w in theirs], [w.seconds for w in ours])
         if passed and accuracy[key]["miou"] >= least
         else None
         for name, key, ours in (
@@ -172,14 +181,14 @@ def verdict(laps: Sequence[Lap], parity: dict[str, Any], gate: ParityGate) -> di
         "ratios": told,
         "accuracy": accuracy,
         "seconds": {
-            "ours": spread([w.seconds for w in same], scale=1),
-            "ours_with_stop": spread([w.seconds for w in stop], scale=1),
-            "reference": spread([w.seconds for w in theirs], scale=1),
+            "ours": percentiles([w.seconds for w in same], scale=1),
+            "ours_with_stop": percentiles([w.seconds for w in stop], scale=1),
+            "reference": percentiles([w.seconds for w in theirs], scale=1),
         },
     }
 
 
-def _accuracy(walks: Sequence[Record]) -> dict[str, float]:
+def _accuracy(walks: Sequence[LoopRun]) -> dict[str, float]:
     return {
         "miou": round(float(np.mean([walk.iou for walk in walks])), 4),
         "clicks_mean": round(float(np.mean([walk.clicks for walk in walks])), 3),

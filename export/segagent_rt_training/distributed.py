@@ -13,7 +13,7 @@ from torch import Tensor, multiprocessing
 
 
 @dataclass(frozen=True, slots=True)
-class Team:
+class WorkerGroup:
     """One process's place in its team."""
 
     rank: int = 0
@@ -44,22 +44,22 @@ class Team:
         return float(shared[0])
 
 
-def run_team(work: Callable[[Team], None], size: int) -> None:
+def run_workers(work: Callable[[WorkerGroup], None], size: int) -> None:
     """Call `work` in `size` processes with one thread each, and wait for all."""
     if size == 1:
-        work(Team())
+        work(WorkerGroup())
         return
     multiprocessing.spawn(  # type: ignore[attr-defined, no-untyped-call]
         _member, args=(size, _free_port(), work), nprocs=size
     )
 
 
-def _member(rank: int, size: int, port: int, work: Callable[[Team], None]) -> None:
+def _member(rank: int, size: int, port: int, work: Callable[[WorkerGroup], None]) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init_process_group("gloo", rank=rank, world_size=size)
     try:
-        work(Team(rank, size))
+        work(WorkerGroup(rank, size))
     finally:
         distributed.destroy_process_group()
 

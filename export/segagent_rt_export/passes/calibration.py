@@ -14,7 +14,7 @@ from segagent_rt.backends import Runtime, open_session
 from segagent_rt.bundle import Part
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.types import Click, Feed, Resident, RgbImage, Segmenter, Session
-from segagent_rt_export.segmenters.integers import Integers, Ranges, ranges_of
+from segagent_rt_export.passes.qdq_conv import QdqSelection, Ranges, ranges_of
 from segagent_rt_export.variants import REFERENCE
 
 OUTLIERS = 0.01
@@ -39,12 +39,12 @@ SPOTS = (
 CPU = Runtime("cpu")
 
 
-class Observing:
-    """A session that notes the ranges of the values that `Integers` chooses."""
+class CalibrationSession:
+    """A session that notes the ranges of the values that `QdqSelection` chooses."""
 
     def __init__(self, path: Path) -> None:
         model = onnx.load(path, load_external_data=False)
-        self._values = Integers(model.graph, outputs=True).values
+        self._values = QdqSelection(model.graph, outputs=True).values
         self.ranges: dict[str, tuple[float, float]] = {}
         seen = {output.name for output in model.graph.output}
         extra = [onnx.ValueInfoProto(name=name) for name in self._values if name not in seen]
@@ -83,17 +83,17 @@ class Observing:
         self._session.close()
 
 
-def observed_ranges(
+def calibrate_ranges(
     part: Part, images: Iterable[RgbImage], roles: Collection[str]
 ) -> dict[str, Ranges]:
     """For each of the roles, from the reference of a part, whose folder must be writable."""
-    watched, others = dict[str, Observing](), list[Session]()
+    watched, others = dict[str, CalibrationSession](), list[Session]()
 
     def watch(part: Part, role: str) -> Session:
         if role not in roles:
             others.append(part.session(role, CPU, REFERENCE))
             return others[-1]
-        watched[role] = Observing(part.graphs(role, REFERENCE)[0].path)
+        watched[role] = CalibrationSession(part.graphs(role, REFERENCE)[0].path)
         return watched[role]
 
     segmenter = open_segmenter(part, watch)
@@ -113,12 +113,12 @@ def _click(segmenter: Segmenter, image: RgbImage) -> None:
         prediction = segmenter.decode(embedding, made[:count], prior=prediction)
 
 
-def misfit(part: Part, variant: str, images: Iterable[RgbImage]) -> float:
+def range_mismatch(part: Part, variant: str, images: Iterable[RgbImage]) -> float:
     """How many times as wide as they should be, or as narrow, a variant's ranges are on pictures:
     the median over all values."""
     factors = list[float]()
     roles = part.manifest.variants[variant].integers
-    for role, measured in observed_ranges(part, images, roles).items():
+    for role, measured in calibrate_ranges(part, images, roles).items():
         stored = ranges_of(onnx.load(part.graphs(role, variant)[0].path, load_external_data=False))
         for name, (low, high) in stored.items():
             least, most = measured[name]

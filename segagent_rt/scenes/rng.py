@@ -7,12 +7,12 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Dice:
+class DeterministicRng:
     """Draws built on `random.Random.random` alone, whose sequence for a seed is guaranteed by
     Python.
 
-    The key may mix strings and integers: `Dice("layout", 7)` and `Dice("paint", 7)` are
-    independent.
+    The key may mix strings and integers: `DeterministicRng("layout", 7)` and
+    `DeterministicRng("paint", 7)` are independent.
     """
 
     def __init__(self, *key: str | int) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from segagent_rt_export.packing import LEAST, pack_convolutions
+from segagent_rt_export.passes.fp16 import convert_products_to_fp16
+from segagent_rt_export.passes.fuse_gelu import fuse_gelu
+from segagent_rt_export.passes.qdq_conv import Ranges, quantise_convolutions
+from segagent_rt_export.passes.weight_only_int8 import LEAST, quantise_conv_weights
 from segagent_rt_export.precision import Precision, quantise_blocks
-from segagent_rt_export.segmenters.gelus import whole_gelus
-from segagent_rt_export.segmenters.halving import halve_products
-from segagent_rt_export.segmenters.integers import Ranges, quantise_convolutions
 from segagent_rt_export.segmenters.tracing import INLINE_LIMIT
 from segagent_rt_export.variants import SegmenterVariant
 
@@ -21,7 +21,7 @@ LIBRARY = "com.microsoft"
 """ONNX Runtime's own operators."""
 
 
-def store_as(
+def write_variant(
     graphs: Mapping[str, Path],
     folder: Path,
     variant: SegmenterVariant,
@@ -39,13 +39,13 @@ def store_as(
             linear = variant.decoder
         if role in variant.in_integers(graphs):
             assert ranges is not None
-            quantise_convolutions(whole_gelus(model), ranges[role], outputs=variant.outputs)
+            quantise_convolutions(fuse_gelu(model), ranges[role], outputs=variant.outputs)
         elif variant.convolutions != "fp32":
-            pack_convolutions(model)
+            quantise_conv_weights(model)
         if linear.scheme == "fp16":
-            halve_products(model)
+            convert_products_to_fp16(model)
         else:
-            store_matrices(model, linear)
+            quantise_matrices(model, linear)
         save(model, folder / path.name)
 
 
@@ -56,17 +56,17 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     onnx.save_model(model, str(path), save_as_external_data=large, location=beside)
 
 
-def store_matrices(model: onnx.ModelProto, precision: Precision) -> None:
+def quantise_matrices(model: onnx.ModelProto, precision: Precision) -> None:
     """Replace products with constant matrices by those of a precision, in place."""
     if precision.scheme == "fp32":
         return
-    rewrite = _Rewriting(model, precision)
+    rewrite = _MatrixQuantiser(model, precision)
     for node in list(model.graph.node):
         rewrite.take(node)
     rewrite.finish()
 
 
-class _Rewriting:
+class _MatrixQuantiser:
     """One pass over a graph; a matrix that several products use is stored once."""
 
     def __init__(self, model: onnx.ModelProto, precision: Precision) -> None:

@@ -11,7 +11,7 @@ from segagent_rt.errors import DataInvalid, ImageUnreadable
 from segagent_rt.runtime import Canvas, Runtime
 
 
-class Easel:
+class CanvasCache:
     """Holds the canvas of the last image: samples of one image follow each other."""
 
     def __init__(self, runtime: Runtime) -> None:
@@ -19,7 +19,7 @@ class Easel:
         self._shown: tuple[Path, Canvas] | None = None
 
     @property
-    def bare(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether nothing has been shown yet."""
         return self._shown is None
 

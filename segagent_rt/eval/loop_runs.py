@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from segagent_rt.annotators.oracle import OracleAnnotator
-from segagent_rt.data.easel import Easel
+from segagent_rt.data.canvas_cache import CanvasCache
 from segagent_rt.data.images import missing_images
 from segagent_rt.data.journal import Journal, Tell
-from segagent_rt.data.pieces import Do, Spread, complete
 from segagent_rt.data.predictions import Recording, describe_recording, read_recording, record
 from segagent_rt.data.reading import expect, field
 from segagent_rt.data.record import Question, questions
 from segagent_rt.data.sources import DataSet
+from segagent_rt.data.work_items import ProcessAll, ProcessItem, complete
 from segagent_rt.errors import DataInvalid
 from segagent_rt.eval.degrade import degraded
 from segagent_rt.runtime import Canvas, Runtime
-from segagent_rt.scenes.dice import Dice
+from segagent_rt.scenes.rng import DeterministicRng
 from segagent_rt.search import SearchConfig, search_steps
 from segagent_rt.segmenters.prediction import GivenMask
 from segagent_rt.types import Mask, Trajectory
@@ -28,7 +28,7 @@ StartName: TypeAlias = Literal["nothing", "degraded"]
 
 
 @dataclass(frozen=True, slots=True)
-class Walker:
+class EvalRunner:
     """Answers questions: the bundle's MLLM clicks, or the simulated annotator.
 
     `start` is what a walk begins with: no mask, or the true one spoilt.
@@ -55,16 +55,16 @@ class Walker:
             "seed": self.search.seed,
         }
 
-    def answerer(self, runtime: Runtime) -> Do[Question]:
+    def answerer(self, runtime: Runtime) -> ProcessItem[Question]:
         """What answers questions, one after the other: a walk and how long it took, for a journal.
 
         The first walk loads the graphs; it is marked as cold.
         """
-        easel = Easel(runtime)
+        canvases = CanvasCache(runtime)
 
         def answer(question: Question) -> dict[str, Any]:
-            cold = easel.bare
-            trajectory = self.walk(easel.show(question.sample), question)
+            cold = canvases.is_empty
+            trajectory = self.walk(canvases.show(question.sample), question)
             described = describe_recording(record(question, trajectory))
             seconds = [dict(step.seconds) for step in trajectory.steps]
             return {"record": described, "seconds": seconds, "cold": cold}
@@ -93,14 +93,14 @@ class Walker:
 
 
 def _spoilt(target: Mask, question: Question) -> GivenMask:
-    mask = degraded(target, Dice("degraded", question.key))
+    mask = degraded(target, DeterministicRng("degraded", question.key))
     if mask is None:
         raise DataInvalid(f"the mask of `{question.expression}` is too small to be spoilt")
     return GivenMask(mask)
 
 
 def check_entry(entry: Any) -> None:
-    """Raise `DataInvalid` unless this is what a walker answers, see `Walker.answerer`."""
+    """Raise `DataInvalid` unless this is what a walker answers, see `EvalRunner.answerer`."""
     where = "the journal"
     read_recording(field(entry, "record", dict, where), where)
     field(entry, "cold", bool, where)
@@ -110,7 +110,7 @@ def check_entry(entry: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class EvalRuns:
     """What became of each question of a data set: an answer, or a reason why there is none.
 
     `missing` are the pictures that are not there, `refused` the questions that could not be put,
@@ -136,10 +136,10 @@ class Answered:
 def answer_all(
     data: DataSet,
     journal: Journal,
-    spread: Spread[Question],
+    spread: ProcessAll[Question],
     tell: Tell,
     limit: int | None = None,
-) -> Answered:
+) -> EvalRuns:
     """Have every question answered, or the first `limit` of them, that the journal does not hold.
 
     `tell` is called with the number of walks done and to do, those of earlier runs not counted.
@@ -151,4 +151,4 @@ def answer_all(
     problems = complete(journal, asked, spread, tell)
     refused = [(q.sample.source, problems[q.key]) for q in asked if q.key in problems]
     answered = [question for question in asked if question.key in journal.done]
-    return Answered(answered, [journal.done[q.key] for q in answered], missing, refused)
+    return EvalRuns(answered, [journal.done[q.key] for q in answered], missing, refused)

@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 
 
-def halve_products(model: onnx.ModelProto) -> onnx.ModelProto:
+def convert_products_to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """Compute every product with constant weights in fp16, in place; weights are stored in it."""
     graph = model.graph
     floats = {t.name: t for t in graph.initializer if t.data_type == TensorProto.FLOAT}

@@ -1,4 +1,4 @@
-"""Lessons from trajectories: the mask that was shown, and the click that was right about it.
+"""Training examples from trajectories: the mask that was shown, and the click that was right.
 
 What SegAgent itself learns from (section 4.2 of the paper, and StaR+ in 4.3). Pictures may show
 anything: nothing has to be known of them but the object's mask.
@@ -12,21 +12,21 @@ from pathlib import Path
 
 import numpy as np
 
-from segagent_rt.data.easel import check_size
+from segagent_rt.data.canvas_cache import check_size
 from segagent_rt.data.record import RunLengths
 from segagent_rt.data.sources import Places, open_trajectories
 from segagent_rt.data.trajectories import Demonstration
 from segagent_rt.errors import DataInvalid
 from segagent_rt.image import load_image, overlay, resize_mask, squash
-from segagent_rt.scenes.dice import Dice
+from segagent_rt.scenes.rng import DeterministicRng
 from segagent_rt.types import Click
 from segagent_rt_export.families.demo_mllm.net import SIDE
-from segagent_rt_training.questions import Asked
-from segagent_rt_training.states import State
+from segagent_rt_training.example_packing import LabelledExpression
+from segagent_rt_training.states import TrainingState
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class TrajectoryExample:
     """One click of a trajectory; masks and click in pixels of the picture."""
 
     picture: Path
@@ -36,7 +36,7 @@ class Lesson:
     iou: float
     click: Click
 
-    def state(self) -> State:
+    def state(self) -> TrainingState:
         """What the MLLM is shown, at SIDE x SIDE; the only object is the one that is meant.
 
         Raises:
@@ -49,26 +49,28 @@ class Lesson:
         mask = resize_mask(self.shown.mask(), small)
         target = resize_mask(self.target.mask(), small).astype(np.uint8)
         painted = overlay(image, mask) if mask.any() else image
-        return State(painted, target, (), [True], mask, 0)
+        return TrainingState(painted, target, (), [True], mask, 0)
 
-    def asked(self, dice: Dice) -> Asked:
+    def asked(self, rng: DeterministicRng) -> LabelledExpression:
         """One of the expressions, with the click and the rating that are wanted."""
-        size, words = self.target.size, dice.pick(self.expressions)
-        return Asked(words, 0, self.click, size, self.iou)
+        size, words = self.target.size, rng.pick(self.expressions)
+        return LabelledExpression(words, 0, self.click, size, self.iou)
 
 
-def lessons_of(demonstrations: Sequence[Demonstration]) -> Iterator[Lesson]:
+def examples_of(demonstrations: Sequence[Demonstration]) -> Iterator[TrajectoryExample]:
     """One for each click; objects too small to be seen at SIDE x SIDE teach nothing."""
     for each in demonstrations:
         sample = each.sample
         if not resize_mask(sample.mask.mask(), (SIDE, SIDE)).any():
             continue
         for (shown, value), made in zip(each.shown, each.clicks, strict=True):
-            yield Lesson(sample.image, sample.expressions, sample.mask, shown, value, made.click)
+            yield TrajectoryExample(
+                sample.image, sample.expressions, sample.mask, shown, value, made.click
+            )
 
 
-def read_lessons(files: Sequence[Path], images: Path | None) -> list[Lesson]:
-    """The lessons of files of trajectories; pictures lie in `images`, or beside their file.
+def read_trajectory_examples(files: Sequence[Path], images: Path | None) -> list[TrajectoryExample]:
+    """The examples of files of trajectories; pictures lie in `images`, or beside their file.
 
     Raises:
         DataInvalid: a file holds no trajectories, all together hold no click, or a picture is
@@ -76,12 +78,12 @@ def read_lessons(files: Sequence[Path], images: Path | None) -> list[Lesson]:
     """
     places = Places(images=images)
     found = [each for file in files for each in open_trajectories(str(file), places)]
-    lessons = list(lessons_of(found))
-    missing = next((e.picture for e in lessons if not e.picture.is_file()), None)
+    examples = list(examples_of(found))
+    missing = next((e.picture for e in examples if not e.picture.is_file()), None)
     if missing is not None:
         raise DataInvalid(
             f"the picture {missing} is not there", hint="name the folder of pictures with --images"
         )
-    if not lessons:
+    if not examples:
         raise DataInvalid("the trajectories hold no click to learn from")
-    return lessons
+    return examples

@@ -14,7 +14,7 @@ from segagent_rt.types import Feed, Resident, Session
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class GraphCall:
     """A graph ran from `start` to `end`, by the clock of `time.perf_counter`."""
 
     graph: str
@@ -23,22 +23,22 @@ class Call:
 
 
 @dataclass(slots=True)
-class GraphMeter:
+class GraphProfiler:
     """Notes the calls of the sessions that it wraps, whichever thread makes them."""
 
-    _calls: list[Call] = field(default_factory=list)
+    _calls: list[GraphCall] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def wrap(self, graph: str, session: Session) -> Session:
         """The same session, measured."""
-        return MeteredSession(session, graph, self)
+        return ProfiledSession(session, graph, self)
 
-    def add(self, call: Call) -> None:
+    def add(self, call: GraphCall) -> None:
         """Note a call that has ended."""
         with self._lock:
             self._calls.append(call)
 
-    def take(self) -> list[Call]:
+    def take(self) -> list[GraphCall]:
         """The calls that ended since the last time."""
         with self._lock:
             taken, self._calls = self._calls, []
@@ -46,12 +46,12 @@ class GraphMeter:
 
 
 @dataclass(frozen=True, slots=True)
-class MeteredSession:
+class ProfiledSession:
     """A session that tells a meter about its calls."""
 
     session: Session
     graph: str
-    meter: GraphMeter
+    meter: GraphProfiler
 
     def run(
         self,
@@ -65,7 +65,7 @@ class MeteredSession:
         try:
             return self.session.run(feeds, outputs, into=into, keep=keep)
         finally:
-            self.meter.add(Call(self.graph, start, time.perf_counter()))
+            self.meter.add(GraphCall(self.graph, start, time.perf_counter()))
 
     def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Resident:
         return self.session.allocate(shape, dtype)
@@ -74,7 +74,7 @@ class MeteredSession:
         self.session.close()
 
 
-def seconds_by_graph(calls: Sequence[Call]) -> dict[str, float]:
+def seconds_by_graph(calls: Sequence[GraphCall]) -> dict[str, float]:
     """Seconds inside each graph."""
     seconds: dict[str, float] = {}
     for call in calls:
@@ -82,7 +82,7 @@ def seconds_by_graph(calls: Sequence[Call]) -> dict[str, float]:
     return seconds
 
 
-def count_by_graph(calls: Sequence[Call]) -> dict[str, int]:
+def count_by_graph(calls: Sequence[GraphCall]) -> dict[str, int]:
     """How often each graph ran."""
     counts: dict[str, int] = {}
     for call in calls:
@@ -90,7 +90,7 @@ def count_by_graph(calls: Sequence[Call]) -> dict[str, int]:
     return counts
 
 
-def covered_seconds(calls: Sequence[Call]) -> float:
+def covered_seconds(calls: Sequence[GraphCall]) -> float:
     """Seconds in which at least one graph ran; calls side by side count once."""
     total, until = 0.0, float("-inf")
     for call in sorted(calls, key=lambda call: call.start):

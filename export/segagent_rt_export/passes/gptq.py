@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from segagent_rt_export.graph import Weight
+from segagent_rt_export.passes.qdq_conv import MOST
 from segagent_rt_export.precision import Blocks
-from segagent_rt_export.segmenters.integers import MOST
 
 ZERO = MOST + 1
 """The code of zero."""
@@ -21,7 +21,7 @@ DAMPING = 0.01
 """Added to every input's moment, as a share of their mean, so that none is zero."""
 
 
-def round_in_turn(weight: Weight, moments: npt.NDArray[np.float64]) -> Blocks:
+def gptq_round(weight: Weight, moments: npt.NDArray[np.float64]) -> Blocks:
     """Integers of 7 bits for [N, K], one scale per output.
 
     `moments` [K, K] is the sum of x x^T over the inputs x that were seen.

@@ -10,7 +10,7 @@ OPSET = 20
 """The first with Gelu. What these graphs are made of means the same in it as in torch's 18."""
 
 
-def whole_gelus(model: onnx.ModelProto) -> onnx.ModelProto:
+def fuse_gelu(model: onnx.ModelProto) -> onnx.ModelProto:
     """Replace x * (0.5 * (1 + erf(x / sqrt 2))) by Gelu, in place, as torch writes it."""
     graph = model.graph
     made_by = {name: node for node in graph.node for name in node.output}

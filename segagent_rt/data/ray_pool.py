@@ -17,20 +17,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeAlias
 
-from segagent_rt.data.pieces import Do, Outcome, P, Spread, attempt, in_turn, shards
+from segagent_rt.data.work_items import (
+    Outcome,
+    P,
+    ProcessAll,
+    ProcessItem,
+    attempt,
+    sequentially,
+    shards,
+)
 from segagent_rt.errors import BundleError, ClusterError, ExtraMissing, SegagentError
 from segagent_rt.runtime import Runtime, load
 
-Prepare: TypeAlias = Callable[[Runtime], Do[P]]
+Prepare: TypeAlias = Callable[[Runtime], ProcessItem[P]]
 """Makes of a runtime what does pieces of work."""
 
 LOCAL = "local"
 """The address of a cluster of this machine alone, which lives as long as the run."""
 
-AT_ONCE = 4
+ITEMS_AT_ONCE = 4
 """Pieces that a worker is given at a time: no more are lost with it."""
 
-LIVES = 5
+MAX_RESTARTS = 5
 """So many times a worker may die; the pieces that it had are tried again each time."""
 
 
@@ -46,7 +54,7 @@ class Cluster:
 
 
 @contextmanager
-def spreading(cluster: Cluster, runtime: Runtime, prepare: Prepare[P]) -> Iterator[Spread[P]]:
+def distribute(cluster: Cluster, runtime: Runtime, prepare: Prepare[P]) -> Iterator[ProcessAll[P]]:
     """What has pieces done on a cluster, or in this process.
 
     Raises:
@@ -54,30 +62,30 @@ def spreading(cluster: Cluster, runtime: Runtime, prepare: Prepare[P]) -> Iterat
         ClusterError: there is no such cluster, or not enough room on it.
     """
     if cluster.address is None:
-        yield in_turn(prepare(runtime))
+        yield sequentially(prepare(runtime))
         return
     try:
         import ray
     except ModuleNotFoundError:
         raise ExtraMissing("eval --ray", "ray") from None
-    copy = Copy.of(runtime)
+    copy = RuntimeCopy.of(runtime)
     try:
         _join(ray, cluster.address, (cluster.workers or 0) * copy.threads)
         workers = _room(ray, cluster.workers, copy.threads)
         gpus = ray.cluster_resources().get("GPU", 0) / workers if copy.backend != "cpu" else 0
-        hand = ray.remote(Hand).options(
+        worker = ray.remote(RayWorker).options(
             num_cpus=copy.threads,
             num_gpus=min(1.0, gpus),
-            max_restarts=LIVES - 1,
+            max_restarts=MAX_RESTARTS - 1,
             max_task_retries=-1,
         )
-        yield Crew([hand.remote(copy, prepare) for _ in range(workers)]).spread
+        yield RayPool([worker.remote(copy, prepare) for _ in range(workers)]).spread
     finally:
         ray.shutdown()
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class RuntimeCopy:
     """A runtime as another process can open it, if the bundle lies at the same path there."""
 
     folder: Path
@@ -86,7 +94,7 @@ class Copy:
     threads: int
 
     @classmethod
-    def of(cls, runtime: Runtime) -> Copy:
+    def of(cls, runtime: Runtime) -> RuntimeCopy:
         bundle, where = runtime.bundle, runtime.where
         return cls(bundle.folder.resolve(), bundle.digest, where.backend, where.threads or 1)
 
@@ -102,43 +110,43 @@ class Copy:
         return runtime
 
 
-class Hand(Generic[P]):
+class RayWorker(Generic[P]):
     """One worker. It loads what it needs with its first piece, and keeps it."""
 
-    def __init__(self, copy: Copy, prepare: Prepare[P]) -> None:
+    def __init__(self, copy: RuntimeCopy, prepare: Prepare[P]) -> None:
         self._copy, self._prepare = copy, prepare
-        self._do: Do[P] | None = None
+        self._do: ProcessItem[P] | None = None
 
-    def work(self, pieces: Sequence[P]) -> list[Outcome]:
+    def work(self, items: Sequence[P]) -> list[Outcome]:
         self._do = self._do or self._prepare(self._copy.load())
-        return [attempt(self._do, piece) for piece in pieces]
+        return [attempt(self._do, item) for item in items]
 
 
 @dataclass(frozen=True, slots=True)
-class Crew:
+class RayPool:
     """The workers, as handles of Ray's."""
 
-    hands: Sequence[Any]
+    workers: Sequence[Any]
 
-    def spread(self, pieces: Sequence[Any]) -> Iterator[Outcome]:
+    def spread(self, items: Sequence[Any]) -> Iterator[Outcome]:
         """Have pieces done; their outcomes, each once.
 
         Raises:
             ClusterError: no worker is left.
             SegagentError: what a worker raised.
         """
-        left = dict(enumerate(shards(pieces, AT_ONCE)))
-        waiting, idle = deque(left), list(self.hands)
+        left = dict(enumerate(shards(items, ITEMS_AT_ONCE)))
+        waiting, idle = deque(left), list(self.workers)
         given: dict[Any, tuple[Any, int]] = {}
         while left:
             while idle and (at := _next(waiting, left, [n for _, n in given.values()])) is not None:
-                hand = idle.pop()
-                given[hand.work.remote(left[at])] = hand, at
+                worker = idle.pop()
+                given[worker.work.remote(left[at])] = worker, at
             reference = _first(given)
-            hand, at = given.pop(reference)
+            worker, at = given.pop(reference)
             outcomes = _result(reference)
             if outcomes is not None:
-                idle.append(hand)
+                idle.append(worker)
                 if left.pop(at, None) is not None:
                     yield from outcomes
 
@@ -160,7 +168,7 @@ def _first(given: dict[Any, tuple[Any, int]]) -> Any:
 
     if not given:
         raise ClusterError(
-            f"every worker died {LIVES} times",
+            f"every worker died {MAX_RESTARTS} times",
             hint="have they enough memory? the same command goes on where this run ended",
         )
     return ray.wait(list(given))[0][0]

@@ -10,14 +10,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from segagent_rt.mllm.rope import prompt_positions
-from segagent_rt.scenes.dice import Dice
 from segagent_rt.scenes.expressions import Candidate, candidates, choose
 from segagent_rt.scenes.phrases import say
+from segagent_rt.scenes.rng import DeterministicRng
 from segagent_rt.types import Click, Size
 from segagent_rt_export.families.demo_mllm.net import CELLS, SIDE
 from segagent_rt_export.families.demo_mllm.tokenizer import PROMPT, PROTOCOL
-from segagent_rt_training.facts import Facts, cell_shares
-from segagent_rt_training.states import State
+from segagent_rt_training.object_targets import ObjectTargets, cell_shares
+from segagent_rt_training.states import TrainingState
 
 SIGNS = tuple(f" {sign}" for sign in PROTOCOL.signs)
 NEARLY_RIGHT = 0.88
@@ -29,7 +29,7 @@ ORDINAL_SHARE = 0.4
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class LabelledExpression:
     """An expression, and the truth about the object that it means.
 
     Attributes:
@@ -46,7 +46,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class TokenisedExample:
     """An expression about a state, tokenised with its reply."""
 
     prompt: list[int]
@@ -59,7 +59,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class PackedBatch:
     """B pictures with Q questions each. L counts the shared prefix and Q slots of equal length."""
 
     tokens: Tensor  # int64 [B, L]
@@ -72,7 +72,7 @@ class Packed:
     cells: Tensor  # bool [B, K, CELLS^2], the target's cells
 
 
-class Examiner:
+class ExamplePacker:
     """Asks about states, in the tokens of a tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -85,7 +85,9 @@ class Examiner:
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def questions(self, state: State, facts: Facts, dice: Dice, count: int) -> list[Question]:
+    def questions(
+        self, state: TrainingState, facts: ObjectTargets, rng: DeterministicRng, count: int
+    ) -> list[TokenisedExample]:
         """`count` questions; if a mask is shown, most are about the object it was made for, the
         first of them with the words that the loop was asked with."""
         found = candidates(state.objects, state.visible)
@@ -94,19 +96,19 @@ class Examiner:
         said = [(state.asked, state.meant)] if state.asked else []
         if state.mask.any():
             about = [c for c in found if c.target == state.meant]
-            said += _say(choose(about, dice, max(1, count * 5 // 8) - len(said)), dice)
+            said += _say(choose(about, rng, max(1, count * 5 // 8) - len(said)), rng)
         ordinals = [c for c in found if c.kind == "ordinal"]
         while len(said) < count:
-            counted = ordinals and dice.chance(ORDINAL_SHARE)
-            said += _say(choose(ordinals if counted else found, dice, 1), dice)
+            counted = ordinals and rng.chance(ORDINAL_SHARE)
+            said += _say(choose(ordinals if counted else found, rng, 1), rng)
         return [self.question(_asked(*each, facts), state) for each in said]
 
-    def question(self, asked: Asked, state: State) -> Question:
+    def question(self, asked: LabelledExpression, state: TrainingState) -> TokenisedExample:
         """What is asked about a state, in tokens."""
         tokens = self._ids(PROTOCOL.write(asked.click, asked.size, iou=asked.iou))
         prompt = self._ids(self._tail.format(expression=asked.expression))[len(self._after) :]
         weights = self._weights(tokens, asked.iou, painted=bool(state.mask.any()))
-        return Question(
+        return TokenisedExample(
             prompt, tokens + self._end, [*weights, 0.05], self._decisive(tokens), asked.target
         )
 
@@ -143,7 +145,9 @@ class Examiner:
                 number, place = number + (place > 0), 0
         return weights
 
-    def pack(self, states: Sequence[State], asked: Sequence[Sequence[Question]]) -> Packed:
+    def pack(
+        self, states: Sequence[TrainingState], asked: Sequence[Sequence[TokenisedExample]]
+    ) -> PackedBatch:
         """Lay out the questions of each state behind its picture."""
         lead, cells = len(self._lead), CELLS**2
         prefix = lead + cells + len(self._after)
@@ -168,7 +172,7 @@ class Examiner:
                 looked[b, 4 * q : 4 * q + 4] = share > min(0.06, share.max() * 0.5)
         positions = prompt_positions(lead, (CELLS, CELLS), len(self._after) + slot)
         positions = np.concatenate([positions[:, :prefix]] + [positions[:, prefix:]] * many, axis=1)
-        return Packed(
+        return PackedBatch(
             tokens=torch.from_numpy(tokens),
             picture=slice(lead, lead + cells),
             positions=torch.from_numpy(positions)[:, None].expand(-1, len(asked), -1),
@@ -181,7 +185,11 @@ class Examiner:
 
     @staticmethod
     def _lay(
-        tokens: np.ndarray, labels: np.ndarray, weights: np.ndarray, start: int, question: Question
+        tokens: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        start: int,
+        question: TokenisedExample,
     ) -> None:
         whole = question.prompt + question.reply
         tokens[start : start + len(whole)] = whole
@@ -190,21 +198,21 @@ class Examiner:
         weights[answer - 1 : answer - 1 + len(question.reply)] = question.weights
 
     @staticmethod
-    def _asking(start: int, question: Question) -> list[int]:
+    def _asking(start: int, question: TokenisedExample) -> list[int]:
         """The places that decide: one before each decisive token."""
         return [start + len(question.prompt) + i - 1 for i in question.decisive]
 
 
-def _asked(expression: str, target: int, facts: Facts) -> Asked:
+def _asked(expression: str, target: int, facts: ObjectTargets) -> LabelledExpression:
     """The truth about an object of a scene."""
     negative = bool(facts.negative[target])
     x, y = (facts.surplus if negative else facts.missing)[target] * SIDE
     click = Click(int(x), int(y), not negative)
-    return Asked(expression, target, click, (SIDE, SIDE), float(facts.iou[target]))
+    return LabelledExpression(expression, target, click, (SIDE, SIDE), float(facts.iou[target]))
 
 
-def _say(chosen: Sequence[Candidate], dice: Dice) -> list[tuple[str, int]]:
-    return [(say(candidate.query, dice), candidate.target) for candidate in chosen]
+def _say(chosen: Sequence[Candidate], rng: DeterministicRng) -> list[tuple[str, int]]:
+    return [(say(candidate.query, rng), candidate.target) for candidate in chosen]
 
 
 def _bias(owner: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from segagent_rt_export.families.demo_mllm.net import (
     WIDTH,
     Sight,
 )
-from segagent_rt_training.facts import LEVELS, RANKS, Facts, cell_shares
+from segagent_rt_training.object_targets import LEVELS, RANKS, ObjectTargets, cell_shares
 
 SHOWN = 0.08
 """Share of a cell from which an object counts as shown in it."""
@@ -55,7 +55,7 @@ _SLOTS = {
 }
 
 
-class PerceptionHeads(nn.Module):
+class AuxHeads(nn.Module):
     """Everything that is predicted from visual tokens and patches in training only."""
 
     def __init__(self) -> None:
@@ -74,11 +74,11 @@ class PerceptionHeads(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Targets:
+class AuxTargets:
     """What the heads should say, for B images; cells in row-major order, patches in merge order."""
 
     owner: Tensor  # int64 [B, cells], row of the fact tables; -1 for none
-    facts: dict[str, Tensor]  # [B, objects, ...]
+    object_targets: dict[str, Tensor]  # [B, objects, ...]
     covered: Tensor  # [B, cells] share of the cell under the mask
     painted: Tensor  # [B] is there a mask
     middle: Tensor  # [B, patches, 2 * BITS^2]
@@ -86,15 +86,15 @@ class Targets:
     patch_names: Tensor  # int64 [B, patches, 2] colour and shape, -100 for none
 
 
-def perception_targets(
-    all_labels: Sequence[Bytes], masks: Sequence[Mask], all_facts: Sequence[Facts]
-) -> Targets:
+def aux_targets(
+    all_labels: Sequence[Bytes], masks: Sequence[Mask], all_facts: Sequence[ObjectTargets]
+) -> AuxTargets:
     """Assemble the targets of a batch."""
     rows = [_one(*row) for row in zip(all_labels, masks, all_facts, strict=True)]
     most = max(len(facts.colour) for facts in all_facts)
     tables = {
         name: torch.stack([_padded(getattr(facts, name), most) for facts in all_facts])
-        for name in Facts.__dataclass_fields__
+        for name in ObjectTargets.__dataclass_fields__
     }
     tables["missing_digits"], tables["surplus_digits"] = (
         _digits(tables["missing"]),
@@ -104,10 +104,10 @@ def perception_targets(
         torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True)
     )
     painted = torch.tensor([bool(mask.any()) for mask in masks])
-    return Targets(owner, tables, covered, painted, middle, last, names)
+    return AuxTargets(owner, tables, covered, painted, middle, last, names)
 
 
-def _one(labels: Bytes, mask: Mask, facts: Facts) -> tuple[npt.NDArray[np.generic], ...]:
+def _one(labels: Bytes, mask: Mask, facts: ObjectTargets) -> tuple[npt.NDArray[np.generic], ...]:
     shares = cell_shares(labels, len(facts.colour), CELLS).reshape(len(facts.colour), -1)
     owner = np.where(shares.max(0) > SHOWN, shares.argmax(0), -1)
     covered = mask.reshape(CELLS, SIDE // CELLS, CELLS, -1).mean((1, 3)).reshape(-1)
@@ -160,8 +160,8 @@ def _centres() -> Tensor:
     return torch.stack([column.reshape(-1), row.reshape(-1)], -1)
 
 
-def perception_loss(
-    heads: PerceptionHeads, sight: Sight, targets: Targets
+def aux_loss(
+    heads: AuxHeads, sight: Sight, targets: AuxTargets
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of all heads' losses, and the figures worth watching."""
     slots, middle, last = heads(sight)
@@ -169,7 +169,7 @@ def perception_loss(
     image, cell = shown.nonzero(as_tuple=True)
     row = targets.owner[image, cell]
     said = {name: values[image, cell] for name, values in slots.items()}
-    true = {name: values[image, row] for name, values in targets.facts.items()}
+    true = {name: values[image, row] for name, values in targets.object_targets.items()}
     centre = _centres()[cell]
     painted = targets.painted[image].float()
     losses = {

@@ -32,7 +32,7 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ObjectTargets:
     """One row for each of the n objects; points in 0..1 of the picture, (x, y)."""
 
     colour: Ints
@@ -49,7 +49,9 @@ class Facts:
     negative: Mask
 
 
-def gather_facts(objects: Sequence[SceneObject], labels: Bytes, mask: Mask) -> Facts:
+def compute_object_targets(
+    objects: Sequence[SceneObject], labels: Bytes, mask: Mask
+) -> ObjectTargets:
     """Facts of the objects of `labels` (uint8 [S, S]) when `mask` (bool [S, S]) is painted over the
     picture."""
     count, side = len(objects), labels.shape[0]
@@ -77,7 +79,7 @@ def gather_facts(objects: Sequence[SceneObject], labels: Bytes, mask: Mask) -> F
                 0.5 + 1.5 * (extra[0] - lack[0]) / max(extra[0] + lack[0], 1e-6), 0, 1
             )
     ranks, extremes = _orders(objects)
-    return Facts(
+    return ObjectTargets(
         colour=np.array([COLOUR_NAMES.index(o.colour) for o in objects]),
         shape=np.array([SHAPES.index(o.shape) for o in objects]),
         size=np.array([SIZE_NAMES.index(o.size) for o in objects]),

@@ -1,4 +1,4 @@
-"""What each lever brings: walks with all of them, and with one of them let go, in turn."""
+"""What each optimisation brings: loops with all of them, and with one switched off, in turn."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 from segagent_rt import loop
 from segagent_rt.annotators.mllm import MllmAnnotator
-from segagent_rt.bench.one_by_one import OneByOne
+from segagent_rt.bench.loop_runs import BenchQuery, final_mask, query_of
 from segagent_rt.bench.scenario import Scenario
-from segagent_rt.bench.spread import ratio_spread, spread
-from segagent_rt.bench.walks import Question, final_mask, question
+from segagent_rt.bench.stats import percentiles, ratio_percentiles
+from segagent_rt.bench.stepwise_decoder import StepwiseDecoder
 from segagent_rt.loop import StoppingRules
 from segagent_rt.runtime import Runtime
 from segagent_rt.types import RgbImage, Trajectory
@@ -22,7 +22,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True, slots=True)
-class Levers:
+class Optimisations:
     """What makes a walk cheap, each with its switch.
 
     Attributes:
@@ -41,39 +41,39 @@ class Levers:
     stop_rules: bool = True
 
 
-def compare_levers(
+def run_ablation(
     runtime: Runtime, scenario: Scenario, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Seconds with all levers, and for each how many times as long it takes without.
+    """Seconds with all optimisations, and for each how many times as long the loop takes without.
 
     A walk is timed behind another one on the same canvas, as for the second of two expressions.
     """
-    settings = {ALL: Levers()}
-    settings |= {f.name: replace(Levers(), **{f.name: False}) for f in fields(Levers)}
+    settings = {ALL: Optimisations()}
+    settings |= {f.name: replace(Optimisations(), **{f.name: False}) for f in fields(Optimisations)}
     taken: dict[str, list[float]] = {name: [] for name in settings}
     for number, scene in enumerate(scenario.draw()):
         names = list(settings)
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            walk = _Walk(runtime, scenario, settings[name])
-            seconds = walk.timed(scene.image, question(scene), question(scene, 1))
+            walk = _TimedLoop(runtime, scenario, settings[name])
+            seconds = walk.timed(scene.image, query_of(scene), query_of(scene, 1))
             if number >= scenario.warm_up:
                 taken[name].append(seconds)
         tell(f"{scenario.name}: {number + 1}")
-    without = {n: ratio_spread(s, taken[ALL]) for n, s in taken.items() if n != ALL}
-    return {"total": spread(taken[ALL]), "times_as_long_without": without}
+    without = {n: ratio_percentiles(s, taken[ALL]) for n, s in taken.items() if n != ALL}
+    return {"total": percentiles(taken[ALL]), "times_as_long_without": without}
 
 
 @dataclass(frozen=True, slots=True)
-class _Walk:
+class _TimedLoop:
     runtime: Runtime
     scenario: Scenario
-    levers: Levers
+    optimisations: Optimisations
 
-    def timed(self, image: RgbImage, before: Question, asked: Question) -> float:
+    def timed(self, image: RgbImage, before: BenchQuery, asked: BenchQuery) -> float:
         """Seconds for the second question, and for encoding, which it does not share here."""
         view = self._annotator().look(image)
-        if self.levers.kept_canvas:
+        if self.optimisations.kept_canvas:
             self._ask(view, image, before)
         start = time.perf_counter()
         self._ask(view, image, asked)
@@ -81,21 +81,21 @@ class _Walk:
 
     def _annotator(self) -> Any:
         annotator = self.runtime.annotator
-        if self.levers.jump_forward or not isinstance(annotator, MllmAnnotator):
+        if self.optimisations.jump_forward or not isinstance(annotator, MllmAnnotator):
             return annotator
-        return replace(annotator, writing=OneByOne)
+        return replace(annotator, writing=StepwiseDecoder)
 
-    def _ask(self, view: Any, image: RgbImage, asked: Question) -> None:
+    def _ask(self, view: Any, image: RgbImage, asked: BenchQuery) -> None:
         embedding: Future[Any] = self.runtime.open(image).embedding
-        if not self.levers.overlap:
+        if not self.optimisations.overlap:
             embedding.result()
         rules = self.scenario.rules
-        if not self.levers.stop_rules:
+        if not self.optimisations.stop_rules:
             rules = StoppingRules.fixed(rules.max_clicks)
         steps = []
         segmenter = self.runtime.segmenter
         for step in loop.iter_steps(asked.expression, view, segmenter, embedding, rules=rules):
-            if step.prediction is not None and not self.levers.masks_on_demand:
+            if step.prediction is not None and not self.optimisations.masks_on_demand:
                 step.prediction.mask()
             steps.append(step)
         final_mask(Trajectory(asked.expression, tuple(steps)), asked.target)

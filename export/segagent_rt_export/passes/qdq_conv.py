@@ -29,7 +29,7 @@ MOST = 63
 2 * 255 * 63 still fits."""
 
 
-class Integers:
+class QdqSelection:
     """Which values of a graph become integers.
 
     What a convolution reads and makes does, and the sum of two such values or of one and an input,
@@ -107,14 +107,14 @@ def quantise_convolutions(
 
     Args:
         model: its weights are in fp32; nodes stand in the order in which they run.
-        ranges: for each of the `values` of `Integers`, or for more.
+        ranges: for each of the `values` of `QdqSelection`, or for more.
         outputs: whether what makes an output becomes integers, too.
     """
     graph = model.graph
-    chosen = Integers(graph, outputs=outputs)
+    chosen = QdqSelection(graph, outputs=outputs)
     weights = {tensor.name: tensor for tensor in graph.initializer}
     scales = {name: _scale(*ranges[name]) for name in chosen.values}
-    writer = _Writer(graph, scales)
+    writer = _QdqWriter(graph, scales)
     made = {node.output[0] for node in chosen.convolutions}
     for node in list(graph.node):
         if node.output[0] in made:
@@ -144,7 +144,7 @@ def ranges_of(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
     return found
 
 
-class _Writer:
+class _QdqWriter:
     """The nodes of the graph, written anew one after another."""
 
     def __init__(

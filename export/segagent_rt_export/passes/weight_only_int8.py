@@ -10,7 +10,7 @@ LEAST = 1024
 """Smaller weights are not worth a scale for each channel."""
 
 
-def pack_convolutions(model: onnx.ModelProto, most: int = 127) -> onnx.ModelProto:
+def quantise_conv_weights(model: onnx.ModelProto, most: int = 127) -> onnx.ModelProto:
     """Replace the weight of every convolution and Gemm by int8 and DequantizeLinear, in place.
 
     One scale for each output channel, whose largest weight becomes `most`; the function changes
@@ -45,8 +45,9 @@ def _unpacked(graph: onnx.GraphProto, values: np.ndarray, name: str, most: int) 
     return helper.make_node("DequantizeLinear", [f"{name}_codes", f"{name}_scale"], [name], axis=0)
 
 
-def unpack_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The inverse of `pack_convolutions`, in place: weights in fp32 again, as they were rounded."""
+def dequantise_conv_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The inverse of `quantise_conv_weights`, in place: weights in fp32 again, as they were
+    rounded."""
     graph = model.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     kept = []

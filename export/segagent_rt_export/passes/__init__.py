@@ -1,0 +1,1 @@
+"""Transformations of graphs; each is written once and knows no family."""
