@@ -15,12 +15,13 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
 from segagent_rt_export.errors import CheckpointInvalid
+from segagent_rt_export.files import open_regular
 from segagent_rt_export.unpickling import PICKLE_LIMIT, Foreign, StorageRef, TensorRef, unpickle
 
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -46,17 +47,17 @@ def read_checkpoint(path: Path) -> Any:
         CheckpointInvalid: no such file, another format, damaged, or it would run code.
     """
     with _explained(path):
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-        zipped = content[:4] == ZIP_ENTRY
-        tree, places = _read_archive(path, content) if zipped else _read_legacy(content)
+            zipped = content[:4] == ZIP_ENTRY
+            tree, places = _read_archive(stream, content) if zipped else _read_legacy(content)
         return _Tensors(content, places).put_into(tree)
 
 
 def source_record(path: Path) -> dict[str, Any]:
     """Name, size and SHA-256 of a file, for the provenance of what is made from it."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     return {"file": path.name, "size": path.stat().st_size, "sha256": digest.hexdigest()}
@@ -68,9 +69,9 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointInvalid as error:
-        raise CheckpointInvalid(f"{path} is refused: {_plain(error)}", hint=error.hint) from None
-    except FileNotFoundError:
-        raise CheckpointInvalid(f"there is no file {path}", hint="check the path") from None
+        said = _plain(error)
+        said = said if str(path) in said else f"{path} is refused: {said}"
+        raise CheckpointInvalid(said, hint=error.hint) from None
     except OSError as error:
         raise CheckpointInvalid(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged pickle can fail in any way
@@ -86,8 +87,8 @@ def _plain(error: Exception) -> str:
     return "".join(letter for letter in words if letter.isprintable())[:200]
 
 
-def _read_archive(path: Path, content: mmap.mmap) -> tuple[Any, Mapping[str, Place]]:
-    with zipfile.ZipFile(path) as archive:
+def _read_archive(stream: BinaryIO, content: mmap.mmap) -> tuple[Any, Mapping[str, Place]]:
+    with zipfile.ZipFile(stream) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
     programs = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(programs) != 1:
@@ -126,6 +127,8 @@ def _read_legacy(content: mmap.mmap) -> tuple[Any, Mapping[str, Place]]:
     item_sizes = {storage.key: storage.dtype.itemsize for storage in tree.storages}
     places, at = {}, keys.end
     for key in keys.value:
+        if not isinstance(key, str) or key not in item_sizes:
+            raise CheckpointInvalid("it lists a storage that no tensor uses")
         size = int.from_bytes(content[at : at + 8], "little") * item_sizes[key]
         places[key] = Place(at + 8, size)
         at += 8 + size

@@ -2,6 +2,9 @@
 
 A pickle is a program. This reader lets it build dicts, lists, sets, numbers, strings and references
 to tensors. Whatever else it names becomes an inert `Foreign` object, and a call of that is refused.
+
+`torch.load(weights_only=True)` is no substitute: it hashes whatever a pickle uses as a key, so some
+nested tuples in 88 bytes keep it busy for ever, and it refuses SimpleClick's checkpoints.
 """
 
 from __future__ import annotations
@@ -9,16 +12,20 @@ from __future__ import annotations
 import io
 import mmap
 import pickle
-import pickletools
 from collections import OrderedDict
-from typing import IO, Any, NamedTuple, cast
+from collections.abc import Iterable
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from segagent_rt_export.errors import CheckpointInvalid
 
-PICKLE_LIMIT = 64 << 20
+PICKLE_LIMIT = 8 << 20
 """Bytes of one pickle; those of large models have some hundred thousand."""
+
+DEEPEST, LARGEST = 100, 10_000_000
+"""How deeply values may be nested, and how many there may be if shared ones are counted each time:
+a few bytes can describe a tree that no computer can print."""
 
 _OPCODES = """
 PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1
@@ -27,7 +34,10 @@ SHORT_BINUNICODE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND A
 DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT
 MEMOIZE GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID
 """
-OPCODES = frozenset(_OPCODES.split())
+OPCODES = frozenset(getattr(pickle, name)[0] for name in _OPCODES.split())
+
+PLAIN = (str, int, float, bytes, type(None))
+"""Types of keys. Tuples are none of them: hashing nested ones can take for ever."""
 
 DTYPES = {
     "DoubleStorage": torch.float64,
@@ -105,19 +115,45 @@ class _RebuildParameter:
         return tensor
 
 
+class _MakeOrderedDict:
+    """`collections.OrderedDict`."""
+
+    __slots__ = ()
+
+    def __call__(self, pairs: Any = ()) -> OrderedDict[Any, Any]:
+        listed = [(key, value) for key, value in pairs]
+        _check_keys(key for key, _ in listed)
+        return OrderedDict(listed)
+
+
+class _MakeSet:
+    """`set`."""
+
+    __slots__ = ()
+
+    def __call__(self, items: Any = ()) -> set[Any]:
+        listed = list(items)
+        _check_keys(listed)
+        return set(listed)
+
+
 KNOWN: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
+    ("collections", "OrderedDict"): _MakeOrderedDict(),
+    ("builtins", "set"): _MakeSet(),
+    ("__builtin__", "set"): _MakeSet(),
     ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
     ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
     **{("torch", name): dtype for name, dtype in DTYPES.items()},
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, content: bytes) -> None:
-        super().__init__(io.BytesIO(content), encoding="utf-8")
+class _Unpickler(pickle._Unpickler):  # the one in Python: its opcodes can be chosen
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: load for code, load in pickle._Unpickler.dispatch.items() if code in OPCODES
+    }
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream, encoding="utf-8")
         self.storages: list[StorageRef] = []
         self._foreign: dict[str, type] = {}
 
@@ -131,10 +167,34 @@ class _Unpickler(pickle.Unpickler):
         if pid[0] == "module":  # the old layout keeps the source code of a class beside its name
             return pid[1]
         kind, dtype, key, _, numel, *view = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or any(view):
+        known = kind == "storage" and isinstance(dtype, torch.dtype) and not any(view)
+        if not known or not isinstance(key, str) or not isinstance(numel, int):
             raise CheckpointInvalid("it stores tensors in a way that is not known here")
         self.storages.append(StorageRef(key, dtype, numel))
         return self.storages[-1]
+
+
+def _with_plain_keys(opcode: bytes, keys: slice) -> None:
+    """Let an opcode check those items of the stack that it will hash."""
+    load = _Unpickler.dispatch[opcode[0]]
+
+    def checked(unpickler: Any) -> None:
+        _check_keys(unpickler.stack[keys])
+        load(unpickler)
+
+    _Unpickler.dispatch[opcode[0]] = checked
+
+
+_with_plain_keys(pickle.SETITEM, slice(-2, -1))
+for _opcode in (pickle.SETITEMS, pickle.DICT):
+    _with_plain_keys(_opcode, slice(0, None, 2))
+for _opcode in (pickle.ADDITEMS, pickle.FROZENSET):
+    _with_plain_keys(_opcode, slice(None))
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    if not all(isinstance(key, PLAIN) for key in keys):
+        raise CheckpointInvalid("it has a key that is neither a text nor a number")
 
 
 def unpickle(content: mmap.mmap, start: int) -> Unpickled:
@@ -146,14 +206,36 @@ def unpickle(content: mmap.mmap, start: int) -> Unpickled:
         CheckpointInvalid: it is too long, or would do what is not allowed. Damaged pickles can
             raise any other exception.
     """
-    content.seek(start)
-    for opcode, argument, position in pickletools.genops(cast(IO[bytes], content)):
-        assert position is not None
-        done = position - start
-        if opcode.name not in OPCODES or done > PICKLE_LIMIT:
-            raise CheckpointInvalid("it is not a pickle as torch.save writes it")
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > done:
-            raise CheckpointInvalid("its pickle asks for memory that it does not need")
-    end = content.tell()
-    unpickler = _Unpickler(content[start:end])
-    return Unpickled(unpickler.load(), unpickler.storages, end)
+    stream = io.BytesIO(content[start : start + PICKLE_LIMIT])
+    unpickler = _Unpickler(stream)
+    try:
+        value = unpickler.load()
+    except CheckpointInvalid:
+        raise
+    except Exception as error:
+        longer = stream.tell() == PICKLE_LIMIT
+        if longer or isinstance(error, KeyError) and error.args[0] in range(256):  # an opcode
+            raise CheckpointInvalid("it is not a pickle as torch.save writes it") from error
+        raise
+    _check_size(value, {})
+    return Unpickled(value, unpickler.storages, start + stream.tell())
+
+
+def _check_size(value: Any, known: dict[int, int], depth: int = 0) -> int:
+    """How many values there are in a value; `known` are the numbers of those seen, by `id`."""
+    if not isinstance(value, (dict, list, tuple)):
+        return 1
+    if id(value) in known:
+        if not known[id(value)]:
+            raise CheckpointInvalid("a value in it contains itself")
+        return known[id(value)]
+    if depth == DEEPEST:
+        raise CheckpointInvalid(f"its values are nested more than {DEEPEST} deep")
+    known[id(value)] = 0
+    inner: list[Any] = [*(value.values() if isinstance(value, dict) else value)]
+    inner += [value.state] if isinstance(value, Foreign) else []
+    count = 1 + sum(_check_size(item, known, depth + 1) for item in inner)
+    if count > LARGEST:
+        raise CheckpointInvalid("its values are too many: shared ones multiply")
+    known[id(value)] = count
+    return count

@@ -178,6 +178,9 @@ def test_a_call_is_refused(
     assert MARK not in os.environ
 
 
+BOMB = b")" + b"2\x86" * 40
+"""Pairs of the pair before: 81 bytes that stand for 2 ** 40 empty tuples."""
+
 PROGRAMS = {
     "a call in the old form": b"cos\nsystem\n(S'true'\ntR.",
     "an instance in the old form": b"(S'true'\nios\nsystem\n.",
@@ -189,7 +192,19 @@ PROGRAMS = {
     "attributes for a class": b"ccollections\nOrderedDict\nN}S'get'\nI1\ns\x86b.",
     "attributes for a foreign class": b"cos\nX\nN}S'__setstate__'\nI1\ns\x86b)R.",
     "a storage that is no storage": b"\x80\x02(X\x07\x00\x00\x00storageI1\nI2\nI3\nI4\ntQ.",
-    "a memo of a terabyte": b"\x80\x02Nr\xff\xff\xff\xff.",
+    "a key whose hash takes for ever": b"\x80\x02}" + BOMB + b"K\x01s.",
+    "such keys at once": b"\x80\x02}(" + BOMB + b"K\x01u.",
+    "such a key in the old form": b"(" + BOMB + b"I1\nd.",
+    "a set of such values": b"\x80\x04\x8f(" + BOMB + b"\x90.",
+    "a frozen set of such values": b"\x80\x04(" + BOMB + b"\x91.",
+    "an ordered dict of such keys": b"ccollections\nOrderedDict\n]" + BOMB + b"K\x01\x86a\x85R.",
+    "a set made by calling it": b"cbuiltins\nset\n]" + BOMB + b"a\x85R.",
+    "a storage's key whose hash takes for ever": b"\x80\x02(X\x07\x00\x00\x00storage"
+    b"ctorch\nFloatStorage\n" + BOMB + b"X\x03\x00\x00\x00cpuK\x06tQ.",
+    "a value that no computer can print": b"\x80\x02}X\x01\x00\x00\x00a" + BOMB + b"s.",
+    "a key a million deep": b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s.",
+    "a value a million deep": b"\x80\x02)" + b"\x85" * 1_000_000 + b".",
+    "a list that contains itself": b"\x80\x02]q\x00h\x00a.",
     "no end": b"\x80\x02}",
     "an empty stack": b"\x80\x020.",
     "a key that cannot be one": b"\x80\x02}]Ns.",
@@ -200,6 +215,33 @@ PROGRAMS = {
 @pytest.mark.parametrize("what", PROGRAMS)
 def test_odd_programs_are_refused(tmp_path: Path, what: str) -> None:
     refusal(archive(tmp_path / "model.pth", PROGRAMS[what]))
+
+
+def test_a_memo_takes_no_more_memory_than_it_needs(tmp_path: Path) -> None:
+    """The entry 2 ** 32 - 1 of an array would take 32 gigabytes."""
+    program = b"\x80\x02}X\x01\x00\x00\x00ar\xff\xff\xff\xffK\x01s."
+    assert read_checkpoint(archive(tmp_path / "model.pth", program)) == {"a": 1}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link to a device"])
+def test_only_regular_files_are_opened(tmp_path: Path, kind: str) -> None:
+    """A pipe would wait for somebody who writes, and a device has no end."""
+    path = tmp_path / "model.pth"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link to a device":
+        path.symlink_to("/dev/zero")
+    assert "cannot be read" in refusal(Path("/dev/zero") if kind == "device" else path)
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(CheckpointInvalid, match="pointer of Git LFS") as caught:
+        read_checkpoint(path)
+    assert "git lfs pull" in str(caught.value.hint)
 
 
 def test_names_in_a_checkpoint_cannot_speak_to_the_terminal(tmp_path: Path) -> None:
