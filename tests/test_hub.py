@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +20,7 @@ import pytest
 from segagent_rt_export import hub
 from segagent_rt_export.errors import SourceMissing, TooLittleRoom
 from segagent_rt_export.hub import HubModel, download
-from segagent_rt_export.sources import fetch_missing
+from segagent_rt_export.sources import fetch_missing, locate, origin_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = bytes(range(256)) * 4000
@@ -37,9 +40,11 @@ class Server:
 
     files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
     listed: dict[str, bytes] = field(default_factory=dict)
-    refuses: int = 0
+    refuses: str = ""
     stops_after: int | None = None
     ranges: bool = True
+    trickles: str = ""
+    stop: threading.Event = field(default_factory=threading.Event)
     asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     url: str = ""
     elsewhere: str = ""
@@ -53,7 +58,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         def do_GET(self) -> None:
             state.asked.append((self.path, dict(self.headers)))
             if state.refuses:
-                self.send_error(state.refuses)
+                code, _, why = state.refuses.partition(" ")
+                self.send_response(int(code))
+                self.send_header("X-Error-Code", why)
+                self.end_headers()
             else:
                 answer(self, state)
 
@@ -64,11 +72,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     state.url, state.elsewhere = (f"http://127.0.0.1:{s.server_port}" for s in servers)
     monkeypatch.setenv("HF_ENDPOINT", state.url)
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", state.url)
+    monkeypatch.setattr(hub, "get_token", lambda: os.environ.get("HF_TOKEN"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     threads = [threading.Thread(target=s.serve_forever, args=(0.01,)) for s in servers]
     for thread in threads:
         thread.start()
     yield state
+    state.stop.set()
     for one, thread in zip(servers, threads, strict=True):
         one.shutdown()
         one.server_close()
@@ -77,6 +87,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def answer(handler: BaseHTTPRequestHandler, state: Server) -> None:
     url = urlsplit(handler.path)
+    begin = b"HTTP/1.0 200 OK\r\n"
+    if state.trickles == "headers":
+        return trickle(handler, state, begin + b"X-Odd: ", b"x")
+    if state.trickles and state.trickles in handler.path.replace("blobs", "listing"):
+        return trickle(handler, state, begin + b"Content-Length: 9000000\r\n\r\n", b" ")
     query = parse_qs(url.query)
     if url.path.startswith("/api/models/me/mine/revision/"):
         send(handler, json.dumps({"sha": COMMIT, "siblings": hf_listing(state)}).encode())
@@ -113,6 +128,14 @@ def ms_listing(state: Server) -> list[dict[str, Any]]:
     return files
 
 
+def trickle(handler: BaseHTTPRequestHandler, state: Server, start: bytes, byte: bytes) -> None:
+    """A byte now and then, until the test is over or nobody listens."""
+    with contextlib.suppress(OSError):
+        handler.wfile.write(start)
+        while not state.stop.wait(0.05):
+            handler.wfile.write(byte)
+
+
 def send(handler: BaseHTTPRequestHandler, content: bytes) -> None:
     handler.send_response(200)
     handler.send_header("Content-Length", str(len(content)))
@@ -139,7 +162,7 @@ def test_a_model_arrives_whole_and_only_what_is_read(server, tmp_path, model):
     found = {p.name: p.read_bytes() for p in (tmp_path / "mine").iterdir() if p.name[0] != "."}
     assert found == {name: FILES[name] for name in ("config.json", "model.safetensors")}
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
-    assert told[-1] == "downloading model.safetensors, 100%"
+    assert told[-1] == "downloading hf:me/mine, 100%".replace("hf", model.hub)
 
 
 def test_pickles_are_taken_where_there_is_nothing_else(server, tmp_path):
@@ -168,7 +191,7 @@ def test_a_download_that_broke_off_goes_on(server, tmp_path, model, ranges):
 def test_another_revision_begins_afresh(server, tmp_path):
     partial = tmp_path / ".mine.partial"
     partial.mkdir()
-    (partial / ".revision").write_text("another")
+    (partial / hub.ORIGIN).write_text('{"commit": "another"}')
     (partial / "model.safetensors.part").write_bytes(b"of another revision")
     download(HF, tmp_path / "mine", quiet)
     assert (tmp_path / "mine" / "model.safetensors").read_bytes() == WEIGHTS
@@ -198,8 +221,12 @@ def test_other_content_than_was_listed_is_thrown_away(server, tmp_path, model):
 
 @pytest.mark.parametrize(
     ("code", "said", "hint"),
-    [(401, "refuses access", "HF_TOKEN"), (403, "refuses access", "licence"),
-     (404, "has no hf:me/mine", "revision"), (503, "answers 503", "again")],
+    [("401", "refuses access", "HF_TOKEN"), ("403", "refuses access", "licence"),
+     ("403 GatedRepo", "refuses access", "https://huggingface.co/me/mine"),
+     ("401 RepoNotFound", "has no hf:me/mine", "a private model needs HF_TOKEN"),
+     ("404", "has no hf:me/mine", "revision"), ("503", "answers 503", "again"),
+     ("404 RevisionNotFound", "has no hf:me/mine", "revision"),
+     ("416", "answers 416", "again"), ("429", "answers 429", "again")],
 )  # fmt: skip
 def test_refusals_are_explained(server, tmp_path, code, said, hint):
     server.refuses = code
@@ -207,6 +234,96 @@ def test_refusals_are_explained(server, tmp_path, code, said, hint):
         download(HF, tmp_path / "mine", quiet)
     assert hint in caught.value.hint
     assert not list(tmp_path.iterdir())
+
+
+def test_a_token_that_is_not_accepted_is_named(server, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    server.refuses = "401"
+    with pytest.raises(SourceMissing, match="refuses the token") as caught:
+        download(HF, tmp_path / "mine", quiet)
+    assert "hf auth login" in caught.value.hint
+    assert "secret" not in str(caught.value) + caught.value.hint
+
+
+@pytest.mark.parametrize("slow", ["listing", "cdn/model", "headers"])
+def test_a_hub_that_trickles_is_given_up(server, monkeypatch, tmp_path, slow):
+    """Each byte comes before the socket's timeout, and the last never."""
+    monkeypatch.setattr(hub, "PATIENCE", 0.3)
+    server.trickles = slow
+    start = time.monotonic()
+    with pytest.raises(SourceMissing, match="cannot be reached") as caught:
+        download(HF, tmp_path / "mine", quiet)
+    assert "goes on where it stopped" in caught.value.hint
+    assert time.monotonic() - start < 5
+    server.stop.set()
+
+
+@pytest.mark.parametrize("endpoint", ["file:///etc", "huggingface.co", "ftp://x", "https://[x", ""])
+def test_an_endpoint_that_is_no_address(monkeypatch, tmp_path, endpoint):
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(SourceMissing, match=r"no address of a hub|cannot be reached"):
+        download(HF, tmp_path / "mine", quiet)
+
+
+def test_a_disk_that_fills_up_meanwhile_is_not_the_hubs_fault(server, monkeypatch, tmp_path):
+    class Full:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_): ...
+        def write(self, block):
+            raise OSError(28, "No space left on device")
+
+    real = Path.open
+    monkeypatch.setattr(
+        Path,
+        "open",
+        lambda p, mode="r", *a, **k: Full() if mode == "wb" else real(p, mode, *a, **k),
+    )
+    with pytest.raises(TooLittleRoom, match="is full") as caught:
+        download(HF, tmp_path / "mine", quiet)
+    assert "goes on where it stopped" in caught.value.hint
+
+
+def test_the_folder_says_what_it_holds(server, tmp_path):
+    """Model, commit, licence, and every file with its hash: what the manifest records."""
+    server.files["README.md"] = b"---\nlicense: other\nlicense_name: tongyi-qianwen\n---\n# Mine\n"
+    download(HubModel("hf", "me", "mine", "v1.0"), tmp_path / "mine", quiet)
+    found = origin_of(tmp_path / "mine")
+    assert (found["model"], found["commit"]) == ("hf:me/mine@v1.0", COMMIT)
+    assert found["licence"] == "tongyi-qianwen"
+    hashes = {entry["file"]: entry["sha256"] for entry in found["files"]}
+    assert hashes["model.safetensors"] == hashlib.sha256(WEIGHTS).hexdigest()
+    assert set(hashes) == {"README.md", "config.json", "model.safetensors"}
+
+
+def test_a_revision_is_honoured_or_refused(server, monkeypatch, tmp_path):
+    """A folder that does not say that it holds the pinned revision is not taken for it."""
+    monkeypatch.chdir(tmp_path)
+    pinned = f"hf:me/mine@{COMMIT}"
+    folder = tmp_path / "checkpoints" / "me" / "mine"
+    folder.mkdir(parents=True)
+    with pytest.raises(SourceMissing, match="does not say that it holds that revision"):
+        locate(pinned, tmp_path)
+    fetch_missing([pinned], quiet)
+    assert locate(pinned, tmp_path) == Path(f"checkpoints/me/mine@{COMMIT}")
+    folder.rmdir()
+    (tmp_path / "checkpoints" / "me" / f"mine@{COMMIT}").rename(folder)
+    assert locate(pinned, tmp_path) == Path("checkpoints/me/mine")
+    assert locate("hf:me/mine", tmp_path) == Path("checkpoints/me/mine")
+    with pytest.raises(SourceMissing):
+        locate("hf:me/mine@v2", tmp_path)
+
+
+def test_what_the_hubs_own_tool_downloaded_names_its_commit(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    notes = tmp_path / "checkpoints" / "me" / "mine" / ".cache" / "huggingface" / "download"
+    notes.mkdir(parents=True)
+    (notes / "config.json.metadata").write_text(f"{COMMIT}\n0123abcd\n1700000000.0\n")
+    assert locate(f"hf:me/mine@{COMMIT}", tmp_path) == Path("checkpoints/me/mine")
+    (notes / "model.safetensors.metadata").write_text(f"{COMMIT[::-1]}\n0123abcd\n1700000000.0\n")
+    with pytest.raises(SourceMissing):
+        locate(f"hf:me/mine@{COMMIT}", tmp_path)
 
 
 def test_no_network_is_said_in_one_sentence(monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import typing
 from pathlib import Path
@@ -103,6 +104,12 @@ def test_mistakes_are_named(write, text, said):
     assert "\n" not in str(caught.value)
 
 
+def test_a_recipe_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "mine.toml")
+    with pytest.raises(RecipeInvalid, match="not a regular file"):
+        read_recipe(tmp_path / "mine.toml")
+
+
 def test_a_part_alone_and_other_variants(write):
     recipe = read_recipe(write(SEGMENTER + MLLM))
     assert recipe.name == "mine"
@@ -146,14 +153,28 @@ def test_what_names_no_model_is_refused(text):
 
 def test_a_model_that_is_not_there_comes_with_the_command_that_downloads_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SourceMissing, match=r"not in checkpoints/a/b") as caught:
+    with pytest.raises(SourceMissing, match=r"not in checkpoints/a/b@v1") as caught:
         locate("hf:a/b@v1", tmp_path)
-    assert "hf download a/b --revision v1 --local-dir checkpoints/a/b" in caught.value.hint
+    assert "hf download a/b --revision v1 --local-dir checkpoints/a/b@v1" in caught.value.hint
     with pytest.raises(SourceMissing) as caught:
         locate("ms:a/b", tmp_path)
     assert "modelscope download --model a/b --local_dir checkpoints/a/b" in caught.value.hint
-    (tmp_path / "checkpoints" / "a" / "b").mkdir(parents=True)
-    assert locate("hf:a/b@v1", tmp_path) == Path("checkpoints/a/b")
+    (tmp_path / "checkpoints" / "a" / "b@v1").mkdir(parents=True)
+    assert locate("hf:a/b@v1", tmp_path) == Path("checkpoints/a/b@v1")
+
+
+def test_a_hubs_model_without_its_hub_and_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceMissing, match="no checkpoint Qwen/Qwen3-VL-2B-Instruct") as caught:
+        locate("Qwen/Qwen3-VL-2B-Instruct", tmp_path)
+    assert "write hf:Qwen/Qwen3-VL-2B-Instruct" in caught.value.hint
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.pth").touch()
+    assert locate("~/x.pth", tmp_path / "recipes") == tmp_path / "x.pth"
+    with pytest.raises(RecipeInvalid, match="is not known"):
+        locate("~nobody-of-that-name/x.pth", tmp_path)
+    with pytest.raises(RecipeInvalid, match="no path has"):
+        locate("a\0b", tmp_path)
 
 
 def test_a_file_that_is_not_there_comes_with_its_origin(tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ followed by raw numbers before it. Tensors are views of the file, which is mappe
 
 from __future__ import annotations
 
-import hashlib
 import math
 import mmap
 import struct
@@ -52,15 +51,6 @@ def read_checkpoint(path: Path) -> Any:
             zipped = content[:4] == ZIP_ENTRY
             tree, places = _read_archive(stream, content) if zipped else _read_legacy(content)
         return _Tensors(content, places).put_into(tree)
-
-
-def source_record(path: Path) -> dict[str, Any]:
-    """Name, size and SHA-256 of a file, for the provenance of what is made from it."""
-    digest = hashlib.sha256()
-    with open_regular(path) as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return {"file": path.name, "size": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 @contextmanager

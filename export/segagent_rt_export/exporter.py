@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from os.path import relpath
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,9 +27,8 @@ from segagent_rt.runtime import open_segmenter
 from segagent_rt.types import Segmenter
 from segagent_rt_export.mllm.export import export_mllm_graphs, export_mllm_tables
 from segagent_rt_export.mllm.profiles import mllm_profiles
-from segagent_rt_export.mllm.progress import counted
 from segagent_rt_export.mllm.published import open_published
-from segagent_rt_export.mllm.source import MllmSource
+from segagent_rt_export.mllm.source import MllmSource, counted
 from segagent_rt_export.parts import PartDraft, copy_part, new_part, write_index, write_manifest
 from segagent_rt_export.passes.calibration import calibrate_ranges
 from segagent_rt_export.passes.qdq_conv import Ranges
@@ -269,15 +267,11 @@ def make_mllm(
 def _write_variant(source: MllmSource, name: VariantName, folder: Path, tell: Tell) -> Variant:
     kind = MLLM_VARIANTS[name]
     (folder / name).mkdir()
-    watched = counted(source, partial(_tell_share, tell, name))
+    watched = counted(source, tell, f"writing {name}")
     paths = export_mllm_graphs(watched, folder / name, kind.arithmetic, kind.dialect)
     graphs = {role: f"{name}/{path.name}" for role, path in paths.items()}
     profiles = mllm_profiles(paths, source.codec) if kind.dialect == "portable" else {}
     return Variant(kind.device, kind.precision, graphs, kind.dialect, profiles)
-
-
-def _tell_share(tell: Tell, variant: str, share: float) -> None:
-    tell(f"writing {variant}, {share:.0%}")
 
 
 def _open_segmenter(folder: Path) -> Segmenter:

@@ -17,7 +17,8 @@ import segagent_rt
 from segagent_rt.contracts import PARTS, PartName, parse
 from segagent_rt.errors import ManifestInvalid
 from segagent_rt.mllm.prompts import PRESETS
-from segagent_rt_export.errors import RecipeInvalid
+from segagent_rt_export.errors import CheckpointInvalid, RecipeInvalid
+from segagent_rt_export.files import read_bounded
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -133,11 +134,9 @@ def read_recipe(path: Path) -> Recipe:
         RecipeInvalid: not TOML, or a field is missing, unknown, mistyped or has no such value.
     """
     try:
-        if path.stat().st_size > LONGEST:
-            raise RecipeInvalid(f"{path} is too long for a recipe")
-        content: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise RecipeInvalid(f"{path} cannot be read: {error.strerror}") from error
+        content: dict[str, Any] = tomllib.loads(read_bounded(path, LONGEST).decode())
+    except CheckpointInvalid as error:
+        raise RecipeInvalid(str(error), hint=error.hint) from error
     except (ValueError, RecursionError) as error:
         raise RecipeInvalid(f"{path} is not TOML: {' '.join(str(error).split())[:120]}") from error
     try:

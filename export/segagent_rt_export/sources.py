@@ -1,22 +1,30 @@
 """Where checkpoints are: a local file or folder, or a model of a hub that was downloaded.
 
 `hf:owner/name[@revision]` and `ms:owner/name[@revision]` name models of Hugging Face and of
-ModelScope; they are looked for in `checkpoints/owner/name` of the working directory.
+ModelScope; they are looked for in `checkpoints/owner/name[@revision]` of the working directory.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from segagent_rt_export.errors import RecipeInvalid, SourceMissing
-from segagent_rt_export.hub import HubModel, download
+from segagent_rt_export.errors import CheckpointInvalid, RecipeInvalid, SourceMissing
+from segagent_rt_export.files import open_regular, read_bounded
+from segagent_rt_export.hub import HubModel, download, is_read, read_origin
 
 DOWNLOADED = Path("checkpoints")
 """Where downloaded models are looked for."""
 
 _HUB = re.compile(r"(hf|ms):([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)(?:@([A-Za-z0-9][\w./-]*))?")
+_MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+LONGEST_PAGE = 2_000_000
+"""Bytes of a model's README.md."""
+
 _COMMANDS = {
     "hf": "hf download {model}{revision} --local-dir {folder}",
     "ms": "modelscope download --model {model}{revision} --local_dir {folder}",
@@ -24,8 +32,23 @@ _COMMANDS = {
 
 
 def folder_of(model: HubModel) -> Path:
-    """Where a hub's model is expected."""
-    return DOWNLOADED / model.owner / model.name
+    """Where a hub's model is expected; a revision has a folder of its own."""
+    revision = f"@{model.revision.replace('/', '_')}" if model.revision else ""
+    return DOWNLOADED / model.owner / f"{model.name}{revision}"
+
+
+def downloaded(model: HubModel) -> Path | None:
+    """The folder that holds a hub's model, if it is here.
+
+    The folder without a revision serves one that is pinned if it says that it holds that revision.
+    """
+    folder = folder_of(model)
+    if folder.is_dir():
+        return folder
+    shared = folder_of(replace(model, revision=None))
+    origin = read_origin(shared)
+    known = (origin.get("revision"), origin.get("commit"))
+    return shared if model.revision and model.revision in known else None
 
 
 def command_for(model: HubModel) -> str:
@@ -44,12 +67,12 @@ def fetch_missing(sources: Iterable[str], tell: Callable[[str], None]) -> None:
     """
     for text in sources:
         model = parse_source(text)
-        if isinstance(model, HubModel) and not folder_of(model).is_dir():
+        if isinstance(model, HubModel) and downloaded(model) is None:
             download(model, folder_of(model), tell)
 
 
 def parse_source(text: str) -> HubModel | Path:
-    """A recipe's source, understood.
+    """A recipe's source, understood; `~` stands for the user's folder.
 
     Raises:
         RecipeInvalid: it begins like a hub's, but names no model.
@@ -57,7 +80,9 @@ def parse_source(text: str) -> HubModel | Path:
     if not text.strip():
         raise RecipeInvalid("a source is blank", hint="name a folder, a file or a hub's model")
     if not text.startswith(("hf:", "ms:")):
-        return Path(text)
+        if "\0" in text:
+            raise RecipeInvalid("a source holds a character that no path has")
+        return _home(Path(text))
     match = _HUB.fullmatch(text)
     if match is None or ".." in text:
         raise RecipeInvalid(
@@ -66,8 +91,22 @@ def parse_source(text: str) -> HubModel | Path:
     return HubModel("hf" if match[1] == "hf" else "ms", match[2], match[3], match[4])
 
 
+def _home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # there is no such user, or nobody knows the folder
+        raise RecipeInvalid(
+            f"the folder that `{path}` begins with is not known", hint="write the whole path"
+        ) from None
+
+
 def locate(text: str, beside: Path, origin: str = "") -> Path:
     """The file or folder of a source.
+
+    Args:
+        text: a recipe's source.
+        beside: the recipe's folder, where relative paths are tried first.
+        origin: where people get the checkpoint, for the error.
 
     Raises:
         RecipeInvalid: the text names no source.
@@ -75,11 +114,12 @@ def locate(text: str, beside: Path, origin: str = "") -> Path:
     """
     source = parse_source(text)
     if isinstance(source, HubModel):
-        folder = folder_of(source)
-        if folder.is_dir():
-            return folder
+        if found := downloaded(source):
+            return found
+        other = folder_of(replace(source, revision=None))
+        note = f"; {other} does not say that it holds that revision" if other.is_dir() else ""
         raise SourceMissing(
-            f"the model {text} is not in {folder}",
+            f"the model {text} is not in {folder_of(source)}{note}",
             hint=f"--download fetches it, and so does: {command_for(source)}",
         )
     tried = [source] if source.is_absolute() else [beside / source, source]
@@ -87,7 +127,47 @@ def locate(text: str, beside: Path, origin: str = "") -> Path:
         if path.exists():
             return path
     place = tried[-1]
-    raise SourceMissing(
-        f"there is no checkpoint {place}",
-        hint=f"get it from {origin} and put it there" if origin else f"put it at {place.resolve()}",
-    )
+    hint = f"get it from {origin} and put it there" if origin else f"put it at {place.resolve()}"
+    if not origin and _MODEL.fullmatch(text):
+        hint = f"for the model of Hugging Face write hf:{text}, and use --download"
+    raise SourceMissing(f"there is no checkpoint {place}", hint=hint)
+
+
+def origin_of(source: Path) -> dict[str, Any]:
+    """Where a checkpoint comes from and what is in it, for the manifest.
+
+    Args:
+        source: a checkpoint's file or folder.
+
+    Returns:
+        `files`: name, size and SHA-256 of each that an export reads; and where it is known `model`,
+        `commit`, and `licence` as the model's page names it.
+    """
+    if not source.is_dir():
+        return {"files": [source_record(source)]}
+    names = (path for path in sorted(source.iterdir()) if is_read(path.name))
+    found: dict[str, Any] = {"files": [source_record(path) for path in names if path.is_file()]}
+    origin = read_origin(source)
+    found |= {key: origin[key] for key in ("model", "commit") if isinstance(origin.get(key), str)}
+    return found | _licence(source / "README.md")
+
+
+def _licence(page: Path) -> dict[str, str]:
+    """The licence that a model's page names in its header."""
+    try:
+        head = read_bounded(page, LONGEST_PAGE).decode("utf-8", "replace").split("---", 2)[1]
+    except (CheckpointInvalid, IndexError):
+        return {}
+    found = dict(re.findall(r"(?m)^(license(?:_name)?): *['\"]?([\w.+ -]{1,80}?)['\"]? *$", head))
+    name = found.get("license_name") or found.get("license")
+    return {"licence": name} if name else {}
+
+
+def source_record(path: Path) -> dict[str, Any]:
+    """Name, size and SHA-256 of a file, for the provenance of what is made from it."""
+    digest, size = hashlib.sha256(), 0
+    with open_regular(path) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return {"file": path.name, "size": size, "sha256": digest.hexdigest()}

@@ -214,7 +214,7 @@ def unpickle(content: mmap.mmap, start: int) -> Unpickled:
         raise
     except Exception as error:
         longer = stream.tell() == PICKLE_LIMIT
-        if longer or isinstance(error, KeyError) and error.args[0] in range(256):  # an opcode
+        if longer or (isinstance(error, KeyError) and error.args[0] in range(256)):  # an opcode
             raise CheckpointInvalid("it is not a pickle as torch.save writes it") from error
         raise
     _check_size(value, {})

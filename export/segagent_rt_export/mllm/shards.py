@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segagent_rt_export.errors import CheckpointInvalid
+from segagent_rt_export.files import open_regular, read_bounded
 from segagent_rt_export.graph import Weight
 from segagent_rt_export.mllm.weights import Stored
 
@@ -66,8 +68,8 @@ def open_safetensors(path: Path) -> dict[str, Stored]:
     Raises:
         CheckpointInvalid: it is truncated, or its header is not what the format says.
     """
-    size = path.stat().st_size
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
         start = stream.read(8)
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > min(LONGEST_HEADER, size - 8):
@@ -191,12 +193,10 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointInvalid: it is missing, too large, or no JSON object.
     """
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointInvalid(f"there is no {path}", hint="is it a folder of a whole model?")
-    if path.stat().st_size > LONGEST_HEADER:
-        raise _damaged(path, "it is absurdly long")
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(read_bounded(path, LONGEST_HEADER))
     except (ValueError, RecursionError):
         raise _damaged(path, "it is not JSON") from None
     if not isinstance(content, dict):

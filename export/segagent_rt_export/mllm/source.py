@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from segagent_rt.errors import InputError
 from segagent_rt.mllm.grammar import compile_grammar
 from segagent_rt.mllm.prompts import PRESETS
 from segagent_rt_export.errors import CheckpointInvalid
+from segagent_rt_export.files import read_bounded
 from segagent_rt_export.mllm.chats import PICTURES, chat
 from segagent_rt_export.mllm.config import Config
 from segagent_rt_export.mllm.families import FAMILIES, Given, Model
@@ -21,7 +23,8 @@ from segagent_rt_export.mllm.lora import adapt
 from segagent_rt_export.mllm.names import common_name, rename, split_v1
 from segagent_rt_export.mllm.prequantised import open_weights
 from segagent_rt_export.mllm.tiktoken import build_tokenizer, read_ranks
-from segagent_rt_export.mllm.weights import Checkpoint
+from segagent_rt_export.mllm.weights import Checkpoint, Stored
+from segagent_rt_export.progress import Counted, Progress
 
 STOPS = ("<|im_end|>", "<|endoftext|>", "<|im_start|>", "</s>")
 """Tokens that end a reply, in families that have them."""
@@ -84,6 +87,19 @@ def read_source(folder: Path, choices: Choices | None = None) -> MllmSource:
     return MllmSource(model, weights, tokenizer, settings, _provenance(folder, model, choices))
 
 
+def counted(source: MllmSource, tell: Callable[[str], None], what: str) -> MllmSource:
+    """The same source, telling how much of its weights has been read."""
+    tensors = source.weights.tensors
+
+    def weigh(tensor: Stored) -> int:
+        return math.prod(tensor.shape)
+
+    progress = Progress(tell, what, sum(map(weigh, tensors.values())))
+    return replace(
+        source, weights=replace(source.weights, tensors=Counted(tensors, weigh, progress))
+    )
+
+
 def read_model(folder: Path, most_pixels: int | None = None) -> Model:
     """A model's shapes, from its configuration alone."""
     config = Config.load(folder / "config.json")
@@ -118,10 +134,9 @@ def _open_weights(folder: Path, model: Model, adapter: Path | None) -> Checkpoin
 def _open_tokenizer(folder: Path) -> Tokenizer:
     path, ranks = folder / "tokenizer.json", folder / "qwen.tiktoken"
     if path.is_file():
-        if path.stat().st_size > LARGEST_TOKENIZER:
-            raise CheckpointInvalid(f"{path} is too long for a tokenizer")
+        content = read_bounded(path, LARGEST_TOKENIZER)
         try:
-            return Tokenizer.from_file(str(path))
+            return Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises nothing more precise
             raise CheckpointInvalid(f"{path} is no tokenizer: {str(error)[:120]}") from None
     if ranks.is_file():

@@ -19,6 +19,7 @@ from tokenizers.normalizers import NFC
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
 from segagent_rt_export.errors import CheckpointInvalid
+from segagent_rt_export.files import read_bounded
 
 LARGEST = 64_000_000
 """Bytes of a rank file; Qwen's has 2.6 million."""
@@ -42,11 +43,10 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     Raises:
         CheckpointInvalid: it is not one, or single bytes are missing.
     """
-    if path.stat().st_size > LARGEST:
-        raise CheckpointInvalid(f"{path} is too long for a tokenizer's ranks")
     ranks = {}
+    content = read_bounded(path, LARGEST)
     try:
-        for line in path.read_bytes().split(b"\n"):
+        for line in content.split(b"\n"):
             if line:
                 text, rank = line.split()
                 ranks[base64.b64decode(text, validate=True)] = int(rank)

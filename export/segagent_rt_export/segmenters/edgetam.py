@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from transformers import Sam2Config
 from transformers.models.sam2 import modeling_sam2
 
+from segagent_rt_export.segmenters import sam2_layout
 from segagent_rt_export.segmenters.exported import ExportedSegmenter
 from segagent_rt_export.segmenters.pretrained import (
     configuration,
     fill,
     read_config,
+    read_original,
     read_weights,
 )
 from segagent_rt_export.segmenters.repvit import RepVit, merged_branches
 from segagent_rt_export.segmenters.sam2 import OF_VIDEO, export_pyramid, image_parts
-from segagent_rt_export.segmenters.sam_layout import SHARED, tied
+from segagent_rt_export.segmenters.sam_layout import SHARED, explained, tied
 
 TRUNK = "vision_encoder.backbone.timm_model"
 
@@ -44,7 +46,7 @@ class EdgeTam(nn.Module):
 
 
 def export_edgetam(source: Path, folder: Path) -> ExportedSegmenter:
-    """Write encoder.onnx and decoder.onnx from a transformers folder.
+    """Write encoder.onnx and decoder.onnx from a transformers folder or an `edgetam.pt`.
 
     Raises:
         CheckpointInvalid: the source is no EdgeTAM.
@@ -55,18 +57,24 @@ def export_edgetam(source: Path, folder: Path) -> ExportedSegmenter:
 
 
 def load_edgetam(source: Path) -> Any:
-    """The image model with its weights; most published folders hold the video model."""
-    parts = image_parts(read_config(source, "edgetam", "edgetam_video"))
+    """The image model with its weights, from either format; most published folders hold the video
+    model."""
+    if source.is_dir():
+        parts = image_parts(read_config(source, "edgetam", "edgetam_video"))
+        tensors = tied(read_weights(source))
+    else:
+        tensors = tied(sam2_layout.renamed(read_original(source)))
+        with explained(tensors):
+            parts = sam2_layout.shared_sizes(tensors)
     parts["vision_config"] = {
         name: value
         for name, value in parts["vision_config"].items()
         if name not in ("backbone_config", "model_type")
     }
-    tensors = tied(read_weights(source))
     settings = configuration(Sam2Config, parts)
     settings.mask_decoder_config._attn_implementation = "eager"
     widths = settings.vision_config.backbone_channel_list[::-1]
-    with torch.device("meta"):
+    with explained(tensors), torch.device("meta"):
         net = EdgeTam(RepVit(widths, _depths(tensors, len(widths))), settings)
     return fill(net, tensors, unused=(*OF_VIDEO, SHARED))
 

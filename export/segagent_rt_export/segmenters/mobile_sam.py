@@ -56,7 +56,7 @@ def load_mobile_sam(source: Path) -> MobileSam:
     encoder = {name: original[name] for name in original if name.startswith(ENCODER)}
     rest = {name: original[name] for name in original if not name.startswith(ENCODER)}
     tensors = sam_layout.tied(encoder | sam_layout.renamed(rest))
-    with sam_layout.explained():
+    with sam_layout.explained(original):
         shape = encoder_shape(encoder)
         config = SamConfig(
             vision_config={"num_pos_feats": tensors[sam_layout.SHARED].shape[1]},

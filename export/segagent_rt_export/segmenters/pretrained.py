@@ -1,48 +1,68 @@
-"""Folders as transformers writes them, read without any code of theirs, and filled into modules."""
+"""Checkpoints of segmenters, read without any code of theirs, and filled into modules."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModel
 
-from segagent_rt.contracts import inside
-from segagent_rt_export.checkpoints import read_checkpoint, source_record
+from segagent_rt_export.checkpoints import read_checkpoint
+from segagent_rt_export.dimensions import check_dimensions
 from segagent_rt_export.errors import CheckpointInvalid
+from segagent_rt_export.mllm.shards import open_shards, read_object
+from segagent_rt_export.sources import origin_of
 
 Net = TypeVar("Net", bound=nn.Module)
 
-CONFIG, WEIGHTS, SHARDS = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONFIG = "config.json"
+WRAPPED = ("model", "state_dict", "model_state_dict")
+"""Keys under which training programs save the tensors, beside what else they need."""
+
+PARALLEL = "module."
+"""What torch's DistributedDataParallel puts before every name."""
 
 
 def read_config(folder: Path, *kinds: str) -> dict[str, Any]:
     """`config.json` of a model of one of these types.
 
     Raises:
-        CheckpointInvalid: there is none, or it is of another type.
+        CheckpointInvalid: there is none, it is of another type, or has absurd dimensions.
     """
-    config = _read_object(folder / CONFIG)
+    config = read_object(folder / CONFIG)
     found = config.get("model_type")
     if found not in kinds:
         raise CheckpointInvalid(
-            f"{folder} holds a model of type {found}, not {' or '.join(kinds)}",
-            hint="the recipe names the family; is this the right folder?",
+            f"{folder} holds a model of type {str(found)[:60]}, not {' or '.join(kinds)}",
+            hint=_family_hint(str(found)),
         )
+    check_dimensions(config, str(folder / CONFIG))
     return config
+
+
+def _family_hint(found: str) -> str:
+    family = found.removesuffix("_video")
+    if family in ("sam", "sam_hq", "sam2", "edgetam"):
+        return f'write family = "{family}" in the recipe, or name another folder'
+    return "the recipe names the family; is this the right folder?"
 
 
 def configuration(kind: Any, fields: Mapping[str, Any]) -> Any:
     """A configuration of transformers' class `kind`.
 
     Raises:
-        CheckpointInvalid: the fields are not those of the class, or of another type.
+        CheckpointInvalid: the fields are not those of the class, or of another type, or it has a
+            part of another model: that part's code could download weights of its own.
     """
+    for found in _types(fields):
+        if not found.startswith(str(kind.model_type).split("_")[0]):
+            raise CheckpointInvalid(
+                f"the configuration has a part of the type `{found[:60]}`, which is none of "
+                f"{kind.model_type}",
+                hint="is it a model of another family?",
+            )
     try:
         return kind.from_dict(dict(fields))
     except Exception as error:  # its validation raises classes of several libraries
@@ -50,34 +70,65 @@ def configuration(kind: Any, fields: Mapping[str, Any]) -> Any:
         raise CheckpointInvalid(f"the configuration cannot be used: {reason}") from error
 
 
+def _types(fields: Mapping[str, Any]) -> Iterator[str]:
+    """The types of all parts that say one; some published folders leave them blank."""
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from _types(value)
+        elif name == "model_type" and value:
+            yield str(value)
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of `model.safetensors` or of the shards that its index names."""
-    tensors: dict[str, Tensor] = {}
-    for name in _weight_files(folder):
-        path = inside(folder, name)
-        try:
-            tensors |= load_file(path)
-        except FileNotFoundError:
-            raise CheckpointInvalid(
-                f"{folder} has no {name}", hint="name a folder with config.json and safetensors"
-            ) from None
-        except Exception as error:  # the library's own errors share no public base class
-            raise CheckpointInvalid(f"{path} is not a safetensors file: {error}") from error
-    return tensors
+    """Every tensor of a folder that transformers saved, in float32.
+
+    Raises:
+        CheckpointInvalid: there are no weights, or a file is damaged.
+    """
+    return {name: torch.from_numpy(tensor.read()) for name, tensor in open_shards(folder).items()}
 
 
 def read_original(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint that is a plain dict of them."""
+    """The tensors of a checkpoint that is a dict of them, or holds one beside other things.
+
+    Raises:
+        CheckpointInvalid: it is damaged, or holds something else.
+    """
+    if path.is_dir():
+        raise CheckpointInvalid(
+            f"{path} is a folder, where a checkpoint's file is expected",
+            hint="name the .pt or .pth file in it",
+        )
     content = read_checkpoint(path)
-    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise CheckpointInvalid(f"{path} holds something else than named tensors")
-    return content
+    for key in WRAPPED:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(tensor, Tensor) for tensor in content.values())
+    ):
+        raise CheckpointInvalid(
+            f"{path} holds something else than named tensors",
+            hint=f"save the model's state_dict, alone or under `{WRAPPED[0]}`",
+        )
+    if all(str(name).startswith(PARALLEL) for name in content):
+        return {str(name).removeprefix(PARALLEL): tensor for name, tensor in content.items()}
+    return {str(name): tensor for name, tensor in content.items()}
 
 
-def build(config: Any, tensors: Mapping[str, Tensor], unused: tuple[str, ...] = ()) -> Any:
-    """The transformers model of a configuration, with these weights; see `fill`."""
-    with torch.device("meta"):
-        net = AutoModel.from_config(config, attn_implementation="eager", trust_remote_code=False)
+def build(
+    kind: type[nn.Module], config: Any, tensors: Mapping[str, Tensor], unused: tuple[str, ...] = ()
+) -> Any:
+    """The transformers model of a class and a configuration, with these weights; see `fill`."""
+    config._attn_implementation = "eager"
+    try:
+        with torch.device("meta"):
+            net = kind(config)
+    except (ValueError, TypeError, IndexError, ZeroDivisionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointInvalid(f"no model has this configuration: {reason}") from error
     return fill(net, tensors, unused)
 
 
@@ -116,27 +167,6 @@ def _refuse(problem: str, names: list[str]) -> None:
         )
 
 
-def _weight_files(folder: Path) -> list[str]:
-    if (folder / WEIGHTS).is_file() or not (folder / SHARDS).is_file():
-        return [WEIGHTS]
-    return sorted(set(_read_object(folder / SHARDS).get("weight_map", {}).values()))
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise CheckpointInvalid(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointInvalid(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointInvalid(f"{path} does not hold an object")
-    return content
-
-
 def provenance(source: Path) -> dict[str, Any]:
     """Where weights come from: a record of every file that was read."""
-    files = [source]
-    if source.is_dir():
-        files = [source / CONFIG, *(source / name for name in _weight_files(source))]
-    return {"source": source.name, "files": [source_record(path) for path in files]}
+    return {"source": source.name, **origin_of(source)}

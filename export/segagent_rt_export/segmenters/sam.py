@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import SamConfig
+from transformers import SamConfig, SamModel
 
 from segagent_rt.segmenters.sam import SamSettings
 from segagent_rt_export.segmenters import sam_layout
@@ -63,6 +63,7 @@ def load_sam(source: Path) -> Any:
     """The model with its weights, from either format."""
     if source.is_dir():
         config = configuration(SamConfig, read_config(source, "sam"))
-        return build(config, sam_layout.tied(read_weights(source)))
+        return build(SamModel, config, sam_layout.tied(read_weights(source)))
     tensors = sam_layout.tied(sam_layout.renamed(read_original(source)))
-    return build(configuration(SamConfig, sam_layout.original_sizes(tensors)), tensors)
+    config = configuration(SamConfig, sam_layout.original_sizes(tensors))
+    return build(SamModel, config, tensors)

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import Sam2Config
+from transformers import Sam2Config, Sam2Model
 
 from segagent_rt.segmenters.sam import SamSettings
-from segagent_rt_export.segmenters import sam_layout
+from segagent_rt_export.segmenters import sam2_layout, sam_layout
 from segagent_rt_export.segmenters.exported import ExportedSegmenter
 from segagent_rt_export.segmenters.pretrained import (
     build,
     configuration,
     provenance,
     read_config,
+    read_original,
     read_weights,
 )
 from segagent_rt_export.segmenters.sam_decoder import SamDecoder
@@ -109,7 +110,8 @@ class Sam2Decoder(SamDecoder):
 
 
 def export_sam2(source: Path, folder: Path) -> ExportedSegmenter:
-    """Write encoder.onnx and decoder.onnx from a transformers folder of SAM 2 or 2.1.
+    """Write encoder.onnx and decoder.onnx from a transformers folder of SAM 2 or 2.1, or from a
+    `sam2*_hiera_*.pt`.
 
     Raises:
         CheckpointInvalid: the source is no SAM 2.
@@ -120,10 +122,16 @@ def export_sam2(source: Path, folder: Path) -> ExportedSegmenter:
 
 
 def load_sam2(source: Path) -> Any:
-    """The image model with its weights; most published folders hold the video model."""
-    config = read_config(source, "sam2", "sam2_video")
-    settings = configuration(Sam2Config, image_parts(config))
-    return build(settings, sam_layout.tied(read_weights(source)), unused=OF_VIDEO)
+    """The image model with its weights, from either format; most published folders hold the video
+    model."""
+    if source.is_dir():
+        parts = image_parts(read_config(source, "sam2", "sam2_video"))
+        tensors = read_weights(source)
+    else:
+        tensors = sam2_layout.renamed(read_original(source))
+        parts = sam2_layout.original_sizes(tensors)
+    settings = configuration(Sam2Config, parts)
+    return build(Sam2Model, settings, sam_layout.tied(tensors), unused=OF_VIDEO)
 
 
 def image_parts(config: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import SamHQConfig
+from transformers import SamHQConfig, SamHQModel
 
 from segagent_rt.segmenters.sam import SamSettings
 from segagent_rt_export.segmenters import sam_layout
@@ -116,8 +116,8 @@ def load_sam_hq(source: Path) -> Any:
     """The model with its weights, from either format."""
     if source.is_dir():
         config = configuration(SamHQConfig, read_config(source, "sam_hq"))
-        return build(config, sam_layout.tied(read_weights(source)))
+        return build(SamHQModel, config, sam_layout.tied(read_weights(source)))
     tensors = sam_layout.tied(sam_layout.renamed(read_original(source)))
     sizes = sam_layout.original_sizes(tensors)
     sizes["mask_decoder_config"]["vit_dim"] = sizes["vision_config"]["hidden_size"]
-    return build(configuration(SamHQConfig, sizes), tensors)
+    return build(SamHQModel, configuration(SamHQConfig, sizes), tensors)

@@ -50,7 +50,8 @@ RENAMES = (
 )
 
 HEAD = re.compile(
-    r"^(.*(?:output_hypernetworks_mlps\.\d+|iou_prediction_head|hf_mlp)\.)layers\.(\d+)\."
+    r"^(.*(?:output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head|hf_mlp)\.)"
+    r"layers\.(\d+)\."
 )
 HEADS = 8
 """Of the mask decoder's attention; no tensor's shape tells, and every published model has 8."""
@@ -93,7 +94,7 @@ def original_sizes(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
     Raises:
         CheckpointInvalid: tensors that tell sizes are missing.
     """
-    with explained():
+    with explained(tensors):
         vision = vision_config(tensors)
         return {
             "vision_config": vision,
@@ -103,22 +104,48 @@ def original_sizes(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Reading sizes off a checkpoint of another kind fails in one sentence."""
+def explained(tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Reading sizes off a checkpoint of another kind fails in one sentence, which names its family.
+
+    Args:
+        tensors: of the checkpoint, by any of its names.
+    """
     try:
         yield
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, AttributeError) as error:
+        what = f"it has no tensor {error}" if isinstance(error, KeyError) else "sizes do not fit"
+        found = family_of(tensors)
         raise CheckpointInvalid(
-            f"the checkpoint is of another family: {error} is missing or odd",
-            hint="which model is it? The recipe names the family",
+            f"the checkpoint is of another family: {what}",
+            hint=f'it looks like one of {found}: write family = "{found}" in the recipe'
+            if found
+            else "which model is it? The recipe names the family",
         ) from error
+
+
+FAMILIES = (
+    ("edgetam", r"(image_encoder\.trunk\.body|vision_encoder\.backbone\.timm_model)\..*"),
+    ("sam2", r"(image_encoder\.trunk|vision_encoder\.backbone)\..*"),
+    ("mobile_sam", r"image_encoder\.layers\.\d+\.blocks\..*"),
+    ("sam_hq", r"mask_decoder\.(hf|hq)_token\..*"),
+    ("sam", r"(image|vision)_encoder\.(blocks|layers)\.\d+\.attn\..*"),
+)
+"""Families, and names that only their tensors have; the first that fits counts."""
+
+
+def family_of(tensors: Mapping[str, Tensor]) -> str | None:
+    """The family whose names these tensors have, as a recipe writes it; None if it is no SAM."""
+    for family, name in FAMILIES:
+        if any(re.fullmatch(name, str(found)) for found in tensors):
+            return family
+    return None
 
 
 def vision_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Sizes of the vision transformer, read off its tensors, as transformers' configuration."""
     width, _, patch, _ = tensors["vision_encoder.patch_embed.projection.weight"].shape
     grid = tensors["vision_encoder.pos_embed"].shape[1]
-    spans = _by_layer(tensors, r"vision_encoder\.layers\.(\d+)\.attn\.rel_pos_h")
+    spans = by_layer(tensors, r"vision_encoder\.layers\.(\d+)\.attn\.rel_pos_h")
     windows = [(len(span) + 1) // 2 for span in spans]
     everywhere = [at for at, window in enumerate(windows) if window == grid]
     return {
@@ -135,23 +162,22 @@ def vision_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def decoder_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Sizes of the mask decoder, likewise."""
+def decoder_config(tensors: Mapping[str, Tensor], first: str = "lin1") -> dict[str, Any]:
+    """Sizes of the mask decoder, likewise; `first` names the first half of its layers' MLP."""
     width = tensors["mask_decoder.iou_token.weight"].shape[1]
     layer = "mask_decoder.transformer.layers.0"
     inner = len(tensors[f"{layer}.cross_attn_token_to_image.q_proj.weight"])
     score = "mask_decoder.iou_prediction_head"
     return {
         "hidden_size": width,
-        "mlp_dim": len(tensors[f"{layer}.mlp.lin1.weight"]),
+        "mlp_dim": len(tensors[f"{layer}.mlp.{first}.weight"]),
         "num_hidden_layers": len(
-            _by_layer(tensors, r"mask_decoder\.transformer\.layers\.(\d+)\.layer_norm1\.weight")
+            by_layer(tensors, r"mask_decoder\.transformer\.layers\.(\d+)\.layer_norm1\.weight")
         ),
         "num_attention_heads": HEADS,
         "attention_downsample_rate": width // inner,
         "num_multimask_outputs": len(tensors["mask_decoder.mask_tokens.weight"]) - 1,
-        "iou_head_depth": 2
-        + len(_by_layer(tensors, rf"{re.escape(score)}\.layers\.(\d+)\.weight")),
+        "iou_head_depth": 2 + len(by_layer(tensors, rf"{re.escape(score)}\.layers\.(\d+)\.weight")),
         "iou_head_hidden_dim": len(tensors[f"{score}.proj_in.weight"]),
     }
 
@@ -165,7 +191,7 @@ def prompt_config(tensors: Mapping[str, Tensor], side: int) -> dict[str, Any]:
     }
 
 
-def _by_layer(tensors: Mapping[str, Tensor], pattern: str) -> list[Tensor]:
+def by_layer(tensors: Mapping[str, Tensor], pattern: str) -> list[Tensor]:
     """Tensors whose name has a layer's number in it, in order."""
     found = {int(m[1]): tensors[m[0]] for name in tensors if (m := re.fullmatch(pattern, name))}
     return [found[at] for at in sorted(found)]

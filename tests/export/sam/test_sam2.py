@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import Sam2Config, Sam2Model  # noqa: E402
 
 from segagent_rt_export.errors import CheckpointInvalid  # noqa: E402
+from segagent_rt_export.segmenters import sam2_layout, sam_layout  # noqa: E402
 from segagent_rt_export.segmenters.sam2 import export_sam2, load_sam2  # noqa: E402
 
 pytestmark = pytest.mark.export
@@ -219,6 +220,92 @@ def test_the_published_folders_hold_the_video_model(folder: Path, tmp_path: Path
     (tmp_path / "config.json").write_text(json.dumps(config))
     plain, video = load_sam2(folder).state_dict(), load_sam2(tmp_path).state_dict()
     assert all(torch.equal(video[name], plain[name]) for name in plain)
+
+
+def original_names() -> list[str]:
+    """The tensors of `sam2.1_hiera_tiny.pt`, as the package sam2 1.1.0 names them."""
+    path = Path(__file__).parents[2] / "golden" / "sam2_original_names.txt"
+    return path.read_text("utf-8").split()
+
+
+def test_every_original_name_has_its_place() -> None:
+    with torch.device("meta"):
+        wanted = set(Sam2Model(Sam2Config()).state_dict()) - {sam_layout.TIED}
+        found = sam2_layout.renamed({name: torch.zeros(1, 256) for name in original_names()})
+    assert set(found) == wanted
+
+
+def test_a_file_of_the_authors_is_read_like_its_folder(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal weights, bit for bit, and equal sizes, from the tensors under their original names."""
+    trunk = model.config.vision_config.backbone_config
+    known = {(16, (1, 1, 2, 1)): ((8, 4, 6, 3), (3,))}
+    monkeypatch.setattr(sam2_layout, "HIERA", known)
+    monkeypatch.setattr(sam2_layout, "HEADS", {16: 1})
+    monkeypatch.setattr(sam2_layout, "SIDE", SIDE)
+    state = model.state_dict()
+    names = original_names()
+    marked = {name: torch.full((1, 1), at) for at, name in enumerate(names)}
+    original: dict[str, Any] = {}
+    for new, marks in sam2_layout.renamed(marked).items():
+        if new in state:  # one table in transformers may be several in the original
+            parts = state[new].split(1) if len(marks) > 1 else [state[new]]
+            original |= {names[int(mark)]: p for mark, p in zip(marks, parts, strict=True)}
+    for stage in (1, 2, 4):  # where the width changes, other blocks than in the true model
+        for part in ("weight", "bias"):
+            ours = f"blocks.{stage}.proj.{part}"
+            original[f"image_encoder.trunk.{ours}"] = state[f"vision_encoder.backbone.{ours}"]
+    original["memory_encoder.out_proj.weight"] = torch.zeros(2)
+    path = tmp_path / "sam2.1_hiera_xs.pt"
+    torch.save({"model": original}, path)
+    loaded = load_sam2(path)
+    found = loaded.state_dict()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+    sizes = loaded.config.vision_config.backbone_config.to_dict()
+    heads = {"num_attention_heads_per_stage": [1, 2, 4, 8]}  # as all published ones have them
+    assert {k: v for k, v in sizes.items() if v != trunk.to_dict()[k]} == heads
+
+
+def test_an_unpublished_trunk_and_another_family_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"model": {f"image_encoder.trunk.{at}": torch.zeros(2) for at in range(3)}}, path)
+    with pytest.raises(CheckpointInvalid, match="of another family"):
+        load_sam2(path)
+    torch.save({"mask_decoder.hf_token.weight": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointInvalid, match="of another family") as caught:
+        load_sam2(path)
+    assert 'write family = "sam_hq"' in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("part", ["timm_backbone", "timm_wrapper", "resnet"])
+def test_parts_of_other_models_are_not_built(folder: Path, tmp_path: Path, part: str) -> None:
+    """timm's wrappers download weights when they are built."""
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["backbone_config"] = {
+        "model_type": part, "backbone": "resnet18", "use_pretrained_backbone": True,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    with pytest.raises(CheckpointInvalid, match="which is none of sam2"):
+        load_sam2(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("blocks_per_stage", [1, 1, 10**9, 1]), ("image_size", [10**6, 10**6]),
+     ("embed_dim_per_stage", [16, 32, 48, 10**12]), ("num_attention_heads_per_stage", [10**5] * 4),
+     ("window_size_per_stage", [float("inf")] * 4), ("mlp_ratio", float("nan")),
+     ("layer_norm_eps", 10**400), ("num_attention_heads", -(10**9))],
+)  # fmt: skip
+def test_absurd_dimensions_are_refused_before_anything_is_built(
+    folder: Path, tmp_path: Path, field: str, value: Any
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["backbone_config"][field] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointInvalid, match=f"{field} = .* is absurd"):
+        load_sam2(tmp_path)
 
 
 def test_another_family_is_refused(tmp_path: Path) -> None:
