@@ -14,6 +14,7 @@ from segagent_rt.annotators.mllm import MllmSettings, PromptCodec, prompt_codec
 from segagent_rt.errors import InputError
 from segagent_rt.mllm.grammar import compile_grammar
 from segagent_rt.mllm.prompts import PRESETS
+from segagent_rt_export.dimensions import check_dimensions
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.files import read_bounded
 from segagent_rt_export.mllm.chats import PICTURES, chat
@@ -103,6 +104,7 @@ def counted(source: MllmSource, tell: Callable[[str], None], what: str) -> MllmS
 def read_model(folder: Path, most_pixels: int | None = None) -> Model:
     """A model's shapes, from its configuration alone."""
     config = Config.load(folder / "config.json")
+    check_dimensions(config.fields, config.where)
     kind = config.text("model_type", "")
     if kind not in FAMILIES:
         raise CheckpointInvalid(

@@ -13,6 +13,7 @@ from segagent_rt_export.checkpoints import read_checkpoint
 from segagent_rt_export.dimensions import check_dimensions
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.mllm.shards import open_shards, read_object
+from segagent_rt_export.segmenters.sam_layout import family_hint
 from segagent_rt_export.sources import origin_of
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -146,8 +147,8 @@ def fill(net: Net, tensors: Mapping[str, Tensor], unused: tuple[str, ...] = ()) 
     wanted = net.state_dict()
     missing = sorted(wanted.keys() - tensors.keys())
     unknown = sorted(n for n in tensors.keys() - wanted.keys() if not n.startswith(unused))
-    _refuse("lacks the tensor", missing)
-    _refuse("has an unknown tensor", unknown)
+    _refuse("lacks the tensor", missing, tensors)
+    _refuse("has an unknown tensor", unknown, tensors)
     for name, tensor in wanted.items():
         if tensor.shape != tensors[name].shape:
             raise CheckpointInvalid(
@@ -159,11 +160,11 @@ def fill(net: Net, tensors: Mapping[str, Tensor], unused: tuple[str, ...] = ()) 
     return net.eval().requires_grad_(False)
 
 
-def _refuse(problem: str, names: list[str]) -> None:
+def _refuse(problem: str, names: list[str], tensors: Mapping[str, Tensor]) -> None:
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         raise CheckpointInvalid(
-            f"the checkpoint {problem} {names[0]}{more}", hint="is it a model of another family?"
+            f"the checkpoint {problem} {names[0]}{more}", hint=family_hint(tensors)
         )
 
 

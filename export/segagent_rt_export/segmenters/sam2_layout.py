@@ -1,4 +1,4 @@
-"""Names and sizes in the original checkpoints of SAM 2, 2.1 and EdgeTAM, as transformers has them."""
+"""Names and sizes in the original checkpoints of SAM 2 and EdgeTAM, as transformers has them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ RENAMES = (
     (r"^sam_(prompt_encoder|mask_decoder)\.", r"\1."),
     (r"^no_mem_embed$", "no_memory_embedding"),
     (r"^image_encoder\.trunk\.body\.", "vision_encoder.backbone.timm_model."),
-    (r"^image_encoder\.trunk\.patch_embed\.proj\.", "vision_encoder.backbone.patch_embed.projection."),
     (r"^image_encoder\.trunk\.", "vision_encoder.backbone."),
+    (r"^(vision_encoder\.backbone\.patch_embed)\.proj\.", r"\1.projection."),
     (r"^image_encoder\.neck\.convs\.(\d+)\.conv\.", r"vision_encoder.neck.convs.\1."),
     (r"^(vision_encoder\.backbone\.blocks\.\d+)\.norm(\d)\.", r"\1.layer_norm\2."),
     (r"^(vision_encoder\.backbone\.blocks\.\d+|mask_decoder\.transformer\..*)\.mlp\.layers\.0\.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -114,31 +114,28 @@ def explained(tensors: Mapping[str, Tensor]) -> Iterator[None]:
         yield
     except (KeyError, ValueError, IndexError, AttributeError) as error:
         what = f"it has no tensor {error}" if isinstance(error, KeyError) else "sizes do not fit"
-        found = family_of(tensors)
         raise CheckpointInvalid(
-            f"the checkpoint is of another family: {what}",
-            hint=f'it looks like one of {found}: write family = "{found}" in the recipe'
-            if found
-            else "which model is it? The recipe names the family",
+            f"the checkpoint is of another family: {what}", hint=family_hint(tensors)
         ) from error
 
 
 FAMILIES = (
-    ("edgetam", r"(image_encoder\.trunk\.body|vision_encoder\.backbone\.timm_model)\..*"),
-    ("sam2", r"(image_encoder\.trunk|vision_encoder\.backbone)\..*"),
-    ("mobile_sam", r"image_encoder\.layers\.\d+\.blocks\..*"),
+    ("edgetam", r"(image|vision)_encoder\.(trunk\.body|backbone\.timm_model)\..*"),
+    ("sam2", r"(image|vision)_encoder\.(trunk|backbone)\..*"),
+    ("mobile_sam", r"(image|vision)_encoder\.layers\.\d+\.(blocks|layers)\..*"),
     ("sam_hq", r"mask_decoder\.(hf|hq)_token\..*"),
     ("sam", r"(image|vision)_encoder\.(blocks|layers)\.\d+\.attn\..*"),
 )
 """Families, and names that only their tensors have; the first that fits counts."""
 
 
-def family_of(tensors: Mapping[str, Tensor]) -> str | None:
-    """The family whose names these tensors have, as a recipe writes it; None if it is no SAM."""
-    for family, name in FAMILIES:
-        if any(re.fullmatch(name, str(found)) for found in tensors):
-            return family
-    return None
+def family_hint(names: Iterable[Any]) -> str:
+    """What to write in the recipe for a checkpoint whose tensors have these names."""
+    listed = list(map(str, names))
+    for family, known in FAMILIES:
+        if any(re.fullmatch(known, name) for name in listed):
+            return f'its tensors are named as in {family}: is family = "{family}" in the recipe?'
+    return "which model is it? The recipe names the family"
 
 
 def vision_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from segagent_rt.errors import InputError
 from segagent_rt_export.errors import CheckpointInvalid
+from segagent_rt_export.segmenters.sam_layout import family_hint
 from segagent_rt_export.segmenters.simple_click_net import WINDOW_PIXELS, NetShape, by_windows
 
 UNUSED = ("backbone.cls_token", "backbone.fc_norm.", "backbone.head.", "head.up_conv")
@@ -42,7 +43,9 @@ class Source:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointInvalid(
                 "the checkpoint is no SimpleClick: it lacks `config` and `state_dict`",
-                hint="checkpoints of several stages, saved as a list, are not read",
+                hint=family_hint(content)
+                if isinstance(content, dict)
+                else "checkpoints of several stages, saved as a list, are not read",
             ) from error
         if not kind.endswith(".PlainVitModel"):
             raise CheckpointInvalid(f"the checkpoint is a {kind}, only PlainVitModel is known")

@@ -19,6 +19,7 @@ from transformers import SamConfig, SamHQConfig, SamHQModel, SamModel  # noqa: E
 
 from segagent_rt_export.errors import CheckpointInvalid  # noqa: E402
 from segagent_rt_export.segmenters import sam_graphs, sam_layout  # noqa: E402
+from segagent_rt_export.segmenters.mobile_sam import load_mobile_sam  # noqa: E402
 from segagent_rt_export.segmenters.sam import export_sam, load_sam  # noqa: E402
 from segagent_rt_export.segmenters.sam_hq import export_sam_hq, load_sam_hq  # noqa: E402
 
@@ -183,3 +184,26 @@ def original_model(modeling: Any, decoder: Any, extra: dict[str, int]) -> Any:
             **extra,
         ),
     )
+
+
+def test_checkpoints_of_training_programs_are_read(
+    tensors: Any, model: Any, tmp_path: Path
+) -> None:
+    """Beside an optimiser's state, and with the prefix of DataParallel."""
+    state, path = model.state_dict(), tmp_path / "x.pth"
+    prefixed = {f"module.{name}": tensor.half().float() for name, tensor in tensors.items()}
+    for content in ({"model": tensors, "optimizer": {"lr": 1e-4}, "epoch": 3}, prefixed):
+        torch.save(content, path)
+        found = load_sam(path).state_dict()
+        for name in state:
+            torch.testing.assert_close(found[name], state[name], atol=0.01, rtol=0.01)
+    with pytest.raises(CheckpointInvalid, match="is a folder, where a checkpoint's file"):
+        load_mobile_sam(tmp_path)
+
+
+def test_a_wrong_family_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save({"image_encoder.trunk.blocks.0.norm1.weight": torch.zeros(3)}, path)
+    with pytest.raises(CheckpointInvalid, match="of another family: it has no tensor") as caught:
+        load_sam(path)
+    assert 'is family = "sam2" in the recipe?' in str(caught.value.hint)

@@ -275,7 +275,7 @@ def test_an_unpublished_trunk_and_another_family_are_named(tmp_path: Path) -> No
     torch.save({"mask_decoder.hf_token.weight": torch.zeros(2)}, path)
     with pytest.raises(CheckpointInvalid, match="of another family") as caught:
         load_sam2(path)
-    assert 'write family = "sam_hq"' in str(caught.value.hint)
+    assert 'is family = "sam_hq" in the recipe?' in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("part", ["timm_backbone", "timm_wrapper", "resnet"])
