@@ -36,15 +36,15 @@ _NAMES = {
 }
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a file.
+def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
+    """The content of a file of at most so many bytes.
 
     Raises:
         DataInvalid: there is no such file, it is not a regular one, or it cannot be read.
     """
     with open_regular(path, DataInvalid) as stream:
         try:
-            return read_bounded(stream, MAX_BYTES, str(path), DataInvalid)
+            return read_bounded(stream, most, str(path), DataInvalid)
         except OSError as error:
             raise DataInvalid(f"{path} cannot be read: {error.strerror}") from error
 

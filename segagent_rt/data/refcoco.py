@@ -8,13 +8,13 @@ the root lies either SegAgent's `refcoco_val.json` or REFER's folder `refcoco` w
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from segagent_rt.data.coco import Instances
+from segagent_rt.data.pickles import BoundedUnpickler
 from segagent_rt.data.read_context import ReadContext
 from segagent_rt.data.reading import captions, field, identifier, read_bytes, read_json
 from segagent_rt.data.record import Sample
@@ -25,6 +25,9 @@ SPLITS = {
     "refcoco+": ("val", "testA", "testB"),
     "refcocog": ("val", "test"),
 }
+MOST_BYTES = 100_000_000
+"""Size of the largest pickle that is read; REFER's have some fifty million bytes."""
+
 PARTITIONS = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
 
 
@@ -106,17 +109,11 @@ def _references(folder: Path, split: Split, context: ReadContext) -> Iterator[tu
             yield where, reference
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads pickles of lists, dictionaries, texts and numbers; refuses everything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
-
-
 def _unpickle(path: Path) -> Any:
     """A pickle of plain data, written by Python 2 or 3."""
     try:
-        return _PlainUnpickler(io.BytesIO(read_bytes(path)), encoding="latin1").load()
+        content = read_bytes(path, MOST_BYTES)
+        return BoundedUnpickler(io.BytesIO(content), encoding="latin1").load()
     except DataInvalid:
         raise
     except Exception as error:  # a damaged pickle may raise nearly anything
