@@ -1,10 +1,13 @@
 """The reply text: what is written, what is understood, what the grammar allows."""
 
+import unicodedata
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segagent_rt.mllm.grammar import Automaton, compile_grammar
+from segagent_rt.mllm.prompts import PRESETS
 from segagent_rt.reply import ReplyProtocol
 from segagent_rt.types import Box, Click, Finish, Malformed
 
@@ -15,6 +18,16 @@ SIZE = (480, 640)
 def characters(text):
     """A tokenizer that writes every character as one token."""
     return [ord(c) for c in text]
+
+
+def utf8_bytes(text):
+    """One that writes bytes, as Qwen's does with what it does not know."""
+    return list(text.encode())
+
+
+def compatible(text):
+    """One that first replaces letters by their plain forms, as SentencePiece can."""
+    return characters(unicodedata.normalize("NFKC", text))
 
 
 def spell(automaton, text):
@@ -83,10 +96,39 @@ def test_what_is_written_is_read_back_within_a_unit(x, y, positive, iou):
     assert reading.iou == int(100 * iou) / 100
 
 
+@settings(deadline=None)
 @given(x=st.integers(0, 639), y=st.integers(0, 479), positive=st.booleans(), iou=st.floats(0, 1))
 def test_the_grammar_spells_every_reply_that_the_protocol_writes(x, y, positive, iou):
     grammar = compile_grammar(SEGAGENT, characters, "", SIZE)
     spell(grammar, SEGAGENT.write(Click(x, y, positive), SIZE, iou=iou))
+
+
+NUMBERED = [
+    "the 3 mugs",
+    "24 m²",
+    "room ①",
+    "number \N{FULLWIDTH DIGIT FIVE}",
+    "٣ خيول",
+    "१२",
+    "⅔ of it",
+    "x₀",
+    "0 and 1",
+]
+
+
+@pytest.mark.parametrize("expression", NUMBERED)
+@pytest.mark.parametrize("encode", [characters, utf8_bytes, compatible], ids=lambda f: f.__name__)
+def test_an_expression_may_hold_digits_of_any_kind(expression, encode):
+    """Also where the tokenizer knows them only as bytes, or turns them into the usual ones."""
+    protocol = PRESETS["segagent"].reply
+    grammar = compile_grammar(protocol, encode, expression, SIZE)
+    text = protocol.write(Click(3, 4, True), SIZE, iou=0.5, expression=expression)
+    state = grammar.start
+    for token in encode(text):
+        state = grammar.edges(state)[token]
+    assert grammar.ended(state)
+    boxes = compile_grammar(PRESETS["qwen3-vl"].reply, encode, expression, SIZE)
+    assert boxes.edges(boxes.start)
 
 
 def test_digits_are_a_branch_because_numbers_are_not_padded():

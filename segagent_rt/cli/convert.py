@@ -38,6 +38,7 @@ def command(
     """Training data is one picture, question and reply for every click, the mask painted in."""
     from segagent_rt.data import conversion, training
     from segagent_rt.data.sources import Places, open_data, open_trajectories
+    from segagent_rt.errors import BatchFailed, DataInvalid
     from segagent_rt.files import check_writable
     from segagent_rt.mllm.prompts import PRESETS
 
@@ -53,7 +54,15 @@ def command(
         return
     target = training.TARGETS[to]
     chosen = training.check_preset(preset or target.preset, PRESETS)
-    shown = open_trajectories(data, places)
-    taught = list(training.lessons(shown, chosen, output, telling(Path(data).stem)))
+    context, problems = places.context(Path()), list[str]()
+    shown = list(training.trainable(open_trajectories(data, places), context))
+    context.tell(data, len(shown))
+    taught = list(training.lessons(shown, chosen, output, telling(Path(data).stem), problems))
+    if not taught:
+        raise DataInvalid(f"{data} gives no sample: {'; '.join(problems[:1])}")
     target.write(output, taught)
     typer.echo(f"{output}\t{len(taught)} samples")
+    for problem in problems:
+        typer.echo(problem, err=True)
+    if problems:
+        raise BatchFailed(f"{len(problems)} of {len(shown)} trajectories have no usable picture")

@@ -60,7 +60,7 @@ def _bounded(name: str) -> Callable[[Any], None]:
     load = pickle._Unpickler.dispatch[getattr(pickle, name)[0]]
     hashed, container = _HASHED.get(name), name in _CONTAINERS.split()
 
-    def step(unpickler: BoundedUnpickler) -> None:
+    def step(unpickler: Any) -> None:
         unpickler.containers += container
         if unpickler.containers > MOST_CONTAINERS:
             raise pickle.UnpicklingError("it makes more lists than any real file")

@@ -207,7 +207,7 @@ def _join(ray: Any, address: str, cpus: int) -> None:
 def _knock(address: str) -> None:
     """Find out at once whether anybody is there: Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdigit():
+    if port.isascii() and port.isdecimal() and int(port) < 1 << 16:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 

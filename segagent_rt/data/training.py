@@ -7,6 +7,7 @@ Qwen-VL's own finetune.py.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any, Protocol
 from segagent_rt.data.canvas_cache import check_size
 from segagent_rt.data.images import read_picture
 from segagent_rt.data.journal import Tell
+from segagent_rt.data.read_context import ReadContext
 from segagent_rt.data.record import corners
 from segagent_rt.data.trajectories import Demonstration
-from segagent_rt.errors import DataInvalid
+from segagent_rt.errors import DataInvalid, InputError
 from segagent_rt.files import dump_json, json_bytes, write_result
 from segagent_rt.image import overlay
 from segagent_rt.mllm.prompts import Preset
@@ -40,11 +42,40 @@ class Lesson:
     reply: str
 
 
+_CONTROL = re.compile(
+    r"<\|[^<>|]*\|>|\[/?INST\]"
+    r"|</?(?:image|video|audio|img|imgpad|im_patch|im_start|im_end|ref|box|quad|s|unk|pad"
+    r"|think|tool_call|tool_response)>"
+)
+"""Text that LLaMA-Factory counts as pictures, and control tokens of Qwen-VL's and LLaVA's models.
+Where one is part of an expression, training is told of pictures or endings that are not there."""
+
+
+def trainable(
+    demonstrations: Sequence[Demonstration], context: ReadContext
+) -> Iterator[Demonstration]:
+    """The demonstrations whose expressions are plain text.
+
+    Raises:
+        DataInvalid: an expression contains a control token, and bad entries are not left out.
+    """
+    for demonstration in demonstrations:
+        sample = demonstration.sample
+        with context.entry():
+            found = _CONTROL.search("\n".join(sample.expressions))
+            if found:
+                raise DataInvalid(
+                    f"{sample.source}: an expression contains `{found[0]}`, which steers the model"
+                )
+            yield demonstration
+
+
 def lessons(
     demonstrations: Sequence[Demonstration],
     preset: Preset[ReplyProtocol],
     folder: Path,
     tell: Tell,
+    problems: list[str],
     *,
     overwrite: bool = False,
 ) -> Iterator[Lesson]:
@@ -52,14 +83,22 @@ def lessons(
 
     The reply rates the mask that the picture shows, as SegAgent's does.
 
-    Raises:
-        ImageUnreadable: a picture is not there, or damaged.
-        DataInvalid: one is not of the size that the data says.
+    Args:
+        demonstrations: the trajectories.
+        preset: form of the question and the reply.
+        folder: of the training data.
+        tell: called with the number of trajectories done and of all.
+        problems: takes a sentence about each picture that is missing, damaged or of another size.
+        overwrite: also replace a file that we did not write.
     """
     for at, demonstration in enumerate(demonstrations):
         sample = demonstration.sample
-        pixels = read_picture(sample.image)
-        check_size(pixels.shape, sample.size, sample.image)
+        try:
+            pixels = read_picture(sample.image)
+            check_size(pixels.shape, sample.size, sample.image)
+        except InputError as error:
+            problems.append(f"{sample.source}: {error}")
+            continue
         box = corners(sample.mask.mask())
         for step, made in enumerate(demonstration.clicks):
             mask, iou = demonstration.shown[step]

@@ -102,10 +102,10 @@ def compile_grammar(
     Raises:
         ValueError: the tokenizer joins digits to each other or to their surroundings.
     """
-    zero, *others = (_digit(encode, value) for value in range(10))
-    digits = {token: str(value) for value, token in enumerate([zero, *others])}
+    zero, one, *others = (_digit(encode, value) for value in range(10))
+    digits = {token: str(value) for value, token in enumerate([zero, one, *others])}
     paths = [
-        [step for part in _parts(pieces) for step in _spell(part, encode, zero, set(digits))]
+        [step for part in _parts(pieces) for step in _spell(part, encode, zero, one)]
         for pieces in protocol.skeletons(expression, frame)
     ]
     if not isinstance(protocol, ReplyProtocol):
@@ -149,31 +149,20 @@ def _parts(pieces: list[str | int]) -> list[list[str | int]]:
 
 
 def _spell(
-    pieces: list[str | int], encode: Callable[[str], Sequence[int]], zero: int, digits: set[int]
+    pieces: list[str | int], encode: Callable[[str], Sequence[int]], zero: int, one: int
 ) -> list[int | _Number]:
-    """Encode a skeleton with a 0 in every number's place, then put the numbers back."""
-    text = "".join("0" if isinstance(piece, int) else piece for piece in pieces)
+    """Encode a skeleton with a 0 in every number's place, and with a 1: the numbers differ."""
     numbers = [piece for piece in pieces if isinstance(piece, int)]
-    literal_digits = sum(c.isdigit() for piece in pieces if isinstance(piece, str) for c in piece)
-    path: list[int | _Number] = []
-    places = _number_places(pieces)
-    seen = 0
-    for token in encode(text):
-        is_number = token == zero and seen in places
-        seen += token in digits
-        path.append(_Number(numbers[places.index(seen - 1)]) if is_number else token)
-    if seen != len(numbers) + literal_digits:
+    zeros, ones = (
+        encode("".join(digit if isinstance(piece, int) else piece for piece in pieces))
+        for digit in "01"
+    )
+    tokens = list(zip(zeros, ones, strict=False))
+    places = [at for at, (token, other) in enumerate(tokens) if token != other]
+    alone = all(tokens[at] == (zero, one) for at in places)
+    if len(zeros) != len(ones) or len(places) != len(numbers) or not alone:
         raise ValueError("the tokenizer joins digits to the text around them")
+    path: list[int | _Number] = list(zeros)
+    for at, most in zip(places, numbers, strict=True):
+        path[at] = _Number(most)
     return path
-
-
-def _number_places(pieces: list[str | int]) -> list[int]:
-    """Which of the digits of the text, counted from 0, stand for numbers."""
-    places, count = [], 0
-    for piece in pieces:
-        if isinstance(piece, int):
-            places.append(count)
-            count += 1
-        else:
-            count += sum(c.isdigit() for c in piece)
-    return places

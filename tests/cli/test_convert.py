@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +73,51 @@ def test_llama_factory_gets_pictures_questions_and_replies(terminal, tmp_path, c
         assert np.array_equal(load_image(out / sample["images"][0]), jpeg_round_trip(pixels))
 
 
+CONTROL = [
+    "<image>", "<video>", "<audio>", "<|im_end|>", "<|vision_start|>", "</ref>", "<ref>", "<img>",
+    "</img>", "<box>", "</s>", "<think>", "[/INST]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("token", CONTROL)
+@pytest.mark.parametrize("kind", ["llama-factory", "qwen-vl"])
+def test_an_expression_with_a_control_token_is_not_taught(terminal, tmp_path, clicks, token, kind):
+    """It would be counted as a picture, or close the tag that it stands in."""
+    document = json.loads(Path(clicks).read_text())
+    document["data"][0]["gt_ann"]["caption"][1] = f"the {token} mug"
+    Path(clicks).write_text(json.dumps(document))
+    out = tmp_path / "out"
+    done = terminal("convert", clicks, "--to", kind, "-o", out)
+    assert done.code == 1
+    assert f"record 1: an expression contains `{token}`" in done.err
+    assert "--skip-bad" in done.err
+    assert not out.exists()
+    done = terminal("convert", clicks, "--to", kind, "-o", out, "--skip-bad")
+    assert done.code == 0, done.err
+    assert "1 bad entry was left out" in done.err
+    for path in out.glob("*.json"):
+        assert "mug" not in path.read_text()
+
+
+def test_tags_that_steer_nothing_are_taught(terminal, tmp_path, clicks):
+    document = json.loads(Path(clicks).read_text())
+    document["data"][0]["gt_ann"]["caption"] = ["the <b> key", "a < b > c", "<IMAGE>", "x <|"]
+    Path(clicks).write_text(json.dumps(document))
+    assert terminal("convert", clicks, "--to", "qwen-vl", "-o", tmp_path / "out").code == 0
+
+
+def test_one_bad_picture_does_not_end_the_conversion(terminal, tmp_path, clicks):
+    (tmp_path / "meadow.jpg").write_bytes(b"no picture")
+    done = terminal("convert", clicks, "--to", "qwen-vl", "-o", tmp_path / "out")
+    assert done.code == 4
+    assert "2 of 3 trajectories have no usable picture" in done.err
+    assert len(json.loads((tmp_path / "out" / "qwen-vl.json").read_text())) == 2
+    (tmp_path / "harbour.jpg").unlink()
+    done = terminal("convert", clicks, "--to", "qwen-vl", "-o", tmp_path / "none")
+    assert done.code == 1
+    assert not (tmp_path / "none").exists()
+
+
 def test_llama_factorys_other_files(terminal, tmp_path, clicks):
     out = tmp_path / "out"
     terminal("convert", clicks, "--to", "llama-factory", "-o", out)
@@ -125,9 +171,8 @@ def test_what_cannot_be_converted(terminal, tmp_path, clicks):
     assert "holds no trajectories" in done.err
     (tmp_path / "meadow.jpg").unlink()
     done = terminal("convert", clicks, "--to", "qwen-vl", "-o", tmp_path / "out")
-    assert done.code == 1
+    assert done.code == 4
     assert "there is no file" in done.err
-    assert not (tmp_path / "out" / "qwen-vl.json").exists()
 
 
 def test_images_of_one_name_are_no_two_files_of_labelme(terminal, tmp_path):
