@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segagent_rt import loop, search
-from segagent_rt.annotators.mllm import MllmAnnotator, MllmSettings, PromptCodec, prompt_codec
+from segagent_rt.annotators.mllm import MllmAnnotator, MllmCodec, MllmSettings, prompt_codec
 from segagent_rt.backends import Runtime as Where
 from segagent_rt.backends.cores import crowded
 from segagent_rt.bundle import Bundle, Part, open_bundle
@@ -267,7 +267,7 @@ def open_mllm(part: Part, open_session: OpenSession) -> MllmAnnotator:
     )
 
 
-def open_prompt_codec(part: Part) -> PromptCodec:
+def open_prompt_codec(part: Part) -> MllmCodec:
     """The prompt codec of the MLLM of a part; it needs no weights."""
     from tokenizers import Tokenizer
 

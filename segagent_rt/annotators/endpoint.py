@@ -15,19 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from segagent_rt.annotators.mllm import MllmSettings, PromptCodec
-from segagent_rt.annotators.posting import Address, parse_address, post
+from segagent_rt.annotators.chat_answer import read_answer
+from segagent_rt.annotators.mllm import PromptCodec, PromptSettings
+from segagent_rt.annotators.posting import parse_address, post
 from segagent_rt.annotators.servers import row
 from segagent_rt.draw import png
-from segagent_rt.errors import AnnotatorError, ManifestInvalid
+from segagent_rt.errors import ManifestInvalid
 from segagent_rt.mllm.constrained import Choice, Written
 from segagent_rt.mllm.grammar import Automaton
 from segagent_rt.mllm.rating import expected_iou
 from segagent_rt.timing import Stopwatch
 from segagent_rt.types import Prediction, Rating, Request, RgbImage, Size, Turn
-
-LONGEST_REPLY = 4096
-"""Characters of a reply that are read; a server may not have been told when to end."""
 
 _CHATML = re.compile(
     r"(?:<\|im_start\|>system\n(?P<system>.*?)<\|im_end\|>\n)?"
@@ -48,6 +46,7 @@ class Endpoint:
         server: its kind, a row of the table of servers.
         timeout: seconds for each try of a question.
         allowed: names of other machines that pictures may be sent to.
+        preset: what the model is asked and how its replies are read; the bundle's way if None.
     """
 
     url: str
@@ -55,6 +54,7 @@ class Endpoint:
     server: str = "openai"
     timeout: float = 120.0
     allowed: tuple[str, ...] = ()
+    preset: str | None = None
 
 
 class EndpointAnnotator:
@@ -85,7 +85,7 @@ class EndpointView:
     def __init__(self, annotator: EndpointAnnotator, image: RgbImage) -> None:
         self._annotator, self._codec = annotator, annotator.codec
         self._image, self._size = image, (image.shape[0], image.shape[1])
-        self._clean = self._codec.settings.vision.resize.resize(image)
+        self._clean = self._codec.settings.resize.resize(image)
         self._rated: list[tuple[Request, Turn]] = []
 
     def propose(
@@ -134,7 +134,8 @@ class EndpointView:
         with watch("server"):
             address = self._annotator.address
             answer = post(address, "/chat/completions", question, endpoint.timeout)
-        reply, likelihoods = _read(answer, address)
+        answered = read_answer(answer, str(address))
+        reply, likelihoods = answered.reply, answered.likelihoods
         reading = codec.understand(reply, self._size, frame)
         rating, rates = reading.iou, codec.settings.reply.rates
         if grammar is not None and rates and (written := weigh(likelihoods, grammar, codec.decode)):
@@ -153,22 +154,7 @@ class EndpointView:
         return [*first, {"role": "user", "content": content}]
 
 
-def _read(answer: Any, address: Address) -> tuple[str, Sequence[Any]]:
-    """The reply, and what is known of its tokens' likelihoods."""
-    try:
-        choice = answer["choices"][0]
-        reply = choice["message"]["content"]
-        likelihoods = (choice.get("logprobs") or {}).get("content") or ()
-    except (KeyError, IndexError, TypeError, AttributeError):
-        reply = None
-    if not isinstance(reply, str):
-        raise AnnotatorError(
-            f"{address} answers without a reply", hint="does it serve chats with images?"
-        )
-    return reply[:LONGEST_REPLY], likelihoods
-
-
-def conversation(settings: MllmSettings) -> tuple[str, str]:
+def conversation(settings: PromptSettings) -> tuple[str, str]:
     """What the system and the user say beside the picture: the server frames it as the family does.
 
     Raises:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from segagent_rt.mllm.constrained import Draft, Pick, Prompt, Scores, Writer, Wr
 from segagent_rt.mllm.free import FreeWriter
 from segagent_rt.mllm.grammar import Automaton, compile_grammar
 from segagent_rt.mllm.language import Cache, Floats, LanguageModel, LanguageSettings
+from segagent_rt.mllm.pictures import Resize
 from segagent_rt.mllm.rating import expected_iou
 from segagent_rt.mllm.rope import Positions
 from segagent_rt.mllm.vision import Seen, Tower, VisionSettings
@@ -60,9 +61,32 @@ class MllmSettings:
     vocabulary: tuple[str, ...] | None = None
 
     @property
-    def echoes(self) -> bool:
-        """Whether replies repeat the expression."""
-        return self.reply.repeats_expression
+    def resize(self) -> Resize:
+        """How images are resized for the vision encoder."""
+        return self.vision.resize
+
+
+class PromptSettings(Protocol):
+    """What a codec has to know of a model; the attributes of `MllmSettings` of the same names."""
+
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def picture(self) -> str: ...
+    @property
+    def reply(self) -> AnyReplyProtocol: ...
+    @property
+    def resize(self) -> Resize: ...
+    @property
+    def decoding(self) -> str: ...
+    @property
+    def paint(self) -> str: ...
+    @property
+    def jpeg(self) -> bool: ...
+    @property
+    def longest_expression(self) -> int: ...
+    @property
+    def vocabulary(self) -> tuple[str, ...] | None: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,7 +99,7 @@ class PromptCodec:
 
     encode: Encode
     decode: Decode
-    settings: MllmSettings
+    settings: PromptSettings
     specials: frozenset[int] = frozenset()
     _grammars: dict[str, Automaton] = field(default_factory=dict)
 
@@ -126,7 +150,8 @@ class PromptCodec:
         if self.settings.decoding == "free":
             return None
         pixels = self.settings.reply.unit == "pixels"
-        key = f"{expression if self.settings.echoes else ''}|{frame if pixels else ''}"
+        repeated = expression if self.settings.reply.repeats_expression else ""
+        key = f"{repeated}|{frame if pixels else ''}"
         if key not in self._grammars:
             reply = self.settings.reply
             self._grammars[key] = compile_grammar(reply, self.encode, expression, frame)
@@ -143,12 +168,11 @@ class PromptCodec:
                 return clean
             return overlay(clean, prediction.mask(clean.shape[:2]))
         painted = image if prediction is None else overlay(image, prediction.mask())
-        resize = settings.vision.resize.resize
-        return resize(jpeg_round_trip(painted) if settings.jpeg else painted)
+        return settings.resize.resize(jpeg_round_trip(painted) if settings.jpeg else painted)
 
     def understand(self, reply: str, size: Size, frame: Size) -> Reading:
         """Read a reply about an image shown at size `frame`, in pixels of the original `size`."""
-        window = self.settings.vision.resize.window(size)
+        window = self.settings.resize.window(size)
         reading = self.settings.reply.read(reply, window.size, frame=frame)
         return Reading(
             action=window.action(reading.action, size),
@@ -158,7 +182,14 @@ class PromptCodec:
         )
 
 
-def prompt_codec(tokenizer: Tokenizer, settings: MllmSettings) -> PromptCodec:
+@dataclass(slots=True, kw_only=True)
+class MllmCodec(PromptCodec):
+    """The codec of a model whose settings a manifest holds."""
+
+    settings: MllmSettings
+
+
+def prompt_codec(tokenizer: Tokenizer, settings: MllmSettings) -> MllmCodec:
     """The codec of a model with this tokenizer."""
     added = tokenizer.get_added_tokens_decoder()
 
@@ -166,7 +197,7 @@ def prompt_codec(tokenizer: Tokenizer, settings: MllmSettings) -> PromptCodec:
     def encoded(text: str) -> tuple[int, ...]:
         return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
-    return PromptCodec(
+    return MllmCodec(
         encode=lambda text: list(encoded(text)),
         decode=lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=False)),
         settings=settings,
@@ -175,7 +206,7 @@ def prompt_codec(tokenizer: Tokenizer, settings: MllmSettings) -> PromptCodec:
 
 
 @dataclass(slots=True, kw_only=True)
-class MllmAnnotator(PromptCodec):
+class MllmAnnotator(MllmCodec):
     """Chooses clicks with a vision encoder and a language model.
 
     `writing` is the decoder of replies within the grammar.

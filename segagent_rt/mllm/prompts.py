@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from segagent_rt.mllm.pictures import Resize, Smart
 from segagent_rt.reply import AnyReplyProtocol, BoxListProtocol, ReplyProtocol
 
 SEGAGENT = (
@@ -51,15 +52,23 @@ _FORM = 'Answer "Positive point: (x, y)" or "Negative point: (x, y)", '
 _END = 'or "Finish" if nothing is wrong. '
 
 
+UNIT_28, UNIT_32 = (Smart(side, 4 * side**2, 1280 * side**2) for side in (28, 32))
+"""Sizes of 4 to 1,280 visual tokens, in multiples of 28 pixels (Qwen2-VL, Qwen2.5-VL) and of 32
+pixels (Qwen3-VL)."""
+
 R = TypeVar("R", bound=AnyReplyProtocol, covariant=True)
 
 
 @dataclass(frozen=True)
 class Preset(Generic[R]):
-    """An instruction and the protocol of the reply to it."""
+    """An instruction, the protocol of the reply to it, and the image size that goes with it.
+
+    `resize` is for models behind a server; a bundle states its own.
+    """
 
     instruction: str
     reply: R
+    resize: Resize = UNIT_28
 
 
 PRESETS: Mapping[str, Preset[AnyReplyProtocol]] = {
@@ -91,6 +100,7 @@ PRESETS: Mapping[str, Preset[AnyReplyProtocol]] = {
         'Locate every object that matches the description "{expression}" in the image. '
         "Report bbox coordinates in JSON format.",
         BoxListProtocol("relative"),
+        UNIT_32,
     ),
     "qwen2.5-vl-clicks": Preset(
         _TASK + _FORM + _END + _PIXELS,
@@ -99,6 +109,7 @@ PRESETS: Mapping[str, Preset[AnyReplyProtocol]] = {
     "qwen3-vl-clicks": Preset(
         _TASK + _FORM + _END + _RELATIVE,
         ReplyProtocol("{sign} point: ({column}, {row})", endings=("Finish",)),
+        UNIT_32,
     ),
     "box-then-clicks": Preset(
         _TASK

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import onnx
 
-from segagent_rt.annotators.mllm import PromptCodec
+from segagent_rt.annotators.mllm import MllmCodec
 from segagent_rt.contracts import Profile, Range
 from segagent_rt.mllm.language import rows_for
 from segagent_rt.mllm.pictures import Smart
@@ -31,7 +31,7 @@ FEW: Span = (1, 2, 32)
 SCORED: Span = (1, 1, 32)
 
 
-def mllm_profiles(graphs: Mapping[str, Path], codec: PromptCodec) -> dict[str, tuple[Profile, ...]]:
+def mllm_profiles(graphs: Mapping[str, Path], codec: MllmCodec) -> dict[str, tuple[Profile, ...]]:
     """Profiles by role, narrow ones first: the first that fits is taken."""
     patches = _patches(codec)
     picture = _picture(codec, patches)
@@ -49,7 +49,7 @@ def mllm_profiles(graphs: Mapping[str, Path], codec: PromptCodec) -> dict[str, t
     }
 
 
-def _patches(codec: PromptCodec) -> Span:
+def _patches(codec: MllmCodec) -> Span:
     vision = codec.settings.vision
     resize, area = vision.resize, vision.patch**2
     if not isinstance(resize, Smart):
@@ -58,7 +58,7 @@ def _patches(codec: PromptCodec) -> Span:
     return resize.least // area, rows * columns // area, resize.most // area
 
 
-def _picture(codec: PromptCodec, patches: Span) -> dict[str, Span]:
+def _picture(codec: MllmCodec, patches: Span) -> dict[str, Span]:
     """Spans of a vision graph's axes."""
     vision = codec.settings.vision
     tokens = _span(*(count // vision.merge**2 for count in patches))
@@ -67,7 +67,7 @@ def _picture(codec: PromptCodec, patches: Span) -> dict[str, Span]:
     return {"N": patches, "M": tokens, "W": (1, max(few, 1), many)}
 
 
-def _visual(codec: PromptCodec, tokens: Span) -> Span:
+def _visual(codec: MllmCodec, tokens: Span) -> Span:
     """Tokens of a picture in the prompt; some towers make as many of any."""
     grid = codec.settings.vision.grid
     return tokens if grid is None else (grid[0] * grid[1],) * 3

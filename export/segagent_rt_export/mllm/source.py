@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from segagent_rt.annotators.mllm import MllmSettings, PromptCodec, prompt_codec
+from segagent_rt.annotators.mllm import MllmCodec, MllmSettings, prompt_codec
 from segagent_rt.errors import InputError
 from segagent_rt.mllm.grammar import compile_grammar
 from segagent_rt.mllm.prompts import PRESETS
@@ -68,7 +68,7 @@ class MllmSource:
         return self.model.family
 
     @property
-    def codec(self) -> PromptCodec:
+    def codec(self) -> MllmCodec:
         """How the model is asked."""
         return prompt_codec(self.tokenizer, self.settings)
 
