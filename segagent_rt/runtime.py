@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segagent_rt import loop, search
-from segagent_rt.annotators.mllm import MllmAnnotator, MllmCodec, MllmSettings, prompt_codec
+from segagent_rt.annotators.mllm import (
+    MllmAnnotator,
+    MllmCodec,
+    MllmSettings,
+    PromptCodec,
+    prompt_codec,
+)
 from segagent_rt.backends import Runtime as Where
 from segagent_rt.backends.cores import crowded
 from segagent_rt.bundle import Bundle, Part, open_bundle
@@ -25,8 +31,10 @@ from segagent_rt.mllm.language import LanguageModel
 from segagent_rt.mllm.vision import Tower
 from segagent_rt.search import SearchConfig
 from segagent_rt.sessions import Placement
+from segagent_rt.timing import Stopwatch
 from segagent_rt.types import (
     Annotator,
+    Box,
     Click,
     Prediction,
     RgbImage,
@@ -34,6 +42,7 @@ from segagent_rt.types import (
     Session,
     Step,
     Trajectory,
+    Turn,
     View,
 )
 
@@ -50,14 +59,17 @@ def load(
 ) -> Runtime:
     """Open a bundle for use; the shipped one if none is named. Graphs are loaded when first used.
 
-    With an endpoint, the MLLM is asked there and its graphs are not loaded.
+    With an endpoint, the MLLM is asked there and its graphs are not loaded; with an endpoint that
+    has a preset, the bundle needs no MLLM.
 
     Raises:
         BundleError: there is no such bundle, or it is damaged.
     """
     opened = open_bundle(bundle)
+    elsewhere = endpoint is not None and endpoint.preset is not None
     for part in opened.parts.values():
-        part.verify_once()
+        if not (elsewhere and part.manifest.kind == "mllm"):
+            part.verify_once()
     return Runtime(opened, Where(backend, threads), endpoint)
 
 
@@ -82,12 +94,16 @@ class Runtime:
     @cached_property
     def annotator(self) -> Annotator:
         """The bundle's MLLM, here or behind the endpoint."""
-        part = self.bundle.part("mllm")
         if self.endpoint is None:
-            return open_mllm(part, self._open)
+            return open_mllm(self.bundle.part("mllm"), self._open)
         from segagent_rt.annotators.endpoint import EndpointAnnotator
+        from segagent_rt.annotators.preset_codec import preset_codec
 
-        return EndpointAnnotator(open_prompt_codec(part), self.endpoint)
+        if self.endpoint.preset is None:
+            codec: PromptCodec = open_prompt_codec(self.bundle.part("mllm"))
+        else:
+            codec = preset_codec(self.endpoint.preset)
+        return EndpointAnnotator(codec, self.endpoint)
 
     @property
     def _crowded(self) -> bool:
@@ -198,27 +214,70 @@ class Canvas:
             expression, self.view, segmenter, embedding, config=config, prior=prior
         )
 
-    def segment(self, clicks: Sequence[Click]) -> Prediction:
-        """The mask for these clicks, made one after the other. No MLLM is needed.
+    def annotate_all(
+        self, expression: str, *, rules: StoppingRules | None = None
+    ) -> list[Trajectory]:
+        """Segment every object that the expression matches.
+
+        Args:
+            expression: the objects in words.
+            rules: when to stop.
+
+        Returns:
+            A trajectory for each box that the annotator listed at its first look, in its order;
+            only one if it does not list boxes.
 
         Raises:
-            ClickOutside: a click does not lie in the image.
+            ExpressionRefused: the annotator cannot take the expression.
         """
+        first = self.annotate(expression, rules=rules)
+        turn = first.steps[0].turn
+        others = () if turn is None else turn.boxes[1:]
+        return [first, *(self._one_shot(expression, turn, box) for box in others)]
+
+    def _one_shot(self, expression: str, turn: Turn | None, box: Box) -> Trajectory:
+        watch = Stopwatch()
+        with watch("segment"):
+            made = self.segment(box=box)
+        step = Step(prediction=made, turn=turn, box=box, seconds=watch.seconds, stop="one-shot")
+        return Trajectory(expression, (step,))
+
+    def segment(
+        self,
+        clicks: Sequence[Click] = (),
+        *,
+        box: Box | None = None,
+        prior: Prediction | None = None,
+    ) -> Prediction:
+        """Segment what clicks and a box show, without an MLLM.
+
+        Args:
+            clicks: in pixels of the image; they are applied one after the other.
+            box: in pixels of the image.
+            prior: a mask to start from.
+
+        Returns:
+            The mask after the last click, or of the box alone.
+
+        Raises:
+            ClickOutside: there is neither a click nor a box, or one does not lie in the image.
+        """
+        corners = [(box.x0, box.y0), (box.x1, box.y1)] if box else []
+        points = [*corners, *((click.x, click.y) for click in clicks)]
+        if not points:
+            raise ClickOutside("there is no click", hint="give at least one: --click +120,80")
         height, width = self.image.shape[:2]
-        prediction: Prediction | None = None
-        for click in clicks:
-            if not (0 <= click.x < width and 0 <= click.y < height):
+        for x, y in points:
+            if not (0 <= x < width and 0 <= y < height):
                 raise ClickOutside(
-                    f"the click ({click.x}, {click.y}) is outside the image",
+                    f"the point ({x}, {y}) is outside the image",
                     hint=f"x goes from 0 to {width - 1}, y from 0 to {height - 1}",
                 )
-        for count in range(1, len(clicks) + 1):
-            prediction = self.runtime.segmenter.decode(
-                self.embedding.result(), clicks[:count], prior=prediction
-            )
-        if prediction is None:
-            raise ClickOutside("there is no click", hint="give at least one: --click +120,80")
-        return prediction
+        embedding, decode = self.embedding.result(), self.runtime.segmenter.decode
+        for count in range(min(1, len(clicks)), len(clicks) + 1):
+            prior = decode(embedding, clicks[:count], prior=prior, box=box)
+        assert prior is not None
+        return prior
 
 
 OpenSession = Callable[[Part, str], Session]

@@ -38,6 +38,11 @@ class Box:
     x1: int
     y1: int
 
+    @property
+    def centre(self) -> Click:
+        """A positive click in the middle."""
+        return Click((self.x0 + self.x1) // 2, (self.y0 + self.y1) // 2, positive=True)
+
 
 @dataclass(frozen=True, slots=True)
 class Finish:

@@ -47,7 +47,10 @@ def preset_codec(name: str) -> PromptCodec:
             f"there is no preset `{name}`", hint="choose one of " + ", ".join(PRESETS)
         )
     preset = PRESETS[name]
-    frame = "<|im_start|>user\n<|image_pad|>{}<|im_end|>\n<|im_start|>assistant\n"
+    frame = (
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
     settings = PresetSettings(frame.replace("{}", preset.instruction), preset.reply, preset.resize)
     return PromptCodec(
         encode=_encode,

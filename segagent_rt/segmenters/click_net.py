@@ -56,7 +56,10 @@ class ClickNet:
         prior: Prediction | None = None,
         box: Box | None = None,
     ) -> LogitsPrediction:
-        """The mask after `clicks`. This net takes no box; it is ignored."""
+        """The mask after `clicks`. This net takes no boxes: one without clicks counts as a click in
+        its middle."""
+        if box is not None and not clicks:
+            clicks = [box.centre]
         feeds = {
             **embedding.maps,
             "points": self._points(clicks, embedding.size),

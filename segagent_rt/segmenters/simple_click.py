@@ -77,10 +77,13 @@ class SimpleClick:
         prior: Prediction | None = None,
         box: Box | None = None,
     ) -> WindowPrediction:
-        """The mask after `clicks`. This net takes no box; it is ignored.
+        """The mask after `clicks`.
 
-        A prior from elsewhere is shown to the net as a map of zeros and ones over the whole image.
+        This net takes no boxes: one without clicks counts as a click in its middle. A prior from
+        elsewhere is shown to the net as a map of zeros and ones over the whole image.
         """
+        if box is not None and not clicks:
+            clicks = [box.centre]
         settings, size = self._settings, embedding.size
         own = prior if isinstance(prior, WindowPrediction) else None
         if own and (own.size, len(own.probability)) != (size, settings.side):
