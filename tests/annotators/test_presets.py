@@ -39,7 +39,7 @@ def stub():
 @pytest.mark.parametrize(
     ("preset", "sides", "instruction"),
     [
-        ("qwen3-vl", (416, 608), 'Locate every object that matches the description "the mug" in '
+        ("qwen3-vl", (384, 608), 'Locate every object that matches the description "the mug" in '
          "the image. Report bbox coordinates in JSON format."),
         ("qwen2.5-vl", (392, 588), "Locate the mug in this image and output the bbox coordinates "
          "in JSON format."),
