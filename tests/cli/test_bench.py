@@ -28,7 +28,7 @@ def twin(monkeypatch):
 
     def take_the_place(**behaviour):
         there = Twin(runtime, **behaviour)
-        monkeypatch.setattr(bench, "open_contender", lambda *_: there)
+        monkeypatch.setattr(bench, "open_reference_loop", lambda *_: there)
 
     yield take_the_place
     runtime.close()

@@ -347,7 +347,7 @@ def test_ranges_that_are_ten_times_off_are_refused(tmp_path, monkeypatch, factor
             "encoder": {name: (factor * low, factor * high) for name, (low, high) in ranges}
         }
 
-    monkeypatch.setattr(int8, "observed_ranges", wrong)
+    monkeypatch.setattr(int8, "calibrate_ranges", wrong)
     part = int8.quantise_click_net(open_bundle().part("segmenter"), tmp_path / "part")
     said = "; ".join(map(str, judged(part).failures))
     assert re.search(f"cpu-int8: {why}; keep its encoder at higher precision", said), said

@@ -169,7 +169,7 @@ def test_ranges_ten_times_off_fail_the_export_and_nothing_is_written(
             for role, ranges in found.items()
         }
 
-    monkeypatch.setattr(exporter, "observed_ranges", wrong)
+    monkeypatch.setattr(exporter, "calibrate_ranges", wrong)
     target = tmp_path / "bundle"
     plan = make_plan(
         recipe("cpu-int8", segmenter="edgetam"), target, resume=False, below_gate=False
