@@ -88,9 +88,11 @@ def test_the_annotator_corrects_the_larger_error():
     target, nothing = square() > 0, np.zeros((64, 64), np.bool_)
     for seed in range(10):
         x, y, label = next_prompt(target, nothing, nothing, random.Random(seed))
-        assert label == 1 and target[int(y), int(x)]
+        assert label == 1
+        assert target[int(y), int(x)]
         x, y, label = next_prompt(nothing, target, nothing, random.Random(seed))
-        assert label == 0 and target[int(y), int(x)]
+        assert label == 0
+        assert target[int(y), int(x)]
     assert next_prompt(target, target, nothing, random.Random(0)) is None
     assert next_prompt(target, nothing, target, random.Random(0)) is None
 
@@ -114,7 +116,8 @@ def test_click_maps_peak_at_the_click_and_are_empty_without_one():
     torch.testing.assert_close(maps[0, 0, 5, 10], torch.tensor(1.0))
     torch.testing.assert_close(maps[0, 3, 5, 10], torch.tensor(2.0))
     empty, clicked = click_maps(torch.tensor([[[0.0, 0.0, -1.0]]]), coarse, keys)
-    assert not empty.any() and not clicked.any()
+    assert not empty.any()
+    assert not clicked.any()
 
 
 def test_the_box_map_covers_cells_by_their_share():

@@ -160,7 +160,7 @@ def exporter_plan(recipe: Path, bundle: Path, pictures: str) -> Any:
 def test_ranges_ten_times_off_fail_the_export_and_nothing_is_written(
     recipe, folder, tmp_path, monkeypatch
 ):
-    measured = exporter.observed_ranges
+    measured = exporter.calibrate_ranges
 
     def wrong(*arguments: Any) -> Any:
         found = measured(*arguments)
