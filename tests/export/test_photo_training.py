@@ -133,13 +133,13 @@ def test_a_training_goes_on_where_it_stopped(photos, tmp_path, monkeypatch):
     plan = BatchPlan(seed=3, side=64, images=2, longest=(64, 96))
     recipe = training.PhotoRecipe(0.1, plan, frozen_share=0.0)
     batch = Sampler(load_photos(photos, "train")).batch(plan, 0)
-    first = training.PhotoTraining(recipe, tmp_path, training.Team())
+    first = training.PhotoTraining(recipe, tmp_path, training.WorkerGroup())
     for _ in range(2):
         first.step(batch)
     assert first.progress.means["loss"] > 0
     first.progress.seconds = 7.0
     first.save()
-    second = training.PhotoTraining(recipe, tmp_path, training.Team())
+    second = training.PhotoTraining(recipe, tmp_path, training.WorkerGroup())
     assert (second.progress.step, second.progress.seconds) == (2, 7.0)
     net, about = training.trained_photo_net(tmp_path)
     assert about["recipe"]["batches"]["seed"] == 3
