@@ -38,7 +38,7 @@ def main(runs: int) -> None:
         for command in kinds.values():
             _measure(command)  # warms the file cache, as any second run finds it
         taken = [{kind: _measure(command) for kind, command in kinds.items()} for _ in range(runs)]
-        result = json.loads((folder / "scene.json").read_text("utf-8"))
+        result = json.loads((folder / "scene.segagent.json").read_text("utf-8"))
     seconds = result["results"][0]["seconds"]
     document = {
         "machine": describe_machine(),

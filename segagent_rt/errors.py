@@ -20,10 +20,66 @@
     ├── ExtraMissing              a command needs an extra that is not installed
     ├── GateFailed                a parity or benchmark gate (exit code 3)
     ├── BatchFailed               a part of a batch (exit code 4)
-    └── Interrupted               a deadline passed in the middle of a call
+    ├── NoMaskFound               an annotation ended without a mask (exit code 5)
+    ├── Interrupted               a deadline passed in the middle of a call
+    └── Cancelled                 the user pressed Ctrl-C (exit code 130)
 
 A reply that does not parse is no error: it is a `Malformed` action.
 """
+
+import re
+import unicodedata
+
+_TERMINAL_SEQUENCE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, movements of the cursor
+    r"|\x1b[\]PX^_].*?(?:\x07|\x1b\\|$)"  # titles, clipboard, links
+    r"|\x1b[ -/]*[0-~]?",
+    re.DOTALL,
+)
+_DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def printable(text: str, *, keep: str = "\n\t") -> str:
+    """Text that steers no terminal, whatever a bundle, a server or a file put into it.
+
+    Escape sequences go. Other control characters, marks that change the direction of writing and
+    halves of surrogate pairs become U+FFFD.
+
+    Args:
+        text: any text.
+        keep: control characters that stay.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        "\ufffd" if letter not in keep and _steers(letter) else letter
+        for letter in _TERMINAL_SEQUENCE.sub("", text)
+    )
+
+
+def _steers(letter: str) -> bool:
+    return letter in _DIRECTIONS or unicodedata.category(letter) in ("Cc", "Cs")
+
+
+def install_hint(extra: str) -> str:
+    """The command that installs an extra, from where this package was installed.
+
+    Args:
+        extra: a name of `[project.optional-dependencies]` in pyproject.toml.
+    """
+    import importlib.metadata
+    import json
+    from pathlib import Path
+
+    root = Path(__file__).parents[1]
+    if (root / "pyproject.toml").is_file():
+        return f'pip install -e "{root}[{extra}]"'
+    try:
+        origin = importlib.metadata.distribution("segagent-rt").read_text("direct_url.json")
+        url = str(json.loads(origin or "{}")["url"])
+    except (importlib.metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
+        url = "file:///FOLDER"  # of a checkout, as nothing says where this package came from
+    return f'pip install "segagent-rt[{extra}] @ {url}"'
 
 
 class SegagentWarning(UserWarning):
@@ -36,8 +92,8 @@ class SegagentError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(printable(message))
+        self.hint = None if hint is None else printable(hint)
 
 
 class InputError(SegagentError):
@@ -110,7 +166,7 @@ class ExtraMissing(SegagentError):
     def __init__(self, command: str, extra: str) -> None:
         super().__init__(
             f"`segagent-rt {command}` needs packages that are not installed",
-            hint=f'pip install "segagent-rt[{extra}]"',
+            hint=install_hint(extra),
         )
 
 
@@ -126,5 +182,17 @@ class BatchFailed(SegagentError):
     exit_code = 4
 
 
+class NoMaskFound(SegagentError):
+    """An annotation ended without a mask, or with an empty one."""
+
+    exit_code = 5
+
+
 class Interrupted(SegagentError):
     """A call was stopped because its deadline passed."""
+
+
+class Cancelled(SegagentError):
+    """The user stopped a command."""
+
+    exit_code = 130

@@ -11,7 +11,7 @@ import typer
 from segagent_rt.bundle import open_bundle
 from segagent_rt.cli import fail
 from segagent_rt.cli.parameters import ImagesOption
-from segagent_rt.errors import SegagentError
+from segagent_rt.errors import SegagentError, install_hint
 
 WHAT = ("segmenter", "mllm", "all", "trajectories", "bundle", "report", "photo")
 
@@ -81,7 +81,7 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
     except ModuleNotFoundError:
         raise SegagentError(
             "training needs packages that are not installed",
-            hint='pip install "segagent-rt[export]"',
+            hint=install_hint("export"),
         ) from None
     if what == "photo":
         from segagent_rt_training.photo.batches import BatchPlan

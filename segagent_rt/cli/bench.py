@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from segagent_rt.cli.parameters import BackendOption, JsonOption, ThreadsOption
+from segagent_rt.cli import bench_report, console
+from segagent_rt.cli.parameters import (
+    BackendOption,
+    BundleArgument,
+    JsonOption,
+    OverwriteOption,
+    QuietOption,
+    ThreadsOption,
+    check_options,
+)
 from segagent_rt.errors import ExtraMissing, GateFailed
 
 SCENARIOS = ("one", "many", "deadline")
 
 
+LIST = "--list"
+MEASURING = "measuring"
+
+
+class GROUP(typer.core.TyperGroup):
+    """`bench BUNDLE` is `bench measure BUNDLE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put in the command that is meant if none is named."""
+        known = (*self.commands, *ctx.help_option_names)
+        if not args or args[0] not in known:
+            args = ["measure", *args]
+        return list(super().parse_args(ctx, args))
+
+
 def command(
-    bundle: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(help="A bundle's folder or name; the shipped one if left out."),
-    ] = None,
+    context: typer.Context,
+    bundle: BundleArgument = None,
     scenario: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option("--scenario", "-s", help="A packaged scenario, or a TOML file; repeatable."),
     ] = None,
     list_scenarios: Annotated[bool, typer.Option("--list", help="Name the scenarios.")] = False,
     against: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="`reference`: side by side with plain PyTorch (extra `export`)."),
+        Optional[Literal["reference"]],  # noqa: UP045
+        typer.Option(help="Side by side with plain PyTorch (extra `export`)."),
     ] = None,
     weights: Annotated[
         Optional[Path],  # noqa: UP045
@@ -37,30 +58,36 @@ def command(
         Optional[Path],  # noqa: UP045
         typer.Option("--output", "-o", help="Write the document here as well.", readable=False),
     ] = None,
+    overwrite: OverwriteOption = False,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Warm-up is apart; every figure says of how many runs it is. `bench report` draws results."""
+    """Warm-up runs are excluded. `n` is the number of timed runs."""
+    check_options(context, LIST if list_scenarios else MEASURING, ONLY_WITH)
     from segagent_rt.bench.flops import flops_per_call
     from segagent_rt.bench.machine import describe_machine, measure_ceilings, peak_bytes
     from segagent_rt.bench.measure import run_scenario
     from segagent_rt.bench.profiling import GraphProfiler
     from segagent_rt.bench.roofline import roofline, weight_bytes
     from segagent_rt.bench.scenario import packaged_scenarios, read_scenario
-    from segagent_rt.files import atomic_write, check_writable
+    from segagent_rt.files import check_replaceable, check_writable, json_bytes, write_result
     from segagent_rt.runtime import load
 
     if list_scenarios:
-        typer.echo("\n".join(packaged_scenarios()))
+        names = packaged_scenarios()
+        if as_json:
+            console.show_json(list(names))
+        else:
+            console.show("\n".join(names))
         return
-    if against not in (None, "reference"):
-        raise typer.BadParameter("--against takes `reference`")
     if against and len(scenario or ()) > 1:
         raise typer.BadParameter("--against takes one --scenario")
     chosen = [read_scenario(name) for name in scenario or (("one",) if against else SCENARIOS)]
     if output is not None:
         check_writable(output.parent)
+        check_replaceable([output], overwrite=overwrite)
     meter = GraphProfiler()
     start = time.perf_counter()
     with load(bundle, backend=backend, threads=threads) as runtime:
@@ -89,10 +116,12 @@ def command(
                 if "per_call" in figures
             }
     document["peak_megabytes"] = round((peak_bytes() or 0) / 1e6, 1)
-    text = json.dumps(document, indent=1)
     if output is not None:
-        atomic_write(output, (text + "\n").encode())
-    typer.echo(text if as_json else _table(document))
+        write_result(output, json_bytes(document, indent=1), overwrite=overwrite)
+    if as_json:
+        console.show_json(document)
+    else:
+        console.show(_table(document))
     if document.get("parity") is False:
         raise GateFailed(
             "the two runtimes do not make the same clicks and masks, so no speed-up is told",
@@ -131,8 +160,18 @@ def open_reference_loop(bundle: Any, weights: Path | None, threads: int | None) 
     return module.open_reference(bundle, weights, threads)
 
 
-def _tell(what: str) -> None:
-    typer.echo(f"\r{what:40s}", err=True, nl=False)
+_tell = console.phases(every=console.EVERY_LINE)
+
+ONLY_WITH = dict.fromkeys(
+    ("bundle", "scenario", "against", "weights", "output", "overwrite", "backend", "threads"),
+    (MEASURING,),
+)
+
+COMMANDS = {
+    "measure": (command, "Measure; meant if no command is named."),
+    "report": (bench_report.command, bench_report.__doc__),
+}
+"""The commands of `bench`."""
 
 
 def _table(document: dict[str, Any]) -> str:

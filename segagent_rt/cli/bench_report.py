@@ -7,26 +7,23 @@ from typing import Annotated
 
 import typer
 
+from segagent_rt.cli import console
+from segagent_rt.cli.parameters import OverwriteOption, QuietOption
 from segagent_rt.errors import ExtraMissing, GateFailed
 
-app = typer.Typer(help="Turn the results of benchmarks into tables and plots.")
 
-
-@app.callback()
-def _bench() -> None:
-    """Makes `report` a command of `bench`."""
-
-
-@app.command("report")
 def command(
     folder: Annotated[
         Path,
         typer.Argument(help="Where results/ lies and README.md and plots/ go.", readable=False),
     ] = Path("benchmarks"),
     check: Annotated[bool, typer.Option("--check", help="Only say if it is current.")] = False,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Reads results/*.json; writes README.md and plots/*.svg. Needs the extra `bench`."""
     from segagent_rt.bench import report
+    from segagent_rt.errors import OutputError
     from segagent_rt.files import atomic_write
 
     results = report.read_results(folder / "results")
@@ -39,6 +36,12 @@ def command(
                 hint=f"segagent-rt bench report {folder}",
             )
         return
+    known = page.read_text("utf-8", "replace") if page.exists() else report.HEAD
+    if not overwrite and "`segagent-rt bench report`" not in known:
+        raise OutputError(
+            f"{page} is there already, and `bench report` did not write it",
+            hint="name another folder, or replace it with --overwrite",
+        )
     try:
         from segagent_rt.bench.plots import draw
     except ModuleNotFoundError:
@@ -46,4 +49,4 @@ def command(
     for path, content in draw(results).items():
         atomic_write(folder / path, content)
     atomic_write(page, text.encode())
-    typer.echo(page)
+    console.show(page)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from segagent_rt.cli import console
+from segagent_rt.cli.parameters import BundleArgument, QuietOption
 from segagent_rt.errors import BatchFailed, EngineRefused, GateFailed
 
 if TYPE_CHECKING:
@@ -18,16 +19,15 @@ if TYPE_CHECKING:
 
 
 def command(
-    bundle: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(help="A bundle's folder or name; the shipped one if left out."),
-    ] = None,
+    bundle: BundleArgument = None,
     backend: Annotated[
-        str, typer.Option("--backend", help="tensorrt or rtx; the one installed if left out.")
+        Literal["auto", "tensorrt", "rtx"],
+        typer.Option("--backend", help="What builds; auto takes the one that is installed."),
     ] = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only see whether every graph is accepted.")
     ] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Engines go to the user's cache. Each must compute what ONNX Runtime computes on the CPU."""
     from segagent_rt.backends.driver import gpu
@@ -45,16 +45,12 @@ def command(
 
 
 def _library(backend: str) -> Library:
-    from segagent_rt.backends.table import BACKENDS, row
+    from segagent_rt.backends.table import BACKENDS
     from segagent_rt.backends.tensorrt import load
-    from segagent_rt.errors import BackendMissing, BackendUnavailable
+    from segagent_rt.errors import BackendMissing, install_hint
 
     names = [name for name, found in BACKENDS.items() if found.builds]
     if backend != "auto":
-        if not row(backend).builds:
-            raise BackendUnavailable(
-                f"nothing is built for {backend}", hint="choose " + " or ".join(names)
-            )
         return load(backend)
     for name in names:
         try:
@@ -63,7 +59,7 @@ def _library(backend: str) -> Library:
             continue
     raise BackendMissing(
         "neither TensorRT nor TensorRT-RTX is installed",
-        hint='pip install "segagent-rt[rtx]" on a PC; a Jetson has TensorRT from JetPack',
+        hint=f"{install_hint('rtx')} on a PC; a Jetson has TensorRT from JetPack",
     )
 
 
@@ -75,7 +71,7 @@ def _try_all(bundle: Bundle, library: Library) -> None:
     for part, role in _roles(bundle):
         for graph in part.graphs(role):
             if kind_of(graph.variant) not in row(library.backend).takes:
-                typer.echo(f"{graph}\tnot for {library.backend}")
+                console.show_row(graph, f"not for {library.backend}")
                 continue
             total += 1
             start = time.monotonic()
@@ -84,10 +80,11 @@ def _try_all(bundle: Bundle, library: Library) -> None:
                 built = library.build(graph.path, graph.profiles, b"", _telling(str(graph)))
             except EngineRefused as error:
                 refused += 1
-                typer.echo(f"{graph}\trefused\t{error}")
+                console.show_row(graph, "refused", error)
                 continue
             seconds = time.monotonic() - start
-            typer.echo(f"{graph}\taccepted\t{len(built.plan) / 1e6:.1f} MB\t{seconds:.1f} s")
+            size = f"{len(built.plan) / 1e6:.1f} MB"
+            console.show_row(graph, "accepted", size, f"{seconds:.1f} s")
     if refused:
         raise BatchFailed(
             f"{library.version} refused {refused} of {total} graphs",
@@ -109,7 +106,7 @@ def _build_all(bundle: Bundle, library: Library) -> None:
         try:
             examples = record(part, library.backend)
         except BundleMissing as error:
-            typer.echo(f"{part.manifest.kind}\tnothing to build\t{error}")
+            console.show_row(part.manifest.kind, "nothing to build", error)
             continue
         for role in part.roles:
             rungs = list(_affordable(part, suited(part.graphs(role), library.backend)))
@@ -118,11 +115,11 @@ def _build_all(bundle: Bundle, library: Library) -> None:
                 made, failed = ladder.build(rungs, examples[role], _telling(name))
             except EngineRefused as error:
                 failures.append(name)
-                typer.echo(f"{name}\tfailed\t{error}")
+                console.show_row(name, "failed", error)
                 continue
             for variant, why in failed.items():
-                typer.echo(f"{name} ({variant})\tnot used\t{why}")
-            typer.echo(f"{made.graph}\tready\t{made.seconds:.1f} s")
+                console.show_row(f"{name} ({variant})", "not used", why)
+            console.show_row(made.graph, "ready", f"{made.seconds:.1f} s")
     if failures:
         raise GateFailed(
             f"no engine of {', '.join(failures)} can be used",
@@ -146,7 +143,7 @@ def _affordable(part: Part, rungs: list[Graph]) -> Iterator[Graph]:
         except BackendUnavailable as error:
             if number == 0:
                 raise
-            typer.echo(f"{graph}\tleft out\t{error}")
+            console.show_row(graph, "left out", error)
             continue
         yield graph
 
@@ -159,9 +156,8 @@ def _check_memory(part: Part, graph: Graph) -> None:
     check_build(sum(sizes), str(graph))
 
 
-def _telling(what: str) -> Any:
-    """Progress on stderr: a line that changes on a terminal, one line elsewhere."""
-    if not sys.stderr.isatty():
-        typer.echo(f"building the {what}", err=True)
-        return lambda phase: None
-    return lambda phase: typer.echo(f"\r{what}: {phase[:60]:60s}", nl=False, err=True)
+def _telling(what: str) -> Callable[[str], None]:
+    """Progress on stderr, seldom in a log."""
+    tell = console.phases(f"building the {what}", every=console.EVERY_LINE)
+    tell("begun")
+    return tell

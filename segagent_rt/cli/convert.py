@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Literal, Optional, TypeAlias
 
 import typer
 
+from segagent_rt.cli import console
 from segagent_rt.cli.parameters import (
     ImagesOption,
+    JsonOption,
     MaskLabelOption,
     OutputOption,
+    OverwriteOption,
+    QuietOption,
     RootOption,
     SkipBadOption,
-    telling,
+    check_options,
 )
+
+if TYPE_CHECKING:
+    from segagent_rt.data.sources import Places
+
+Format: TypeAlias = Literal["llama-factory", "qwen-vl", "coco", "labelme", "segagent"]
+TRAINING: tuple[Format, ...] = ("llama-factory", "qwen-vl")
+ONLY_WITH = {"preset": TRAINING}
 
 
 def command(
+    context: typer.Context,
     data: Annotated[
         str, typer.Argument(help="A data file, a folder, a split, or a file of trajectories.")
     ],
     to: Annotated[
-        str,
-        typer.Option(help="llama-factory or qwen-vl (of trajectories); coco, labelme, segagent."),
+        Format, typer.Option(help="llama-factory and qwen-vl are training data, of trajectories.")
     ],
     images: ImagesOption = None,
     skip_bad: SkipBadOption = False,
@@ -34,35 +45,78 @@ def command(
         typer.Option(help="Prompt and reply of the training data: segagent, segagent-rated, ..."),
     ] = None,
     output: OutputOption = Path("segagent-data"),
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Training data is one picture, question and reply for every click, the mask painted in."""
-    from segagent_rt.data import conversion, training
-    from segagent_rt.data.sources import Places, open_data, open_trajectories
-    from segagent_rt.errors import BatchFailed, DataInvalid
+    """Training data is one image, question and reply for every click, the mask painted in."""
+    check_options(context, to, ONLY_WITH)
+    from segagent_rt.data import conversion
+    from segagent_rt.data.sources import Places, open_data
     from segagent_rt.files import check_writable
+
+    check_writable(output)
+    problems = list[str]()
+    places = Places(root, images, skip_bad, mask_label)
+    if to in TRAINING:
+        noun = "sample"
+        count = _training(data, to, preset, places, (output, overwrite, problems))
+        made = [(output, count)]
+    else:
+        noun, write = "object", conversion.TARGETS[to]
+        opened = open_data(data, places)
+        made = [(write(each, output, overwrite=overwrite), len(each.samples)) for each in opened]
+    if as_json:
+        console.show_json([{"path": str(path), f"{noun}s": count} for path, count in made])
+    else:
+        for path, count in made:
+            console.show_row(path, console.counted(count, noun))
+    _report(problems)
+
+
+def _report(problems: list[str]) -> None:
+    """Name the trajectories that gave no sample.
+
+    Raises:
+        BatchFailed: there are some.
+    """
+    from segagent_rt.errors import BatchFailed
+
+    for problem in problems:
+        console.warn(problem)
+    if problems:
+        count = console.counted(len(problems), "trajectory", "trajectories")
+        raise BatchFailed(f"{count} without a usable image")
+
+
+def _training(
+    data: str, to: str, preset: str | None, places: Places, where: tuple[Path, bool, list[str]]
+) -> int:
+    """Write training data; returns how many samples there are.
+
+    Args:
+        data: a file of trajectories.
+        to: the format.
+        preset: of the replies; None for the format's own.
+        places: where images lie.
+        where: the folder, whether to replace files that are not ours, and the list that takes a
+            sentence about each trajectory that gave no sample.
+    """
+    from segagent_rt.data import training
+    from segagent_rt.data.sources import open_trajectories
+    from segagent_rt.errors import DataInvalid
+    from segagent_rt.files import check_replaceable
     from segagent_rt.mllm.prompts import PRESETS
 
-    known = (*training.TARGETS, *conversion.TARGETS)
-    if to not in known:
-        raise typer.BadParameter(f"--to is {', '.join(known[:-1])} or {known[-1]}, not `{to}`")
-    check_writable(output)
-    places = Places(root, images, skip_bad, mask_label)
-    if to in conversion.TARGETS:
-        for each in open_data(data, places):
-            path = conversion.TARGETS[to](each, output)
-            typer.echo(f"{path}\t{len(each.samples)} objects")
-        return
-    target = training.TARGETS[to]
+    output, overwrite, problems = where
+    target, context = training.TARGETS[to], places.context(Path())
     chosen = training.check_preset(preset or target.preset, PRESETS)
-    context, problems = places.context(Path()), list[str]()
+    check_replaceable((output / name for name in target.files), overwrite=overwrite)
     shown = list(training.trainable(open_trajectories(data, places), context))
     context.tell(data, len(shown))
-    taught = list(training.lessons(shown, chosen, output, telling(Path(data).stem), problems))
+    tell = console.progress(Path(data).stem)
+    taught = list(training.lessons(shown, chosen, output, tell, problems, overwrite=overwrite))
     if not taught:
         raise DataInvalid(f"{data} gives no sample: {'; '.join(problems[:1])}")
-    target.write(output, taught)
-    typer.echo(f"{output}\t{len(taught)} samples")
-    for problem in problems:
-        typer.echo(problem, err=True)
-    if problems:
-        raise BatchFailed(f"{len(problems)} of {len(shown)} trajectories have no usable picture")
+    target.write(output, taught, overwrite=overwrite)
+    return len(taught)

@@ -1,4 +1,4 @@
-"""Cut one object out of a packaged picture, and say what to do next."""
+"""Cut one object out of a packaged image, and say what to do next."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from segagent_rt.cli.parameters import BundleOption, OutputOption
+from segagent_rt.cli import console
+from segagent_rt.cli.parameters import (
+    BundleOption,
+    JsonOption,
+    OutputOption,
+    OverwriteOption,
+    QuietOption,
+)
 
 SEED = 7
 
@@ -15,25 +22,34 @@ SEED = 7
 def command(
     output: OutputOption = Path("segagent-demo"),
     bundle: BundleOption = None,
-    seed: Annotated[int, typer.Option(help="Another seed gives another picture.")] = SEED,
+    seed: Annotated[int, typer.Option(help="Another seed gives another image.")] = SEED,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Draws a scene, segments one object by its expression, and writes mask and overlay."""
     from segagent_rt.cli import run
     from segagent_rt.draw import png
-    from segagent_rt.files import atomic_write, check_writable
+    from segagent_rt.files import write_result
+    from segagent_rt.results import ResultFiles
+    from segagent_rt.runtime import load
     from segagent_rt.scenes import make_scene
+    from segagent_rt.search import SearchConfig
 
-    check_writable(output)
+    image = output / "scene.png"
+    files = ResultFiles.plan(output, image, 1, overwrite=overwrite)
     scene = make_scene(seed)
-    picture = output / "scene.png"
-    atomic_write(picture, png(scene.image))
-    said = scene.expressions[0].text
-    typer.echo(f'segagent-rt run {picture} "{said}" -o {output}', err=True)
-    run.command(picture, [said], bundle=bundle, output=output)
-    typer.echo(f"\nthe picture:  {picture}", err=True)
-    typer.echo(f"the overlay:  {output / 'scene.1.overlay.png'}", err=True)
-    typer.echo("\nnext:", err=True)
+    write_result(image, png(scene.image), overwrite=overwrite)
+    text = scene.expressions[0].text
+    console.say(f'segagent-rt run {image} "{text}" -o {output}')
+    with load(bundle) as runtime:
+        found = run.annotate(runtime, scene.image, [text], SearchConfig(candidates=1))
+        about = run.about_run(image, scene.image, runtime)
+    run.finish(files, scene.image, found, about, as_json=as_json)
+    console.say(f"\nthe image:    {image}")
+    console.say(f"the overlay:  {files.paths[-1]}")
+    console.say("\nnext:")
     for other in scene.expressions[1:3]:
-        typer.echo(f'  segagent-rt run {picture} "{other.text}" -o {output}', err=True)
-    typer.echo(f"  segagent-rt run your-photo.jpg --click +120,80 -o {output}", err=True)
-    typer.echo("  segagent-rt --help", err=True)
+        console.say(f'  segagent-rt run {image} "{other.text}" -o {output}')
+    console.say(f"  segagent-rt run your-photo.jpg --click +120,80 -o {output}")
+    console.say("  segagent-rt --help")

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-import typer
+from segagent_rt.cli import console
+from segagent_rt.cli.parameters import JsonOption, QuietOption
 
-from segagent_rt.cli.parameters import JsonOption
 
-
-def command(as_json: JsonOption = False) -> None:
+def command(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Versions, cores, double installs, which backends really work."""
     from segagent_rt.doctor import examine
 
     report = examine()
-    typer.echo(json.dumps(report) if as_json else _text(report))
+    if as_json:
+        console.show_json(report)
+    else:
+        console.show(_text(report))
 
 
 def _text(report: dict[str, Any]) -> str:
-    lines = [f"{name:14s} {value}" for name, value in report["machine"].items()]
-    lines += ["", "packages:"]
-    lines += [f"  {name:24s} {version}" for name, version in report["packages"].items()]
-    lines += ["", "backends:"]
-    lines += [
-        f"  {b['name']:10s} {'works' if b['works'] else 'no: ' + b['why']}"
-        for b in report["backends"]
-    ]
-    lines += ["", *(f"advice: {advice}" for advice in report["advice"] or ["nothing to do"])]
+    """The report in two columns, the first one as wide as its longest name."""
+    backends = {
+        each["name"]: "works" if each["works"] else f"no: {each['why']}"
+        for each in report["backends"]
+    }
+    blocks = {"machine": report["machine"], "packages": report["packages"], "backends": backends}
+    width = max(len(name) for block in blocks.values() for name in block)
+    lines = list[str]()
+    for title, block in blocks.items():
+        lines += [f"{title}:", *(f"  {name:{width}s}  {block[name]}" for name in block), ""]
+    lines += [f"advice: {advice}" for advice in report["advice"] or ["nothing to do"]]
     return "\n".join(lines)

@@ -2,41 +2,70 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from segagent_rt.cli import console
 from segagent_rt.cli.parameters import (
+    DATA,
+    RESULTS,
+    SEARCH,
     BackendOption,
     BundleOption,
     CandidatesOption,
     ImagesOption,
     JsonOption,
     MaskLabelOption,
+    MaxClicksOption,
     OutputOption,
+    QuietOption,
     RayOption,
+    RestartOption,
     RootOption,
     SkipBadOption,
     TemperatureOption,
     ThreadsOption,
     WorkersOption,
+    check_options,
     cluster_of,
-    one_of,
-    telling,
 )
+from segagent_rt.eval.loop_runs import AnnotatorName, StartName
+from segagent_rt.eval.scenes import Ablation
+from segagent_rt.eval.selection import Rule
 
 if TYPE_CHECKING:
     from segagent_rt.data.ray_pool import Cluster
-    from segagent_rt.data.sources import Places
+    from segagent_rt.data.sources import DataSet
     from segagent_rt.eval.evaluation import Evaluation
     from segagent_rt.eval.loop_runs import EvalRunner
     from segagent_rt.loop import StoppingRules
     from segagent_rt.runtime import Runtime
 
 
+SCENES = "Synthetic scenes"
+SCENES = "Synthetic scenes"
+ON_SCENES, ON_DATA, ON_PREDICTIONS = "synthetic scenes", "data", "predictions"
+ONLY_WITH = {
+    **dict.fromkeys(("scenes", "seed", "ablate"), (ON_SCENES,)),
+    **dict.fromkeys(
+        (
+            "images", "root", "split", "mask_label", "annotator", "start", "candidates",
+            "temperature", "visualize", "patience", "ray", "workers",
+        ),
+        (ON_DATA,),
+    ),
+    **dict.fromkeys(
+        ("select", "click_id", "limit", "skip_bad", "output", "overwrite"),
+        (ON_DATA, ON_PREDICTIONS),
+    ),
+    **dict.fromkeys(("max_clicks", "bundle", "backend", "threads"), (ON_SCENES, ON_DATA)),
+}  # fmt: skip
+
+
 def command(
+    context: typer.Context,
     data: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Argument(
@@ -51,41 +80,78 @@ def command(
     root: RootOption = Path(),
     split: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Only this split of the benchmarks named: val, testA; repeatable."),
+        typer.Option(
+            help="Only this split of the benchmarks named: val, testA; repeatable.",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     select: Annotated[
-        str,
-        typer.Option(help="full: the best-rated mask; ref: SegAgent's own rule; last: the last."),
+        Rule,
+        typer.Option(
+            help="The mask that counts: the best-rated one, that of SegAgent's own rule, the last.",
+            rich_help_panel=RESULTS,
+        ),
     ] = "full",
     click_id: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=0, help="The mask after this click, counted from 0, instead."),
+        typer.Option(
+            min=0,
+            help="The mask after this click, counted from 0, instead.",
+            rich_help_panel=RESULTS,
+        ),
     ] = None,
     annotator: Annotated[
-        str,
-        typer.Option(help="Who clicks: the bundle's mllm, or an oracle that knows the true mask."),
+        AnnotatorName,
+        typer.Option(
+            help="Who clicks: the bundle's MLLM, or a simulated annotator that knows the mask.",
+            rich_help_panel=SEARCH,
+        ),
     ] = "mllm",
     start: Annotated[
-        str, typer.Option(help="nothing; degraded: the true mask spoilt to an IoU of 0.5 to 0.7.")
+        StartName,
+        typer.Option(
+            help="Start from nothing, or from the true mask degraded to an IoU of 0.5 to 0.7.",
+            rich_help_panel=SEARCH,
+        ),
     ] = "nothing",
     candidates: CandidatesOption = 1,
     temperature: TemperatureOption = 1.0,
     limit: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Only the first expressions of each data set."),
+        typer.Option(
+            min=1, help="Only the first expressions of each data set.", rich_help_panel=DATA
+        ),
     ] = None,
     output: OutputOption = Path("segagent-eval"),
-    visualize: Annotated[bool, typer.Option(help="Draw the chosen masks and clicks.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Start anew, do not go on.")] = False,
-    scenes: Annotated[int, typer.Option(min=1, help="How many synthetic scenes.")] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the first scene; the others follow.")] = 1000,
+    visualize: Annotated[
+        bool,
+        typer.Option(
+            "--visualize", help="Draw the chosen masks and clicks.", rich_help_panel=RESULTS
+        ),
+    ] = False,
+    overwrite: RestartOption = False,
+    scenes: Annotated[
+        int, typer.Option(min=1, help="How many synthetic scenes.", rich_help_panel=SCENES)
+    ] = 100,
+    seed: Annotated[
+        int,
+        typer.Option(help="Seed of the first scene; the others follow.", rich_help_panel=SCENES),
+    ] = 1000,
     ablate: Annotated[
-        str, typer.Option(help="none, remove or shuffle the scenes' expressions: does it read?")
+        Ablation,
+        typer.Option(
+            help="Ablate the expressions, to test whether the model uses them.",
+            rich_help_panel=SCENES,
+        ),
     ] = "none",
-    max_clicks: Annotated[int, typer.Option(min=1, help="The most clicks per expression.")] = 7,
+    max_clicks: MaxClicksOption = 7,
     patience: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="End a walk after so many masks rated no better than before."),
+        typer.Option(
+            min=1,
+            help="Stop after so many masks rated no better than before.",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     bundle: BundleOption = None,
     backend: BackendOption = "auto",
@@ -93,43 +159,56 @@ def command(
     ray: RayOption = None,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """On data: cIoU, gIoU, clicks needed and used, latency; predictions and tables as SegAgent's.
 
     A run that was broken off goes on where it was. On scenes: prints the figures.
     """
-    from segagent_rt.data.sources import Places
-    from segagent_rt.eval.evaluation import Evaluation, check_complete, summary_lines
-    from segagent_rt.eval.loop_runs import AnnotatorName, EvalRunner, StartName
+    from segagent_rt.data.sources import Places, check_titles, open_all, recordings_in
+    from segagent_rt.eval.evaluation import (
+        Evaluation,
+        check_complete,
+        summary_lines,
+        title_of,
+    )
+    from segagent_rt.eval.loop_runs import EvalRunner
     from segagent_rt.eval.scores import MaskChoice
-    from segagent_rt.eval.selection import Rule
+    from segagent_rt.files import check_writable
     from segagent_rt.loop import StoppingRules
     from segagent_rt.runtime import load
     from segagent_rt.search import SearchConfig
 
-    choice, cluster = (
-        MaskChoice(one_of(Rule, select, "--select"), click_id),
-        cluster_of(ray, workers),
-    )
-    if ray is not None and not data:
-        raise typer.BadParameter("--ray needs data: write scenes with `segagent-rt scene --count`")
-    with load(bundle, backend=backend, threads=threads) as runtime:
-        if not data:
+    if not data:
+        check_options(context, ON_SCENES, ONLY_WITH)
+        with load(bundle, backend=backend, threads=threads) as runtime:
             found = _on_scenes(runtime, (scenes, seed, ablate), StoppingRules(max_clicks))
-            typer.echo(json.dumps(found) if as_json else text(found))
-            return
-        asked = Evaluation(output, choice, limit, restart=overwrite, pictures=visualize)
-        names = named(data, split)
+        if as_json:
+            console.show_json(found)
+        else:
+            console.show(text(found))
+        return
+    names = named(data, split)
+    places = Places(root, images, skip_bad, mask_label)
+    recordings = {name: recordings_in(name, places) for name in names}
+    recorded = None not in recordings.values()
+    check_options(context, ON_PREDICTIONS if recorded else ON_DATA, ONLY_WITH)
+    check_writable(output)
+    choice = MaskChoice(select, click_id)
+    asked = Evaluation(output, choice, limit, restart=overwrite, pictures=visualize)
+    opened = open_all([name for name in names if recordings[name] is None], places)
+    recordings_by_title = [(title_of(name), found) for name, found in recordings.items() if found]
+    check_titles([title for title, _ in recordings_by_title] + [each.title for each in opened])
+    figures = [asked.score(title, found) for title, found in recordings_by_title]
+    if opened:
         rules = StoppingRules(max_clicks, accept_above=None, retry_below=None, patience=patience)
-        config = SearchConfig(rules, candidates, temperature)
-        who = one_of(AnnotatorName, annotator, "--annotator")
-        walker = EvalRunner(config, who, one_of(StartName, start, "--start"))
-        places = Places(root, images, skip_bad, mask_label)
-        figures = _on_data(names, places, asked, walker, runtime, cluster)
+        walker = EvalRunner(SearchConfig(rules, candidates, temperature), annotator, start)
+        with load(bundle, backend=backend, threads=threads) as runtime:
+            figures += _walk(opened, asked, walker, runtime, cluster_of(ray, workers))
     if as_json:
-        typer.echo(json.dumps({"results": figures}))
+        console.show_json({"results": figures})
     else:
-        typer.echo("\n\n".join("\n".join(summary_lines(each)) for each in figures))
+        console.show("\n\n".join("\n".join(summary_lines(each)) for each in figures))
     check_complete(figures)
 
 
@@ -147,31 +226,15 @@ def named(data: list[str], parts: list[str] | None) -> list[str]:
     return [f"{name}_{part}" for name in data for part in parts] if parts else data
 
 
-def _on_data(
-    names: list[str],
-    places: Places,
-    asked: Evaluation,
-    walker: EvalRunner,
-    runtime: Runtime,
-    cluster: Cluster,
+def _walk(
+    opened: list[DataSet], asked: Evaluation, walker: EvalRunner, runtime: Runtime, cluster: Cluster
 ) -> list[dict[str, Any]]:
-    """Every file is read before the first walk: a mistake in the last one shows at once."""
+    """Every file was read before the first walk: a mistake in the last one shows at once."""
     from segagent_rt.data.ray_pool import distribute
-    from segagent_rt.data.sources import check_titles, open_all, recordings_in
-    from segagent_rt.eval.evaluation import title_of
-    from segagent_rt.files import check_writable
 
-    check_writable(asked.folder)
-    recordings = {name: recordings_in(name, places) for name in names}
-    opened = open_all([name for name in names if recordings[name] is None], places)
-    recorded = [(title_of(name), found) for name, found in recordings.items() if found]
-    check_titles([title for title, _ in recorded] + [each.title for each in opened])
-    scored = [asked.score(title, found) for title, found in recorded]
-    if not opened:
-        return scored
     with distribute(cluster, runtime, walker.answerer) as spread:
-        return scored + [
-            asked.walk(each, walker.heading(each, runtime), spread, telling(each.title))
+        return [
+            asked.walk(each, walker.heading(each, runtime), spread, console.progress(each.title))
             for each in opened
         ]
 
@@ -179,19 +242,12 @@ def _on_data(
 def _on_scenes(
     runtime: Runtime, which: tuple[int, int, Any], rules: StoppingRules
 ) -> dict[str, Any]:
-    from segagent_rt.eval.scenes import Ablation, SceneSuite, evaluate_scenes
+    from segagent_rt.eval.scenes import SceneSuite, evaluate_scenes
 
     scenes, seed, ablate = which
-    suite = SceneSuite(scenes, seed, ablate=one_of(Ablation, ablate, "--ablate"))
-    return evaluate_scenes(runtime, suite, rules, _progress(scenes))
-
-
-def _progress(total: int) -> Any:
-    def tell(done: int) -> None:
-        if done % 10 == 0 or done == total:
-            typer.echo(f"\r{done} of {total} scenes", err=True, nl=done == total)
-
-    return tell
+    suite = SceneSuite(scenes, seed, ablate=ablate)
+    tell = console.progress("scenes")
+    return evaluate_scenes(runtime, suite, rules, lambda done: tell(done, scenes))
 
 
 def text(figures: dict[str, Any]) -> str:

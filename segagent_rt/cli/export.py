@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
+from segagent_rt.cli import console
+from segagent_rt.cli.parameters import QuietOption, check_options
 from segagent_rt.errors import BatchFailed, ExtraMissing
 
 if TYPE_CHECKING:
     from segagent_rt_export.plan import Plan
     from segagent_rt_export.recipe import Recipe
 
+LIST, BUNDLE = "--list", "--target bundle"
+ONLY_WITH = {
+    **dict.fromkeys(("only", "variant", "resume", "below_gate", "calibration", "share"), (BUNDLE,)),
+    **dict.fromkeys(
+        ("recipe", "output", "download", "target"), (BUNDLE, "--target edge-llm", "--target trtllm")
+    ),
+}
 EXTRA = ("torch", "transformers", "onnx", "onnxscript", "safetensors")
 """What the extra `export` installs."""
 
 
 def command(
+    context: typer.Context,
     recipe: Annotated[
         Optional[str],  # noqa: UP045
         typer.Argument(help="A recipe's name or path.", show_default=False),
@@ -29,8 +38,8 @@ def command(
         typer.Option("--output", "-o", help="The bundle's folder; engines/NAME if left out."),
     ] = None,
     only: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="segmenter or mllm: export this part alone."),
+        Optional[Literal["segmenter", "mllm"]],  # noqa: UP045
+        typer.Option(help="Export this part alone."),
     ] = None,
     variant: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -52,7 +61,8 @@ def command(
     below_gate: Annotated[
         bool,
         typer.Option(
-            "--allow-below-gate", help="Write what is not good enough, too, and record that."
+            "--allow-below-gate",
+            help="Write parts that fail the gate, and record the failure in the manifest.",
         ),
     ] = False,
     share: Annotated[
@@ -63,11 +73,13 @@ def command(
         ),
     ] = False,
     target: Annotated[
-        str,
-        typer.Option(help="bundle, or what a server of the MLLM loads: edge-llm, trtllm."),
+        Literal["bundle", "edge-llm", "trtllm"],
+        typer.Option(help="A bundle, or what a server of the MLLM loads."),
     ] = "bundle",
+    quiet: QuietOption = False,
 ) -> None:
     """Needs the extra `export`. What was compared, and how well it did, is in the manifest."""
+    check_options(context, LIST if show else f"--target {target}", ONLY_WITH)
     from segagent_rt_export.recipe import find_recipe, read_recipe
 
     if show:
@@ -75,13 +87,7 @@ def command(
         return
     if recipe is None:
         raise typer.BadParameter("name a recipe, or see --list")
-    if only not in (None, "segmenter", "mllm"):
-        raise typer.BadParameter("--only takes segmenter or mllm")
-    if target not in ("bundle", "edge-llm", "trtllm"):
-        raise typer.BadParameter("--target takes bundle, edge-llm or trtllm")
-    if target != "bundle" and (only or variant or resume or below_gate or calibration or share):
-        raise typer.BadParameter("of the other options only -o and --download go with --target")
-    found = read_recipe(find_recipe(recipe)).narrowed(only, tuple(variant or ()))  # type: ignore[arg-type]
+    found = read_recipe(find_recipe(recipe)).narrowed(only, tuple(variant or ()))
     if not all(map(find_spec, EXTRA)):
         raise ExtraMissing("export", "export")
     from segagent_rt_export.exporter import Judge, carry_out
@@ -102,7 +108,7 @@ def command(
         found, folder, resume=resume, below_gate=below_gate, pictures=named, share=share
     )
     for line in describe(plan):
-        typer.echo(line, err=True)
+        console.say(line)
     check_room(plan)
     carry_out(plan, Judge(forgiving=below_gate, photos=photos), _tell)
     _report(plan)
@@ -114,11 +120,10 @@ def _prepare(recipe: Recipe, target: str, output: Path | None) -> None:
 
     folder = output or Path("engines") / f"{recipe.name}-{target}"
     served = prepare(recipe, target, folder, _tell)  # type: ignore[arg-type]
-    if sys.stderr.isatty():
-        typer.echo(err=True)
-    typer.echo(f"folder\t{folder}")
+    console.end_line()
+    console.show_row("folder", folder)
     for what, command in served.commands.items():
-        typer.echo(f"{what}\t{command}")
+        console.show_row(what, command)
 
 
 def _list() -> None:
@@ -128,33 +133,28 @@ def _list() -> None:
     for path in tracked_recipes():
         found = read_recipe(path)
         families = " + ".join(part.family for part in found.parts.values())
-        typer.echo(f"{found.name}\t{families}\t{found.about}")
+        console.show_row(found.name, families, found.about)
 
 
-def _tell(text: str) -> None:
-    """Progress on stderr: one line that changes on a terminal, a line each elsewhere."""
-    if sys.stderr.isatty():
-        typer.echo(f"\r{text[:78]:78s}", nl=False, err=True)
-    else:
-        typer.echo(text, err=True)
+_tell = console.phases()
 
 
 def _report(plan: Plan) -> None:
     """Tab-separated: each part, what became of it, its size, the gate's verdict, its folder."""
     from segagent_rt.bundle import open_bundle
 
-    if sys.stderr.isatty():
-        typer.echo(err=True)
+    console.end_line()
     left_out = list[str]()
     bundle = open_bundle(plan.target)
     for part in plan.parts:
         opened = bundle.part(part.name)
         size = sum(record.size for record in opened.manifest.files.values())
         gate = opened.manifest.verified.get("gate", "not compared")
-        typer.echo(f"{part.name}\t{part.state}\t{size / 1e6:.1f} MB\t{gate}\t{opened.folder}")
+        megabytes = f"{size / 1e6:.1f} MB"
+        console.show_row(part.name, part.state, megabytes, gate, opened.folder)
         for variant, reasons in opened.manifest.verified.get("left_out", {}).items():
             left_out.append(f"{variant} of the {part.name}")
-            typer.echo(f"{part.name}\tleft out\t{variant}\t{'; '.join(reasons)}")
+            console.show_row(part.name, "left out", variant, "; ".join(reasons))
     if left_out:
         raise BatchFailed(
             f"{', '.join(left_out)} did not pass the gate; the other variants are written",

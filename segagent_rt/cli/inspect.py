@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from segagent_rt.cli.parameters import JsonOption
+from segagent_rt.cli import console
+from segagent_rt.cli.parameters import BundleArgument, JsonOption, QuietOption, check_options
 
 if TYPE_CHECKING:
     from segagent_rt.bundle import Bundle
 
 GIB = 1 << 30
+LONGEST_VALUE = 100
+ONLY_WITH = {"everything": ("a bundle",), "verify": ("a bundle",)}
 
 
 def command(
-    bundle: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(help="A bundle's folder or name; the shipped one if left out."),
-    ] = None,
+    context: typer.Context,
+    bundle: BundleArgument = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every file's hash.")] = False,
     board: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--board", help="Does it fit? orin-nx-16, agx-orin-64, thor, rtx-12, ..."),
     ] = None,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Print where everything comes from, and every verified number."),
+    ] = False,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Reads the manifests; with --verify every byte."""
+    check_options(context, "--board" if board else "a bundle", ONLY_WITH)
     from segagent_rt.bundle import open_bundle
     from segagent_rt.contracts import to_json
 
     opened = open_bundle(bundle)
     if board is not None:
         found = _budget(opened, board)
-        typer.echo(json.dumps(found) if as_json else _budget_text(found))
+        if as_json:
+            console.show_json(found)
+        else:
+            console.show(_budget_text(found))
         return
     if verify:
         for part in opened.parts.values():
@@ -51,10 +60,13 @@ def command(
         },
         "strangers": [str(p) for part in opened.parts.values() for p in part.strangers()],
     }
-    typer.echo(json.dumps(document) if as_json else _text(document))
+    if as_json:
+        console.show_json(document)
+    else:
+        console.show(_text(document, everything=everything))
 
 
-def _text(document: dict[str, Any]) -> str:
+def _text(document: dict[str, Any], *, everything: bool) -> str:
     lines = [f"{document['bundle']}  {document['digest']}  {document['folder']}"]
     if document["about"]:
         lines.append(document["about"])
@@ -65,12 +77,24 @@ def _text(document: dict[str, Any]) -> str:
             graphs = ", ".join(f"{role} {file}" for role, file in record["graphs"].items())
             lines.append(f"  {variant} ({record['device']}, {record['precision']}): {graphs}")
         for title in ("provenance", "verified"):
-            lines += _nested(title, part[title], "  ")
+            shown = part[title] if everything else _main_values(part[title])
+            lines += _nested(title, shown, "  ")
+    if not everything:
+        lines += ["", "more: --all, or --json"]
     if document["verified_files"]:
         lines += ["", "every file is the one that was exported"]
     for path in document["strangers"]:
         lines.append(f"not in the manifest, never opened: {path}")
     return "\n".join(lines)
+
+
+def _main_values(record: dict[str, Any]) -> dict[str, Any]:
+    """The values of a record that are short and no records themselves."""
+    return {
+        name: value
+        for name, value in record.items()
+        if not isinstance(value, (dict, list)) and len(str(value)) <= LONGEST_VALUE
+    }
 
 
 def _nested(title: str, value: Any, indent: str) -> list[str]:

@@ -1,92 +1,282 @@
-"""Options that several commands share, and how clicks are written."""
+"""Options that several commands share, which of them go together, and how clicks are written."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeAlias, get_args
 
 import typer
 
+from segagent_rt.cli import console
 from segagent_rt.types import Click
 
 if TYPE_CHECKING:
     from segagent_rt.annotators.endpoint import Endpoint
     from segagent_rt.data.ray_pool import Cluster
 
+MODEL, COMPUTE, SERVER = "Model", "Compute", "Server of the MLLM"
+SEARCH, DATA, RESULTS = "Clicks", "Data", "Results"
+"""Panels of the help."""
+
+BackendName: TypeAlias = Literal[
+    "auto", "cpu", "cuda", "tensorrt", "rtx", "tensorrt-ep", "nv-tensorrt-rtx", "openvino", "coreml"
+]
+
+
+def finite(value: float | None) -> float | None:
+    """The value of an option, unless it is infinite or not a number.
+
+    Raises:
+        typer.BadParameter: it is.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
+
 BundleOption: TypeAlias = Annotated[
     Optional[str],  # noqa: UP045 (Typer reads the annotation at run time, on Python 3.10 too)
-    typer.Option("--bundle", "-b", help="A bundle's folder or name; the shipped one if left out."),
+    typer.Option(
+        "--bundle",
+        "-b",
+        help="A bundle's folder or name; the demo bundle if left out.",
+        rich_help_panel=MODEL,
+    ),
+]
+BundleArgument: TypeAlias = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Argument(help="A bundle's folder or name; the demo bundle if left out."),
 ]
 OutputOption: TypeAlias = Annotated[
-    Path, typer.Option("--output", "-o", help="Folder for the results.", readable=False)
+    Path,
+    typer.Option(
+        "--output", "-o", help="Folder for the results.", readable=False, rich_help_panel=RESULTS
+    ),
+]
+OverwriteOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Also replace files that segagent-rt did not write.",
+        rich_help_panel=RESULTS,
+    ),
+]
+RestartOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Start anew instead of going on, and replace files that segagent-rt did not write.",
+        rich_help_panel=RESULTS,
+    ),
+]
+JsonOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print one JSON document instead of text.", rich_help_panel=RESULTS
+    ),
+]
+QuietOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        help="Say nothing on stderr but warnings and errors.",
+        callback=console.be_quiet,
+        rich_help_panel=RESULTS,
+    ),
 ]
 ThreadsOption: TypeAlias = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--threads", min=1, help="Threads to use; every core if left out."),
+    typer.Option(
+        "--threads",
+        min=1,
+        help="Threads to use, at most one for each core; all of them if left out.",
+        rich_help_panel=COMPUTE,
+    ),
 ]
 BackendOption: TypeAlias = Annotated[
-    str, typer.Option("--backend", help="auto, cpu, cuda, tensorrt or rtx.")
-]
-JsonOption: TypeAlias = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document instead of text.")
+    BackendName,
+    typer.Option(
+        "--backend", help="What runs the graphs; auto takes what works.", rich_help_panel=COMPUTE
+    ),
 ]
 ImagesOption: TypeAlias = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option("--images", help="Folder of the pictures; beside the data if left out."),
+    typer.Option(
+        "--images",
+        help="Folder of the images; beside the data if left out.",
+        rich_help_panel=DATA,
+    ),
 ]
 RootOption: TypeAlias = Annotated[
-    Path, typer.Option("--root", help="Folder of the data sets that are given by name.")
+    Path,
+    typer.Option(
+        "--root", help="Folder of the data sets that are given by name.", rich_help_panel=DATA
+    ),
+]
+MaxClicksOption: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        "--max-clicks", min=1, help="The most clicks per expression.", rich_help_panel=SEARCH
+    ),
 ]
 SkipBadOption: TypeAlias = Annotated[
     bool,
     typer.Option(
-        "--skip-bad", help="Leave entries out that are not as their format says, and name them."
+        "--skip-bad",
+        help="Leave entries out that are not as their format says, and name them.",
+        rich_help_panel=DATA,
     ),
 ]
 MaskLabelOption: TypeAlias = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--mask-label", help="The value that is the object, in masks with several."),
+    typer.Option(
+        "--mask-label",
+        help="The value that is the object, in masks with several.",
+        rich_help_panel=DATA,
+    ),
 ]
 ValueRangeOption: TypeAlias = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--value-range", help="Black and white in float or 16-bit pictures: 0,65535."),
+    typer.Option(
+        "--value-range",
+        help="Black and white in float or 16-bit images: 0,65535.",
+        rich_help_panel=DATA,
+    ),
 ]
 CandidatesOption: TypeAlias = Annotated[
-    int, typer.Option("--candidates", min=1, help="Clicks tried at every turn; the best goes on.")
+    int,
+    typer.Option(
+        "--candidates",
+        min=1,
+        help="Clicks tried at every turn; the best-rated one is kept.",
+        rich_help_panel=SEARCH,
+    ),
 ]
 TemperatureOption: TypeAlias = Annotated[
-    float, typer.Option("--temperature", min=0.01, help="Of the draws, with several candidates.")
+    float,
+    typer.Option(
+        "--temperature",
+        min=0.01,
+        help="Sampling temperature. Used only with --candidates above 1.",
+        callback=finite,
+        rich_help_panel=SEARCH,
+    ),
 ]
 EndpointOption: TypeAlias = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--endpoint", help="URL of a server that has the MLLM (OpenAI's chat API)."),
+    typer.Option(
+        "--endpoint",
+        help="URL of a server that has the MLLM (OpenAI's chat API).",
+        rich_help_panel=SERVER,
+    ),
 ]
 ModelOption: TypeAlias = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--model", help="With --endpoint: the model's name there."),
+    typer.Option("--model", help="The model's name there.", rich_help_panel=SERVER),
 ]
 ServerOption: TypeAlias = Annotated[
-    str, typer.Option("--server", help="Its kind: openai, vllm, trtllm, edge-llm or llama.cpp.")
+    str,
+    typer.Option(
+        "--server",
+        help="The kind of server.",
+        metavar="openai|vllm|trtllm|edge-llm|llama.cpp",
+        rich_help_panel=SERVER,
+    ),
 ]
 TimeoutOption: TypeAlias = Annotated[
-    float, typer.Option("--timeout", min=0.1, help="Seconds to wait for each of its answers.")
+    float,
+    typer.Option(
+        "--timeout",
+        min=0.1,
+        max=86400,
+        help="Seconds to wait for each of its answers.",
+        callback=finite,
+        rich_help_panel=SERVER,
+    ),
 ]
 AllowHostOption: TypeAlias = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option("--allow-host", help="Another machine that pictures may be sent to."),
+    typer.Option(
+        "--allow-host",
+        help="Another machine that images may be sent to.",
+        rich_help_panel=SERVER,
+    ),
 ]
 RayOption: TypeAlias = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--ray", help="Spread the work: `local`, or the address of a Ray cluster."),
+    typer.Option(
+        "--ray",
+        help="Spread the work: `local`, or the address of a Ray cluster.",
+        rich_help_panel=COMPUTE,
+    ),
 ]
 WorkersOption: TypeAlias = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--workers", min=1, help="Workers of --ray; as many as there are CPUs."),
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Workers of --ray; as many as there are CPUs if left out.",
+        rich_help_panel=COMPUTE,
+    ),
 ]
 
-_CLICK = re.compile(r"([+-])?\s*(\d+)\s*,\s*(\d+)")
+NEEDS: Mapping[str, str] = {
+    "model": "endpoint",
+    "server": "endpoint",
+    "timeout": "endpoint",
+    "allow_host": "endpoint",
+    "workers": "ray",
+    "temperature": "candidates",
+    "weights": "against",
+}
+"""Options that mean nothing unless another one is given a value of its own."""
+
+_CLICK = re.compile(r"([+-])?\s*([0-9]{1,9})\s*,\s*([0-9]{1,9})")
+
+
+def check_options(
+    context: typer.Context, mode: str = "", only_with: Mapping[str, tuple[str, ...]] | None = None
+) -> None:
+    """Refuse options that were given and cannot have an effect.
+
+    Args:
+        context: of the command.
+        mode: what the command is asked to do, in the words of a message.
+        only_with: for options by parameter name, the modes in which they have an effect.
+
+    Raises:
+        typer.BadParameter: one does not apply, or lacks the option that it belongs to.
+    """
+    for name in context.params:
+        modes = (only_with or {}).get(name)
+        if modes is not None and mode not in modes and _given(context, name):
+            raise typer.BadParameter(
+                f"{_flag(context, name)} applies to {' and '.join(modes)}, not to {mode}"
+            )
+        needed = NEEDS.get(name)
+        if needed in context.params and _given(context, name) and not _set(context, needed):
+            raise typer.BadParameter(
+                f"{_flag(context, name)} has no effect without {_flag(context, needed)}"
+            )
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _set(context: typer.Context, name: str) -> bool:
+    """Whether an option has another value than it has by itself."""
+    default = next(p.default for p in context.command.params if p.name == name)
+    return bool(context.params[name] != default)
+
+
+def _flag(context: typer.Context, name: str) -> str:
+    return next(p.opts[0] for p in context.command.params if p.name == name)
 
 
 def parse_range(text: str | None) -> tuple[float, float] | None:
@@ -116,15 +306,33 @@ def parse_click(text: str) -> Click:
     return Click(int(match[2]), int(match[3]), positive=match[1] != "-")
 
 
+def check_text(texts: list[str]) -> list[str]:
+    """Expressions that can be passed on.
+
+    Raises:
+        InputError: one is not UTF-8.
+    """
+    from segagent_rt.errors import ExpressionRefused
+
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ExpressionRefused(
+                f"the expression `{text}` is not UTF-8", hint="set the terminal to UTF-8"
+            ) from None
+    return texts
+
+
 def endpoint_of(
     url: str | None, model: str | None, server: str, timeout: float, hosts: list[str] | None
 ) -> Endpoint | None:
     """Where the MLLM is, if it is not in this process.
 
     Raises:
-        typer.BadParameter: a URL without a model, or the reverse.
+        typer.BadParameter: a URL without a model.
     """
-    if url is None and model is None:
+    if url is None:
         return None
     if not url or not model:
         raise typer.BadParameter("--endpoint and --model go together")
@@ -134,7 +342,7 @@ def endpoint_of(
 
 
 def one_of(kinds: Any, value: str, option: str) -> Any:
-    """The value of an option, if it is one of a `Literal`'s.
+    """The value of an option that may be repeated, if it is one of a `Literal`'s.
 
     Raises:
         typer.BadParameter: it is none.
@@ -146,26 +354,7 @@ def one_of(kinds: Any, value: str, option: str) -> Any:
 
 
 def cluster_of(address: str | None, workers: int | None) -> Cluster:
-    """Where `--ray` and `--workers` say to work.
-
-    Raises:
-        typer.BadParameter: workers, but no cluster.
-    """
+    """Where `--ray` and `--workers` say to work."""
     from segagent_rt.data.ray_pool import Cluster
 
-    if workers is not None and address is None:
-        raise typer.BadParameter("--workers needs --ray, such as --ray local")
     return Cluster(address, workers)
-
-
-def telling(title: str) -> Callable[[int, int], None]:
-    """Says on stderr how far a long run is, each second at most."""
-    from segagent_rt.eval.progress import RemainingTime
-
-    progress = RemainingTime()
-
-    def tell(done: int, total: int) -> None:
-        if line := progress.says(done, total):
-            typer.echo(f"\r{title}: {line:40s}", err=True, nl=done == total)
-
-    return tell

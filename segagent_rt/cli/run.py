@@ -2,104 +2,202 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from segagent_rt.cli import console
 from segagent_rt.cli.parameters import (
+    DATA,
+    SEARCH,
     AllowHostOption,
     BackendOption,
     BundleOption,
     CandidatesOption,
     EndpointOption,
     JsonOption,
+    MaxClicksOption,
     ModelOption,
     OutputOption,
+    OverwriteOption,
+    QuietOption,
     ServerOption,
     TemperatureOption,
     ThreadsOption,
     TimeoutOption,
     ValueRangeOption,
+    check_options,
+    check_text,
     endpoint_of,
+    finite,
     parse_click,
     parse_range,
 )
+from segagent_rt.errors import BatchFailed, NoMaskFound
 from segagent_rt.image import MAX_MEGAPIXELS
 from segagent_rt.types import Click, Prediction, Step, Trajectory
 
+if TYPE_CHECKING:
+    from segagent_rt.results import ResultFiles
+    from segagent_rt.runtime import Runtime
+    from segagent_rt.search import SearchConfig
+
+WORDS = "expressions"
+ONLY_WITH = dict.fromkeys(
+    (
+        "max_clicks", "candidates", "temperature", "deadline_ms", "endpoint", "model", "server",
+        "timeout", "allow_host",
+    ),
+    (WORDS,),
+)  # fmt: skip
+
 
 def command(
-    image: Annotated[Path, typer.Argument(help="A picture.", show_default=False, readable=False)],
+    context: typer.Context,
+    image: Annotated[Path, typer.Argument(help="An image.", show_default=False, readable=False)],
     expressions: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Argument(help='What to cut out: "the red circle".', show_default=False),
     ] = None,
     click: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="A click instead of words: +120,80 adds, -30,40 removes."),
+        typer.Option(
+            help="A click instead of words: +120,80 adds, -30,40 removes.", rich_help_panel=SEARCH
+        ),
     ] = None,
     bundle: BundleOption = None,
     output: OutputOption = Path(),
-    max_clicks: Annotated[int, typer.Option(min=1, help="The most clicks per expression.")] = 7,
+    overwrite: OverwriteOption = False,
+    max_clicks: MaxClicksOption = 7,
     candidates: CandidatesOption = 1,
     temperature: TemperatureOption = 1.0,
     deadline_ms: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(min=0, help="Stop after so long; the best mask so far is the result."),
+        typer.Option(
+            min=0,
+            max=86_400_000,
+            callback=finite,
+            help="Stop after so long; the best mask so far is the result.",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     max_megapixels: Annotated[
-        float, typer.Option(min=0, help="Refuse larger pictures.")
+        float,
+        typer.Option(min=0, callback=finite, help="Refuse larger images.", rich_help_panel=DATA),
     ] = MAX_MEGAPIXELS,
     value_range: ValueRangeOption = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
     endpoint: EndpointOption = None,
     model: ModelOption = None,
     server: ServerOption = "openai",
     timeout: TimeoutOption = 120.0,
     allow_host: AllowHostOption = None,
 ) -> None:
-    """Writes <stem>.<n>.mask.png, <stem>.<n>.overlay.png and <stem>.json."""
+    """Writes NAME.segagent.json, NAME.segagent.mask.png and NAME.segagent.overlay.png.
+
+    With several expressions the masks are NAME.segagent.1.mask.png and so on. The exit code is 5 if
+    no mask was found.
+    """
     clicks = [parse_click(text) for text in click or ()]
     if bool(clicks) == bool(expressions):
         raise typer.BadParameter("give either expressions or --click")
-    from segagent_rt.contracts import to_json
-    from segagent_rt.files import check_writable
+    check_options(context, "--click" if clicks else WORDS, ONLY_WITH)
+    where = endpoint_of(endpoint, model, server, timeout, allow_host)
     from segagent_rt.image import load_image
     from segagent_rt.loop import StoppingRules
+    from segagent_rt.results import ResultFiles
     from segagent_rt.runtime import load
     from segagent_rt.search import SearchConfig
 
-    check_writable(output)
+    texts = check_text(expressions or [])
+    files = ResultFiles.plan(output, image, max(1, len(texts)), overwrite=overwrite)
     pixels = load_image(image, max_megapixels, value_range=parse_range(value_range))
-    where = endpoint_of(endpoint, model, server, timeout, allow_host)
+    seconds = None if deadline_ms is None else deadline_ms / 1000
+    config = SearchConfig(StoppingRules(max_clicks, deadline=seconds), candidates, temperature)
     with load(bundle, backend=backend, threads=threads, endpoint=where) as runtime:
-        canvas = runtime.open(pixels)
-        about = {"image": str(image), "height": pixels.shape[0], "width": pixels.shape[1]}
-        about |= {"bundle": runtime.bundle.index.name, "digest": runtime.bundle.digest}
         if clicks:
-            found = [Trajectory("", tuple(_as_steps(clicks, canvas.segment(clicks))))]
+            steps = _as_steps(clicks, runtime.open(pixels).segment(clicks))
+            found = [Trajectory("", tuple(steps))]
         else:
-            asked = [runtime.annotator.check(text) for text in expressions or ()]
-            seconds = None if deadline_ms is None else deadline_ms / 1000
-            rules = StoppingRules(max_clicks, deadline=seconds)
-            config = SearchConfig(rules, candidates, temperature)
-            found = [
-                Trajectory(text, tuple(shown(canvas.search_steps(text, config=config))))
-                for text in asked
-            ]
-        about["backends"] = to_json(runtime.placements)
-        about["endpoint"] = to_json(runtime.endpoint)
-    document = write_results(image.stem, output, pixels, found, about)
+            found = annotate(runtime, pixels, texts, config)
+        about = about_run(image, pixels, runtime)
+    finish(files, pixels, found, about, as_json=as_json)
+
+
+def annotate(
+    runtime: Runtime, pixels: Any, texts: list[str], config: SearchConfig
+) -> list[Trajectory]:
+    """Segment each expression, and report the steps on stderr."""
+    asked = [runtime.annotator.check(text) for text in texts]
+    canvas = runtime.open(pixels)
+    return [
+        Trajectory(text, tuple(shown(canvas.search_steps(text, config=config)))) for text in asked
+    ]
+
+
+def about_run(image: Path, pixels: Any, runtime: Runtime) -> dict[str, Any]:
+    """What a result document says of the image and of what ran."""
+    from segagent_rt.contracts import to_json
+
+    return {
+        "image": str(image),
+        "height": pixels.shape[0],
+        "width": pixels.shape[1],
+        "bundle": runtime.bundle.index.name,
+        "digest": runtime.bundle.digest,
+        "backends": to_json(runtime.placements),
+        "endpoint": to_json(runtime.endpoint),
+    }
+
+
+def finish(
+    files: ResultFiles,
+    pixels: Any,
+    found: list[Trajectory],
+    about: dict[str, Any],
+    *,
+    as_json: bool = False,
+) -> None:
+    """Write the files, print what was found, and fail if there is no mask.
+
+    Raises:
+        NoMaskFound: no expression has a mask.
+        BatchFailed: some have none.
+    """
+    from segagent_rt.draw import undrawable
+
+    document = files.write(pixels, found, about)
+    for trajectory in found:
+        if left_out := undrawable(trajectory.expression):
+            console.say(f"no font here has `{left_out}`: the overlay's caption leaves it out")
     if as_json:
-        typer.echo(json.dumps(document))
+        console.show_json(document)
+    else:
+        for result in document["results"]:
+            console.show_row(*row(files.folder, result))
+    check_found(document["results"])
+
+
+def check_found(results: Sequence[dict[str, Any]]) -> None:
+    """Raise `NoMaskFound` if no result has a mask, `BatchFailed` if some have none."""
+    from segagent_rt.results import why_no_mask
+
+    failed = [(result, why) for result in results if (why := why_no_mask(result)) is not None]
+    if not failed:
         return
-    for result in document["results"]:
-        typer.echo(line(output, result))
+    stop = failed[0][0]["stop"]
+    hint = {
+        None: "give other clicks",
+        "deadline": "give it more time with --deadline-ms",
+        "malformed": "was the bundle exported with the preset that the model was trained for?",
+    }.get(stop, "say it in other words, or show the object with --click")
+    text = "; ".join(why for _, why in failed)
+    raise (NoMaskFound if len(failed) == len(results) else BatchFailed)(text, hint=hint)
 
 
 def _as_steps(clicks: list[Click], prediction: Prediction) -> Iterator[Step]:
@@ -116,50 +214,32 @@ def shown(steps: Iterator[Step]) -> Iterator[Step]:
             number += 1
             sign = "+" if step.click.positive else "-"
             at = f"{sign}({step.click.x}, {step.click.y}){' restarted' if step.restarted else ''}"
-            typer.echo(f"  click {number}: {at}{rated}", err=True)
+            console.say(f"  click {number}: {at}{rated}")
         elif step.box is not None:
             box = step.box
-            typer.echo(f"  box: ({box.x0}, {box.y0}) to ({box.x1}, {box.y1}){rated}", err=True)
+            console.say(f"  box: ({box.x0}, {box.y0}) to ({box.x1}, {box.y1}){rated}")
         elif step.given:
-            typer.echo(f"  given mask{rated}", err=True)
+            console.say(f"  given mask{rated}")
         if step.stop is not None:
-            typer.echo(f"  {step.stop}", err=True)
+            console.say(f"  {step.stop}")
         yield step
 
 
-def write_results(
-    stem: str, folder: Path, pixels: Any, found: list[Trajectory], about: dict[str, Any]
-) -> dict[str, Any]:
-    """A mask and an overlay for each trajectory, and the document about them, which is returned."""
-    from segagent_rt.draw import draw_overlay, png
-    from segagent_rt.files import atomic_write
-    from segagent_rt.results import describe
-
-    results = []
-    for number, trajectory in enumerate(found, 1):
-        result = describe(trajectory)
-        if trajectory.prediction is not None:
-            mask = trajectory.prediction.mask()
-            names = {kind: f"{stem}.{number}.{kind}.png" for kind in ("mask", "overlay")}
-            shown = draw_overlay(pixels, mask, trajectory.clicks, trajectory.expression)
-            atomic_write(folder / names["mask"], png(mask))
-            atomic_write(folder / names["overlay"], png(shown))
-            result["files"] = names
-        results.append(result)
-    document = {**about, "results": results}
-    atomic_write(folder / f"{stem}.json", (json.dumps(document, indent=1) + "\n").encode())
-    return document
+def row(folder: Path, result: dict[str, Any]) -> list[str]:
+    """The mask's file, its rating, the clicks, why it ended, the expression."""
+    return [
+        str(folder / result["files"]["mask"]) if "files" in result else "no mask",
+        rating_of(result),
+        console.counted(len(result["clicks"]), "click"),
+        result["stop"] or "given",
+        result["expression"],
+    ]
 
 
-def line(folder: Path, result: dict[str, Any]) -> str:
-    """Tab-separated: the mask's file, its rating, the clicks, why it ended, the expression."""
-    rating = result["predicted_iou"]
-    return "\t".join(
-        (
-            str(folder / result["files"]["mask"]) if "files" in result else "no mask",
-            "unrated" if rating is None else f"{rating:.2f}",
-            f"{len(result['clicks'])} clicks",
-            result["stop"] or "given",
-            result["expression"],
-        )
-    )
+def rating_of(result: dict[str, Any]) -> str:
+    """The MLLM's rating of the mask, 0 to 1, or else the segmenter's own estimate."""
+    if result["predicted_iou"] is not None:
+        return f"{result['predicted_iou']:.2f}"
+    if result["estimated_iou"] is not None:
+        return f"{result['estimated_iou']:.2f} estimated"
+    return "unrated"

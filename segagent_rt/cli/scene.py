@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+
+from segagent_rt.cli import console
+from segagent_rt.cli.parameters import RESULTS, JsonOption, OverwriteOption, QuietOption
 
 
 def command(
     seed: Annotated[int, typer.Option(help="The same seed gives the same scene.")] = 0,
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", help="The picture, or the folder of several."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="The image, scene.png if left out; with --count the folder.",
+            rich_help_panel=RESULTS,
+        ),
     ] = None,
     count: Annotated[
         Optional[int],  # noqa: UP045
@@ -21,13 +28,16 @@ def command(
     ] = None,
     side: Annotated[int, typer.Option(min=64, max=4096, help="Pixels along a side.")] = 512,
     expressions: Annotated[int, typer.Option(min=1, help="The most expressions.")] = 12,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Writes a PNG; prints expressions, their kinds and masks (COCO run lengths) as JSON.
 
     With --count: writes a folder, and prints the path of its data file.
     """
     from segagent_rt.draw import png
-    from segagent_rt.files import atomic_write
+    from segagent_rt.files import write_result
     from segagent_rt.image import mask_to_rle
     from segagent_rt.scenes import GENERATOR, make_scene
 
@@ -36,11 +46,15 @@ def command(
 
         seeds = range(seed, seed + count)
         scenes = (make_scene(number, side, expressions) for number in seeds)
-        typer.echo(write_scenes(output or Path("scenes"), scenes))
+        path = write_scenes(output or Path("scenes"), scenes, overwrite=overwrite)
+        if as_json:
+            console.show_json({"generator": GENERATOR, "data": str(path), "scenes": count})
+        else:
+            console.show(path)
         return
     output = output or Path("scene.png")
     scene = make_scene(seed, side, expressions)
-    atomic_write(output, png(scene.image))
+    write_result(output, png(scene.image), overwrite=overwrite)
     document = {
         "generator": GENERATOR,
         "seed": seed,
@@ -58,4 +72,4 @@ def command(
             {"text": e.text, "kind": e.kind, "object": e.target} for e in scene.expressions
         ],
     }
-    typer.echo(json.dumps(document))
+    console.show_json(document)

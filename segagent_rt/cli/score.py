@@ -7,27 +7,43 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from segagent_rt.cli import console
 from segagent_rt.cli.parameters import (
+    DATA,
+    RESULTS,
     BackendOption,
     BundleOption,
     ImagesOption,
+    JsonOption,
     MaskLabelOption,
+    OverwriteOption,
+    QuietOption,
     SkipBadOption,
     ThreadsOption,
     ValueRangeOption,
+    check_options,
+    check_text,
+    finite,
     parse_range,
-    telling,
 )
 
 if TYPE_CHECKING:
     from segagent_rt.data.sources import Places
     from segagent_rt.eval.ratings import Rated
 
+MANY = "--annotations"
+ALONE = "a single mask"
+ONLY_WITH = {
+    **dict.fromkeys(("below", "images", "skip_bad", "output", "overwrite"), (MANY,)),
+    **dict.fromkeys(("mask_label", "value_range"), (ALONE,)),
+}
+
 
 def command(
+    context: typer.Context,
     image: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Argument(help="A picture.", show_default=False),
+        typer.Argument(help="An image.", show_default=False),
     ] = None,
     mask: Annotated[
         Optional[Path],  # noqa: UP045
@@ -39,11 +55,15 @@ def command(
     ] = None,
     annotations: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--json", help="COCO annotations to rate instead."),
+        typer.Option(
+            "--annotations", help="A file of COCO annotations to rate.", rich_help_panel=DATA
+        ),
     ] = None,
     below: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(min=0, max=100, help="Print only annotations rated below this, of 100."),
+        typer.Option(
+            min=0, max=1, callback=finite, help="Print only annotations rated below this, 0 to 1."
+        ),
     ] = None,
     images: ImagesOption = None,
     skip_bad: SkipBadOption = False,
@@ -51,24 +71,52 @@ def command(
     value_range: ValueRangeOption = None,
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", help="Write the other annotations, with ratings, here."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write the other annotations, with ratings, here.",
+            rich_help_panel=RESULTS,
+        ),
     ] = None,
+    overwrite: OverwriteOption = False,
     bundle: BundleOption = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Prints the predicted IoU, of 100; of annotations one line each: id, IoU, image, words."""
+    """Prints the predicted IoU, 0 to 1; of annotations a line each: id, IoU, image, expressions."""
+    alone = (image, mask, expression)
+    if (annotations is None) == (None in alone) or (annotations and any(alone)):
+        raise typer.BadParameter("give an image, a mask and an expression, or --annotations")
+    check_options(context, MANY if annotations else ALONE, ONLY_WITH)
     from segagent_rt.data.sources import Places
     from segagent_rt.runtime import load
 
-    alone = (image, mask, expression)
-    if (annotations is None) == (None in alone) or (annotations and any(alone)):
-        raise typer.BadParameter("give a picture, a mask and an expression, or --json")
+    if expression is not None:
+        check_text([expression])
+    if output is not None:
+        from segagent_rt.files import check_replaceable, check_writable
+
+        check_writable(output.parent)
+        check_replaceable([output], overwrite=overwrite)
     with load(bundle, backend=backend, threads=threads) as runtime:
-        if annotations is not None:
-            _annotations(runtime, annotations, Places(Path(), images, skip_bad), output, below)
-        else:
-            typer.echo(f"{_one(runtime, alone, mask_label, parse_range(value_range)):.1f}")
+        if annotations is None:
+            rating = _one(runtime, alone, mask_label, parse_range(value_range))
+            if as_json:
+                console.show_json({"expression": expression, "predicted_iou": round(rating, 4)})
+            else:
+                console.show(f"{rating:.2f}")
+            return
+        places = Places(Path(), images, skip_bad)
+        document, rated = _rate(runtime, annotations, places)
+    if output is not None:
+        from segagent_rt.eval.ratings import filtered
+        from segagent_rt.files import json_bytes, write_result
+
+        kept = json_bytes(filtered(document, rated, below))
+        write_result(output, kept, overwrite=overwrite)
+    _report(rated, below, as_json=as_json)
 
 
 def _one(
@@ -84,19 +132,15 @@ def _one(
     image, mask, expression = alone
     given, canvas = load_mask(mask, label), runtime.open(image, value_range=value_range)
     check_size(canvas.image.shape, given.shape, image)
-    return 100 * rate(canvas, given, [expression])
+    return rate(canvas, given, [expression])
 
 
-def _annotations(
-    runtime: Any, path: Path, places: Places, output: Path | None, below: float | None
-) -> None:
-    import json
-
+def _rate(runtime: Any, path: Path, places: Places) -> tuple[Any, list[Rated]]:
+    """The document, and each of its annotations with a rating."""
     from segagent_rt.data.coco import looks_like_coco, read_coco
     from segagent_rt.data.reading import read_json
-    from segagent_rt.errors import BatchFailed, DataInvalid
-    from segagent_rt.eval.ratings import filtered, rate_all
-    from segagent_rt.files import atomic_write, check_writable
+    from segagent_rt.errors import DataInvalid
+    from segagent_rt.eval.ratings import rate_all
 
     document = read_json(path)
     if not looks_like_coco(document):
@@ -104,25 +148,43 @@ def _annotations(
             f"{path} does not hold COCO annotations",
             hint=f"turn it into them: segagent-rt convert {path} --to coco",
         )
-    if output is not None:
-        check_writable(output.parent)
     context = places.context(path.parent)
     samples = read_coco(document, path.name, context)
     context.tell(path.name, len(samples), sum(sample.crowd for sample in samples))
-    rated = list(rate_all(samples, runtime, telling(path.stem)))
-    share = None if below is None else below / 100
-    for each in rated:
-        if each.rating is not None and (share is None or each.rating < share):
-            typer.echo(_line(each, each.rating))
-    if output is not None:
-        atomic_write(output, (json.dumps(filtered(document, rated, share)) + "\n").encode())
+    return document, list(rate_all(samples, runtime, console.progress(path.stem)))
+
+
+def _report(rated: list[Rated], below: float | None, *, as_json: bool) -> None:
+    """Print the ratings, and fail if some could not be made.
+
+    Raises:
+        BatchFailed: an annotation has no rating.
+    """
+    from segagent_rt.errors import BatchFailed
+
+    chosen = [
+        (each.sample, each.rating)
+        for each in rated
+        if each.rating is not None and (below is None or each.rating < below)
+    ]
+    if as_json:
+        listed = [
+            {
+                "id": sample.id,
+                "predicted_iou": round(rating, 4),
+                "image": sample.name,
+                "expressions": list(sample.expressions),
+            }
+            for sample, rating in chosen
+        ]
+        console.show_json({"annotations": listed})
+    else:
+        for sample, rating in chosen:
+            console.show_row(sample.id, f"{rating:.2f}", sample.name, "; ".join(sample.expressions))
     unrated = [each for each in rated if each.rating is None]
     for each in unrated:
-        typer.echo(f"{each.sample.source}: {each.problem}", err=True)
+        console.warn(f"{each.sample.source}: {each.problem}")
     if unrated:
-        raise BatchFailed(f"{len(unrated)} of {len(rated)} annotations could not be rated")
-
-
-def _line(each: Rated, rating: float) -> str:
-    sample = each.sample
-    return f"{sample.id}\t{100 * rating:.1f}\t{sample.name}\t{'; '.join(sample.expressions)}"
+        raise BatchFailed(
+            f"{len(unrated)} of {console.counted(len(rated), 'annotation')} could not be rated"
+        )

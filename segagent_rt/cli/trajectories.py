@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from segagent_rt.cli import console
 from segagent_rt.cli.parameters import (
+    SEARCH,
     BackendOption,
     BundleOption,
     ImagesOption,
     JsonOption,
     MaskLabelOption,
     OutputOption,
+    QuietOption,
     RayOption,
+    RestartOption,
     RootOption,
     SkipBadOption,
     ThreadsOption,
     WorkersOption,
+    check_options,
     cluster_of,
+    finite,
     one_of,
-    telling,
 )
+from segagent_rt.data.demonstrate import AfterLoss
 from segagent_rt.errors import BatchFailed, GateFailed
 
 if TYPE_CHECKING:
@@ -35,7 +40,18 @@ LEAST_SAME = 0.99
 """Fewer trajectories that replay to the same masks are a failed gate."""
 
 
+MAKING = "making trajectories"
+ONLY_WITH = dict.fromkeys(
+    (
+        "start", "max_clicks", "good", "least_gain", "after_loss", "seed", "star", "output",
+        "overwrite", "ray", "workers",
+    ),
+    (MAKING,),
+)  # fmt: skip
+
+
 def command(
+    context: typer.Context,
     data: Annotated[
         list[str],
         typer.Argument(help="Data files, folders of images and masks, or splits by name."),
@@ -49,28 +65,58 @@ def command(
     root: RootOption = Path(),
     start: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Start empty, or from a box, a random point, a grid; repeatable."),
+        typer.Option(
+            metavar="empty|box|random|grid",
+            help="Start empty, or from a box, a random point, a grid; repeatable.",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
-    max_clicks: Annotated[int, typer.Option(min=1, help="The most clicks tried.")] = 20,
-    good: Annotated[float, typer.Option(min=0, max=1, help="An IoU to stop at.")] = 0.98,
-    least_gain: Annotated[float, typer.Option(min=0, help="IoU that a click must gain.")] = 0.0,
+    max_clicks: Annotated[
+        int, typer.Option(min=1, help="The most clicks tried.", rich_help_panel=SEARCH)
+    ] = 20,
+    good: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, callback=finite, help="An IoU to stop at.", rich_help_panel=SEARCH
+        ),
+    ] = 0.98,
+    least_gain: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            callback=finite,
+            help="IoU that a click must gain.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = 0.0,
     after_loss: Annotated[
-        str,
-        typer.Option(help="A click that gains less: end there, or discard it and go on."),
+        AfterLoss,
+        typer.Option(
+            help="A click that gains less: end there, or discard it and go on.",
+            rich_help_panel=SEARCH,
+        ),
     ] = "end",
-    seed: Annotated[int, typer.Option(help="Of the random starts.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the random starts.", rich_help_panel=SEARCH)
+    ] = 0,
     star: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Add a StaR+ round: the bundle's MLLM walks so many clicks."),
+        typer.Option(
+            min=1,
+            help="Add a StaR+ round: the bundle's MLLM walks so many clicks.",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     output: OutputOption = Path("segagent-trajectories"),
-    overwrite: Annotated[bool, typer.Option(help="Start anew, do not go on.")] = False,
+    overwrite: RestartOption = False,
     bundle: BundleOption = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     ray: RayOption = None,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Writes <data>.trajectories.json in SegAgent's schema.
 
@@ -78,7 +124,9 @@ def command(
     With --star, <data>.star.trajectories.json holds them again, and the MLLM's own walks, in which
     the annotator's clicks replace those that made a mask no better.
     """
-    from segagent_rt.data.demonstrate import AfterLoss, Limits
+    tell = console.progress
+    check_options(context, "--check" if check else MAKING, ONLY_WITH)
+    from segagent_rt.data.demonstrate import Limits
     from segagent_rt.data.generation import Generation, generate, replay
     from segagent_rt.data.ray_pool import distribute
     from segagent_rt.data.sources import Places, open_all, open_trajectories
@@ -91,23 +139,23 @@ def command(
     with load(bundle, backend=backend, threads=threads) as runtime:
         if check:
             found = [shown for name in data for shown in open_trajectories(name, places)]
-            _judge(replay(found, runtime, telling("replayed")), as_json)
+            _judge(replay(found, runtime, tell("replayed")), as_json)
             return
         check_writable(output)
-        limits = Limits(max_clicks, good, least_gain, one_of(AfterLoss, after_loss, "--after-loss"))
+        limits = Limits(max_clicks, good, least_gain, after_loss)
         starts = [one_of(StartKind, kind, "--start") for kind in start or ["empty"]]
         how = Generation(limits, tuple(dict.fromkeys(starts)), seed, restart=overwrite)
         opened = open_all(data, places)
         with distribute(cluster, runtime, how.demonstrator) as spread:
             made = [
-                generate(each, runtime, how, _file(output, each), spread, telling(each.title))
+                generate(each, runtime, how, _file(output, each), spread, tell(each.title))
                 for each in opened
             ]
         if star is not None:
             more = Round(replace(limits, most=star), restart=overwrite)
             with distribute(cluster, runtime, more.walker) as spread:
                 made += [
-                    add_round(each, first, runtime, more, spread, telling(f"{each.title}, StaR+"))
+                    add_round(each, first, runtime, more, spread, tell(f"{each.title}, StaR+"))
                     for each, first in zip(opened, made, strict=True)
                 ]
     _report(made, as_json)
@@ -119,25 +167,24 @@ def _file(folder: Path, data: DataSet) -> Path:
 
 def _report(made: list[Made], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps([{**asdict(each), "path": str(each.path)} for each in made]))
+        console.show_json([{**asdict(each), "path": str(each.path)} for each in made])
     else:
         for each in made:
-            replaced = f"\t{each.replaced} of them replaced" if each.replaced else ""
-            typer.echo(
-                f"{each.path}\t{each.trajectories} trajectories\t{each.clicks} clicks{replaced}"
-            )
+            count = console.counted(each.trajectories, "trajectory", "trajectories")
+            replaced = [f"{each.replaced} of them replaced"] if each.replaced else []
+            console.show_row(each.path, count, console.counted(each.clicks, "click"), *replaced)
     problems = dict.fromkeys(problem for each in made for problem in each.problems)
     for problem in problems:
-        typer.echo(problem, err=True)
+        console.warn(problem)
     if problems:
-        raise BatchFailed(f"{len(problems)} objects have no trajectory")
+        raise BatchFailed(f"{console.counted(len(problems), 'object')} without a trajectory")
 
 
 def _judge(found: Replayed, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(asdict(found)))
+        console.show_json(asdict(found))
     else:
-        typer.echo(
+        console.show(
             f"{found.same_trajectories} of {found.trajectories} trajectories, "
             f"{found.same_masks} of {found.masks} masks are the same"
         )

@@ -68,4 +68,4 @@ def test_auto_runs_and_says_what_it_took(run, tmp_path):
     done = run("auto")
     assert done.returncode == 0, done.stderr
     assert "auto takes cpu; not cuda: there is no NVIDIA driver" in done.stderr
-    assert (tmp_path / "auto" / "photo.1.mask.png").is_file()
+    assert (tmp_path / "auto" / "photo.segagent.mask.png").is_file()

@@ -110,7 +110,7 @@ def test_one_bad_picture_does_not_end_the_conversion(terminal, tmp_path, clicks)
     (tmp_path / "meadow.jpg").write_bytes(b"no picture")
     done = terminal("convert", clicks, "--to", "qwen-vl", "-o", tmp_path / "out")
     assert done.code == 4
-    assert "2 of 3 trajectories have no usable picture" in done.err
+    assert "2 trajectories without a usable image" in done.err
     assert len(json.loads((tmp_path / "out" / "qwen-vl.json").read_text())) == 2
     (tmp_path / "harbour.jpg").unlink()
     done = terminal("convert", clicks, "--to", "qwen-vl", "-o", tmp_path / "none")

@@ -25,15 +25,15 @@ def files(tmp_path):
 
 
 def test_refining_writes_a_mask_that_is_rated_no_lower(terminal, files, tmp_path):
-    given = float(terminal("score", *files, TEXT).out)
+    given = json.loads(terminal("score", *files, TEXT, "--json").out)["predicted_iou"]
     done = terminal("refine", *files, TEXT, "-o", tmp_path / "out", "--max-clicks", 2, "--json")
     assert done.code == 0, done.err
     document = json.loads(done.out)
     (result,) = document["results"]
-    assert 100 * result["predicted_iou"] >= given - 0.06
+    assert result["predicted_iou"] >= given - 0.0006
     assert document["mask"] == str(files[1])
     assert "given mask  rated" in done.err.splitlines()[0], "the start is looked at first"
-    with Image.open(tmp_path / "out" / "meadow.refined.1.mask.png") as found:
+    with Image.open(tmp_path / "out" / "meadow.refined.segagent.mask.png") as found:
         assert found.size == (60, 40)
 
 
@@ -50,7 +50,7 @@ def test_a_start_that_is_not_bettered_comes_back_as_it_was(terminal, files, tmp_
     monkeypatch.setattr(ImageContext, "rate", content)
     done = terminal("refine", *files, TEXT, "-o", tmp_path / "out")
     assert "accepted" in done.out
-    with Image.open(tmp_path / "out" / "meadow.refined.1.mask.png") as found:
+    with Image.open(tmp_path / "out" / "meadow.refined.segagent.mask.png") as found:
         assert np.array_equal(np.asarray(found) > 0, DRAWN[0].mask)
 
 
@@ -79,19 +79,23 @@ def test_files_with_a_fault(terminal, files, tmp_path, command, change, sentence
     assert not (tmp_path / "out").exists()
 
 
-def test_a_score_is_a_number_of_a_hundred(terminal, files):
-    done = terminal("score", *files, TEXT)
+def test_a_score_is_the_rating_that_run_prints(terminal, files, tmp_path):
+    terminal("run", files[0], TEXT, "-o", tmp_path, "--max-clicks", 1)
+    found = json.loads((tmp_path / "meadow.segagent.json").read_text())["results"][0]
+    done = terminal("score", files[0], tmp_path / "meadow.segagent.mask.png", TEXT)
     assert done.code == 0, done.err
-    assert 0 <= float(done.out) <= 100
+    assert done.out == f"{found['predicted_iou']:.2f}\n"
 
 
 def test_annotations_are_rated_and_the_doubtful_sorted_out(terminal, tmp_path):
     path = Path(coco(tmp_path))
-    lines = terminal("score", "--json", path).out.splitlines()
+    lines = terminal("score", "--annotations", path).out.splitlines()
     assert [line.split("\t")[0] for line in lines] == ["100", "101", "102"]
-    ratings = {line.split("\t")[0]: float(line.split("\t")[1]) for line in lines}
+    listed = json.loads(terminal("score", "--annotations", path, "--json").out)["annotations"]
+    ratings = {str(each["id"]): each["predicted_iou"] for each in listed}
+    assert [line.split("\t")[1] for line in lines] == [f"{r:.2f}" for r in ratings.values()]
     limit = sorted(ratings.values())[1]
-    done = terminal("score", "--json", path, "--below", limit, "-o", tmp_path / "kept.json")
+    done = terminal("score", "--annotations", path, "--below", limit, "-o", tmp_path / "kept.json")
     assert done.code == 0, done.err
     doubtful = {line.split("\t")[0] for line in done.out.splitlines()}
     kept = json.loads((tmp_path / "kept.json").read_text())
@@ -103,7 +107,7 @@ def test_annotations_are_rated_and_the_doubtful_sorted_out(terminal, tmp_path):
     }
     for annotation in kept["annotations"]:
         said = annotation.pop("predicted_iou")
-        assert 100 * said == pytest.approx(ratings[str(annotation["id"])], abs=0.06)
+        assert said == ratings[str(annotation["id"])]
         assert annotation in coco_document()["annotations"], "nothing else is changed"
 
 
@@ -113,7 +117,7 @@ def test_what_cannot_be_rated_is_named_and_kept(terminal, tmp_path):
     document = json.loads(path.read_text())
     document["annotations"][1]["caption"] = "the zebra"
     path.write_text(json.dumps(document))
-    done = terminal("score", "--json", path, "--below", 100, "-o", tmp_path / "kept.json")
+    done = terminal("score", "--annotations", path, "--below", 1, "-o", tmp_path / "kept.json")
     assert done.code == 4
     assert "annotation 101: the shipped model does not know `zebra`" in done.err
     assert "harbour.jpg is not there" in done.err
@@ -124,7 +128,7 @@ def test_what_cannot_be_rated_is_named_and_kept(terminal, tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("a.png",), ("a.png", "b.png"), ("a.png", "b.png", "it", "--json", "c.json")],
+    [(), ("a.png",), ("a.png", "b.png"), ("a.png", "b.png", "it", "--annotations", "c.json")],
 )
 def test_half_a_question_is_a_usage_error(terminal, arguments):
     assert terminal("score", *arguments).code == 2
@@ -132,6 +136,6 @@ def test_half_a_question_is_a_usage_error(terminal, arguments):
 
 def test_no_annotations(terminal, tmp_path):
     (tmp_path / "a.json").write_text('{"images": []}')
-    done = terminal("score", "--json", tmp_path / "a.json")
+    done = terminal("score", "--annotations", tmp_path / "a.json")
     assert done.code == 1
     assert "does not hold COCO annotations" in done.err

@@ -16,13 +16,13 @@ def test_mask_overlay_and_document_are_written(terminal, scene_file, tmp_path):
     done = terminal("run", scene_file, TEXT, "-o", tmp_path)
     assert done.code == 0, done.err
     assert {p.name for p in tmp_path.iterdir()} == {
-        "scene.1.mask.png", "scene.1.overlay.png", "scene.json",
+        "scene.segagent.mask.png", "scene.segagent.overlay.png", "scene.segagent.json",
     }  # fmt: skip
-    with Image.open(tmp_path / "scene.1.mask.png") as picture:
+    with Image.open(tmp_path / "scene.segagent.mask.png") as picture:
         mask = np.asarray(picture)
     assert mask.shape == (256, 256)
     assert set(np.unique(mask)) <= {0, 255}
-    document = json.loads((tmp_path / "scene.json").read_text())
+    document = json.loads((tmp_path / "scene.segagent.json").read_text())
     result = document["results"][0]
     assert np.array_equal(rle_to_mask(result["mask"]), mask > 0)
     assert result["expression"] == TEXT
@@ -35,13 +35,15 @@ def test_one_line_for_each_expression_and_progress_on_stderr(terminal, scene_fil
     lines = done.out.splitlines()
     assert len(lines) == 2
     assert [line.split("\t")[-1] for line in lines] == [TEXT, OTHER]
-    assert lines[1].startswith(str(tmp_path / "scene.2.mask.png"))
+    assert lines[1].startswith(str(tmp_path / "scene.segagent.2.mask.png"))
     assert "click 1" in done.err
 
 
 def test_json_prints_the_document_alone(terminal, scene_file, tmp_path):
     done = terminal("run", scene_file, TEXT, "-o", tmp_path, "--json")
-    assert json.loads(done.out) == json.loads((tmp_path / "scene.json").read_text())
+    written = json.loads((tmp_path / "scene.segagent.json").read_text())
+    assert written.pop("segagent_rt").startswith("sha256:")
+    assert json.loads(done.out) == written
 
 
 def test_clicks_need_no_mllm(terminal, scene_file, tmp_path, monkeypatch):
@@ -50,13 +52,13 @@ def test_clicks_need_no_mllm(terminal, scene_file, tmp_path, monkeypatch):
     monkeypatch.setattr(Runtime, "annotator", property(lambda self: 1 / 0))
     done = terminal("run", scene_file, "--click", "+120,80", "--click", "-30,40", "-o", tmp_path)
     assert done.code == 0, done.err
-    result = json.loads((tmp_path / "scene.json").read_text())["results"][0]
+    result = json.loads((tmp_path / "scene.segagent.json").read_text())["results"][0]
     assert [click["positive"] for click in result["clicks"]] == [True, False]
 
 
 def test_the_budget_is_kept(terminal, scene_file, tmp_path):
     terminal("run", scene_file, TEXT, "-o", tmp_path, "--max-clicks", "1")
-    result = json.loads((tmp_path / "scene.json").read_text())["results"][0]
+    result = json.loads((tmp_path / "scene.segagent.json").read_text())["results"][0]
     assert len(result["clicks"]) == 1
 
 
@@ -64,20 +66,20 @@ def test_several_candidates_are_tried(terminal, scene_file, tmp_path):
     how = ("--candidates", 3, "--max-clicks", 2, "-o", tmp_path)
     first, again = (terminal("run", scene_file, TEXT, *how).out for _ in range(2))
     assert first == again
-    assert first.startswith(str(tmp_path / "scene.1.mask.png"))
+    assert first.startswith(str(tmp_path / "scene.segagent.mask.png"))
 
 
 def test_a_deadline_of_nothing_says_so(terminal, scene_file, tmp_path):
     done = terminal("run", scene_file, TEXT, "-o", tmp_path, "--deadline-ms", "0")
-    assert done.code == 0, done.err
+    assert done.code == 5, done.err
     assert done.out.startswith("no mask")
-    assert "deadline" in done.out
+    assert "the deadline passed" in done.err
 
 
 def test_demo_writes_a_picture_and_says_what_next(terminal, tmp_path):
     done = terminal("demo", "-o", tmp_path / "d")
     assert done.code == 0, done.err
-    assert (tmp_path / "d" / "scene.1.overlay.png").exists()
+    assert (tmp_path / "d" / "scene.segagent.overlay.png").exists()
     assert "next:" in done.err
 
 

@@ -1,7 +1,7 @@
 """Timings: the first walk, which loads the graphs, is left out; stages are parts of the whole."""
 
+from segagent_rt.cli.console import in_words
 from segagent_rt.eval.latency import latencies
-from segagent_rt.eval.progress import in_words
 
 
 def test_percentiles_by_stage():

@@ -50,7 +50,7 @@ def test_the_bundle_runs_with_words_and_with_clicks(pair, terminal, tmp_path):
     assert words.code == 0, words.err
     clicks = terminal("run", photo, "--click", "+120,80", "-b", pair, "-o", tmp_path / "clicks")
     assert clicks.code == 0, clicks.err
-    assert (tmp_path / "clicks" / "photo.1.mask.png").is_file()
+    assert (tmp_path / "clicks" / "photo.segagent.mask.png").is_file()
 
 
 def test_the_manifest_holds_every_number_and_inspect_prints_them(pair, terminal):
