@@ -6,8 +6,11 @@ import hashlib
 import json
 import mmap
 import os
+import stat
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -192,7 +195,24 @@ def cache_folder() -> Path:
     if named := os.environ.get("SEGAGENT_CACHE"):
         return Path(named)
     base = os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "segagent-rt"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "segagent-rt"
+    except RuntimeError:  # neither HOME nor an entry in the list of users
+        return _homeless_cache()
+
+
+@lru_cache(maxsize=1)
+def _homeless_cache() -> Path:
+    """A folder for temporary files that nobody else can have written to."""
+    folder = Path(tempfile.gettempdir()) / f"segagent-rt-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="segagent-rt-"))
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        return folder
+    return Path(tempfile.mkdtemp(prefix="segagent-rt-"))
 
 
 def _find(where: str | Path | None) -> Path:
