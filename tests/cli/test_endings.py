@@ -1,4 +1,4 @@
-"""How commands end: no mask, Ctrl-C, a reader that goes away, and text that would steer a terminal."""
+"""How commands end: no mask, Ctrl-C, a reader that goes away, text that would steer a terminal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -91,12 +92,8 @@ def test_ctrl_c_says_that_the_run_can_go_on(terminal, tmp_path, monkeypatch):
 
 def ended(command, **streams):
     """The exit code and stderr of a command in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "segagent_rt", *command],
-        stderr=subprocess.PIPE,
-        timeout=60,
-        **streams,
-    )
+    program = [sys.executable, "-m", "segagent_rt", *command]
+    done = subprocess.run(program, stderr=subprocess.PIPE, timeout=60, **streams)
     return done.returncode, done.stderr.decode()
 
 
@@ -108,9 +105,9 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(tmp_path):
     assert (code, said) == (141, "")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux only")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
 def test_a_full_standard_output_is_one_sentence(tmp_path):
-    with open("/dev/full", "wb") as full:
+    with Path("/dev/full").open("wb") as full:
         code, said = ended(("scene", "-o", str(tmp_path / "s.png")), stdout=full)
     assert code == 1
     assert said.startswith("error: the standard output cannot be written: No space left")
