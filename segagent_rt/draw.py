@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from segagent_rt.types import Click, Mask, RgbImage
+from segagent_rt.types import Box, Click, Mask, RgbImage
 
 OUTLINE = (57, 255, 20)
 POSITIVE, NEGATIVE = (0, 132, 255), (255, 45, 45)
@@ -38,7 +38,12 @@ SHAPED = (("\u0590", "\u08ff"), ("\ufb1d", "\ufdff"), ("\ufe70", "\ufeff"), ("\u
 
 
 def draw_overlay(
-    image: RgbImage, mask: Mask, clicks: Sequence[Click], caption: str = ""
+    image: RgbImage,
+    mask: Mask,
+    clicks: Sequence[Click],
+    caption: str = "",
+    *,
+    box: Box | None = None,
 ) -> RgbImage:
     """The image with the mask lightly filled and outlined, numbered clicks and a caption below.
 
@@ -47,6 +52,7 @@ def draw_overlay(
         mask: bool [H, W].
         clicks: in pixels of the image.
         caption: what stands below; `undrawable` says which of its letters cannot be drawn.
+        box: the box that the segmenter was given, in pixels of the image.
 
     Returns:
         uint8 RGB. Large images come back smaller.
@@ -54,6 +60,8 @@ def draw_overlay(
     scale = min(1.0, LONGEST_SIDE / max(image.shape[:2]))
     canvas = _shrunk(image, scale)
     _paint_mask(canvas, mask)
+    if box is not None:
+        _outline_box(canvas, box, scale)
     for number, click in enumerate(clicks, 1):
         _mark(canvas, click, number, scale)
     return _captioned(canvas, caption) if caption else canvas
@@ -95,6 +103,14 @@ def _paint_mask(canvas: RgbImage, mask: Mask) -> None:
     thin = max(1, round(max(height, width) / 400))
     cv2.drawContours(canvas, outlines, -1, (0, 0, 0), thin + 2, cv2.LINE_AA)
     cv2.drawContours(canvas, outlines, -1, OUTLINE, thin, cv2.LINE_AA)
+
+
+def _outline_box(canvas: RgbImage, box: Box, scale: float) -> None:
+    top_left = round(box.x0 * scale), round(box.y0 * scale)
+    bottom_right = round(box.x1 * scale), round(box.y1 * scale)
+    thin = max(1, round(max(canvas.shape[:2]) / 300))
+    cv2.rectangle(canvas, top_left, bottom_right, (255, 255, 255), thin + 2, cv2.LINE_AA)
+    cv2.rectangle(canvas, top_left, bottom_right, POSITIVE, thin, cv2.LINE_AA)
 
 
 def _mark(canvas: RgbImage, click: Click, number: int, scale: float) -> None:

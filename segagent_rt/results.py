@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,9 @@ def describe(trajectory: Trajectory) -> dict[str, Any]:
     `mask` is in COCO run lengths, or null if there is none. `returned` is the number of clicks
     after which the returned mask, the best-rated one, was made. `one_shot` is the first mask that
     was segmented, which is the result without a loop; null if there is none. `predicted_iou` is the
-    MLLM's rating of the mask, `estimated_iou` the segmenter's own estimate. `empty` says whether
-    the mask has no pixel.
+    MLLM's rating of the mask, `estimated_iou` the segmenter's own estimate. `further_objects` is
+    the number of other objects that the first look listed. `empty` says whether the mask has no
+    pixel.
     """
     prediction, first = trajectory.prediction, trajectory.one_shot
     mask = None if prediction is None else prediction.mask()
@@ -63,6 +64,7 @@ def describe(trajectory: Trajectory) -> dict[str, Any]:
         "steps": [describe_step(step) for step in trajectory.steps],
         "seconds": total_seconds(trajectory),
         "one_shot": None if first is None else _one_shot(first),
+        "further_objects": len(trajectory.further_boxes),
         "empty": None if mask is None else not mask.any(),
         "mask": None if mask is None else mask_to_rle(mask),
     }
@@ -162,6 +164,16 @@ class ResultFiles:
                 return files
             number += 1
 
+    def with_count(self, count: int) -> ResultFiles:
+        """The same files for another number of masks.
+
+        Raises:
+            OutputError: somebody else wrote one of the files.
+        """
+        files = replace(self, count=count)
+        check_replaceable(files.paths, overwrite=self.overwrite)
+        return files
+
     @property
     def document(self) -> Path:
         return self.folder / f"{self.name}.segagent.json"
@@ -208,7 +220,14 @@ class ResultFiles:
             result = describe(trajectory)
             if trajectory.prediction is not None:
                 mask = trajectory.prediction.mask()
-                shown = draw_overlay(pixels, mask, trajectory.clicks, trajectory.expression)
+                best = trajectory.best
+                shown = draw_overlay(
+                    pixels,
+                    mask,
+                    trajectory.clicks,
+                    trajectory.expression,
+                    box=None if best is None else best.box,
+                )
                 result["files"] = {kind: self._picture(number, kind) for kind in KINDS}
                 pictures |= dict(
                     zip(result["files"].values(), (png(mask), png(shown)), strict=True)

@@ -231,9 +231,12 @@ class Canvas:
             ExpressionRefused: the annotator cannot take the expression.
         """
         first = self.annotate(expression, rules=rules)
-        turn = first.steps[0].turn
-        others = () if turn is None else turn.boxes[1:]
-        return [first, *(self._one_shot(expression, turn, box) for box in others)]
+        return [first, *self.further_objects(first)]
+
+    def further_objects(self, found: Trajectory) -> list[Trajectory]:
+        """Segment the boxes that the annotator listed behind the one that `found` is about."""
+        turn, boxes = found.steps[0].turn, found.further_boxes
+        return [self._one_shot(found.expression, turn, box) for box in boxes]
 
     def _one_shot(self, expression: str, turn: Turn | None, box: Box) -> Trajectory:
         watch = Stopwatch()

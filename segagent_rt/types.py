@@ -190,6 +190,13 @@ class Trajectory:
         return self.masks[-1] if self.masks else None
 
     @property
+    def further_boxes(self) -> tuple[Box, ...]:
+        """The boxes of other objects that the first look listed; this trajectory is about one."""
+        turn = self.steps[0].turn if self.steps else None
+        boxes = () if turn is None else turn.boxes
+        return boxes[1:] if boxes and self.steps[0].box == boxes[0] else ()
+
+    @property
     def prediction(self) -> Prediction | None:
         """The mask to return."""
         return None if self.best is None else self.best.prediction

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeAlias, 
 import typer
 
 from segagent_rt.cli import console
-from segagent_rt.types import Click
+from segagent_rt.types import Box, Click
 
 if TYPE_CHECKING:
     from segagent_rt.annotators.endpoint import Endpoint
@@ -187,6 +187,15 @@ ServerOption: TypeAlias = Annotated[
         rich_help_panel=SERVER,
     ),
 ]
+PresetOption: TypeAlias = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--preset",
+        help="What the model there is asked, for a model that the bundle does not know: "
+        "qwen3-vl, qwen2.5-vl, segagent, ...",
+        rich_help_panel=SERVER,
+    ),
+]
 TimeoutOption: TypeAlias = Annotated[
     float,
     typer.Option(
@@ -229,6 +238,7 @@ NEEDS: Mapping[str, str] = {
     "server": "endpoint",
     "timeout": "endpoint",
     "allow_host": "endpoint",
+    "preset": "endpoint",
     "workers": "ray",
     "temperature": "candidates",
     "weights": "against",
@@ -236,6 +246,7 @@ NEEDS: Mapping[str, str] = {
 """Options that mean nothing unless another one is given a value of its own."""
 
 _CLICK = re.compile(r"([+-])?\s*([0-9]{1,9})\s*,\s*([0-9]{1,9})")
+_BOX = re.compile(r"\s*,\s*".join([r"([0-9]{1,9})"] * 4))
 
 
 def check_options(
@@ -306,6 +317,23 @@ def parse_click(text: str) -> Click:
     return Click(int(match[2]), int(match[3]), positive=match[1] != "-")
 
 
+def parse_box(text: str | None) -> Box | None:
+    """`40,30,200,180` is the box from x 40, y 30 to x 200, y 180.
+
+    Raises:
+        typer.BadParameter: anything else.
+    """
+    if text is None:
+        return None
+    match = _BOX.fullmatch(text.strip())
+    box = None if match is None else Box(*(int(number) for number in match.groups()))
+    if box is None or box.x0 >= box.x1 or box.y0 >= box.y1:
+        raise typer.BadParameter(
+            f"`{text}` is not a box; write left,top,right,bottom, such as 40,30,200,180"
+        )
+    return box
+
+
 def check_text(texts: list[str]) -> list[str]:
     """Expressions that can be passed on.
 
@@ -325,7 +353,12 @@ def check_text(texts: list[str]) -> list[str]:
 
 
 def endpoint_of(
-    url: str | None, model: str | None, server: str, timeout: float, hosts: list[str] | None
+    url: str | None,
+    model: str | None,
+    server: str,
+    timeout: float,
+    hosts: list[str] | None,
+    preset: str | None = None,
 ) -> Endpoint | None:
     """Where the MLLM is, if it is not in this process.
 
@@ -338,7 +371,7 @@ def endpoint_of(
         raise typer.BadParameter("--endpoint and --model go together")
     from segagent_rt.annotators.endpoint import Endpoint
 
-    return Endpoint(url, model, server, timeout, tuple(hosts or ()))
+    return Endpoint(url, model, server, timeout, tuple(hosts or ()), preset)
 
 
 def one_of(kinds: Any, value: str, option: str) -> Any:

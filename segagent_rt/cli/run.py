@@ -22,6 +22,7 @@ from segagent_rt.cli.parameters import (
     ModelOption,
     OutputOption,
     OverwriteOption,
+    PresetOption,
     QuietOption,
     ServerOption,
     TemperatureOption,
@@ -32,12 +33,13 @@ from segagent_rt.cli.parameters import (
     check_text,
     endpoint_of,
     finite,
+    parse_box,
     parse_click,
     parse_range,
 )
 from segagent_rt.errors import BatchFailed, NoMaskFound
 from segagent_rt.image import MAX_MEGAPIXELS
-from segagent_rt.types import Click, Prediction, Step, Trajectory
+from segagent_rt.types import Box, Click, Prediction, Step, Trajectory
 
 if TYPE_CHECKING:
     from segagent_rt.results import ResultFiles
@@ -48,7 +50,7 @@ WORDS = "expressions"
 ONLY_WITH = dict.fromkeys(
     (
         "max_clicks", "candidates", "temperature", "deadline_ms", "endpoint", "model", "server",
-        "timeout", "allow_host",
+        "timeout", "allow_host", "preset", "all_objects",
     ),
     (WORDS,),
 )  # fmt: skip
@@ -67,6 +69,21 @@ def command(
             help="A click instead of words: +120,80 adds, -30,40 removes.", rich_help_panel=SEARCH
         ),
     ] = None,
+    box: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="A box around the object, alone or with clicks: left,top,right,bottom.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    all_objects: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="A mask for every object that matches, if the model lists several.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = False,
     bundle: BundleOption = None,
     output: OutputOption = Path(),
     overwrite: OverwriteOption = False,
@@ -97,17 +114,19 @@ def command(
     server: ServerOption = "openai",
     timeout: TimeoutOption = 120.0,
     allow_host: AllowHostOption = None,
+    preset: PresetOption = None,
 ) -> None:
     """Writes NAME.segagent.json, NAME.segagent.mask.png and NAME.segagent.overlay.png.
 
     With several expressions the masks are NAME.segagent.1.mask.png and so on. The exit code is 5 if
     no mask was found.
     """
-    clicks = [parse_click(text) for text in click or ()]
-    if bool(clicks) == bool(expressions):
-        raise typer.BadParameter("give either expressions or --click")
-    check_options(context, "--click" if clicks else WORDS, ONLY_WITH)
-    where = endpoint_of(endpoint, model, server, timeout, allow_host)
+    clicks, area = [parse_click(text) for text in click or ()], parse_box(box)
+    shown_by_hand = bool(clicks or area)
+    if shown_by_hand == bool(expressions):
+        raise typer.BadParameter("give either expressions, or --click and --box")
+    check_options(context, "--click and --box" if shown_by_hand else WORDS, ONLY_WITH)
+    where = endpoint_of(endpoint, model, server, timeout, allow_host, preset)
     from segagent_rt.image import load_image
     from segagent_rt.loop import StoppingRules
     from segagent_rt.results import ResultFiles
@@ -120,24 +139,35 @@ def command(
     seconds = None if deadline_ms is None else deadline_ms / 1000
     config = SearchConfig(StoppingRules(max_clicks, deadline=seconds), candidates, temperature)
     with load(bundle, backend=backend, threads=threads, endpoint=where) as runtime:
-        if clicks:
-            steps = _as_steps(clicks, runtime.open(pixels).segment(clicks))
-            found = [Trajectory("", tuple(steps))]
+        if shown_by_hand:
+            made = runtime.open(pixels).segment(clicks, box=area)
+            found = [Trajectory("", tuple(_as_steps(clicks, area, made)))]
         else:
-            found = annotate(runtime, pixels, texts, config)
+            found = annotate(runtime, pixels, texts, config, all_objects=all_objects)
+            files = files.with_count(len(found))
         about = about_run(image, pixels, runtime)
     finish(files, pixels, found, about, as_json=as_json)
 
 
 def annotate(
-    runtime: Runtime, pixels: Any, texts: list[str], config: SearchConfig
+    runtime: Runtime,
+    pixels: Any,
+    texts: list[str],
+    config: SearchConfig,
+    *,
+    all_objects: bool = False,
 ) -> list[Trajectory]:
     """Segment each expression, and report the steps on stderr."""
     asked = [runtime.annotator.check(text) for text in texts]
-    canvas = runtime.open(pixels)
-    return [
-        Trajectory(text, tuple(shown(canvas.search_steps(text, config=config)))) for text in asked
-    ]
+    canvas, found = runtime.open(pixels), list[Trajectory]()
+    for text in asked:
+        first = Trajectory(text, tuple(shown(canvas.search_steps(text, config=config))))
+        found.append(first)
+        if all_objects:
+            found += canvas.further_objects(first)
+        elif further := len(first.further_boxes):
+            console.say(f"  {console.counted(further, 'further object')}: --all segments them, too")
+    return found
 
 
 def about_run(image: Path, pixels: Any, runtime: Runtime) -> dict[str, Any]:
@@ -200,9 +230,11 @@ def check_found(results: Sequence[dict[str, Any]]) -> None:
     raise (NoMaskFound if len(failed) == len(results) else BatchFailed)(text, hint=hint)
 
 
-def _as_steps(clicks: list[Click], prediction: Prediction) -> Iterator[Step]:
+def _as_steps(clicks: list[Click], box: Box | None, prediction: Prediction) -> Iterator[Step]:
+    if not clicks:
+        yield Step(prediction=prediction, box=box)
     for click in clicks:
-        yield Step(click, prediction)
+        yield Step(click, prediction, box=box)
 
 
 def shown(steps: Iterator[Step]) -> Iterator[Step]:
@@ -230,10 +262,17 @@ def row(folder: Path, result: dict[str, Any]) -> list[str]:
     return [
         str(folder / result["files"]["mask"]) if "files" in result else "no mask",
         rating_of(result),
-        console.counted(len(result["clicks"]), "click"),
+        _prompts_of(result),
         result["stop"] or "given",
         result["expression"],
     ]
+
+
+def _prompts_of(result: dict[str, Any]) -> str:
+    """What the mask was made of: a box, clicks, or both."""
+    clicks = console.counted(len(result["clicks"]), "click")
+    boxed = any(step["box"] for step in result["steps"])
+    return clicks if not boxed else f"a box and {clicks}" if result["clicks"] else "a box"
 
 
 def rating_of(result: dict[str, Any]) -> str:
