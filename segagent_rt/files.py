@@ -279,13 +279,13 @@ def open_regular(path: Path, refusal: type[SegagentError] = InputError) -> Binar
                 return stream
             stream.close()
         elif path.is_dir():
-            raise refusal(f"{path} is a folder", hint="name a file")
+            raise refusal(f"{path} cannot be read: it is a folder", hint="name a file")
     except FileNotFoundError:
         raise refusal(f"there is no file {path}", hint="check the path") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise refusal(f"{path} cannot be read: {reason}", hint="check the path") from None
-    raise refusal(f"{path} is a pipe or a device, not a regular file", hint="save it to a file")
+    raise refusal(f"{path} cannot be read: it is not a regular file", hint="save it to a file")
 
 
 def read_bounded(
@@ -306,5 +306,7 @@ def read_bounded(
     while block := stream.read(min(1 << 20, most + 1 - len(content))):
         content += block
         if len(content) > most:
-            raise refusal(f"{name} has more than {most / 1e6:.0f} MB", hint="is it the right file?")
+            raise refusal(
+                f"{name} is too long: more than {most / 1e6:g} MB", hint="is it the right file?"
+            )
     return bytes(content)

@@ -294,7 +294,7 @@ def test_only_regular_files_are_opened(tmp_path, source):
     """A pipe would wait for ever, and a device never end."""
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", "/dev/zero", "/dev/null"):
-        with pytest.raises(InputError, match="is a pipe or a device"):
+        with pytest.raises(InputError, match="not a regular file"):
             source(path)
 
 
@@ -306,7 +306,7 @@ def test_files_that_are_too_long_are_not_read(tmp_path, monkeypatch):
         load_image(tmp_path / "long.png")
     with Path("/dev/zero").open("rb") as endless:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(endless))
-        with pytest.raises(ImageUnreadable, match="standard input has more"):
+        with pytest.raises(ImageUnreadable, match="standard input is too long"):
             load_image("-")
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from segagent_rt import files
 from segagent_rt_export.errors import CheckpointInvalid
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -25,28 +24,15 @@ def open_regular(path: Path) -> BinaryIO:
     Raises:
         CheckpointInvalid: there is none, it cannot be read, or it is a pointer of Git LFS.
     """
-    try:
-        stream = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb")
-    except FileNotFoundError:
-        raise CheckpointInvalid(f"there is no file {path}", hint="check the path") from None
-    except IsADirectoryError:
-        raise CheckpointInvalid(f"{path} cannot be read: it is a folder") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointInvalid(f"{path} cannot be read: {reason}") from error
-    try:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise CheckpointInvalid(f"{path} cannot be read: it is not a regular file")
-        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise CheckpointInvalid(
-                f"{path} is a pointer of Git LFS, the file itself was not downloaded",
-                hint="run `git lfs pull` in its folder, or download the model with --download",
-            )
+    stream = files.open_regular(path, CheckpointInvalid)
+    if stream.read(len(LFS_POINTER)) != LFS_POINTER:
         stream.seek(0)
-    except BaseException:
-        stream.close()
-        raise
-    return stream
+        return stream
+    stream.close()
+    raise CheckpointInvalid(
+        f"{path} is a pointer of Git LFS, the file itself was not downloaded",
+        hint="run `git lfs pull` in its folder, or download the model with --download",
+    )
 
 
 def read_bounded(path: Path, most: int) -> bytes:
@@ -56,7 +42,4 @@ def read_bounded(path: Path, most: int) -> bytes:
         CheckpointInvalid: as for `open_regular`, or it is longer.
     """
     with open_regular(path) as stream:
-        content = stream.read(most + 1)
-    if len(content) > most:
-        raise CheckpointInvalid(f"{path} is too long: more than {most / 1e6:g} MB")
-    return content
+        return files.read_bounded(stream, most, str(path), CheckpointInvalid)

@@ -1,7 +1,8 @@
 """Unpickle torch's checkpoints without running anything that is in them.
 
-A pickle is a program. This reader lets it build dicts, lists, sets, numbers, strings and references
-to tensors. Whatever else it names becomes an inert `Foreign` object, and a call of that is refused.
+The instructions and the bounds are those of `segagent_rt.data.pickles`. A checkpoint also builds
+references to tensors. Whatever else it names becomes an inert `Foreign` object, and a call of that
+is refused.
 
 `torch.load(weights_only=True)` is no substitute: it hashes whatever a pickle uses as a key, so some
 nested tuples in 88 bytes keep it busy for ever, and it refuses SimpleClick's checkpoints.
@@ -13,31 +14,15 @@ import io
 import mmap
 import pickle
 from collections import OrderedDict
-from collections.abc import Iterable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from segagent_rt.data.pickles import BoundedUnpickler, check_keys
 from segagent_rt_export.errors import CheckpointInvalid
 
 PICKLE_LIMIT = 8 << 20
 """Bytes of one pickle; those of large models have some hundred thousand."""
-
-DEEPEST, LARGEST = 100, 10_000_000
-"""How deeply values may be nested, and how many there may be if shared ones are counted each time:
-a few bytes can describe a tree that no computer can print."""
-
-_OPCODES = """
-PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1
-LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES UNICODE BINUNICODE
-SHORT_BINUNICODE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT
-DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT
-MEMOIZE GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID
-"""
-OPCODES = frozenset(getattr(pickle, name)[0] for name in _OPCODES.split())
-
-PLAIN = (str, int, float, bytes, type(None))
-"""Types of keys. Tuples are none of them: hashing nested ones can take for ever."""
 
 DTYPES = {
     "DoubleStorage": torch.float64,
@@ -122,7 +107,7 @@ class _MakeOrderedDict:
 
     def __call__(self, pairs: Any = ()) -> OrderedDict[Any, Any]:
         listed = [(key, value) for key, value in pairs]
-        _check_keys(key for key, _ in listed)
+        check_keys(key for key, _ in listed)
         return OrderedDict(listed)
 
 
@@ -133,7 +118,7 @@ class _MakeSet:
 
     def __call__(self, items: Any = ()) -> set[Any]:
         listed = list(items)
-        _check_keys(listed)
+        check_keys(listed)
         return set(listed)
 
 
@@ -147,13 +132,9 @@ KNOWN: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle._Unpickler):  # the one in Python: its opcodes can be chosen
-    dispatch: ClassVar[dict[int, Any]] = {
-        code: load for code, load in pickle._Unpickler.dispatch.items() if code in OPCODES
-    }
-
+class _Unpickler(BoundedUnpickler):
     def __init__(self, stream: io.BytesIO) -> None:
-        super().__init__(stream, encoding="utf-8")
+        super().__init__(stream)
         self.storages: list[StorageRef] = []
         self._foreign: dict[str, type] = {}
 
@@ -174,29 +155,6 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: its opcodes can be ch
         return self.storages[-1]
 
 
-def _with_plain_keys(opcode: bytes, keys: slice) -> None:
-    """Let an opcode check those items of the stack that it will hash."""
-    load = _Unpickler.dispatch[opcode[0]]
-
-    def checked(unpickler: Any) -> None:
-        _check_keys(unpickler.stack[keys])
-        load(unpickler)
-
-    _Unpickler.dispatch[opcode[0]] = checked
-
-
-_with_plain_keys(pickle.SETITEM, slice(-2, -1))
-for _opcode in (pickle.SETITEMS, pickle.DICT):
-    _with_plain_keys(_opcode, slice(0, None, 2))
-for _opcode in (pickle.ADDITEMS, pickle.FROZENSET):
-    _with_plain_keys(_opcode, slice(None))
-
-
-def _check_keys(keys: Iterable[Any]) -> None:
-    if not all(isinstance(key, PLAIN) for key in keys):
-        raise CheckpointInvalid("it has a key that is neither a text nor a number")
-
-
 def unpickle(content: mmap.mmap, start: int) -> Unpickled:
     """Read the pickle that begins at `start`.
 
@@ -213,29 +171,9 @@ def unpickle(content: mmap.mmap, start: int) -> Unpickled:
     except CheckpointInvalid:
         raise
     except Exception as error:
-        longer = stream.tell() == PICKLE_LIMIT
-        if longer or (isinstance(error, KeyError) and error.args[0] in range(256)):  # an opcode
+        if stream.tell() == PICKLE_LIMIT:
             raise CheckpointInvalid("it is not a pickle as torch.save writes it") from error
+        if isinstance(error, pickle.UnpicklingError):
+            raise CheckpointInvalid(str(error)) from error
         raise
-    _check_size(value, {})
     return Unpickled(value, unpickler.storages, start + stream.tell())
-
-
-def _check_size(value: Any, known: dict[int, int], depth: int = 0) -> int:
-    """How many values there are in a value; `known` are the numbers of those seen, by `id`."""
-    if not isinstance(value, (dict, list, tuple)):
-        return 1
-    if id(value) in known:
-        if not known[id(value)]:
-            raise CheckpointInvalid("a value in it contains itself")
-        return known[id(value)]
-    if depth == DEEPEST:
-        raise CheckpointInvalid(f"its values are nested more than {DEEPEST} deep")
-    known[id(value)] = 0
-    inner: list[Any] = [*(value.values() if isinstance(value, dict) else value)]
-    inner += [value.state] if isinstance(value, Foreign) else []
-    count = 1 + sum(_check_size(item, known, depth + 1) for item in inner)
-    if count > LARGEST:
-        raise CheckpointInvalid("its values are too many: shared ones multiply")
-    known[id(value)] = count
-    return count
