@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -22,10 +23,11 @@ from segagent_rt.contracts import (
     Variant,
     read_json,
 )
-from segagent_rt.errors import GateFailed, ManifestInvalid, OutputError
+from segagent_rt.errors import GateFailed, ManifestInvalid, OutputError, SegagentWarning
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.types import Segmenter
 from segagent_rt_export.mllm.export import export_mllm_graphs, export_mllm_tables
+from segagent_rt_export.mllm.preset_fit import preset_fit
 from segagent_rt_export.mllm.profiles import mllm_profiles
 from segagent_rt_export.mllm.published import open_published
 from segagent_rt_export.mllm.source import MllmSource, counted
@@ -38,6 +40,7 @@ from segagent_rt_export.plan import PartPlan, Plan, too_large
 from segagent_rt_export.recipe import MllmRecipe, SegmenterRecipe, VariantName
 from segagent_rt_export.segmenters.exported import ExportedSegmenter
 from segagent_rt_export.segmenters.families import FOR_GPU, export_segmenter
+from segagent_rt_export.sources import origin_of
 from segagent_rt_export.states import Material, Scenes
 from segagent_rt_export.streaming import CPU
 from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
@@ -244,11 +247,16 @@ def make_mllm(
     whole = {str(REFERENCE): _write_variant(source, REFERENCE, folder, tell)}
     tell("writing the embeddings")
     export_mllm_tables(source, folder)
-    provenance = {**source.provenance, "order": part.order}
+    provenance = {**source.provenance, **origin_of(part.source), "order": part.order}
+    if part.adapter is not None:
+        provenance["adapter"] = {"source": part.adapter.name, **origin_of(part.adapter)}
     draft = PartDraft("mllm", source.family, source.settings, whole, provenance)
     opened, streamed = _described(folder, draft), too_large(part)
     published = open_published(part.source, source, part.adapter, streamed=streamed)
     verdict = verify_published(opened, published, judge.gate, tell, streamed=streamed)
+    fit = preset_fit(source, published)
+    if warning := fit.warning(recipe.preset or "of its family"):
+        warnings.warn(warning, SegagentWarning, stacklevel=2)
     del published
     judge.require("mllm", verdict)
     # 2. The variants, compared with them.
@@ -261,7 +269,9 @@ def make_mllm(
     quality = "not measured"
     if recipe.preset in ZERO_SHOT:
         quality += "; the model was not trained for this task"
-    _finish(part, folder, draft, judge, verdict.and_also(compared), {"quality": quality})
+    _finish(
+        part, folder, draft, judge, verdict.and_also(compared), {"quality": quality} | fit.record()
+    )
 
 
 def _write_variant(source: MllmSource, name: VariantName, folder: Path, tell: Tell) -> Variant:

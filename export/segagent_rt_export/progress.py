@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-STEPS = 20
+STEPS = 10
 """How often progress is told."""
 
 

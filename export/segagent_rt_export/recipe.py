@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 import segagent_rt
 from segagent_rt.contracts import PARTS, PartName, parse
 from segagent_rt.errors import ManifestInvalid
-from segagent_rt.mllm.prompts import PRESETS
+from segagent_rt.mllm.prompts import MAX_PIXELS, PRESETS
 from segagent_rt_export.errors import CheckpointInvalid, RecipeInvalid
 from segagent_rt_export.files import read_bounded
 
@@ -67,7 +67,8 @@ class MllmRecipe:
         preset: the instruction and the form of the reply; the family's own if left out.
         decoding: within the reply grammar, or free.
         adapter: where a LoRA adapter is that is to be merged.
-        most_pixels: pixels of the largest picture, if fewer than the checkpoint allows.
+        most_pixels: pixels of the largest picture, if fewer than the checkpoint allows; those that
+            `convert` writes into training recipes if left out.
         jpeg: painted images pass through a JPEG file, as in SegAgent's own code.
     """
 
@@ -78,7 +79,7 @@ class MllmRecipe:
     preset: str | None = None
     decoding: Literal["grammar", "free"] = "grammar"
     adapter: str | None = None
-    most_pixels: int | None = None
+    most_pixels: int = MAX_PIXELS
     jpeg: bool = False
 
 

@@ -7,6 +7,8 @@ of them, and one piece with its activations is what lies in memory.
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -205,6 +207,9 @@ class Spilled:
 
     def __init__(self, shape: Sequence[int], dtype: npt.DTypeLike, folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, later it is a signal
+                size = max(math.prod(shape) * np.dtype(dtype).itemsize, 1)
+                os.posix_fallocate(file.fileno(), 0, size)
             self._values = np.memmap(file, dtype, "w+", shape=tuple(shape))
 
     def numpy(self) -> Array:

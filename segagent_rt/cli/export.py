@@ -23,8 +23,18 @@ ONLY_WITH = {
         ("recipe", "output", "download", "target"), (BUNDLE, "--target edge-llm", "--target trtllm")
     ),
 }
+FILES = (".png", ".jpg", ".jpeg", ".json", ".onnx", ".toml", ".zip", ".pt", ".pth", ".safetensors")
+"""How the names of files end that people give in place of a bundle's folder."""
+
 EXTRA = ("torch", "transformers", "onnx", "onnxscript", "safetensors")
 """What the extra `export` installs."""
+
+
+def _expect_folder(output: Path | None) -> Path | None:
+    """Refuse the name of a picture or another file where a folder is meant."""
+    if output is not None and output.suffix.lower() in FILES:
+        raise typer.BadParameter(f"it names a folder, and {output.name} looks like a file")
+    return output
 
 
 def command(
@@ -35,7 +45,12 @@ def command(
     ] = None,
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", help="The bundle's folder; engines/NAME if left out."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="The bundle's folder; engines/NAME if left out.",
+            callback=_expect_folder,
+        ),
     ] = None,
     only: Annotated[
         Optional[Literal["segmenter", "mllm"]],  # noqa: UP045

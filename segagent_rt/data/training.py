@@ -22,7 +22,7 @@ from segagent_rt.data.trajectories import Demonstration
 from segagent_rt.errors import DataInvalid, InputError
 from segagent_rt.files import dump_json, json_bytes, write_result
 from segagent_rt.image import overlay
-from segagent_rt.mllm.prompts import Preset
+from segagent_rt.mllm.prompts import DEFAULT_PRESETS, MAX_PIXELS, Preset
 from segagent_rt.reply import AnyReplyProtocol, ReplyProtocol
 from segagent_rt.types import RgbImage
 
@@ -148,7 +148,11 @@ def write_llama_factory(folder: Path, taught: Sequence[Lesson], *, overwrite: bo
     files = {"segagent.json": _document(listed), "dataset_info.json": _document(about)}
     for name, (model, template) in MODELS.items():
         recipe = RECIPE.format(
-            model=model, template=template, folder=dump_json(str(folder.resolve())), name=name
+            model=model,
+            template=template,
+            folder=dump_json(str(folder.resolve())),
+            name=name,
+            pixels=MAX_PIXELS,
         )
         files[f"{name}.yaml"] = recipe.encode()
     for file, content in files.items():  # every key of dataset_info.json is a data set: no seal
@@ -165,7 +169,7 @@ MODELS: Mapping[str, tuple[str, str]] = {
 RECIPE = """\
 # SegAgent's setting (paper, section C.1): all of the language model, the vision tower frozen.
 model_name_or_path: {model}
-image_max_pixels: 262144  # the same when the model is exported: points depend on it
+image_max_pixels: {pixels}  # the same when the model is exported: points depend on it
 trust_remote_code: false
 
 stage: sft
@@ -231,9 +235,9 @@ class Target:
 
 TARGETS: Mapping[str, Target] = {
     "llama-factory": Target(
-        write_llama_factory, "segagent-rated", ("segagent.json", "dataset_info.json")
+        write_llama_factory, DEFAULT_PRESETS["qwen3_vl"], ("segagent.json", "dataset_info.json")
     ),
-    "qwen-vl": Target(write_qwen_vl, "segagent", ("qwen-vl.json",)),
+    "qwen-vl": Target(write_qwen_vl, DEFAULT_PRESETS["qwen_vl"], ("qwen-vl.json",)),
 }
 
 

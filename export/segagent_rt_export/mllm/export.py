@@ -57,16 +57,16 @@ def export_mllm_tables(source: MllmSource, folder: Path) -> None:
     """
     table = _embeddings(source)
     dtype = np.float16 if table.width == 2 else np.float32
-    target = np.lib.format.open_memmap(
-        folder / TABLE_FILE, mode="w+", dtype=dtype, shape=table.shape
-    )
-    at = 0
-    for piece in row_pieces(table):
-        target[at : at + len(piece)] = piece
-        if not np.isfinite(target[at : at + len(piece)]).all():
-            raise CheckpointInvalid("the table of embeddings is not finite", hint=DAMAGED)
-        at += len(piece)
-    target.flush()
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    header = {"descr": descr, "fortran_order": False, "shape": table.shape}
+    # No memory map: a full disk would end it in a signal instead of an error.
+    with (folder / TABLE_FILE).open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for piece in row_pieces(table):
+            rows = piece.astype(dtype)
+            if not np.isfinite(rows).all():
+                raise CheckpointInvalid("the table of embeddings is not finite", hint=DAMAGED)
+            stream.write(rows.tobytes())
     source.tokenizer.save(str(folder / TOKENIZER_FILE))
 
 

@@ -33,9 +33,8 @@ SCORED: Span = (1, 1, 32)
 
 def mllm_profiles(graphs: Mapping[str, Path], codec: MllmCodec) -> dict[str, tuple[Profile, ...]]:
     """Profiles by role, narrow ones first: the first that fits is taken."""
-    patches = _patches(codec)
-    picture = _picture(codec, patches)
-    visual = _visual(codec, picture["M"])
+    picture = _picture(codec, _patches(codec))
+    visual = visual_tokens(codec)
     texts = sum(map(len, codec.prompt("")))
     rooms = [codec.room(tokens) for tokens in visual]
     buffer = {"T": _span(*map(rows_for, rooms)), "L": SCORED}
@@ -47,6 +46,14 @@ def mllm_profiles(graphs: Mapping[str, Path], codec: MllmCodec) -> dict[str, tup
     return {
         role: tuple(_profile(path, spans) for spans in calls[role]) for role, path in graphs.items()
     }
+
+
+def visual_tokens(codec: MllmCodec) -> Span:
+    """Fewest, typical and most tokens of a picture in a prompt; some towers make as many of any."""
+    grid = codec.settings.vision.grid
+    if grid is not None:
+        return (grid[0] * grid[1],) * 3
+    return _picture(codec, _patches(codec))["M"]
 
 
 def _patches(codec: MllmCodec) -> Span:
@@ -65,12 +72,6 @@ def _picture(codec: MllmCodec, patches: Span) -> dict[str, Span]:
     side = vision.window or 1
     few, many = tokens[1] // side**2, tokens[2] // side**2 + tokens[2] // side + 2
     return {"N": patches, "M": tokens, "W": (1, max(few, 1), many)}
-
-
-def _visual(codec: MllmCodec, tokens: Span) -> Span:
-    """Tokens of a picture in the prompt; some towers make as many of any."""
-    grid = codec.settings.vision.grid
-    return tokens if grid is None else (grid[0] * grid[1],) * 3
 
 
 def _profile(graph: Path, spans: Mapping[str, Span]) -> Profile:

@@ -22,8 +22,9 @@ from segagent_rt_export.files import open_regular, read_bounded
 from segagent_rt_export.graph import Weight
 from segagent_rt_export.mllm.weights import Stored
 
-LONGEST_HEADER = 100_000_000
-"""Bytes of a safetensors header; the format's own library refuses more."""
+LONGEST_HEADER = 16_000_000
+"""Bytes of a safetensors header, or of another JSON file; those of the largest models have two
+million."""
 
 MOST_AXES = 8
 """Axes of a tensor; convolutions have five."""

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from segagent_rt.annotators.mllm import MllmCodec, MllmSettings, prompt_codec
 from segagent_rt.errors import InputError
 from segagent_rt.mllm.grammar import compile_grammar
-from segagent_rt.mllm.prompts import PRESETS
+from segagent_rt.mllm.pictures import Smart
+from segagent_rt.mllm.prompts import DEFAULT_PRESETS, PRESETS
 from segagent_rt_export.dimensions import check_dimensions
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.files import read_bounded
@@ -23,6 +24,7 @@ from segagent_rt_export.mllm.families import FAMILIES, Given, Model
 from segagent_rt_export.mllm.lora import adapt
 from segagent_rt_export.mllm.names import common_name, rename, split_v1
 from segagent_rt_export.mllm.prequantised import open_weights
+from segagent_rt_export.mllm.profiles import visual_tokens
 from segagent_rt_export.mllm.tiktoken import build_tokenizer, read_ranks
 from segagent_rt_export.mllm.weights import Checkpoint, Stored
 from segagent_rt_export.progress import Counted, Progress
@@ -85,7 +87,34 @@ def read_source(folder: Path, choices: Choices | None = None) -> MllmSource:
     weights = _open_weights(folder, model, choices.adapter)
     tokenizer = _open_tokenizer(folder)
     settings = _settings(model, tokenizer, choices)
-    return MllmSource(model, weights, tokenizer, settings, _provenance(folder, model, choices))
+    provenance = _provenance(folder, model, choices)
+    source = MllmSource(model, weights, tokenizer, settings, provenance)
+    _expect_room(source)
+    return source
+
+
+def _expect_room(source: MllmSource) -> None:
+    """Refuse a model whose context does not hold the longest conversation about a picture."""
+    settings, visual = source.settings, visual_tokens(source.codec)
+    needed, most = source.codec.room(visual[2]), settings.language.most_tokens
+    if needed <= most:
+        return
+    vision, text = settings.vision, needed - visual[2]
+    if isinstance(vision.resize, Smart) and most - text >= visual[0]:
+        pixels = (most - text) * (vision.patch * vision.merge) ** 2
+        hint = f"write most_pixels = {pixels} in the recipe, for smaller pictures"
+    else:
+        hint = "take a checkpoint with a longer context"
+        for name in ("segagent-rated", "segagent-plain"):
+            reply = replace(source, settings=replace(settings, reply=PRESETS[name].reply))
+            if reply.codec.room(visual[0]) <= most:
+                hint = f'a shorter reply fits, if the model was trained on it: preset = "{name}"'
+                break
+    raise CheckpointInvalid(
+        f"the model reads at most {most} tokens, and a conversation about a picture may need "
+        f"{needed}",
+        hint=hint,
+    )
 
 
 def counted(source: MllmSource, tell: Callable[[str], None], what: str) -> MllmSource:
@@ -150,7 +179,7 @@ def _open_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _settings(model: Model, tokenizer: Tokenizer, choices: Choices) -> MllmSettings:
-    name = choices.preset or ("segagent-llava" if model.family == "llava" else "segagent")
+    name = choices.preset or DEFAULT_PRESETS[model.family]
     if name not in PRESETS:
         raise InputError(f"there is no preset `{name}`", hint="choose " + ", ".join(PRESETS))
     preset, picture = PRESETS[name], PICTURES[model.family]

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from segagent_rt_export.errors import CheckpointInvalid
+
 Read: TypeAlias = Callable[[str], Tensor]
 
 
@@ -52,7 +54,11 @@ def _hollow(held: Tensor) -> nn.Parameter:
 def _load(full: dict[str, str], read: Read, module: nn.Module, _: Any) -> None:
     for name, stored in full.items():
         shape, found = getattr(module, name).shape, read(stored)
-        assert found.shape == shape, f"{stored} is {tuple(found.shape)}, not {tuple(shape)}"
+        if found.shape != shape:
+            raise CheckpointInvalid(
+                f"the tensor `{stored}` is {list(found.shape)}, config.json says {list(shape)}",
+                hint="do config.json and the weights belong together?",
+            )
         setattr(module, name, nn.Parameter(found, requires_grad=False))
 
 

@@ -39,7 +39,8 @@ def pair(places: Path, terminal: Any) -> Path:
             ["segmenter", "exported"], ["mllm", "exported"],
         ]  # fmt: skip
         assert "GB of memory" in done.err
-        assert "mllm: writing cpu-8bit, 40%" in done.err
+        assert "mllm: writing cpu-8bit, 9" in done.err
+        assert "\r" not in done.err
     return bundle
 
 
@@ -63,6 +64,11 @@ def test_the_manifest_holds_every_number_and_inspect_prints_them(pair, terminal)
     assert max(mllm["graphs"].values()) < 1e-4
     assert mllm["variants"]["cpu-8bit"]["states"] == 24
     assert mllm["quality"] == "not measured"
+    assert 0 <= mllm["preset_share"] <= 1
+    for name, file in (("segmenter", "model.safetensors"), ("mllm", "model.safetensors")):
+        provenance = json.loads((pair / name / "manifest.json").read_text())["provenance"]
+        recorded = {entry["file"]: entry["sha256"] for entry in provenance["files"]}
+        assert len(recorded[file]) == len(recorded["config.json"]) == 64
     assert document["strangers"] == []
     said = terminal("inspect", pair).out
     assert "agreement: 1.0" in said

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from segagent_rt_export.errors import CheckpointInvalid
+from segagent_rt_export.mllm.export import export_mllm_tables
 from segagent_rt_export.mllm.shards import open_safetensors, open_shards
 from segagent_rt_export.mllm.source import Choices, read_source
+from segagent_rt_export.mllm.tiktoken import read_ranks
 from segagent_rt_export.mllm.weights import Checkpoint, RowSlice, row_pieces, take
+from segagent_rt_export.streaming import Spilled
 from tests.export.mllm.conftest import NAMES, open_exported
 from tests.export.mllm.measuring import CLOSE, distance_of_logits
 
@@ -249,3 +254,49 @@ def test_shapes_are_named_in_words():
     tensors = {"a": RowSlice(None, 0, 1)}  # type: ignore[arg-type]
     with pytest.raises(CheckpointInvalid, match="no tensor `b`"):
         take(Checkpoint(tensors), "b", (1,))
+
+
+def test_a_full_disk_is_an_error_and_no_signal(small, tmp_path, monkeypatch):
+    """A file that is written through a memory map would end the process when the disk is full."""
+    source = read_source(small("qwen2_vl").folder)
+    export_mllm_tables(source, tmp_path)
+    table = np.load(tmp_path / "embed.npy")
+    assert np.array_equal(table, source.weights.stored("language.embed_tokens.weight").read())
+    (tmp_path / "embed.npy").unlink()
+    (tmp_path / "embed.npy").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        export_mllm_tables(source, tmp_path)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        Spilled((4, 5), np.float32, tmp_path)
+
+
+def test_a_rank_file_of_one_endless_token_is_refused(tmp_path):
+    """Merging it would take hours."""
+    path = tmp_path / "qwen.tiktoken"
+    lines = [base64.b64encode(bytes([value])) + b" %d" % value for value in range(256)]
+    path.write_bytes(b"\n".join([*lines, base64.b64encode(b"ab" * 100_000) + b" 256"]))
+    with pytest.raises(CheckpointInvalid, match="absurdly long"):
+        read_ranks(path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_folder_with_a_pipe_is_not_waited_for(small, tmp_path, name):
+    for path in small("qwen2_vl").folder.iterdir():
+        if path.name != name:
+            (tmp_path / path.name).symlink_to(path)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointInvalid):
+        read_source(tmp_path)
+
+
+def test_a_shard_that_git_lfs_left_behind_is_named(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    with pytest.raises(CheckpointInvalid, match="pointer of Git LFS") as caught:
+        open_shards(tmp_path)
+    assert "git lfs pull" in caught.value.hint
