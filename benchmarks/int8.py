@@ -26,7 +26,7 @@ from segagent_rt.bundle import Part, open_bundle, open_part
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Click
-from segagent_rt_export.families.click_net.int8 import quantise_click_net
+from segagent_rt_export.segmenters.integer_part import quantise_part
 from segagent_rt_export.states import Scenes
 from segagent_rt_export.verdict import Gate
 from segagent_rt_export.verify import verify_masks
@@ -38,7 +38,7 @@ def main(folder: Path | None) -> None:
     """Measure and print."""
     document: dict[str, Any] = {"machine": describe_machine(), "cores": _cores()}
     with tempfile.TemporaryDirectory() as scratch:
-        part = quantise_click_net(open_bundle().part("segmenter"), Path(scratch) / "part")
+        part = quantise_part(open_bundle().part("segmenter"), Path(scratch) / "part")
         verdict = verify_masks(part, Gate(), lambda text: None, Scenes(SCENES))
         document["click_net"] = {"verified": verdict.record()} | times(part, side=448)
     if folder is not None:

@@ -300,6 +300,11 @@ def open_segmenter(part: Part, open_session: OpenSession) -> Segmenter:
 
         encoder, decoder = open_session(part, "encoder"), open_session(part, "decoder")
         return ClickNet(encoder, decoder, part.settings(ClickNetSettings))
+    if family == "photo_net":
+        from segagent_rt.segmenters.photo_net import PhotoNet, PhotoNetSettings
+
+        encoder, decoder = open_session(part, "encoder"), open_session(part, "decoder")
+        return PhotoNet(encoder, decoder, part.settings(PhotoNetSettings))
     if family == "simple_click":
         from segagent_rt.segmenters.simple_click import SimpleClick, SimpleClickSettings
 

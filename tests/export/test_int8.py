@@ -20,7 +20,7 @@ pytest.importorskip("torch", reason="needs the extra `export`")
 from segagent_rt.backends import Runtime, open_session
 from segagent_rt.bundle import Part, open_bundle
 from segagent_rt.contracts import Variant
-from segagent_rt_export.families.click_net import int8
+from segagent_rt_export.segmenters import integer_part
 from segagent_rt_export.lint import complaints
 from segagent_rt_export.passes.calibration import CalibrationSession
 from segagent_rt_export.passes.external_data import save_with_shared_weights
@@ -253,7 +253,7 @@ def test_packed_weights_are_unpacked_as_they_were_rounded():
 @pytest.fixture(scope="module")
 def click_net(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shipped") / "part"
-    return int8.quantise_click_net(open_bundle().part("segmenter"), folder)
+    return integer_part.quantise_part(open_bundle().part("segmenter"), folder)
 
 
 def test_the_shipped_graphs_hold_the_same_weights_and_store_them_once():
@@ -347,7 +347,7 @@ def test_ranges_that_are_ten_times_off_are_refused(tmp_path, monkeypatch, factor
             "encoder": {name: (factor * low, factor * high) for name, (low, high) in ranges}
         }
 
-    monkeypatch.setattr(int8, "calibrate_ranges", wrong)
-    part = int8.quantise_click_net(open_bundle().part("segmenter"), tmp_path / "part")
+    monkeypatch.setattr(integer_part, "calibrate_ranges", wrong)
+    part = integer_part.quantise_part(open_bundle().part("segmenter"), tmp_path / "part")
     said = "; ".join(map(str, judged(part).failures))
     assert re.search(f"cpu-int8: {why}; keep its encoder at higher precision", said), said

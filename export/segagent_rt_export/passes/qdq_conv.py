@@ -18,6 +18,9 @@ Ranges: TypeAlias = Mapping[str, tuple[float, float]]
 
 AVERAGES = ("ReduceMean", "GlobalAveragePool")
 
+ACTIVATIONS = ("Relu", "Clip")
+"""Operators that bound what a convolution makes; exporters write ReLU6 as Clip."""
+
 EXACT = "_exact"
 """Behind the name of an output that is rounded, what it is before."""
 
@@ -80,9 +83,10 @@ class QdqSelection:
         return found
 
     def settled(self, name: str) -> str:
-        """The value behind the Relu that alone reads this one, or this one."""
+        """The value behind the Relu or ReLU6 that alone reads this one, or this one."""
         readers = self._readers.get(name, [])
-        if len(readers) == 1 and readers[0].op_type == "Relu" and name not in self._outputs:
+        bounded = len(readers) == 1 and readers[0].op_type in ACTIVATIONS
+        if bounded and name not in self._outputs:
             return str(readers[0].output[0])
         return name
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import cast
 
-import onnx
 import torch
 from torch import Tensor, nn
 
-from segagent_rt.bundle import Part, open_part
-from segagent_rt.contracts import Variant
 from segagent_rt.segmenters.click_net import MAPS, ClickNetSettings
-from segagent_rt_export.families.click_net.int8 import quantise_click_net
 from segagent_rt_export.families.click_net.net import SIDE, Begun, Joint, SegmenterNet
-from segagent_rt_export.parts import PartDraft, write_manifest
-from segagent_rt_export.passes.external_data import save_with_shared_weights
-from segagent_rt_export.passes.qdq_conv import MOST
-from segagent_rt_export.passes.weight_only_int8 import quantise_conv_weights
 from segagent_rt_export.segmenters.conv_norm import fuse
+from segagent_rt_export.segmenters.integer_part import write_integer_part
 from segagent_rt_export.segmenters.tracing import trace
+from segagent_rt_export.states import MEASURED, Scenes
 
 
 class EncoderGraph(nn.Module):
@@ -80,26 +73,8 @@ def export_click_net(net: SegmenterNet, folder: Path) -> dict[str, Path]:
 
 
 def export_segmenter(net: SegmenterNet, folder: Path) -> None:
-    """The segmenter's part of the bundle: the same weights for arithmetic in integers, where it is
-    fast, and in fp32 for all other places."""
+    """The segmenter's part of the demo bundle."""
     folder.mkdir()
     graphs = export_click_net(net, folder)
-    for path in graphs.values():
-        onnx.save_model(quantise_conv_weights(onnx.load(path), MOST), str(path))
-    names = {role: path.name for role, path in graphs.items()}
-    stored = {"cpu-8bit": Variant("any", "weights int8, arithmetic fp32", names)}
-    with tempfile.TemporaryDirectory() as scratch:
-        rounded = quantise_click_net(_described(folder, stored), Path(scratch) / "rounded")
-        for role, path in graphs.items():
-            integers = onnx.load(rounded.graphs(role, "cpu-int8")[0].path)
-            both = {path: onnx.load(path), folder / f"{role}.int8.onnx": integers}
-            save_with_shared_weights(both, path.with_name(f"{path.name}.data"))
-    names = {role: f"{role}.int8.onnx" for role in graphs}
-    fast = Variant("cpu", "weights and arithmetic int8", names, integers=tuple(graphs))
-    _described(folder, {"cpu-int8": fast, **stored})
-
-
-def _described(folder: Path, variants: dict[str, Variant]) -> Part:
-    draft = PartDraft("segmenter", "click_net", ClickNetSettings(side=SIDE), variants)
-    write_manifest(folder, draft)
-    return open_part(folder, "segmenter")
+    settings, material = ClickNetSettings(side=SIDE), Scenes(MEASURED)
+    write_integer_part(graphs, folder, "click_net", settings, material)
