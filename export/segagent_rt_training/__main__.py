@@ -13,7 +13,9 @@ from segagent_rt.cli import fail
 from segagent_rt.cli.parameters import ImagesOption
 from segagent_rt.errors import SegagentError, install_hint
 
-WHAT = ("segmenter", "mllm", "all", "trajectories", "bundle", "report", "photo")
+WHAT = (
+    "segmenter", "mllm", "all", "trajectories", "bundle", "report", "photo", "photo-bundle"
+)  # fmt: skip
 
 
 def command(  # noqa: PLR0913 (a command has as many options as it needs)
@@ -21,7 +23,7 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
         str,
         typer.Argument(
             help="Training stage, in this order: segmenter, mllm (or all), trajectories, bundle, "
-            "report. photo trains the segmenter for photos."
+            "report. photo trains the segmenter for photos; photo-bundle exports and measures it."
         ),
     ] = "all",
     folder: Annotated[
@@ -36,8 +38,11 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
         int, typer.Option(min=0, help="Rounds of training on the masks of the model's own loop.")
     ] = 2,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The bundle to write, or to report on.")
-    ] = Path("engines/tiny"),
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--output", "-o", help="The bundle to write, or to report on. [engines/tiny, photo]"
+        ),
+    ] = None,
     scenes: Annotated[
         int, typer.Option(min=5, help="Scenes and states that a bundle is judged by.")
     ] = 500,
@@ -63,6 +68,13 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
     hours: Annotated[
         float, typer.Option(min=0.001, help="Time of all runs of photo together.")
     ] = 6.0,
+    held_out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--held-out", help="Photos with one mask each that photo-bundle measures."),
+    ] = None,
+    side: Annotated[
+        int, typer.Option(min=64, help="Pixels of the square that photo-bundle exports for.")
+    ] = 512,
 ) -> None:
     """Resumable: run it again after a kill. Needs the extra `export`.
 
@@ -88,10 +100,20 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
         from segagent_rt_training.photo.training import PhotoRecipe, train_photo
 
         train_photo(PhotoRecipe(hours, BatchPlan(seed)), photos, folder, processes)
+    elif what == "photo-bundle":
+        from segagent_rt_training.photo.bundle import PhotoTrial, ship_photo
+
+        trial = PhotoTrial(photos, held_out, scenes, not allow_below_gate)
+        ship_photo(folder, output or Path("engines/photo"), side, trial, _tell)
     elif what == "bundle":
-        ship(folder, output, Trial(scenes, scenes, not allow_below_gate), _tell)
+        ship(
+            folder,
+            output or Path("engines/tiny"),
+            Trial(scenes, scenes, not allow_below_gate),
+            _tell,
+        )
     elif what == "report":
-        write_report(folder, output, Path("docs"))
+        write_report(folder, output or Path("engines/tiny"), Path("docs"))
     else:
         start = None if init is None else open_bundle(init).folder
         files = tuple(trajectories or ())

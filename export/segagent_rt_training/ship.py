@@ -105,11 +105,12 @@ def provenance(training: Path) -> dict[str, Any]:
         "plan": json.loads(plan.read_text("utf-8")) if plan.exists() else None,
         "samples": {stage: row["seen"] for stage, row in last.items()},
         "cpu_minutes": {stage: row["cpu_minutes"] for stage, row in last.items()},
-        "commit": _commit(),
+        "commit": source_commit(),
     }
 
 
-def _commit() -> str | None:
+def source_commit() -> str | None:
+    """The commit of this code, or None outside a repository."""
     asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
     try:
         return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()

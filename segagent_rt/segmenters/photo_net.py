@@ -5,6 +5,7 @@ The image is resized so that its longer side fills a square, and padded on the r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -37,9 +38,17 @@ NO_CLICK, NO_BOX = (0.0, 0.0, -1.0), (0.0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class PhotoNetSettings:
-    """`side` is that of the square that the encoder sees, in pixels."""
+    """The host's side of the family.
+
+    Attributes:
+        side: of the square that the encoder sees, in pixels.
+        iou_scale: factor of the IoU estimate's logit, fitted on validation photos.
+        iou_offset: what is added to it, fitted likewise.
+    """
 
     side: int = 512
+    iou_scale: float = 1.0
+    iou_offset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +97,11 @@ class PhotoNet:
     """Late fusion: the encoder sees only the image, the decoder everything else."""
 
     def __init__(self, encoder: Session, decoder: Session, settings: PhotoNetSettings) -> None:
-        self._encoder, self._decoder, self._side = encoder, decoder, settings.side
+        self._encoder, self._decoder, self._settings = encoder, decoder, settings
 
     def encode(self, image: RgbImage) -> PhotoNetEmbedding:
         """Everything that depends on the image alone; `image` is uint8 [H, W, 3] RGB."""
-        letterbox = Letterbox(image.shape[:2], self._side)
+        letterbox = Letterbox(image.shape[:2], self._settings.side)
         maps = self._encoder.run({"image": letterbox.pixels(image)}, MAPS, keep=MAPS)
         return PhotoNetEmbedding(maps, letterbox)
 
@@ -115,7 +124,15 @@ class PhotoNet:
         out = self._decoder.run(feeds, ("logits", "iou"))
         height, width = (length // STRIDE for length in letterbox.inside)
         logits = np.ascontiguousarray(out["logits"][0, 0, :height, :width])
-        return LogitsPrediction(logits, letterbox.image, float(out["iou"][0]))
+        score = calibrated_iou(float(out["iou"][0]), self._settings)
+        return LogitsPrediction(logits, letterbox.image, score)
+
+
+def calibrated_iou(iou: float, settings: PhotoNetSettings) -> float:
+    """The net's IoU estimate, scaled and shifted in logits."""
+    bounded = min(max(iou, 1e-6), 1 - 1e-6)
+    logit = math.log(bounded / (1 - bounded))
+    return 1 / (1 + math.exp(-settings.iou_scale * logit - settings.iou_offset))
 
 
 def prompt_points(clicks: Sequence[Click], letterbox: Letterbox) -> Floats:

@@ -338,7 +338,7 @@ def test_the_runtime_multiplies_integers(click_net, tmp_path):
     ],
 )
 def test_ranges_that_are_ten_times_off_are_refused(tmp_path, monkeypatch, factor, why):
-    measured = int8.calibrate_ranges
+    measured = integer_part.calibrate_ranges
 
     def wrong(*arguments: Any) -> Any:
         found = measured(*arguments)

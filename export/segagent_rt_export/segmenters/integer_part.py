@@ -79,9 +79,7 @@ def quantise_part(part: Part, folder: Path, material: Material | None = None) ->
     return _described(part, folder, [REFERENCE, "cpu-int8"], graphs)
 
 
-def _described(
-    part: Part, folder: Path, names: list[VariantName], graphs: dict[str, Path]
-) -> Part:
+def _described(part: Part, folder: Path, names: list[VariantName], graphs: dict[str, Path]) -> Part:
     variants = {
         str(name): Variant(
             "cpu",

@@ -85,9 +85,7 @@ def export_photo_net(net: PhotoSegmenterNet, side: int, folder: Path) -> dict[st
     return graphs
 
 
-def export_segmenter(
-    net: PhotoSegmenterNet, side: int, folder: Path, material: Material
-) -> Part:
+def export_segmenter(net: PhotoSegmenterNet, side: int, folder: Path, material: Material) -> Part:
     """Write a part with the net in integers, and the same weights for arithmetic in fp32.
 
     Args:
