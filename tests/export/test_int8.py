@@ -20,7 +20,6 @@ pytest.importorskip("torch", reason="needs the extra `export`")
 from segagent_rt.backends import Runtime, open_session
 from segagent_rt.bundle import Part, open_bundle
 from segagent_rt.contracts import Variant
-from segagent_rt_export.segmenters import integer_part
 from segagent_rt_export.lint import complaints
 from segagent_rt_export.passes.calibration import CalibrationSession
 from segagent_rt_export.passes.external_data import save_with_shared_weights
@@ -30,6 +29,7 @@ from segagent_rt_export.passes.weight_only_int8 import (
     dequantise_conv_weights,
     quantise_conv_weights,
 )
+from segagent_rt_export.segmenters import integer_part
 from segagent_rt_export.states import Scenes
 from segagent_rt_export.verdict import Gate
 from segagent_rt_export.verify import verify_masks

@@ -12,13 +12,16 @@ import onnx
 
 from segagent_rt.bundle import Part, open_part
 from segagent_rt.contracts import Variant
-from segagent_rt_export.passes.weight_only_int8 import dequantise_conv_weights, quantise_conv_weights
 from segagent_rt_export.parts import PartDraft, write_manifest
-from segagent_rt_export.recipe import VariantName
-from segagent_rt_export.passes.qdq_conv import MOST
 from segagent_rt_export.passes.calibration import calibrate_ranges
 from segagent_rt_export.passes.external_data import save_with_shared_weights
+from segagent_rt_export.passes.qdq_conv import MOST
+from segagent_rt_export.passes.weight_only_int8 import (
+    dequantise_conv_weights,
+    quantise_conv_weights,
+)
 from segagent_rt_export.passes.weight_quant import write_variant
+from segagent_rt_export.recipe import VariantName
 from segagent_rt_export.states import MEASURED, Material, Scenes
 from segagent_rt_export.variants import REFERENCE, SEGMENTER_VARIANTS
 

@@ -24,9 +24,9 @@ from segagent_rt_export.families.photo_net.export import (
 )
 from segagent_rt_export.families.photo_net.net import PhotoSegmenterNet
 from segagent_rt_export.parts import PartDraft, new_part, write_index, write_manifest
+from segagent_rt_export.passes.calibration import CPU
 from segagent_rt_export.photos import Photo as GatePhoto
 from segagent_rt_export.photos import Photos
-from segagent_rt_export.passes.calibration import CPU
 from segagent_rt_export.variants import REFERENCE
 from segagent_rt_export.verdict import Gate
 from segagent_rt_export.verify import verify_graphs, verify_masks
