@@ -98,7 +98,8 @@ def test_the_part_runs_in_integers_and_takes_clicks_and_boxes(net, tmp_path):
         embedding = segmenter.encode(image)
         first = segmenter.decode(embedding, [], box=Box(10, 5, 60, 30))
         second = segmenter.decode(embedding, [Click(20, 10, True)], prior=first)
-        assert np.isfinite(first.logits).all() and 0 <= second.score <= 1
+        assert np.isfinite(first.logits).all()
+        assert 0 <= second.score <= 1
         masks.append(second.logits)
         for session in sessions:
             session.close()

@@ -51,7 +51,8 @@ def test_any_aspect_ratio_lies_inside_the_square_on_whole_logits(size):
     height, width = letterbox.inside
     assert pixels.shape == (1, SIDE, SIDE, 3)
     assert (pixels[0, :height, :width] == 200).all()
-    assert (pixels[0, height:] == 127).all() and (pixels[0, :, width:] == 127).all()
+    assert (pixels[0, height:] == 127).all()
+    assert (pixels[0, :, width:] == 127).all()
 
 
 def test_clicks_are_pixel_centres_in_the_square():
@@ -70,12 +71,15 @@ def test_a_box_reaches_to_the_far_edges_of_its_last_pixels():
 
 def test_the_padding_belongs_to_no_mask():
     nothing = prior_logits(None, WIDE)
-    assert nothing.shape == (1, 1, 32, 32) and (nothing == -CERTAIN).all()
+    assert nothing.shape == (1, 1, 32, 32)
+    assert (nothing == -CERTAIN).all()
     given = prior_logits(GivenMask(np.ones((30, 120), np.bool_)), WIDE)
-    assert (given[0, 0, :8] == CERTAIN).all() and (given[0, 0, 8:] == -CERTAIN).all()
+    assert (given[0, 0, :8] == CERTAIN).all()
+    assert (given[0, 0, 8:] == -CERTAIN).all()
     own = LogitsPrediction(np.full((8, 32), 3.0, np.float32), (30, 120))
     again = prior_logits(own, WIDE)
-    assert (again[0, 0, :8] == 3).all() and (again[0, 0, 8:] == -CERTAIN).all()
+    assert (again[0, 0, :8] == 3).all()
+    assert (again[0, 0, 8:] == -CERTAIN).all()
 
 
 def test_a_prediction_covers_the_image_without_the_padding(sessions):
@@ -83,7 +87,8 @@ def test_a_prediction_covers_the_image_without_the_padding(sessions):
     net = PhotoNet(encoder, decoder, PhotoNetSettings(SIDE))
     embedding = net.encode(np.zeros((30, 120, 3), np.uint8))
     prediction = net.decode(embedding, [Click(3, 4, True)], box=Box(1, 2, 30, 20))
-    assert prediction.logits.shape == (8, 32) and prediction.mask().shape == (30, 120)
+    assert prediction.logits.shape == (8, 32)
+    assert prediction.mask().shape == (30, 120)
     assert prediction.logits[7, 31] == 7 * 32 + 31
     assert set(decoder.feeds[0]) == {*MAPS, "points", "box", "prior_logits"}
     assert embedding.size == (30, 120)
