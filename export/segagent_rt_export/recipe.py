@@ -67,8 +67,8 @@ class MllmRecipe:
         preset: the instruction and the form of the reply; the family's own if left out.
         decoding: within the reply grammar, or free.
         adapter: where a LoRA adapter is that is to be merged.
-        most_pixels: pixels of the largest picture, if fewer than the checkpoint allows; those that
-            `convert` writes into training recipes if left out.
+        most_pixels: pixels of the largest picture, up to what the checkpoint allows and the context
+            holds; those that `convert` writes into training recipes if left out.
         jpeg: painted images pass through a JPEG file, as in SegAgent's own code.
     """
 

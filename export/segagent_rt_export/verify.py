@@ -14,10 +14,11 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from segagent_rt.annotators.mllm import MllmAnnotator
+from segagent_rt.annotators.mllm import MllmAnnotator, MllmSettings
 from segagent_rt.bundle import Part
 from segagent_rt.examples import Watched
 from segagent_rt.metrics import iou, max_error, meets
+from segagent_rt.mllm.pictures import Smart
 from segagent_rt.runtime import open_mllm, open_segmenter
 from segagent_rt.types import (
     Array,
@@ -28,6 +29,7 @@ from segagent_rt.types import (
     Resident,
     Segmenter,
     Session,
+    Size,
     Turn,
 )
 from segagent_rt_export.lint import lint
@@ -52,6 +54,9 @@ from segagent_rt_export.verdict import (
 
 SIZES = ((140, 196), (97, 331), (300, 120), (64, 64), (211, 223))
 """Heights and widths of pictures: grids that windows do not divide, enlarged ones, shrunk ones."""
+
+LARGE = ((1000, 1400), (1080, 1920), (4032, 3024), (40, 30), (2000, 90))
+"""Sizes that only the rule of resizing is asked about: photos, an icon, a strip."""
 
 STEPS = (slice(0, 5), slice(5, 6), slice(6, 7), slice(7, None))
 """Tokens that are read at once behind a filled cache."""
@@ -291,12 +296,31 @@ def verify_published(
 ) -> Verdict:
     """Compare the reference of an MLLM's part with the published model."""
     tell("comparing the graphs with torch")
-    verdict = Verdict(failures=tuple(f for f in lint(part) if f.variant is None))
-    if not verdict.passed:
-        return verdict
+    found = [f for f in lint(part) if f.variant is None] + list(_resized_otherwise(part, published))
+    if found:
+        return Verdict(failures=tuple(found))
     with Opened(part, convoy=Convoy(tell) if streamed else None) as opened:
         errors = published_errors(opened, published, tell)
     return Verdict({"graphs": errors}, tuple(_away(errors, "deviations away", gate)))
+
+
+def _resized_otherwise(part: Part, published: Published) -> Iterator[Failure]:
+    """Sizes, those of large photos among them, that the runtime makes something else of."""
+    resize = part.settings(MllmSettings).vision.resize
+    if not isinstance(resize, Smart):
+        return  # every picture becomes equally large, and the comparison of graphs shows how large
+    for size in (*LARGE, *SIZES):
+        wanted = published.resized(size)
+        if wanted is not None and (found := resize.target(size)) != wanted:
+            yield Failure(
+                f"a picture of {_by(size)} pixels is resized to {_by(found)}, "
+                f"the checkpoint's own processor makes it {_by(wanted)}"
+            )
+            return
+
+
+def _by(size: Size) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 def verify_replies(

@@ -97,3 +97,18 @@ class Config:
     def _wrong(self, name: str, wanted: str) -> CheckpointInvalid:
         value = str(self.fields.get(name))[:60]
         return CheckpointInvalid(f"{self.where}: {name} = {value} is not {wanted}")
+
+
+def open_processor(folder: Path) -> Config:
+    """The image processor's configuration, from the file that transformers prefers: within the
+    whole processor's, else one of its own; empty if there is neither.
+
+    Raises:
+        CheckpointInvalid: it is not a JSON object.
+    """
+    whole, own = folder / "processor_config.json", folder / "preprocessor_config.json"
+    if whole.is_file():
+        config = Config.load(whole)
+        if config.get("image_processor", None) is not None:
+            return config.section("image_processor")
+    return Config.load(own) if own.is_file() else Config({}, str(folder))

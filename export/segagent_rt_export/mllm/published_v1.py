@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segagent_rt.mllm.pictures import bicubic
+from segagent_rt.types import Size
 
 
 class QwenVlV1:
@@ -119,6 +120,9 @@ class QwenVlV1:
         if key not in self._seen:
             self._seen = {key: self.see(self.pixels(image))}
         return self._seen[key]
+
+    def resized(self, size: Size) -> Size | None:
+        return None  # every picture becomes a square
 
     def logits(self, image: np.ndarray, lead: list[int], tail: list[int]) -> np.ndarray:
         picture, text = self.picture(image), self._w("wte.weight")[[*lead, *tail]]

@@ -14,14 +14,14 @@ from segagent_rt.annotators.mllm import MllmCodec, MllmSettings, prompt_codec
 from segagent_rt.errors import InputError
 from segagent_rt.mllm.grammar import compile_grammar
 from segagent_rt.mllm.pictures import Smart
-from segagent_rt.mllm.prompts import DEFAULT_PRESETS, PRESETS
+from segagent_rt.mllm.prompts import DEFAULT_PRESETS, MAX_PIXELS, PRESETS
 from segagent_rt_export.dimensions import check_dimensions
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.files import read_bounded
-from segagent_rt_export.mllm.chats import PICTURES, chat
-from segagent_rt_export.mllm.config import Config
+from segagent_rt_export.mllm.chats import HOLE, PICTURES, frame_of
+from segagent_rt_export.mllm.config import Config, open_processor
 from segagent_rt_export.mllm.families import FAMILIES, Given, Model
-from segagent_rt_export.mllm.lora import adapt
+from segagent_rt_export.mllm.lora import HEAD, adapt
 from segagent_rt_export.mllm.names import common_name, rename, split_v1
 from segagent_rt_export.mllm.prequantised import open_weights
 from segagent_rt_export.mllm.profiles import visual_tokens
@@ -44,14 +44,15 @@ class Choices:
         preset: name of the instruction and reply form; the family's own if None.
         decoding: within the reply grammar, or free.
         adapter: folder of a LoRA adapter to merge.
-        most_pixels: pixels of the largest picture, below what the checkpoint allows.
+        most_pixels: pixels of the largest picture, up to what the checkpoint allows and the context
+            holds.
         jpeg: whether painted images pass through a JPEG file, as in SegAgent's own code.
     """
 
     preset: str | None = None
     decoding: Literal["grammar", "free"] = "grammar"
     adapter: Path | None = None
-    most_pixels: int | None = None
+    most_pixels: int = MAX_PIXELS
     jpeg: bool = False
 
 
@@ -85,8 +86,11 @@ def read_source(folder: Path, choices: Choices | None = None) -> MllmSource:
     choices = choices or Choices()
     model = read_model(folder, choices.most_pixels)
     weights = _open_weights(folder, model, choices.adapter)
+    if choices.adapter is not None and HEAD in weights:
+        model = replace(model, tied=False)
     tokenizer = _open_tokenizer(folder)
-    settings = _settings(model, tokenizer, choices)
+    frame = frame_of(folder, model.family, tokenizer)
+    settings = _settings(model, tokenizer, choices, frame)
     provenance = _provenance(folder, model, choices)
     source = MllmSource(model, weights, tokenizer, settings, provenance)
     _expect_room(source)
@@ -130,7 +134,7 @@ def counted(source: MllmSource, tell: Callable[[str], None], what: str) -> MllmS
     )
 
 
-def read_model(folder: Path, most_pixels: int | None = None) -> Model:
+def read_model(folder: Path, most_pixels: int = MAX_PIXELS) -> Model:
     """A model's shapes, from its configuration alone."""
     config = Config.load(folder / "config.json")
     check_dimensions(config.fields, config.where)
@@ -140,23 +144,15 @@ def read_model(folder: Path, most_pixels: int | None = None) -> Model:
             f"{config.where}: models of the type `{kind}` cannot be exported",
             hint="the exporter knows " + ", ".join(FAMILIES),
         )
-    return FAMILIES[kind](Given(config, _processor(folder), most_pixels))
-
-
-def _processor(folder: Path) -> Config:
-    """The image processor's configuration, which newer folders keep within another."""
-    own, shared = folder / "preprocessor_config.json", folder / "processor_config.json"
-    if own.is_file():
-        return Config.load(own)
-    if shared.is_file():
-        return Config.load(shared).section("image_processor")
-    return Config({}, str(folder))
+    return FAMILIES[kind](Given(config, open_processor(folder), most_pixels))
 
 
 def _open_weights(folder: Path, model: Model, adapter: Path | None) -> Checkpoint:
     tensors = rename(model.family, open_weights(folder))
     if adapter is not None:
-        tensors = adapt(tensors, adapter, lambda name: common_name(model.family, name))
+        tensors = adapt(
+            tensors, adapter, lambda name: common_name(model.family, name), tied=model.tied
+        )
     if model.family == "qwen_vl":
         tensors = split_v1(tensors)
     return Checkpoint(tensors)
@@ -178,7 +174,9 @@ def _open_tokenizer(folder: Path) -> Tokenizer:
     )
 
 
-def _settings(model: Model, tokenizer: Tokenizer, choices: Choices) -> MllmSettings:
+def _settings(
+    model: Model, tokenizer: Tokenizer, choices: Choices, frame: str
+) -> MllmSettings:
     name = choices.preset or DEFAULT_PRESETS[model.family]
     if name not in PRESETS:
         raise InputError(f"there is no preset `{name}`", hint="choose " + ", ".join(PRESETS))
@@ -197,7 +195,7 @@ def _settings(model: Model, tokenizer: Tokenizer, choices: Choices) -> MllmSetti
     return MllmSettings(
         language=model.language_settings,
         vision=model.vision_settings,
-        prompt=chat(model.family, preset.instruction),
+        prompt=frame.replace(HOLE, preset.instruction),
         reply=preset.reply,
         head_rows=tuple(sorted(grammar.tokens())),
         picture=picture,

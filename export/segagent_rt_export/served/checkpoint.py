@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.graph import Weight
+from segagent_rt_export.mllm.chats import read_template
 from segagent_rt_export.mllm.config import Config
-from segagent_rt_export.mllm.lora import Adapted, adapt
+from segagent_rt_export.mllm.lora import HEAD, Adapted, adapt
 from segagent_rt_export.mllm.names import common_name, rename
 from segagent_rt_export.mllm.shards import MappedTensor, open_shards, read_object
 from segagent_rt_export.mllm.weights import Stored, row_pieces
@@ -35,7 +36,7 @@ def write_checkpoint(source: Path, adapter: Path | None, family: str, folder: Pa
     Raises:
         CheckpointInvalid: it is damaged, has no chat, cannot be merged, or overflows 16 bits.
     """
-    if not _has_chat(source):
+    if read_template(source) is None:
         raise CheckpointInvalid(
             f"{source} holds no chat template, and a server needs one",
             hint="copy chat_template.jinja or tokenizer_config.json from the model it began as",
@@ -56,13 +57,6 @@ def write_checkpoint(source: Path, adapter: Path | None, family: str, folder: Pa
         write_json(folder / "config.json", _halved(read_object(source / "config.json")))
 
 
-def _has_chat(source: Path) -> bool:
-    if any((source / f"chat_template.{end}").is_file() for end in ("jinja", "json")):
-        return True
-    described = source / "tokenizer_config.json"
-    return described.is_file() and bool(read_object(described).get("chat_template"))
-
-
 def _merged(
     tensors: Mapping[str, Stored], source: Path, adapter: Path | None, family: str
 ) -> Mapping[str, Stored]:
@@ -75,7 +69,14 @@ def _merged(
             hint="name the checkpoint that it was quantised from",
         )
     common = rename(family, tensors)
-    adapted = adapt(common, adapter, lambda name: common_name(family, name))
+    tied = HEAD not in common
+    adapted = adapt(common, adapter, lambda name: common_name(family, name), tied=tied)
+    if tied and HEAD in adapted:
+        raise CheckpointInvalid(
+            f"{adapter} parts the output head from the table of embeddings, which are one in "
+            f"{source}, and servers would join them again",
+            hint="merge it with peft's merge_and_unload and export the result",
+        )
     return {name: adapted[common_name(family, name)] for name in tensors}
 
 

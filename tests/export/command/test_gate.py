@@ -247,6 +247,16 @@ def test_a_wrong_section_of_rotary_positions(mllm, tmp_path):
     assert "the logits is" in mllm.failures(spoilt)
 
 
+@pytest.mark.parametrize(("field", "size"), [("most", "1000 x 1400"), ("least", "40 x 30")])
+def test_another_limit_of_pixels_than_the_checkpoints(mllm, tmp_path, field, size):
+    """Small pictures do not show it: the gate compares the rule on photos and on icons, too."""
+    spoilt = mllm.copy(tmp_path)
+    manifest = json.loads((spoilt / "manifest.json").read_text())
+    manifest["settings"]["vision"]["resize"][field] //= 2
+    (spoilt / "manifest.json").write_text(json.dumps(manifest))
+    assert f"a picture of {size} pixels is resized to" in mllm.failures(spoilt)
+
+
 def test_an_mllm_shown_through_another_filter(mllm, monkeypatch):
     def bilinear(_: Any, image: Any, size: Any) -> Any:
         small = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)

@@ -9,6 +9,7 @@ import pytest
 from transformers import LlamaConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 
 from segagent_rt.errors import InputError
@@ -16,6 +17,7 @@ from segagent_rt.mllm.pictures import Crop, Pad, Smart, Squash
 from segagent_rt.mllm.rope import RopeSettings
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.mllm.attention import Heads
+from segagent_rt_export.mllm.chats import frame_of
 from segagent_rt_export.mllm.source import Choices, read_model, read_source
 
 pytestmark = pytest.mark.export
@@ -54,7 +56,47 @@ def test_a_published_qwen2_5_vl(tmp_path):
     assert model.tower.window == 4
     assert model.vision_settings.window == 4
     assert model.vision_settings.rope.head_dim == 80
-    assert model.vision_settings.resize == Smart(28, 3136, 1280 * 28 * 28)
+    assert model.vision_settings.resize == Smart(28, 3136, 512 * 512)
+
+
+LIMITS: dict[str, dict[str, Any]] = {
+    "the older names alone": {"min_pixels": 50176, "max_pixels": 262144},
+    "sizes alone": {"size": {"shortest_edge": 50176, "longest_edge": 262144}},
+    "older names beside sizes": {
+        "size": {"shortest_edge": 3136, "longest_edge": 12845056},
+        "min_pixels": 200704, "max_pixels": 262144,
+    },
+    "one older name beside sizes": {
+        "size": {"shortest_edge": 3136, "longest_edge": 262144}, "min_pixels": 50176,
+    },
+    "none": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("limits", LIMITS)
+def test_pictures_are_as_large_as_transformers_makes_them(tmp_path, limits, whole):
+    """Also where both files exist: the image processor within the whole processor's goes first."""
+    processor = {"patch_size": 14, "merge_size": 2} | LIMITS[limits]
+    folder = written(tmp_path, QWEN25_3B, QWEN25_PIXELS if whole else processor)
+    if whole:
+        (folder / "processor_config.json").write_text(json.dumps({"image_processor": processor}))
+    theirs = Qwen2VLImageProcessorPil.from_pretrained(folder)
+    resize = read_model(folder, 4_000_000).vision_settings.resize
+    for height, width in ((1000, 1400), (100, 120), (480, 640), (40, 2000)):
+        rows, columns = resize.target((height, width))
+        assert rows * columns // 14**2 == theirs.get_number_of_image_patches(height, width)
+
+
+def test_pictures_are_as_large_as_the_caller_wants(tmp_path):
+    """Up to what the checkpoint allows and its context holds."""
+    folder = written(tmp_path, QWEN25_3B, QWEN25_PIXELS)
+    assert read_model(folder).vision_settings.resize.most == 512 * 512
+    assert read_model(folder, 100_000).vision_settings.resize.most == 100_000
+    assert read_model(folder, 4_000_000).vision_settings.resize.most == 4_000_000
+    assert read_model(folder, 20_000_000).vision_settings.resize.most == 12845056
+    written(tmp_path, QWEN25_3B | {"max_position_embeddings": 4096})
+    assert read_model(folder, 4_000_000).vision_settings.resize.most == (4096 - 768) * 28 * 28
 
 
 def test_new_layouts_say_the_same(tmp_path):
@@ -210,3 +252,70 @@ def test_the_segagent_prompt_letter_by_letter(small):
         read_source(small("qwen_vl").folder).tokenizer.token_to_id(t)
         for t in ("<|im_end|>", "<|endoftext|>")
     )
+
+
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+STOCK = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}"
+    + SYSTEM.replace("\n", "\\n").join(["{{ '", "' }}"])
+    + "{% endif %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for c in m.content %}{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Qwen2-VL's, without videos."""
+
+PLAIN = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant{{ '\\n' }}"
+)
+"""As LLaMA-Factory saves templates: contents are texts with the picture's tokens in them."""
+
+SEEN = "<|vision_start|><|image_pad|><|vision_end|>{instruction}<|im_end|>\n<|im_start|>assistant\n"
+USER = "<|im_start|>user\n" + SEEN
+
+
+def with_template(folder: Any, template: str | None, where: str = "chat_template.jinja") -> Any:
+    if template is not None:
+        wrapped = json.dumps({"chat_template": template})
+        (folder / where).write_text(template if where.endswith("jinja") else wrapped)
+    return folder
+
+
+FRAMES: dict[str, tuple[str, str | None, str]] = {
+    "no template": ("qwen2_5_vl", None, SYSTEM + USER),
+    "the published one": ("qwen2_5_vl", STOCK, SYSTEM + USER),
+    "another system prompt": (
+        "qwen2_5_vl", STOCK.replace("a helpful", "an annotating"),
+        SYSTEM.replace("a helpful", "an annotating") + USER,
+    ),
+    "no system prompt": ("qwen2_5_vl", PLAIN, USER),
+    "thoughts that are closed": (
+        "qwen3_vl", PLAIN + "{{ '<think>\\n\\n</think>\\n\\n' }}", USER + "<think>\n\n</think>\n\n",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FRAMES)
+def test_the_model_is_asked_in_the_frame_of_its_chat_template(tmp_path, tokenizer, case):
+    family, template, wanted = FRAMES[case]
+    for where in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
+        folder = tmp_path / where
+        folder.mkdir()
+        assert frame_of(with_template(folder, template, where), family, tokenizer) == wanted
+
+
+FRAMES_REFUSED = {
+    "open thoughts": (PLAIN + "<think>\n", "thinks before it answers"),
+    "no picture": ("{{ messages[0].role }}: {instruction}", "one picture and one text"),
+    "no text": ("<|image_pad|>", "one picture and one text"),
+    "an error": ("{{ raise_exception('no user') }}", "cannot be rendered: no user"),
+    "no template at all": ("{% if %}", "cannot be rendered"),
+}
+
+
+@pytest.mark.parametrize("case", FRAMES_REFUSED)
+def test_a_chat_template_that_cannot_be_followed_is_refused(tmp_path, tokenizer, case):
+    template, said = FRAMES_REFUSED[case]
+    with pytest.raises(CheckpointInvalid, match=said):
+        frame_of(with_template(tmp_path, template), "qwen3_vl", tokenizer)

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
+from segagent_rt.bundle import open_part
+from segagent_rt.metrics import max_error
 from segagent_rt_export.errors import CheckpointInvalid
+from segagent_rt_export.mllm import lora
+from segagent_rt_export.mllm.names import common_name
+from segagent_rt_export.mllm.published import load_whole, merged_by_peft, open_published
 from segagent_rt_export.mllm.shards import open_shards
 from segagent_rt_export.mllm.source import Choices, read_source
+from segagent_rt_export.verdict import Gate
+from segagent_rt_export.verify import verify_published
+from tests.export.mllm.conftest import open_exported
 
 pytestmark = pytest.mark.export
 
@@ -73,7 +83,7 @@ def test_merged_weights_are_the_base_and_the_change(small, tmp_path, name, rslor
     assert np.array_equal(base(untouched), merged(untouched))
 
 
-def test_whole_tensors_of_an_adapter_replace_those_of_the_base(small, tmp_path):
+def testload_whole_tensors_of_an_adapter_replace_those_of_the_base(small, tmp_path):
     folder, adapter = small("qwen2_5_vl").folder, tmp_path / "adapter"
     write_adapter(adapter, open_shards(folder), LAYERS["qwen2_5_vl"])
     kept = {n: torch.from_numpy(t.read()) for n, t in open_shards(adapter, "adapter_model").items()}
@@ -89,10 +99,12 @@ def test_adapters_of_other_kinds_and_of_other_models_are_refused(small, tmp_path
     base, layers = open_shards(folder), LAYERS["qwen2_5_vl"]
     for at, (config, said) in enumerate(
         (
-            ({"use_dora": True}, "use_dora = True"),
-            ({"bias": "all"}, "bias = all"),
+            ({"init_lora_weights": "loftq"}, "init_lora_weights = loftq"),
+            ({"init_lora_weights": "pissa_niter_4"}, "began with pissa_niter_4"),
+            ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
             ({"peft_type": "IA3"}, "peft_type = IA3"),
-            ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern"),
+            ({"alpha_pattern": {"q_proj": "x"}}, "no rank"),
+            ({"rank_pattern": {"q_proj": 0}}, "no rank"),
             ({"r": 0}, "no rank"),
             ({"lora_alpha": "x"}, "no rank"),
         )
@@ -116,3 +128,88 @@ def test_an_adapter_without_one_half_is_refused(small, tmp_path):
         save_file(rest, adapter / "adapter_model.safetensors")
         with pytest.raises(CheckpointInvalid, match="without its other half"):
             read_source(folder, Choices(adapter=adapter))
+
+
+BLOCKS = r".*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|qkv|mlp\.0|mlp\.2)$"
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "ranks and scales by module": {
+        "rank_pattern": {"layers.0.self_attn.q_proj": 2, r"layers\..*\.o_proj": 6},
+        "alpha_pattern": {"layers.0.self_attn.q_proj": 9}, "use_rslora": True,
+    },
+    "DoRA": {"use_dora": True},
+    "PiSSA": {"init_lora_weights": "pissa"},
+    "OLoRA": {"init_lora_weights": "olora"},
+    "DoRA upon OLoRA": {"init_lora_weights": "olora", "use_dora": True},
+    "biases": {"bias": "all"},
+    "a merger": {"modules_to_save": ["merger"]},
+    "a head": {"modules_to_save": ["lm_head"]},
+    "a table of embeddings": {"modules_to_save": ["embed_tokens"]},
+    "changes of the table": {"target_modules": ["embed_tokens", "q_proj"]},
+    "changes of the head": {"target_modules": ["lm_head", "q_proj"]},
+}  # fmt: skip
+"""Adapters as peft makes them."""
+
+
+def trained(folder: Path, adapter: Path, **kind: Any) -> None:
+    """Let peft make an adapter, and change what training would change."""
+    torch.manual_seed(5)
+    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": BLOCKS, **kind})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's, about tied weights and biases
+        model = get_peft_model(load_whole(folder), config)
+        with torch.no_grad():
+            for name, tensor in model.named_parameters():
+                if "lora_" in name or "modules_to_save" in name or name.endswith(".bias"):
+                    tensor.mul_(1 + 0.1 * torch.randn_like(tensor))
+                    tensor.add_(0.05 * torch.randn_like(tensor))
+        model.save_pretrained(adapter)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_are_merged_as_peft_merges_them(small, tmp_path, kind, family):
+    """The table of embeddings of Qwen3-VL is its output head, too."""
+    folder, adapter = small(family).folder, tmp_path / "adapter"
+    trained(folder, adapter, **KINDS[kind])
+    source, base = read_source(folder, Choices(adapter=adapter)), read_source(folder)
+    merged, changed = merged_by_peft(load_whole(folder), adapter, family), 0
+    for name, tensor in merged.named_parameters(remove_duplicate=False):
+        ours = common_name(family, name)
+        if ours == "head.weight" and source.model.tied:
+            ours = "language.embed_tokens.weight"
+        found, wanted = source.weights(ours), tensor.detach().numpy()
+        assert max_error(found, wanted) < 1e-4, name
+        changed += ours not in base.weights or not np.array_equal(found, base.weights(ours))
+    assert changed
+
+
+def test_an_adapter_merged_into_the_wrong_weights_fails_the_gate(small, tmp_path, monkeypatch):
+    """As if PiSSA's residual were the base model."""
+    folder, adapter = small("qwen2_5_vl").folder, tmp_path / "adapter"
+    trained(folder, adapter, init_lora_weights="pissa")
+
+    def failures(place: Path) -> str:
+        place.mkdir()
+        source = read_source(folder, Choices(adapter=adapter))
+        part = open_part(open_exported(source, place, "portable").folder, "mllm")
+        published = open_published(folder, source, adapter)
+        found = verify_published(part, published, Gate(), lambda text: None)
+        return "; ".join(map(str, found.failures))
+
+    assert failures(tmp_path / "right") == ""
+    monkeypatch.setattr(lora, "_start", lambda config, adapter: "base")
+    assert "the logits is" in failures(tmp_path / "wrong")
+
+
+def test_an_adapter_with_the_names_of_older_transformers_is_compared_too(small, tmp_path):
+    folder, adapter = small("qwen2_5_vl").folder, tmp_path / "adapter"
+    trained(folder, adapter)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    old = {name.replace(".model.language_model.", ".model."): t for name, t in tensors.items()}
+    assert set(old) != set(tensors)
+    save_file(old, adapter / "adapter_model.safetensors")
+    merged = merged_by_peft(load_whole(folder), adapter, "qwen2_5_vl").state_dict()
+    wanted = merged["model.language_model.layers.1.self_attn.q_proj.weight"].numpy()
+    found = read_source(folder, Choices(adapter=adapter)).weights
+    assert max_error(found("language.layers.1.self_attn.q_proj.weight"), wanted) < 1e-6

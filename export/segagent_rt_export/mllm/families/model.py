@@ -16,8 +16,8 @@ from segagent_rt_export.mllm.config import Config
 from segagent_rt_export.mllm.language import LanguageShape
 from segagent_rt_export.mllm.towers.patches import Pixels, TowerShape
 
-MOST_VISUAL = 1280
-"""Visual tokens of the largest picture, unless the checkpoint or the caller asks for fewer."""
+LEAST_PIXELS, MOST_PIXELS = 56 * 56, 28 * 28 * 1280
+"""Fewest and most pixels of a picture where a processor does not say, as in transformers."""
 
 LONGEST_TEXT = 768
 """Tokens kept for the instruction, the expression and the reply."""
@@ -25,8 +25,13 @@ LONGEST_TEXT = 768
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model's shapes on both sides, exporter and runtime; `tied` says whether the output head is
-    the table of embeddings."""
+    """A model's shapes on both sides, exporter and runtime.
+
+    Attributes:
+        tied: whether the output head is the table of embeddings.
+        cap: the most pixels of a picture beside the processor's own limit; None where all pictures
+            become equally large.
+    """
 
     family: str
     tower: TowerShape
@@ -34,6 +39,7 @@ class Model:
     vision_settings: VisionSettings
     language_settings: LanguageSettings
     tied: bool
+    cap: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,7 @@ class Given:
 
     config: Config
     processor: Config
-    most_pixels: int | None = None
+    most_pixels: int
 
     @property
     def text(self) -> Config:
@@ -103,15 +109,24 @@ class Given:
         time, row, column = sections
         return RopeSettings(width, theta, layout, (time, row, column))
 
-    def smart(self, unit: int, context: int, least: int, most: int) -> Smart:
-        """How pictures are resized: as the processor says, within what the context holds."""
+    def cap(self, unit: int, context: int) -> int:
+        """The most pixels of a picture that the caller wants and the context holds; visual tokens
+        are squares of `unit` pixels.
+
+        Raises:
+            CheckpointInvalid: the context is too short for any picture.
+        """
         if context <= LONGEST_TEXT:
             raise self.text.refuse("max_position_embeddings", f"prompts need {LONGEST_TEXT} tokens")
+        return min(self.most_pixels, (context - LONGEST_TEXT) * unit**2)
+
+    def smart(self, unit: int, cap: int) -> Smart:
+        """How pictures are resized: as transformers reads the processor's limits, where the older
+        `min_pixels` and `max_pixels` go before `size`, and to `cap` pixels at most."""
         size = self.processor.section("size")
-        least = size.size("shortest_edge", self.processor.size("min_pixels", least))
-        most = size.size("longest_edge", self.processor.size("max_pixels", most))
-        tokens = min(MOST_VISUAL, context - LONGEST_TEXT)
-        most = min(most, self.most_pixels or most, tokens * unit**2)
+        least = self.processor.size("min_pixels", size.size("shortest_edge", LEAST_PIXELS))
+        most = self.processor.size("max_pixels", size.size("longest_edge", MOST_PIXELS))
+        most = min(most, cap)
         return Smart(unit, min(least, most), most)
 
 

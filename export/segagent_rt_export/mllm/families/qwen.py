@@ -15,12 +15,8 @@ from segagent_rt_export.mllm.towers.qwen2 import Qwen2Shape
 from segagent_rt_export.mllm.towers.qwen2_5 import Qwen25Shape
 from segagent_rt_export.mllm.towers.qwen3 import Qwen3Shape
 
-LIMITS = {
-    "qwen2_vl": (32768, 3136, 12845056),
-    "qwen2_5_vl": (32768, 3136, 12845056),
-    "qwen3_vl": (128000, 65536, 16777216),
-}
-"""Tokens of the context, fewest and most pixels of a picture, where a checkpoint does not say."""
+CONTEXT = {"qwen2_vl": 32768, "qwen2_5_vl": 32768, "qwen3_vl": 128000}
+"""Tokens of the context, where a checkpoint does not say."""
 
 
 def qwen2_vl(given: Given) -> Model:
@@ -98,15 +94,16 @@ def _model(
     **geometry: Any,
 ) -> Model:
     """`geometry` are further fields of the vision settings."""
-    context, least, most = LIMITS[family]
-    context = given.text.size("max_position_embeddings", context)
+    context = given.text.size("max_position_embeddings", CONTEXT[family])
+    unit = tower.patch * tower.merge
+    cap = given.cap(unit, context)
     theta = given.vision.section("rope_parameters").number("rope_theta", 10000.0)
     vision = VisionSettings(
         tower.patch,
-        given.smart(tower.patch * tower.merge, context, least, most),
+        given.smart(unit, cap),
         tower.merge,
         rope=Axial(tower.width // tower.heads, theta),
         **geometry,
     )
     settings = settings_of(language, rope, context)
-    return Model(family, tower, language, vision, settings, given.tied)
+    return Model(family, tower, language, vision, settings, given.tied, cap)
