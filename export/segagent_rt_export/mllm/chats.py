@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from segagent_rt_export.errors import CheckpointInvalid
+from segagent_rt_export.files import read_bounded
 from segagent_rt_export.mllm.shards import read_object
 
 LONGEST = 1_000_000
@@ -109,8 +110,7 @@ def read_template(folder: Path) -> str | None:
     own, legacy = folder / "chat_template.jinja", folder / "chat_template.json"
     found: Any = None
     if own.is_file():
-        with own.open("rb") as stream:
-            found = stream.read(LONGEST + 1).decode("utf-8", "replace")
+        found = read_bounded(own, LONGEST).decode("utf-8", "replace")
     elif legacy.is_file():
         found = read_object(legacy).get("chat_template")
     elif (folder / "tokenizer_config.json").is_file():

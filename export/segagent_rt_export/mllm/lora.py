@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import torch
 
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.graph import Weight
@@ -88,13 +89,17 @@ class Adapted:
 
     @cached_property
     def _taken_out(self) -> tuple[Weight, Weight]:
-        """The part of the base that A and B began as, in two factors."""
-        base, rank = self.base.read(), self.down.shape[0]
+        """The part of the base that A and B began as, in two factors; in torch's arithmetic, as
+        peft computes it, because another's differs by more than the gate allows."""
+        base, rank = torch.from_numpy(self.base.read()), self.down.shape[0]
         if self.start == "olora":
-            q, r = np.linalg.qr(base)
-            return self.scale * q[:, :rank], r[:rank]
-        up, lengths, down = np.linalg.svd(base, full_matrices=False)
-        return up[:, :rank] * lengths[:rank], down[:rank]
+            q, r = torch.linalg.qr(base)
+            up, down = self.scale * q[:, :rank], r[:rank]
+        else:
+            u, lengths, v = torch.linalg.svd(base, full_matrices=False)
+            root = torch.sqrt(lengths[:rank])
+            up, down = u[:, :rank] * root, root[:, None] * v[:rank]
+        return up.numpy(), down.numpy()
 
 
 @dataclass(frozen=True, slots=True)
