@@ -174,9 +174,7 @@ def _open_tokenizer(folder: Path) -> Tokenizer:
     )
 
 
-def _settings(
-    model: Model, tokenizer: Tokenizer, choices: Choices, frame: str
-) -> MllmSettings:
+def _settings(model: Model, tokenizer: Tokenizer, choices: Choices, frame: str) -> MllmSettings:
     name = choices.preset or DEFAULT_PRESETS[model.family]
     if name not in PRESETS:
         raise InputError(f"there is no preset `{name}`", hint="choose " + ", ".join(PRESETS))
