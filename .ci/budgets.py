@@ -13,7 +13,7 @@ LOOP_LINES = 45
 CORE_LINES, ADAPTER_LINES = 2000, 1000
 ADAPTERS = ("annotators", "backends", "mllm", "segmenters")
 """Folders whose files are each for one family or library: nobody reads them all."""
-APART = {"cli", "eval", "bench", "serve", "scenes", "data", "bundles"}
+APART = {"cli", "eval", "bench", "serve", "scenes", "data", "assets"}
 
 
 def code_lines(path: Path) -> int:

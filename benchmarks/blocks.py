@@ -24,12 +24,12 @@ import numpy as np
 import numpy.typing as npt
 from in_turn import in_turn
 
-from segagent_rt.backends import Runtime, open_session
+from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.bench.machine import describe_machine
 from segagent_rt.bench.stats import percentiles
 from segagent_rt.types import Session
-from segagent_rt_export.graph import new_graph
-from segagent_rt_export.precision import Precision, Scheme
+from segagent_rt_export.graphs.builder import new_graph
+from segagent_rt_export.graphs.precision import Precision, Scheme
 
 Floats = npt.NDArray[np.float32]
 
@@ -139,7 +139,7 @@ def product(weight: npt.NDArray[Any], scheme: Scheme, block: int) -> Session:
             x = graph.input("x", np.float32, ["N", weight.shape[1]])
             y = Precision(scheme, block).linear(graph, x, weight.astype(np.float32))
             graph.output(y, "y", np.float32, ["N", len(weight)])
-        return open_session(path, Runtime("cpu", len(os.sched_getaffinity(0))))
+        return open_session(path, SessionOptions("cpu", len(os.sched_getaffinity(0))))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segagent_rt.mllm.geometry import MASKED
+from segagent_rt.mllm.patch_layout import MASKED
 
 
 def mix(q: Tensor, k: Tensor, v: Tensor, *, fused: bool, causal: bool = False) -> Tensor:

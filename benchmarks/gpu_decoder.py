@@ -14,10 +14,10 @@ from gpu_attention import linears, mix
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segagent_rt_export.graph import new_graph
-from segagent_rt_export.mllm.language import LanguageShape, build_decoder
-from segagent_rt_export.mllm.weights import StateDict
+from segagent_rt_export.graphs.builder import new_graph
+from segagent_rt_export.graphs.language_model import LanguageShape, build_decoder
 from segagent_rt_export.recipe import VariantName
+from segagent_rt_export.sources.weights import StateDict
 from segagent_rt_export.variants import MLLM_VARIANTS
 
 

@@ -15,10 +15,10 @@ from gpu_segmenters import EdgeTamEncoder, EdgeTamSize, Sam, Sam2, SimpleClick
 from gpu_vit import Vit, VitSize
 from torch import Tensor
 
-from segagent_rt_export.mllm.attention import Heads
-from segagent_rt_export.mllm.language import LanguageShape
+from segagent_rt_export.families.simple_click.net import NetShape
+from segagent_rt_export.graphs.attention import Heads
+from segagent_rt_export.graphs.language_model import LanguageShape
 from segagent_rt_export.recipe import VariantName
-from segagent_rt_export.segmenters.simple_click_net import NetShape
 
 
 class Net(Protocol):

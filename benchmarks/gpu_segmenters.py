@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segagent_rt_export.passes.weight_quant import write_variant
-from segagent_rt_export.recipe import VariantName
-from segagent_rt_export.segmenters import simple_click_net
-from segagent_rt_export.segmenters.sam_encoder import (
+from segagent_rt_export.families.simple_click import net as simple_click_net
+from segagent_rt_export.graphs.sam_encoder import (
     BiasAttention,
     FoldedAttention,
     SamEncoder,
     with_attention,
 )
-from segagent_rt_export.segmenters.tracing import trace
+from segagent_rt_export.graphs.tracing import trace
+from segagent_rt_export.passes.weight_quant import write_variant
+from segagent_rt_export.recipe import VariantName
 from segagent_rt_export.variants import SEGMENTER_VARIANTS, Device
 
 FEATURES = ("embedding", "hi0", "hi1")
@@ -106,7 +106,8 @@ class Sam2(Segmenter):
     def __init__(self, size: Mapping[str, Any]) -> None:
         from transformers import Sam2Config, Sam2Model
 
-        from segagent_rt_export.segmenters.sam2 import Hiera, PyramidEncoder
+        from segagent_rt_export.families.sam2.export import Hiera
+        from segagent_rt_export.graphs.sam2 import PyramidEncoder
 
         net = awake(Sam2Model._from_config(Sam2Config(**size), attn_implementation="eager"))
         side = net.config.prompt_encoder_config.image_size
@@ -134,9 +135,9 @@ class EdgeTamEncoder(Segmenter):
     def __init__(self, size: EdgeTamSize) -> None:
         from transformers import Sam2Config
 
-        from segagent_rt_export.segmenters.edgetam import EdgeTam
-        from segagent_rt_export.segmenters.repvit import RepVit, merged_branches
-        from segagent_rt_export.segmenters.sam2 import PyramidEncoder
+        from segagent_rt_export.families.edgetam.export import EdgeTam
+        from segagent_rt_export.families.edgetam.repvit import RepVit, merged_branches
+        from segagent_rt_export.graphs.sam2 import PyramidEncoder
 
         config = Sam2Config(**size.config)
         config.mask_decoder_config._attn_implementation = "eager"

@@ -14,11 +14,11 @@ from gpu_attention import linears, mix
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segagent_rt_export.graph import GraphBuilder, new_graph
-from segagent_rt_export.mllm.blocks import Module, attend, gelu, plain_mlp
-from segagent_rt_export.mllm.weights import StateDict
-from segagent_rt_export.precision import Precision
+from segagent_rt_export.graphs.blocks import Module, attend, gelu, plain_mlp
+from segagent_rt_export.graphs.builder import GraphBuilder, new_graph
+from segagent_rt_export.graphs.precision import Precision
 from segagent_rt_export.recipe import VariantName
+from segagent_rt_export.sources.weights import StateDict
 from segagent_rt_export.variants import MLLM_VARIANTS
 
 

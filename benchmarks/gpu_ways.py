@@ -14,8 +14,8 @@ import torch
 from gpu_nets import Net
 from torch import Tensor
 
-from segagent_rt.backends import Runtime, open_session
 from segagent_rt.backends.onnxruntime import OrtBuffer
+from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt_export.recipe import VariantName
 
 Call = Callable[[], Any]
@@ -84,7 +84,7 @@ def in_onnx_runtime(net: Net, dtype: str, device: str) -> Iterator[Call]:
         raise Unsuited(f"no variant is in {dtype}")
     with tempfile.TemporaryDirectory() as name:
         path = net.write(Path(name), SHIPPED[dtype])
-        session = open_session(path, Runtime("cuda" if device == "cuda" else "cpu"))
+        session = open_session(path, SessionOptions("cuda" if device == "cuda" else "cpu"))
         feeds = {name: _resident(value, device) for name, value in net.feeds().items()}
         into = {
             name.replace("past", "present", 1): buffer

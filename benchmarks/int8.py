@@ -20,16 +20,16 @@ from typing import Any
 
 from clock import Clock
 
-from segagent_rt.backends import Runtime
+from segagent_rt.backends.session import SessionOptions
 from segagent_rt.bench.machine import describe_machine
-from segagent_rt.bundle import Part, open_bundle, open_part
+from segagent_rt.bundle.bundle import Part, open_bundle, open_part
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Click
-from segagent_rt_export.segmenters.integer_part import quantise_part
-from segagent_rt_export.states import Scenes
-from segagent_rt_export.verdict import Gate
-from segagent_rt_export.verify import verify_masks
+from segagent_rt_export.gate.inputs import Scenes
+from segagent_rt_export.gate.verdict import Gate
+from segagent_rt_export.gate.verify import verify_masks
+from segagent_rt_export.passes.integer_part import quantise_part
 
 SCENES, ROUNDS, FAST = 100, 20, "cpu-int8"
 
@@ -50,7 +50,7 @@ def main(folder: Path | None) -> None:
 def times(part: Part, side: int, rounds: int = ROUNDS) -> dict[str, Any]:
     """Milliseconds of an image's encoding and of a click, in turn; the first round does not
     count."""
-    where = Runtime("cpu", _cores())
+    where = SessionOptions("cpu", _cores())
     names = ("reference", FAST)
     segmenters = {
         name: open_segmenter(part, lambda part, role, name=name: part.session(role, where, name))
@@ -78,7 +78,7 @@ def edgetam(folder: Path) -> Part:
     """At real size, its weights random."""
     from segmenters import save_edgetam
 
-    from segagent_rt_export.exporter import Judge, carry_out
+    from segagent_rt_export.pipeline import Judge, carry_out
     from segagent_rt_export.plan import make_plan
     from segagent_rt_export.recipe import read_recipe
 

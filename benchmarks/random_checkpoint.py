@@ -23,7 +23,7 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
 from segagent_rt.mllm.prompts import PRESETS
-from segagent_rt_export.mllm.tiktoken import SPLIT
+from segagent_rt_export.families.qwen_vl_v1.tiktoken import SPLIT
 
 SHARD = 2_000_000_000
 """Bytes of a shard, about."""

@@ -12,11 +12,11 @@ import numpy.typing as npt
 from real_bundle import Place
 
 from segagent_rt.annotators.mllm import MllmAnnotator
-from segagent_rt.backends import Runtime
-from segagent_rt.bundle import Part, open_bundle
-from segagent_rt.mllm.constrained import Pick, Prompt, Until, Writer, Written, greedy
+from segagent_rt.backends.session import SessionOptions
+from segagent_rt.bundle.bundle import Part, open_bundle
+from segagent_rt.mllm.decoder import Pick, Prompt, Until, Writer, Written, greedy
 from segagent_rt.mllm.grammar import Automaton
-from segagent_rt.mllm.language import Cache
+from segagent_rt.mllm.language_model import Cache
 from segagent_rt.runtime import open_mllm
 from segagent_rt.types import Request, RgbImage, Session, Turn, View
 
@@ -92,7 +92,7 @@ class OurMllm:
     """One variant; the full-precision one is run as it lies in its file, to save memory."""
 
     def __init__(self, place: Place, variant: str) -> None:
-        self._cpu = Runtime("cpu", brief=variant == "reference")
+        self._cpu = SessionOptions("cpu", brief=variant == "reference")
         self._variant, self._sessions = variant, list[Session]()
         part = open_bundle(place.bundle).part("mllm")
         self.ear = Ear()

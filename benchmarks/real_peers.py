@@ -28,12 +28,12 @@ from real_ours import Floats, OurMllm, apart
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from segagent_rt.backends import Runtime, open_session
 from segagent_rt.backends.onnxruntime import on_host
+from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.bench.machine import describe_machine, measure_ceilings
 from segagent_rt.bench.stats import percentiles, ratio_percentiles
-from segagent_rt.bundle import Part, open_part
-from segagent_rt.mllm.constrained import Prompt, Writer, greedy
+from segagent_rt.bundle.bundle import Part, open_part
+from segagent_rt.mllm.decoder import Prompt, Writer, greedy
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.sam import SamEmbedding
@@ -255,7 +255,7 @@ class PeerSam:
     """samexporter's graphs, with our preprocessing before them."""
 
     def __init__(self, folder: Path) -> None:
-        cpu = Runtime("cpu")
+        cpu = SessionOptions("cpu")
         self._encoder = open_session(folder / "encoder.onnx", cpu)
         self._decoder = open_session(folder / "decoder.onnx", cpu)
 
@@ -295,7 +295,7 @@ class OurSam:
         self._sessions = list[Session]()
 
         def session(part: Part, role: str) -> Session:
-            self._sessions.append(part.session(role, Runtime("cpu"), variant))
+            self._sessions.append(part.session(role, SessionOptions("cpu"), variant))
             return self._sessions[-1]
 
         self._segmenter = open_segmenter(part, session)

@@ -27,11 +27,11 @@ from segagent_rt.image import jpeg_round_trip, overlay
 from segagent_rt.segmenters.sam import Sam, SamSettings
 from segagent_rt.timing import Stopwatch
 from segagent_rt.types import Click, Mask, Prediction, RgbImage, Segmenter
-from segagent_rt_export.mllm.published import FromTransformers
-from segagent_rt_export.mllm.source import MllmSource
-from segagent_rt_export.segmenters.edgetam import load_edgetam
-from segagent_rt_export.segmenters.repvit import merged_branches
-from segagent_rt_export.segmenters.sam2 import FEATURES, RESULTS, PyramidEncoder, Sam2Decoder
+from segagent_rt_export.families.edgetam.export import load_edgetam
+from segagent_rt_export.families.edgetam.repvit import merged_branches
+from segagent_rt_export.gate.mllm_reference import FromTransformers
+from segagent_rt_export.graphs.sam2 import FEATURES, RESULTS, PyramidEncoder, Sam2Decoder
+from segagent_rt_export.sources.mllm import MllmSource
 
 END = "<|im_end|>"
 

@@ -152,10 +152,10 @@ def _gigabytes(folder: Path) -> float:
 
 def _export(recipe: str, bundle: str, scenes: str) -> dict[str, Any]:
     """Export as the command does, with fewer scenes."""
-    from segagent_rt_export.exporter import Judge, carry_out
+    from segagent_rt_export.gate.verdict import Gate
+    from segagent_rt_export.pipeline import Judge, carry_out
     from segagent_rt_export.plan import check_room, describe, make_plan
     from segagent_rt_export.recipe import read_recipe
-    from segagent_rt_export.verdict import Gate
 
     start, seconds = time.perf_counter(), dict[str, float]()
 
@@ -178,13 +178,13 @@ def _export(recipe: str, bundle: str, scenes: str) -> dict[str, Any]:
 
 def _answer(bundle: str, variant: str) -> dict[str, Any]:
     """Load a variant as the runtime does, and let it answer questions about scenes."""
-    from segagent_rt.backends import Runtime
-    from segagent_rt.bundle import open_bundle
+    from segagent_rt.backends.session import SessionOptions
+    from segagent_rt.bundle.bundle import open_bundle
     from segagent_rt.runtime import open_mllm
     from segagent_rt.scenes import make_scene
     from segagent_rt.types import Request
 
-    cpu, load, answer = Runtime("cpu"), Clock(), Clock()
+    cpu, load, answer = SessionOptions("cpu"), Clock(), Clock()
     with load():
         part = open_bundle(Path(bundle)).part("mllm")
         annotator = open_mllm(part, lambda part, role: part.session(role, cpu, variant))

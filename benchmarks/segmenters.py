@@ -24,18 +24,18 @@ from clock import Clock
 from safetensors.torch import save_file
 from transformers import Sam2Config, SamConfig, SamModel
 
-from segagent_rt.backends import Runtime
+from segagent_rt.backends.session import SessionOptions
 from segagent_rt.bench.machine import describe_machine, measure_ceilings
-from segagent_rt.bundle import open_bundle
+from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Click, Segmenter
-from segagent_rt_export.exporter import Judge, carry_out
+from segagent_rt_export.families.edgetam.export import EdgeTam
+from segagent_rt_export.families.edgetam.repvit import RepVit
+from segagent_rt_export.gate.verdict import Gate
+from segagent_rt_export.pipeline import Judge, carry_out
 from segagent_rt_export.plan import make_plan
 from segagent_rt_export.recipe import read_recipe
-from segagent_rt_export.segmenters.edgetam import EdgeTam
-from segagent_rt_export.segmenters.repvit import RepVit
-from segagent_rt_export.verdict import Gate
 
 RESULT = Path(__file__).parent / "results" / "segmenters.json"
 VARIANTS = ("reference", "cpu-8bit", "cpu-fast")
@@ -102,7 +102,7 @@ def measure(family: str, save: Callable[[Path], None], place: Path) -> dict[str,
 
 def clicks(bundle: Path, variant: str) -> dict[str, Any]:
     """Seconds of encoding, and of every click behind it; the first round does not count."""
-    part, cpu = open_bundle(bundle).part("segmenter"), Runtime("cpu")
+    part, cpu = open_bundle(bundle).part("segmenter"), SessionOptions("cpu")
     segmenter = open_segmenter(part, lambda part, role: part.session(role, cpu, variant))
     encode, first, later = Clock(), Clock(), Clock()
     _round(segmenter, 0, Clock(), Clock(), Clock())

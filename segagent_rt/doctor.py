@@ -8,9 +8,10 @@ import sys
 from typing import Any
 
 from segagent_rt import __version__
-from segagent_rt.backends import jetson, probe_backends
+from segagent_rt.backends import jetson
 from segagent_rt.backends.cores import usable_cores
 from segagent_rt.backends.driver import gpu
+from segagent_rt.backends.session import probe_backends
 from segagent_rt.errors import BackendUnavailable
 
 PACKAGES = (

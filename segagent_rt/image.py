@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segagent_rt.errors import ImageUnreadable, InputError
-from segagent_rt.files import open_regular, read_bounded
+from segagent_rt.io import open_regular, read_bounded
 from segagent_rt.types import Mask, RgbImage, Size
 
 GREEN = (0, 255, 0)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from segagent_rt.errors import OutputError
-from segagent_rt.files import (
+from segagent_rt.image import mask_to_rle
+from segagent_rt.io import (
     check_replaceable,
     check_writable,
     is_own_file,
@@ -18,7 +19,6 @@ from segagent_rt.files import (
     parse_json,
     write_result,
 )
-from segagent_rt.image import mask_to_rle
 from segagent_rt.types import Click, Malformed, RgbImage, Step, Trajectory
 
 

@@ -20,17 +20,17 @@ from segagent_rt.annotators.mllm import (
     PromptCodec,
     prompt_codec,
 )
-from segagent_rt.backends import Runtime as Where
 from segagent_rt.backends.cores import crowded
-from segagent_rt.bundle import Bundle, Part, open_bundle
-from segagent_rt.deferred import LazyFuture
+from segagent_rt.backends.session import SessionOptions as Where
+from segagent_rt.bundle.bundle import Bundle, Part, open_bundle
+from segagent_rt.bundle.placement import Placement
 from segagent_rt.errors import ClickOutside, ManifestInvalid
 from segagent_rt.image import load_image
+from segagent_rt.lazy_future import LazyFuture
 from segagent_rt.loop import StoppingRules
-from segagent_rt.mllm.language import LanguageModel
-from segagent_rt.mllm.vision import Tower
+from segagent_rt.mllm.language_model import LanguageModel
+from segagent_rt.mllm.vision_encoder import Tower
 from segagent_rt.search import SearchConfig
-from segagent_rt.sessions import Placement
 from segagent_rt.timing import Stopwatch
 from segagent_rt.types import (
     Annotator,

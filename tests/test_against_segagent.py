@@ -12,7 +12,7 @@ from PIL import Image
 
 from segagent_rt.annotators.oracle import next_click
 from segagent_rt.image import jpeg_round_trip, load_image, overlay
-from segagent_rt.mllm.pictures import bicubic
+from segagent_rt.mllm.preprocess import bicubic
 from segagent_rt.reply import ReplyProtocol
 from segagent_rt.types import Click, Finish, Malformed
 

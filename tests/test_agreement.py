@@ -10,12 +10,12 @@ import pytest
 from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.bench.stepwise_decoder import StepwiseDecoder
 from segagent_rt.errors import GateFailed
-from segagent_rt.mllm.language import LanguageModel
-from segagent_rt.mllm.pictures import Squash
-from segagent_rt.mllm.vision import Tower
+from segagent_rt.mllm.language_model import LanguageModel
+from segagent_rt.mllm.preprocess import Squash
+from segagent_rt.mllm.vision_encoder import Tower
 from segagent_rt.runtime import load
 from segagent_rt.types import Click, Turn
-from segagent_rt_export.agreement import (
+from segagent_rt_export.gate.agreement import (
     LEAST,
     check_gate,
     compare,
@@ -24,7 +24,7 @@ from segagent_rt_export.agreement import (
     walked_states,
     without_grammar,
 )
-from segagent_rt_export.precision import Precision
+from segagent_rt_export.graphs.precision import Precision
 
 STATES = 24
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segagent_rt.annotators.forms import gbnf, regex
+from segagent_rt.annotators.structured_output import gbnf, regex
 from segagent_rt.mllm.grammar import compile_grammar
 from segagent_rt.reply import BoxListProtocol
 from segagent_rt.types import Box, Finish, Malformed

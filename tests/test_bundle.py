@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from segagent_rt.bundle import cache_folder, open_bundle, open_part
+from segagent_rt.bundle.bundle import open_bundle, open_part
+from segagent_rt.bundle.store import cache_folder
 from segagent_rt.errors import BundleMissing, FileChanged, ManifestInvalid
 
 
@@ -48,7 +49,9 @@ def test_a_changed_byte_is_found_though_the_size_is_the_same(copied):
 def test_hashes_are_read_once_and_again_after_a_change(copied, monkeypatch):
     part = open_part(copied / "segmenter", "segmenter")
     read = []
-    monkeypatch.setattr("segagent_rt.bundle._sha256", lambda path: read.append(path) or _real(path))
+    monkeypatch.setattr(
+        "segagent_rt.bundle.bundle.sha256_of", lambda path: read.append(path) or _real(path)
+    )
     part.verify_once()
     first = len(read)
     part.verify_once()

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from segagent_rt.contracts import (
+from segagent_rt.bundle.manifest import (
     BundleIndex,
     FileRecord,
     Manifest,

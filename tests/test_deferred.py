@@ -9,8 +9,8 @@ import segagent_rt
 from segagent_rt import StoppingRules
 from segagent_rt.annotators.endpoint import Endpoint
 from segagent_rt.backends.cores import crowded
-from segagent_rt.deferred import LazyFuture
 from segagent_rt.errors import Interrupted
+from segagent_rt.lazy_future import LazyFuture
 from segagent_rt.scenes import make_scene
 
 

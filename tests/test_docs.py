@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from segagent_rt.annotators.servers import SERVERS
+from segagent_rt.annotators.server_profiles import SERVERS
 from segagent_rt.bench.boards import BOARDS, GIB
 
 ROOT = Path(__file__).parents[1]

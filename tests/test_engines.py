@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from segagent_rt.backends.tensorrt import load
-from segagent_rt.contracts import Range
-from segagent_rt.engines import EngineCache, EngineKey, EngineRecord, engine_key
+from segagent_rt.bundle.manifest import Range
+from segagent_rt.engine_cache.key import EngineKey, engine_key
+from segagent_rt.engine_cache.store import EngineCache, EngineRecord
 from segagent_rt.errors import EngineRefused, OutputError
 from tests.backends.bundles import segmenter, write_bundle
 
@@ -139,8 +140,8 @@ import sys
 import pytest
 from pathlib import Path
 from segagent_rt.backends.tensorrt import load
-from segagent_rt.engines import EngineCache
-from segagent_rt.ladder import Ladder
+from segagent_rt.engine_cache.store import EngineCache
+from segagent_rt.engine_cache.selection import Ladder
 from tests.backends import fake_tensorrt
 from tests.backends.bundles import segmenter
 from tests.backends.fake_driver import FakeDriver

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segagent_rt import files
+from segagent_rt import io
 from segagent_rt.draw import png
 from segagent_rt.errors import OutputError
-from segagent_rt.files import (
+from segagent_rt.io import (
     OWN_FILES,
     atomic_write,
     check_replaceable,
@@ -50,7 +50,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path, fail_wri
 def test_a_link_that_waits_at_the_temporary_name_is_not_followed(tmp_path, monkeypatch):
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    monkeypatch.setattr(files.secrets, "token_hex", lambda count: "guessed")
+    monkeypatch.setattr(io.secrets, "token_hex", lambda count: "guessed")
     (tmp_path / ".x.txt.guessed.partial").symlink_to(victim)
     with pytest.raises(OutputError, match="cannot be written"):
         atomic_write(tmp_path / "x.txt", b"new")

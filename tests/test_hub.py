@@ -17,10 +17,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from segagent_rt_export import hub
 from segagent_rt_export.errors import SourceMissing, TooLittleRoom
-from segagent_rt_export.hub import HubModel, download
-from segagent_rt_export.sources import fetch_missing, locate, origin_of
+from segagent_rt_export.sources import hub
+from segagent_rt_export.sources.hub import HubModel, download
+from segagent_rt_export.sources.locations import fetch_missing, locate, origin_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = bytes(range(256)) * 4000

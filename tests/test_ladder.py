@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segagent_rt.backends import Runtime
+from segagent_rt.backends.session import SessionOptions
 from segagent_rt.backends.tensorrt import load
-from segagent_rt.engines import EngineCache, engine_key
+from segagent_rt.bundle.placement import open_role
+from segagent_rt.engine_cache.golden_io import record
+from segagent_rt.engine_cache.key import engine_key
+from segagent_rt.engine_cache.selection import Ladder, judge, pack, unpack
+from segagent_rt.engine_cache.store import EngineCache
 from segagent_rt.errors import BackendUnavailable, EngineRefused
-from segagent_rt.examples import record
-from segagent_rt.ladder import Ladder, judge, pack, unpack
-from segagent_rt.sessions import open_role
 from tests.backends import fake_tensorrt
 from tests.backends.bundles import segmenter, write_bundle
 
@@ -101,7 +102,7 @@ def build(part, ladder):
 
 
 def opened(part, tmp_path, backend, role="encoder"):
-    return open_role(part.graphs(role), Runtime(backend, 1), tmp_path / "engines")
+    return open_role(part.graphs(role), SessionOptions(backend, 1), tmp_path / "engines")
 
 
 def test_the_first_engine_that_computes_right_is_taken_and_loaded(part, build, tmp_path):

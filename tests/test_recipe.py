@@ -12,7 +12,6 @@ import pytest
 from segagent_rt.mllm.prompts import PRESETS
 from segagent_rt.runtime import MLLMS, SAMS
 from segagent_rt_export.errors import RecipeInvalid, SourceMissing
-from segagent_rt_export.hub import HubModel
 from segagent_rt_export.recipe import (
     MllmFamily,
     SegmenterFamily,
@@ -21,7 +20,8 @@ from segagent_rt_export.recipe import (
     read_recipe,
     tracked_recipes,
 )
-from segagent_rt_export.sources import locate, parse_source
+from segagent_rt_export.sources.hub import HubModel
+from segagent_rt_export.sources.locations import locate, parse_source
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -16,10 +16,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from segagent_rt.bundle import open_bundle
-from segagent_rt.contracts import BundleIndex, FileRecord, Manifest, Variant, to_json
+from segagent_rt.bundle.bundle import open_bundle
+from segagent_rt.bundle.manifest import BundleIndex, FileRecord, Manifest, Variant, to_json
 from segagent_rt.errors import ManifestInvalid
-from segagent_rt.files import atomic_write
+from segagent_rt.io import atomic_write
 from segagent_rt.runtime import SAMS, load
 from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.sam import SamSettings

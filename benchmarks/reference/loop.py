@@ -27,10 +27,10 @@ from transformers import PreTrainedTokenizerFast
 
 from segagent_rt.annotators.mllm import MllmSettings
 from segagent_rt.backends.cores import usable_cores
-from segagent_rt.bundle import Bundle
+from segagent_rt.bundle.bundle import Bundle
 from segagent_rt.errors import InputError
 from segagent_rt.image import overlay, squash
-from segagent_rt.mllm.vision import cut_patches
+from segagent_rt.mllm.vision_encoder import cut_patches
 from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.prediction import LogitsPrediction
 from segagent_rt.timing import Stopwatch

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segagent_rt.contracts import BundleIndex
+from segagent_rt.bundle.manifest import BundleIndex
+from segagent_rt_export.bundle_writer import new_part, write_index
 from segagent_rt_export.families.click_net.export import export_segmenter
 from segagent_rt_export.families.click_net.net import SegmenterNet
 from segagent_rt_export.families.demo_mllm.export import LANGUAGE, VISION, export_mllm
 from segagent_rt_export.families.demo_mllm.net import TinyMllm
 from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
-from segagent_rt_export.parts import new_part, write_index
 
 
 def write_demo_bundle(segmenter: SegmenterNet, mllm: TinyMllm, target: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO
 
-from segagent_rt import files
+from segagent_rt import io
 from segagent_rt_export.errors import CheckpointInvalid
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -24,7 +24,7 @@ def open_regular(path: Path) -> BinaryIO:
     Raises:
         CheckpointInvalid: there is none, it cannot be read, or it is a pointer of Git LFS.
     """
-    stream = files.open_regular(path, CheckpointInvalid)
+    stream = io.open_regular(path, CheckpointInvalid)
     if stream.read(len(LFS_POINTER)) != LFS_POINTER:
         stream.seek(0)
         return stream
@@ -42,4 +42,4 @@ def read_bounded(path: Path, most: int) -> bytes:
         CheckpointInvalid: as for `open_regular`, or it is longer.
     """
     with open_regular(path) as stream:
-        return files.read_bounded(stream, most, str(path), CheckpointInvalid)
+        return io.read_bounded(stream, most, str(path), CheckpointInvalid)

@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Literal
 
 import segagent_rt
-from segagent_rt.bundle import open_part
-from segagent_rt.contracts import MANIFEST_FILE, PartName, to_json
+from segagent_rt.bundle.bundle import open_part
+from segagent_rt.bundle.manifest import MANIFEST_FILE, PartName, to_json
 from segagent_rt.errors import BundleError, OutputError
-from segagent_rt.files import check_writable
+from segagent_rt.io import check_writable
 from segagent_rt.memory import free_memory
 from segagent_rt_export.errors import CheckpointInvalid, TooLittleRoom
-from segagent_rt_export.mllm.shards import open_shards
-from segagent_rt_export.mllm.source import Choices, MllmSource, read_source
-from segagent_rt_export.precision import Precision
+from segagent_rt_export.families.segmenters import formed_for_gpu
+from segagent_rt_export.gate.streaming import PIECE
+from segagent_rt_export.gate.verdict import REVISION
+from segagent_rt_export.graphs.precision import Precision
 from segagent_rt_export.recipe import MllmRecipe, Recipe, SegmenterRecipe
-from segagent_rt_export.segmenters.families import formed_for_gpu
-from segagent_rt_export.sources import locate
-from segagent_rt_export.streaming import PIECE
+from segagent_rt_export.sources.locations import locate
+from segagent_rt_export.sources.mllm import Choices, MllmSource, read_source
+from segagent_rt_export.sources.shards import open_shards
 from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
-from segagent_rt_export.verdict import REVISION
 
 BASE_MEMORY = 1_500_000_000
 """Bytes that torch, the graphs and a picture's activations take beside weights."""

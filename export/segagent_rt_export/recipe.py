@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import segagent_rt
-from segagent_rt.contracts import PARTS, PartName, parse
+from segagent_rt.bundle.manifest import PARTS, PartName, parse
 from segagent_rt.errors import ManifestInvalid
 from segagent_rt.mllm.prompts import MAX_PIXELS, PRESETS
 from segagent_rt_export.errors import CheckpointInvalid, RecipeInvalid

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from segagent_rt_export.precision import MllmPrecision, Precision
+from segagent_rt_export.graphs.precision import MllmPrecision, Precision
 from segagent_rt_export.recipe import VariantName
 
 Device: TypeAlias = Literal["cpu", "gpu", "any"]

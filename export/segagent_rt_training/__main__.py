@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from segagent_rt.bundle import open_bundle
+from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.cli import fail
 from segagent_rt.cli.parameters import ImagesOption
 from segagent_rt.errors import SegagentError, install_hint

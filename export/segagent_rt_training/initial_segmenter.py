@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from segagent_rt.bundle import Part
+from segagent_rt.bundle.bundle import Part
 from segagent_rt_export.families.click_net.from_bundle import click_net_from_part
 from segagent_rt_export.families.click_net.net import SIDE, SegmenterNet
 from segagent_rt_training.segmenter import SegmenterTrainingConfig, _step

@@ -13,12 +13,12 @@ import torch
 from filelock import FileLock
 from torch import multiprocessing, nn
 
-from segagent_rt.bundle import open_bundle
+from segagent_rt.bundle.bundle import open_bundle
+from segagent_rt_export.bundle_writer import write_json
 from segagent_rt_export.demo_bundle import write_demo_bundle
 from segagent_rt_export.families.click_net.net import SegmenterNet
 from segagent_rt_export.families.demo_mllm.from_bundle import mllm_from_part
 from segagent_rt_export.families.demo_mllm.net import TinyMllm
-from segagent_rt_export.parts import write_json
 from segagent_rt_training.checkpoints import (
     MEAN,
     PLAN_FILE,

@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segagent_rt.contracts import MANIFEST_FILE, Manifest, read_json
+from segagent_rt.bundle.manifest import MANIFEST_FILE, Manifest, read_json
 from segagent_rt.eval.scenes import SceneSuite, evaluate_scenes
 from segagent_rt.loop import StoppingRules
 from segagent_rt.runtime import Runtime, load
 from segagent_rt.scenes import GENERATOR
-from segagent_rt_export.agreement import check_gate, measure_agreement
+from segagent_rt_export.bundle_writer import new_part, write_json
 from segagent_rt_export.demo_bundle import write_demo_bundle
 from segagent_rt_export.families.demo_mllm.export import LANGUAGE
 from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
-from segagent_rt_export.parts import new_part, write_json
+from segagent_rt_export.gate.agreement import check_gate, measure_agreement
 from segagent_rt_training.checkpoints import PLAN_FILE, last_stage, stages_of, trained_nets
 from segagent_rt_training.torch_sessions import annotator_as_trained, segmenter_as_trained
 

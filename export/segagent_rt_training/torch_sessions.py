@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from segagent_rt.annotators.mllm import MllmAnnotator
-from segagent_rt.mllm.language import LanguageModel
-from segagent_rt.mllm.vision import Seen, Tower
+from segagent_rt.mllm.language_model import LanguageModel
+from segagent_rt.mllm.vision_encoder import Seen, Tower
 from segagent_rt.segmenters.click_net import MAPS, ClickNet, ClickNetSettings
 from segagent_rt.types import Array, Feed, Resident, RgbImage
 from segagent_rt_export.families.click_net.export import DecoderGraph, EncoderGraph

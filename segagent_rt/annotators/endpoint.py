@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from segagent_rt.annotators.chat_answer import read_answer
+from segagent_rt.annotators.http_client import parse_address, post
 from segagent_rt.annotators.mllm import PromptCodec, PromptSettings
-from segagent_rt.annotators.posting import parse_address, post
-from segagent_rt.annotators.servers import row
+from segagent_rt.annotators.server_profiles import row
 from segagent_rt.draw import png
 from segagent_rt.errors import ManifestInvalid
-from segagent_rt.mllm.constrained import Choice, Written
+from segagent_rt.mllm.decoder import Choice, Written
 from segagent_rt.mllm.grammar import Automaton
 from segagent_rt.mllm.rating import expected_iou
 from segagent_rt.timing import Stopwatch

@@ -13,14 +13,14 @@ import numpy as np
 
 from segagent_rt.errors import ExpressionRefused
 from segagent_rt.image import jpeg_round_trip, overlay
-from segagent_rt.mllm.constrained import Draft, Pick, Prompt, Scores, Writer, Written, greedy
-from segagent_rt.mllm.free import FreeWriter
+from segagent_rt.mllm.decoder import Draft, Pick, Prompt, Scores, Writer, Written, greedy
+from segagent_rt.mllm.free_decoder import FreeWriter
 from segagent_rt.mllm.grammar import Automaton, compile_grammar
-from segagent_rt.mllm.language import Cache, Floats, LanguageModel, LanguageSettings
-from segagent_rt.mllm.pictures import Resize
+from segagent_rt.mllm.language_model import Cache, Floats, LanguageModel, LanguageSettings
+from segagent_rt.mllm.preprocess import Resize
 from segagent_rt.mllm.rating import expected_iou
 from segagent_rt.mllm.rope import Positions
-from segagent_rt.mllm.vision import Seen, Tower, VisionSettings
+from segagent_rt.mllm.vision_encoder import Seen, Tower, VisionSettings
 from segagent_rt.reply import AnyReplyProtocol, Reading
 from segagent_rt.timing import Stopwatch
 from segagent_rt.types import Prediction, Rating, Request, RgbImage, Size, Turn

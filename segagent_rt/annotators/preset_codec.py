@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from segagent_rt.annotators.mllm import PromptCodec
 from segagent_rt.errors import AnnotatorError
-from segagent_rt.mllm.pictures import Resize
+from segagent_rt.mllm.preprocess import Resize
 from segagent_rt.mllm.prompts import PRESETS
 from segagent_rt.reply import AnyReplyProtocol
 

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from segagent_rt.backends import Runtime
 from segagent_rt.backends.cores import thread_count
 from segagent_rt.backends.driver import gpu
-from segagent_rt.backends.table import Backend, row
+from segagent_rt.backends.registry import Backend, row
+from segagent_rt.backends.session import SessionOptions
 from segagent_rt.errors import BackendMissing, BackendUnavailable, EngineRefused, Interrupted
 from segagent_rt.timing import current_deadline
 from segagent_rt.types import Array, Feed, Resident
@@ -191,7 +191,7 @@ class _Terminable:
         self._watch.__exit__(*error)
 
 
-def open_session(graph: Path | bytes, runtime: Runtime) -> OrtSession:
+def open_session(graph: Path | bytes, runtime: SessionOptions) -> OrtSession:
     """Load a graph on the execution provider of the backend named, and on no other.
 
     Raises:
@@ -203,7 +203,7 @@ def open_session(graph: Path | bytes, runtime: Runtime) -> OrtSession:
 
 
 def _load(
-    graph: Path | bytes, runtime: Runtime, options: ort.SessionOptions
+    graph: Path | bytes, runtime: SessionOptions, options: ort.SessionOptions
 ) -> ort.InferenceSession:
     backend = row(runtime.backend)
     providers = _choose(backend, options)
@@ -226,7 +226,7 @@ def _load(
     return session
 
 
-def _options(runtime: Runtime) -> ort.SessionOptions:
+def _options(runtime: SessionOptions) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = thread_count(runtime.threads)
@@ -296,10 +296,12 @@ def check(name: str) -> None:
     Raises:
         BackendError: it does not work here.
     """
-    open_session(_ONE_NODE, Runtime(name)).run({"x": np.zeros(1, np.float32)}, ["y"])
+    open_session(_ONE_NODE, SessionOptions(name)).run({"x": np.zeros(1, np.float32)}, ["y"])
 
 
-def nodes_by_provider(graph: Path, runtime: Runtime, feeds: Mapping[str, Array]) -> dict[str, int]:
+def nodes_by_provider(
+    graph: Path, runtime: SessionOptions, feeds: Mapping[str, Array]
+) -> dict[str, int]:
     """How many nodes each execution provider ran, profiled in one run.
 
     A session on a GPU is one that put its first node there; the rest may be on the CPU.

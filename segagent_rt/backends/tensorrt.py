@@ -19,10 +19,10 @@ from typing import Any
 from segagent_rt.backends.cuda import cuda
 from segagent_rt.backends.driver import gpu
 from segagent_rt.backends.engine import EngineSession
-from segagent_rt.backends.table import row
-from segagent_rt.contracts import Profile, Range
+from segagent_rt.backends.registry import row
+from segagent_rt.bundle.manifest import Profile, Range
 from segagent_rt.errors import BackendMissing, BackendUnavailable, EngineRefused, OutputError
-from segagent_rt.files import atomic_write
+from segagent_rt.io import atomic_write
 
 WORKSPACE = 2 << 30
 """The most scratch memory that one layer may ask for, bytes."""

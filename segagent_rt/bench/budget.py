@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from segagent_rt.annotators.mllm import MllmSettings
 from segagent_rt.bench.boards import DeviceBoard
-from segagent_rt.bundle import Bundle, Part
-from segagent_rt.contracts import Variant
+from segagent_rt.bundle.bundle import Bundle, Part
+from segagent_rt.bundle.manifest import Variant
 from segagent_rt.memory import BUILD_BASE, BUILD_FACTOR
-from segagent_rt.mllm.pictures import Smart
+from segagent_rt.mllm.preprocess import Smart
 from segagent_rt.runtime import open_prompt_codec
 
 FLOAT = 4

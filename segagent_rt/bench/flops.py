@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segagent_rt.bench.loop_runs import query_of
-from segagent_rt.bundle import Part
+from segagent_rt.bundle.bundle import Part
 from segagent_rt.loop import StoppingRules, annotate
 from segagent_rt.runtime import Runtime, open_mllm, open_segmenter
 from segagent_rt.scenes import Scene

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from segagent_rt.errors import InputError
-from segagent_rt.files import parse_json
+from segagent_rt.io import parse_json
 
 Document: TypeAlias = Mapping[str, Any]
 Curve: TypeAlias = list[tuple[float, float]]

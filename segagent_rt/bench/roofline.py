@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from segagent_rt.contracts import PARTS
+from segagent_rt.bundle.manifest import PARTS
 from segagent_rt.runtime import Runtime
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from segagent_rt.bench.packaged import packaged
-from segagent_rt.contracts import parse
+from segagent_rt.bundle.manifest import parse
 from segagent_rt.errors import InputError, ManifestInvalid
 from segagent_rt.loop import StoppingRules
 from segagent_rt.scenes import Scene, make_scene

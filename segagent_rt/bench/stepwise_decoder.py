@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from segagent_rt.mllm.constrained import Pick, Prompt, Writer, Written
+from segagent_rt.mllm.decoder import Pick, Prompt, Writer, Written
 from segagent_rt.mllm.grammar import Automaton, State
-from segagent_rt.mllm.language import Cache
+from segagent_rt.mllm.language_model import Cache
 
 
 class StepwiseDecoder(Writer):

@@ -72,7 +72,7 @@ def command(
     from segagent_rt.bench.profiling import GraphProfiler
     from segagent_rt.bench.roofline import roofline, weight_bytes
     from segagent_rt.bench.scenario import packaged_scenarios, read_scenario
-    from segagent_rt.files import check_replaceable, check_writable, json_bytes, write_result
+    from segagent_rt.io import check_replaceable, check_writable, json_bytes, write_result
     from segagent_rt.runtime import load
 
     if list_scenarios:

@@ -24,7 +24,7 @@ def command(
     """Reads results/*.json; writes README.md and plots/*.svg. Needs the extra `bench`."""
     from segagent_rt.bench import report
     from segagent_rt.errors import OutputError
-    from segagent_rt.files import atomic_write
+    from segagent_rt.io import atomic_write
 
     results = report.read_results(folder / "results")
     page, text = folder / "README.md", report.page(results)

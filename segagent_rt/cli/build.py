@@ -14,8 +14,8 @@ from segagent_rt.errors import BatchFailed, EngineRefused, GateFailed
 
 if TYPE_CHECKING:
     from segagent_rt.backends.tensorrt import Library
-    from segagent_rt.bundle import Bundle, Part
-    from segagent_rt.engines import Graph
+    from segagent_rt.bundle.bundle import Bundle, Part
+    from segagent_rt.engine_cache.key import Graph
 
 
 def command(
@@ -31,7 +31,7 @@ def command(
 ) -> None:
     """Engines go to the user's cache. Each must compute what ONNX Runtime computes on the CPU."""
     from segagent_rt.backends.driver import gpu
-    from segagent_rt.bundle import open_bundle
+    from segagent_rt.bundle.bundle import open_bundle
 
     library = _library(backend)
     opened = open_bundle(bundle)
@@ -45,7 +45,7 @@ def command(
 
 
 def _library(backend: str) -> Library:
-    from segagent_rt.backends.table import BACKENDS
+    from segagent_rt.backends.registry import BACKENDS
     from segagent_rt.backends.tensorrt import load
     from segagent_rt.errors import BackendMissing, install_hint
 
@@ -65,7 +65,7 @@ def _library(backend: str) -> Library:
 
 def _try_all(bundle: Bundle, library: Library) -> None:
     """Parse and build every graph that the library may be given, and keep nothing."""
-    from segagent_rt.backends.table import kind_of, row
+    from segagent_rt.backends.registry import kind_of, row
 
     refused = total = 0
     for part, role in _roles(bundle):
@@ -94,12 +94,12 @@ def _try_all(bundle: Bundle, library: Library) -> None:
 
 def _build_all(bundle: Bundle, library: Library) -> None:
     """For each role the fastest engine that computes what it should."""
-    from segagent_rt.bundle import cache_folder
-    from segagent_rt.engines import EngineCache
+    from segagent_rt.bundle.placement import suited
+    from segagent_rt.bundle.store import cache_folder
+    from segagent_rt.engine_cache.golden_io import record
+    from segagent_rt.engine_cache.selection import Ladder
+    from segagent_rt.engine_cache.store import EngineCache
     from segagent_rt.errors import BundleMissing
-    from segagent_rt.examples import record
-    from segagent_rt.ladder import Ladder
-    from segagent_rt.sessions import suited
 
     ladder, failures = Ladder(library, EngineCache(cache_folder() / "engines")), []
     for part in bundle.parts.values():

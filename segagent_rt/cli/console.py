@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import typer
 
 from segagent_rt.errors import OutputError, SegagentWarning, printable
-from segagent_rt.files import dump_json
+from segagent_rt.io import dump_json
 
 EVERY_SECOND, EVERY_LINE = 1.0, 30.0
 """Seconds between two reports of progress: on a terminal, and in a log."""

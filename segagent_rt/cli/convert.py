@@ -53,7 +53,7 @@ def command(
     check_options(context, to, ONLY_WITH)
     from segagent_rt.data import conversion
     from segagent_rt.data.sources import Places, open_data
-    from segagent_rt.files import check_writable
+    from segagent_rt.io import check_writable
 
     check_writable(output)
     problems = list[str]()
@@ -105,7 +105,7 @@ def _training(
     from segagent_rt.data import training
     from segagent_rt.data.sources import open_trajectories
     from segagent_rt.errors import DataInvalid
-    from segagent_rt.files import check_replaceable
+    from segagent_rt.io import check_replaceable
     from segagent_rt.mllm.prompts import PRESETS
 
     output, overwrite, problems = where

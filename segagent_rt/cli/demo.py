@@ -30,7 +30,7 @@ def command(
     """Draws a scene, segments one object by its expression, and writes mask and overlay."""
     from segagent_rt.cli import run
     from segagent_rt.draw import png
-    from segagent_rt.files import write_result
+    from segagent_rt.io import write_result
     from segagent_rt.results import ResultFiles
     from segagent_rt.runtime import load
     from segagent_rt.scenes import make_scene

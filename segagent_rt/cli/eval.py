@@ -174,7 +174,7 @@ def command(
     )
     from segagent_rt.eval.loop_runs import EvalRunner
     from segagent_rt.eval.scores import MaskChoice
-    from segagent_rt.files import check_writable
+    from segagent_rt.io import check_writable
     from segagent_rt.loop import StoppingRules
     from segagent_rt.runtime import load
     from segagent_rt.search import SearchConfig

@@ -105,10 +105,10 @@ def command(
     found = read_recipe(find_recipe(recipe)).narrowed(only, tuple(variant or ()))
     if not all(map(find_spec, EXTRA)):
         raise ExtraMissing("export", "export")
-    from segagent_rt_export.exporter import Judge, carry_out
-    from segagent_rt_export.photos import open_photos
+    from segagent_rt_export.gate.photo_inputs import open_photos
+    from segagent_rt_export.pipeline import Judge, carry_out
     from segagent_rt_export.plan import check_room, describe, make_plan
-    from segagent_rt_export.sources import fetch_missing
+    from segagent_rt_export.sources.locations import fetch_missing
 
     photos = None if calibration is None else open_photos(calibration)
     if download:
@@ -131,7 +131,7 @@ def command(
 
 def _prepare(recipe: Recipe, target: str, output: Path | None) -> None:
     """Tab-separated, a line each: what a command is for, and the command."""
-    from segagent_rt_export.served.prepare import prepare
+    from segagent_rt_export.targets.prepare import prepare
 
     folder = output or Path("engines") / f"{recipe.name}-{target}"
     served = prepare(recipe, target, folder, _tell)  # type: ignore[arg-type]
@@ -156,7 +156,7 @@ _tell = console.phases()
 
 def _report(plan: Plan) -> None:
     """Tab-separated: each part, what became of it, its size, the gate's verdict, its folder."""
-    from segagent_rt.bundle import open_bundle
+    from segagent_rt.bundle.bundle import open_bundle
 
     console.end_line()
     left_out = list[str]()

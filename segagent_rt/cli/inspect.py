@@ -10,7 +10,7 @@ from segagent_rt.cli import console
 from segagent_rt.cli.parameters import BundleArgument, JsonOption, QuietOption, check_options
 
 if TYPE_CHECKING:
-    from segagent_rt.bundle import Bundle
+    from segagent_rt.bundle.bundle import Bundle
 
 GIB = 1 << 30
 LONGEST_VALUE = 100
@@ -34,8 +34,8 @@ def command(
 ) -> None:
     """Reads the manifests; with --verify every byte."""
     check_options(context, "--board" if board else "a bundle", ONLY_WITH)
-    from segagent_rt.bundle import open_bundle
-    from segagent_rt.contracts import to_json
+    from segagent_rt.bundle.bundle import open_bundle
+    from segagent_rt.bundle.manifest import to_json
 
     opened = open_bundle(bundle)
     if board is not None:
@@ -109,7 +109,7 @@ def _nested(title: str, value: Any, indent: str) -> list[str]:
 def _budget(bundle: Bundle, name: str) -> dict[str, Any]:
     from segagent_rt.bench.boards import board
     from segagent_rt.bench.budget import budget
-    from segagent_rt.contracts import to_json
+    from segagent_rt.bundle.manifest import to_json
 
     where = board(name)
     found = budget(bundle, where)

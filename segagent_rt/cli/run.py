@@ -172,7 +172,7 @@ def annotate(
 
 def about_run(image: Path, pixels: Any, runtime: Runtime) -> dict[str, Any]:
     """What a result document says of the image and of what ran."""
-    from segagent_rt.contracts import to_json
+    from segagent_rt.bundle.manifest import to_json
 
     return {
         "image": str(image),

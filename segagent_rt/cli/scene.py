@@ -37,8 +37,8 @@ def command(
     With --count: writes a folder, and prints the path of its data file.
     """
     from segagent_rt.draw import png
-    from segagent_rt.files import write_result
     from segagent_rt.image import mask_to_rle
+    from segagent_rt.io import write_result
     from segagent_rt.scenes import GENERATOR, make_scene
 
     if count is not None:

@@ -96,7 +96,7 @@ def command(
     if expression is not None:
         check_text([expression])
     if output is not None:
-        from segagent_rt.files import check_replaceable, check_writable
+        from segagent_rt.io import check_replaceable, check_writable
 
         check_writable(output.parent)
         check_replaceable([output], overwrite=overwrite)
@@ -112,7 +112,7 @@ def command(
         document, rated = _rate(runtime, annotations, places)
     if output is not None:
         from segagent_rt.eval.ratings import filtered
-        from segagent_rt.files import json_bytes, write_result
+        from segagent_rt.io import json_bytes, write_result
 
         kept = json_bytes(filtered(document, rated, below))
         write_result(output, kept, overwrite=overwrite)

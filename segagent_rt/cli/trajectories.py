@@ -132,7 +132,7 @@ def command(
     from segagent_rt.data.sources import Places, open_all, open_trajectories
     from segagent_rt.data.star import Round, add_round
     from segagent_rt.data.trajectories import StartKind
-    from segagent_rt.files import check_writable
+    from segagent_rt.io import check_writable
     from segagent_rt.runtime import load
 
     places, cluster = Places(root, images, skip_bad, mask_label), cluster_of(ray, workers)

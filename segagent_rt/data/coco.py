@@ -17,7 +17,7 @@ from segagent_rt.data.reading import captions, field, identifier, image_size, tr
 from segagent_rt.data.record import Category, Sample, bounding_box
 from segagent_rt.data.segagent import image_name
 from segagent_rt.errors import DataInvalid
-from segagent_rt.files import json_bytes, write_result
+from segagent_rt.io import json_bytes, write_result
 
 
 def looks_like_coco(document: Any) -> bool:

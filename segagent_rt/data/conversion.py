@@ -12,7 +12,7 @@ from segagent_rt.data.record import Sample
 from segagent_rt.data.segagent import write_segagent
 from segagent_rt.data.sources import DataSet
 from segagent_rt.errors import DataInvalid
-from segagent_rt.files import check_replaceable
+from segagent_rt.io import check_replaceable
 
 
 class Write(Protocol):

@@ -20,7 +20,7 @@ from segagent_rt.data.trajectories import (
     write_trajectories,
 )
 from segagent_rt.data.work_items import ProcessAll, ProcessItem, complete
-from segagent_rt.files import check_replaceable
+from segagent_rt.io import check_replaceable
 from segagent_rt.runtime import Runtime
 from segagent_rt.scenes.rng import DeterministicRng
 

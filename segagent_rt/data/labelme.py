@@ -19,8 +19,8 @@ from segagent_rt.data.record import Category, RunLengths, Sample, corners
 from segagent_rt.data.segagent import describe_kind, image_name, read_kind
 from segagent_rt.draw import png
 from segagent_rt.errors import DataInvalid
-from segagent_rt.files import json_bytes, write_result
 from segagent_rt.image import opened
+from segagent_rt.io import json_bytes, write_result
 from segagent_rt.types import Mask, Size
 
 VERSION = "5.5.0"

@@ -28,7 +28,7 @@ from segagent_rt.data.reading import (
 from segagent_rt.data.record import Question, RunLengths
 from segagent_rt.data.segagent import image_name, last_reply, ratings_of_masks
 from segagent_rt.errors import DataInvalid
-from segagent_rt.files import json_bytes, write_result
+from segagent_rt.io import json_bytes, write_result
 from segagent_rt.types import Box, Click, Size, Trajectory
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from segagent_rt.data.polygons import fill_polygons
 from segagent_rt.data.record import RunLengths
 from segagent_rt.errors import DataInvalid
-from segagent_rt.files import open_regular, parse_json, read_bounded
 from segagent_rt.image import MAX_MEGAPIXELS, mask_to_rle, rle_to_mask
+from segagent_rt.io import open_regular, parse_json, read_bounded
 from segagent_rt.types import Size
 
 LONGEST_OUTLINE = 1_000_000

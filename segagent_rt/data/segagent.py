@@ -20,7 +20,7 @@ from segagent_rt.data.read_context import ReadContext
 from segagent_rt.data.reading import captions, field, identifier, image_size, truth
 from segagent_rt.data.record import Category, Sample, bounding_box
 from segagent_rt.errors import DataInvalid
-from segagent_rt.files import json_bytes, write_result
+from segagent_rt.io import json_bytes, write_result
 from segagent_rt.reply import ReplyProtocol
 from segagent_rt.types import Trajectory
 

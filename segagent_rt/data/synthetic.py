@@ -8,7 +8,7 @@ from pathlib import Path
 from segagent_rt.data.record import RunLengths, Sample
 from segagent_rt.data.segagent import write_segagent
 from segagent_rt.draw import png
-from segagent_rt.files import check_replaceable, write_result
+from segagent_rt.io import check_replaceable, write_result
 from segagent_rt.scenes import Scene
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segagent_rt.files import write_result
+from segagent_rt.io import write_result
 
 COLUMNS = ("image_name", "mask_idx", "iou", "caption")
 MEAN = -1

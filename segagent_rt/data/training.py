@@ -20,8 +20,8 @@ from segagent_rt.data.read_context import ReadContext
 from segagent_rt.data.record import corners
 from segagent_rt.data.trajectories import Demonstration
 from segagent_rt.errors import DataInvalid, InputError
-from segagent_rt.files import dump_json, json_bytes, write_result
 from segagent_rt.image import overlay
+from segagent_rt.io import dump_json, json_bytes, write_result
 from segagent_rt.mllm.prompts import DEFAULT_PRESETS, MAX_PIXELS, Preset
 from segagent_rt.reply import AnyReplyProtocol, ReplyProtocol
 from segagent_rt.types import RgbImage

@@ -17,7 +17,7 @@ from segagent_rt.data.reading import expect, field, finite, segmentation
 from segagent_rt.data.record import RunLengths, Sample, bounding_box
 from segagent_rt.data.segagent import describe_sample, read_sample, records_of, shown_before
 from segagent_rt.errors import DataInvalid
-from segagent_rt.files import json_bytes, write_result
+from segagent_rt.io import json_bytes, write_result
 from segagent_rt.types import Click, Size
 
 StartKind: TypeAlias = Literal["empty", "box", "random", "grid"]

@@ -22,7 +22,7 @@ from segagent_rt.eval.latency import latencies
 from segagent_rt.eval.loop_runs import EvalRuns
 from segagent_rt.eval.scores import MaskChoice, Measured, figures, measure, overlaps
 from segagent_rt.eval.selection import select
-from segagent_rt.files import check_replaceable, json_bytes, write_result
+from segagent_rt.io import check_replaceable, json_bytes, write_result
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from segagent_rt.mllm.pictures import Resize, Smart
+from segagent_rt.mllm.preprocess import Resize, Smart
 from segagent_rt.reply import AnyReplyProtocol, BoxListProtocol, ReplyProtocol
 
 SEGAGENT = (

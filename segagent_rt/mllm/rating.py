@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from segagent_rt.mllm.constrained import Choice, Written
+from segagent_rt.mllm.decoder import Choice, Written
 from segagent_rt.mllm.grammar import Automaton
 
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from segagent_rt.segmenters.bilinear import Floats, Taps, bands, corners, resample
+from segagent_rt.segmenters.resampling import Floats, Taps, bands, corners, resample
 from segagent_rt.segmenters.window import WindowPrediction
 from segagent_rt.segmenters.zoom import Roi, Span, ZoomRules, choose_roi
 from segagent_rt.types import Box, Click, Prediction, RgbImage, Session, Size

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from segagent_rt.segmenters.bilinear import Floats, Taps, bands, corners, resample
+from segagent_rt.segmenters.resampling import Floats, Taps, bands, corners, resample
 from segagent_rt.segmenters.zoom import Roi, Span
 from segagent_rt.types import Mask, Prediction, Size
 

@@ -9,10 +9,10 @@ import time
 import pytest
 
 import segagent_rt
-from segagent_rt.annotators import posting
+from segagent_rt.annotators import http_client
 from segagent_rt.annotators.endpoint import Endpoint, EndpointAnnotator
-from segagent_rt.annotators.posting import KEY, LARGEST, TRIES, parse_address
-from segagent_rt.bundle import open_bundle
+from segagent_rt.annotators.http_client import KEY, LARGEST, TRIES, parse_address
+from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.errors import AnnotatorError
 from segagent_rt.loop import StoppingRules
 from segagent_rt.runtime import open_prompt_codec
@@ -26,7 +26,7 @@ IMAGE = make_scene(1, 100).image
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
-    monkeypatch.setattr(posting, "PAUSE", 0.0)
+    monkeypatch.setattr(http_client, "PAUSE", 0.0)
     monkeypatch.delenv(KEY, raising=False)
 
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segagent_rt.annotators import forms
+from segagent_rt.annotators import structured_output
 from segagent_rt.annotators.endpoint import Endpoint, EndpointAnnotator, conversation, weigh
-from segagent_rt.annotators.servers import SERVERS
-from segagent_rt.bundle import open_bundle
+from segagent_rt.annotators.server_profiles import SERVERS
+from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.errors import AnnotatorError, ExpressionRefused, ManifestInvalid
 from segagent_rt.image import decode_image, overlay
 from segagent_rt.mllm.prompts import PRESETS
@@ -120,8 +120,8 @@ def test_a_kind_that_there_is_not_is_refused_with_those_that_there_are(codec):
 
 @given(most=st.integers(0, 20_000), number=st.integers(0, 30_000))
 def test_numbers_up_to_a_largest_one(most, number):
-    assert bool(re.fullmatch(forms.up_to(most), str(number))) == (number <= most)
-    assert not re.fullmatch(forms.up_to(most), f"0{number}")
+    assert bool(re.fullmatch(structured_output.up_to(most), str(number))) == (number <= most)
+    assert not re.fullmatch(structured_output.up_to(most), f"0{number}")
 
 
 @given(
@@ -136,7 +136,7 @@ def test_every_reply_of_a_protocol_has_its_form(preset, x, y, iou, positive, exp
         Click(x, y, positive), size,
         iou=iou, box=Box(1, 2, 300, 400), expression=expression, frame=frame,
     )  # fmt: skip
-    form = forms.regex(protocol, expression, frame)
+    form = structured_output.regex(protocol, expression, frame)
     assert re.fullmatch(form, reply)
     assert not re.fullmatch(form, reply + "0)")
     assert not re.fullmatch(form, reply.replace("point", "pint"))
@@ -146,7 +146,7 @@ def test_every_reply_of_a_protocol_has_its_form(preset, x, y, iou, positive, exp
 
 def test_the_grammar_of_llama_cpp_quotes_what_it_must():
     protocol = ReplyProtocol('"{expression}"\\ {sign} ({row}, {column})', scale=3)
-    assert forms.gbnf(protocol, 'a\n"b"', (1, 1)) == (
+    assert structured_output.gbnf(protocol, 'a\n"b"', (1, 1)) == (
         r'root ::= "\"a\n\"b\"\"\\ Positive (" ([0]|[1-1]|[2]) ", " ([0]|[1-1]|[2]) ")" | '
         r'"\"a\n\"b\"\"\\ Negative (" ([0]|[1-1]|[2]) ", " ([0]|[1-1]|[2]) ")"'
     )

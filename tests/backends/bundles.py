@@ -8,8 +8,8 @@ import json
 import shutil
 from pathlib import Path
 
-from segagent_rt.bundle import Part, open_bundle, open_part
-from segagent_rt.contracts import BundleIndex, FileRecord, Range, to_json
+from segagent_rt.bundle.bundle import Part, open_bundle, open_part
+from segagent_rt.bundle.manifest import BundleIndex, FileRecord, Range, to_json
 
 ROLES = ("encoder", "decoder")
 

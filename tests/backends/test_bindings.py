@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 import segagent_rt
-from segagent_rt.backends import Runtime
 from segagent_rt.backends.onnxruntime import OrtBuffer, _Bound
-from segagent_rt.bundle import open_bundle
+from segagent_rt.backends.session import SessionOptions
+from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.runtime import open_mllm
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Click
 
-CPU = Runtime("cpu", 1)
+CPU = SessionOptions("cpu", 1)
 
 
 def language_model():

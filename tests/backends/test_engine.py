@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segagent_rt.backends import Runtime, open_session
+from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.backends.tensorrt import load
-from segagent_rt.bundle import open_bundle
-from segagent_rt.contracts import Range
+from segagent_rt.bundle.bundle import open_bundle
+from segagent_rt.bundle.manifest import Range
 from segagent_rt.errors import BackendUnavailable, EngineRefused, Interrupted
 from segagent_rt.segmenters.click_net import MAPS
 from segagent_rt.timing import Deadline
@@ -66,7 +66,7 @@ def feeds(maps, points=2):
 def test_an_engine_computes_what_onnx_runtime_computes_with_features_kept_on_the_gpu(engine):
     part, names = open_bundle().part("segmenter"), MAPS
     encoder, decoder = (
-        open_session(part.graphs(role)[0].path, Runtime("cpu", 1))
+        open_session(part.graphs(role)[0].path, SessionOptions("cpu", 1))
         for role in ("encoder", "decoder")
     )
     ours, theirs = engine("encoder"), engine("decoder")
@@ -87,7 +87,7 @@ def test_what_was_kept_is_not_overwritten_by_the_next_image(engine):
 
 def test_buffers_of_another_backend_are_taken(engine):
     part, names = open_bundle().part("segmenter"), MAPS
-    other = open_session(part.graphs("encoder")[0].path, Runtime("cpu", 1))
+    other = open_session(part.graphs("encoder")[0].path, SessionOptions("cpu", 1))
     foreign = other.run({"image": picture(0)}, names, keep=names)
     plain = other.run({"image": picture(0)}, names)
     decoder = engine("decoder")

@@ -10,19 +10,19 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from segagent_rt.backends import (
-    Runtime,
+from segagent_rt.backends import onnxruntime
+from segagent_rt.backends.registry import AUTO, BACKENDS, kind_of
+from segagent_rt.backends.session import (
+    SessionOptions,
     first_that_works,
-    onnxruntime,
     open_session,
     probe_backends,
     tell,
 )
-from segagent_rt.backends.table import AUTO, BACKENDS, kind_of
-from segagent_rt.bundle import open_bundle
-from segagent_rt.contracts import Variant
+from segagent_rt.bundle.bundle import open_bundle
+from segagent_rt.bundle.manifest import Variant
+from segagent_rt.bundle.placement import suited
 from segagent_rt.errors import BackendMissing, BackendUnavailable, EngineRefused
-from segagent_rt.sessions import suited
 
 
 @pytest.fixture
@@ -55,26 +55,26 @@ def test_every_row_names_a_provider_or_a_library_and_auto_ends_on_the_cpu():
 
 def test_a_backend_that_is_not_in_the_table_lists_those_that_are(decoder):
     with pytest.raises(BackendUnavailable, match="no backend `gpu`") as caught:
-        open_session(decoder, Runtime("gpu"))
+        open_session(decoder, SessionOptions("gpu"))
     assert all(name in caught.value.hint for name in BACKENDS)
 
 
 def test_a_provider_that_gives_way_to_the_cpu_is_an_error(decoder, compiled_in):
     for name in ("cuda", "tensorrt-ep", "openvino", "coreml"):
         with pytest.raises(BackendUnavailable, match=BACKENDS[name].provider):
-            open_session(decoder, Runtime(name))
+            open_session(decoder, SessionOptions(name))
 
 
 def test_what_is_compiled_in_does_not_count_without_a_driver(decoder, compiled_in, machine):
     machine(None)
     with pytest.raises(BackendUnavailable, match="no NVIDIA driver"):
-        open_session(decoder, Runtime("cuda"))
+        open_session(decoder, SessionOptions("cuda"))
 
 
 def test_two_builds_of_onnx_runtime_are_the_reason_given(decoder, machine, monkeypatch):
     monkeypatch.setattr(onnxruntime.importlib.metadata, "version", lambda name: "1.0")
     with pytest.raises(BackendMissing, match="both installed") as caught:
-        open_session(decoder, Runtime("cuda"))
+        open_session(decoder, SessionOptions("cuda"))
     assert "pip uninstall" in caught.value.hint
 
 
@@ -86,13 +86,13 @@ def test_a_plug_in_provider_without_a_device_is_an_error(decoder, machine, monke
 
     monkeypatch.setitem(sys.modules, BACKENDS["nv-tensorrt-rtx"].plugin, Plugin)
     with pytest.raises(BackendUnavailable, match="finds no device"):
-        open_session(decoder, Runtime("nv-tensorrt-rtx"))
+        open_session(decoder, SessionOptions("nv-tensorrt-rtx"))
 
 
 def test_auto_takes_the_first_that_works_and_says_so_once(decoder, compiled_in, caplog):
     caplog.set_level(logging.INFO, "segagent_rt")
     for _ in range(3):
-        session = open_session(decoder, Runtime("auto", 1))
+        session = open_session(decoder, SessionOptions("auto", 1))
     assert session.provider == "CPUExecutionProvider"
     [said] = caplog.records
     assert said.levelno == logging.WARNING
@@ -128,7 +128,7 @@ def test_nodes_are_counted_by_the_provider_that_ran_them(decoder):
         "points": np.zeros((1, 1, 3), np.float32),
         "prior_logits": np.zeros((1, 1, 256, 256), np.float32),
     }
-    found = onnxruntime.nodes_by_provider(decoder, Runtime("cpu", 1), feeds)
+    found = onnxruntime.nodes_by_provider(decoder, SessionOptions("cpu", 1), feeds)
     assert set(found) == {"CPUExecutionProvider"}
     assert found["CPUExecutionProvider"] > 50
 
@@ -149,7 +149,7 @@ def test_a_variant_runs_where_its_device_and_dialect_allow(device, dialect, back
 
 
 def test_the_same_bundle_gives_each_backend_its_own_variant(tmp_path):
-    from segagent_rt.engines import Graph
+    from segagent_rt.engine_cache.key import Graph
 
     def graph(name, device, dialect="ort"):
         return Graph(tmp_path, "", "mllm", "decoder", name, Variant(device, "", {}, dialect))
@@ -168,9 +168,10 @@ def test_the_same_bundle_gives_each_backend_its_own_variant(tmp_path):
 
 def test_vendor_libraries_are_imported_only_when_their_backend_is_asked_for():
     program = (
-        "import sys; from segagent_rt.bundle import open_bundle;"
-        "from segagent_rt.backends import Runtime, tensorrt, cuda, engine;"
-        "open_bundle().part('segmenter').session('decoder', Runtime('cpu'));"
+        "import sys; from segagent_rt.bundle.bundle import open_bundle;"
+        "from segagent_rt.backends.session import SessionOptions;"
+        "from segagent_rt.backends import tensorrt, cuda, engine;"
+        "open_bundle().part('segmenter').session('decoder', SessionOptions('cpu'));"
         "print([m for m in sys.modules if m.split('.')[0] in ('tensorrt', 'tensorrt_rtx', 'cuda')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

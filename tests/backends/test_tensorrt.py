@@ -8,8 +8,8 @@ import pytest
 
 from segagent_rt.backends.driver import gpu
 from segagent_rt.backends.tensorrt import load
-from segagent_rt.bundle import open_bundle
-from segagent_rt.contracts import Range
+from segagent_rt.bundle.bundle import open_bundle
+from segagent_rt.bundle.manifest import Range
 from segagent_rt.errors import BackendMissing, BackendUnavailable, EngineRefused
 from tests.backends import fake_cuda, fake_tensorrt
 from tests.backends.fake_driver import FakeDriver

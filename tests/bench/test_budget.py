@@ -10,7 +10,7 @@ import pytest
 
 from segagent_rt.bench.boards import BOARDS, GIB, board
 from segagent_rt.bench.budget import budget, chosen
-from segagent_rt.bundle import Bundle, Part, open_bundle
+from segagent_rt.bundle.bundle import Bundle, Part, open_bundle
 from segagent_rt.errors import InputError
 from segagent_rt.memory import BUILD_BASE, BUILD_FACTOR
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from segagent_rt import memory
-from segagent_rt.bundle import cache_folder
+from segagent_rt.bundle.store import cache_folder
 from segagent_rt.errors import BackendUnavailable
 from tests.backends import fake_tensorrt
 from tests.backends.bundles import write_bundle

@@ -125,7 +125,7 @@ def test_without_a_home_the_cache_is_a_private_folder(monkeypatch, tmp_path):
     import pathlib
     import tempfile
 
-    from segagent_rt import bundle
+    from segagent_rt.bundle import store
 
     def homeless():
         raise RuntimeError("Could not determine home directory.")
@@ -134,13 +134,13 @@ def test_without_a_home_the_cache_is_a_private_folder(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pathlib.Path, "home", homeless)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    bundle._homeless_cache.cache_clear()
+    store._homeless_cache.cache_clear()
     try:
-        folder = bundle.cache_folder()
+        folder = store.cache_folder()
         assert folder.parent == tmp_path
         assert folder.stat().st_mode & 0o077 == 0
-        bundle._homeless_cache.cache_clear()
+        store._homeless_cache.cache_clear()
         folder.chmod(0o777)
-        assert bundle.cache_folder() != folder, "somebody else may have written there"
+        assert store.cache_folder() != folder, "somebody else may have written there"
     finally:
-        bundle._homeless_cache.cache_clear()
+        store._homeless_cache.cache_clear()

@@ -6,7 +6,7 @@ import json
 import shutil
 
 from segagent_rt.bench.boards import GIB
-from segagent_rt.bundle import open_bundle
+from segagent_rt.bundle.bundle import open_bundle
 
 
 def test_the_command_says_it(terminal):

@@ -9,7 +9,7 @@ from importlib import import_module
 
 import pytest
 
-from segagent_rt.backends.table import BACKENDS
+from segagent_rt.backends.registry import BACKENDS
 from segagent_rt.cli import COMMANDS
 from segagent_rt.cli.parameters import BackendName
 

@@ -19,11 +19,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
-from segagent_rt_export import unpickling  # noqa: E402
-from segagent_rt_export.checkpoints import read_checkpoint  # noqa: E402
 from segagent_rt_export.errors import CheckpointInvalid  # noqa: E402
-from segagent_rt_export.sources import source_record  # noqa: E402
-from segagent_rt_export.unpickling import Foreign  # noqa: E402
+from segagent_rt_export.sources import unpickling  # noqa: E402
+from segagent_rt_export.sources.checkpoints import read_checkpoint  # noqa: E402
+from segagent_rt_export.sources.locations import source_record  # noqa: E402
+from segagent_rt_export.sources.unpickling import Foreign  # noqa: E402
 
 pytestmark = pytest.mark.export
 

@@ -7,8 +7,8 @@ import pytest
 
 onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
 
-from segagent_rt.backends import Runtime, open_session  # noqa: E402
-from segagent_rt_export.graph import GraphBuilder, new_graph, new_weights  # noqa: E402
+from segagent_rt.backends.session import SessionOptions, open_session  # noqa: E402
+from segagent_rt_export.graphs.builder import GraphBuilder, new_graph, new_weights  # noqa: E402
 
 pytestmark = pytest.mark.export
 
@@ -28,7 +28,7 @@ def test_large_weights_stream_beside_the_graph_and_small_ones_are_stored_once(tm
     assert places["location"] == "sum.onnx.data"
     assert int(places["offset"]) % 64 == 0
     assert (tmp_path / "sum.onnx.data").stat().st_size == 12000
-    y = open_session(path, Runtime("cpu", 1)).run({"x": large}, ["y"])["y"]
+    y = open_session(path, SessionOptions("cpu", 1)).run({"x": large}, ["y"])["y"]
     assert np.array_equal(y, 3 * large)
 
 
@@ -58,7 +58,7 @@ def test_graphs_share_a_file_and_what_both_have_lies_there_once(tmp_path):
                 g.output(g.mul(x, g.weight(own)), "y", np.float32, [1000])
     assert (tmp_path / "shared.data").stat().st_size == 4032 + 4000  # the next begins at 64 bytes
     for name, factor in (("a", 1), ("b", 2)):
-        session = open_session(tmp_path / f"{name}.onnx", Runtime("cpu", 1))
+        session = open_session(tmp_path / f"{name}.onnx", SessionOptions("cpu", 1))
         assert np.array_equal(session.run({"x": same}, ["y"])["y"], 2 * same * factor)
 
 

@@ -10,17 +10,18 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from segagent_rt.backends import Runtime, open_session
+from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.backends.tensorrt import load
-from segagent_rt.contracts import Variant
-from segagent_rt.engines import EngineCache, Graph
+from segagent_rt.bundle.manifest import Variant
+from segagent_rt.engine_cache.key import Graph
+from segagent_rt.engine_cache.selection import Ladder
+from segagent_rt.engine_cache.store import EngineCache
 from segagent_rt.errors import EngineRefused
-from segagent_rt.ladder import Ladder
-from segagent_rt_export.graph import GraphBuilder, new_graph
-from segagent_rt_export.mllm.blocks import Module, gated_mlp
-from segagent_rt_export.mllm.weights import StateDict
+from segagent_rt_export.graphs.blocks import Module, gated_mlp
+from segagent_rt_export.graphs.builder import GraphBuilder, new_graph
+from segagent_rt_export.graphs.precision import Precision
 from segagent_rt_export.passes.fp16 import PRODUCTS, convert_products_to_fp16
-from segagent_rt_export.precision import Precision
+from segagent_rt_export.sources.weights import StateDict
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
@@ -63,7 +64,9 @@ def net(scale: float = 1.0) -> onnx.ModelProto:
 
 def run(model: onnx.ModelProto, image: np.ndarray) -> np.ndarray:
     content = model.SerializeToString()
-    return open_session(content, Runtime("cpu", 1)).run({"image": image}, ["features"])["features"]
+    return open_session(content, SessionOptions("cpu", 1)).run({"image": image}, ["features"])[
+        "features"
+    ]
 
 
 IMAGE = RNG.random((1, 3, 32, 32)).astype(np.float32)

@@ -17,12 +17,13 @@ import onnx
 import torch
 
 from segagent_rt.annotators.oracle import deepest
-from segagent_rt.backends import Runtime
-from segagent_rt.bundle import open_part
-from segagent_rt.contracts import BundleIndex
+from segagent_rt.backends.session import SessionOptions
+from segagent_rt.bundle.bundle import open_part
+from segagent_rt.bundle.manifest import BundleIndex
 from segagent_rt.errors import FileChanged, SegagentError
 from segagent_rt.runtime import open_mllm
 from segagent_rt.segmenters.click_net import CERTAIN, MAPS
+from segagent_rt_export.bundle_writer import write_index
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.families.click_net.export import export_segmenter
 from segagent_rt_export.families.click_net.net import SegmenterNet
@@ -31,9 +32,8 @@ from segagent_rt_export.families.demo_mllm.export import LANGUAGE, VISION, expor
 from segagent_rt_export.families.demo_mllm.from_bundle import mllm_from_part
 from segagent_rt_export.families.demo_mllm.net import TinyMllm, tiny_config
 from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
-from segagent_rt_export.graph_weights import read_graph
-from segagent_rt_export.parts import write_index
-from segagent_rt_export.precision import Precision
+from segagent_rt_export.graphs.precision import Precision
+from segagent_rt_export.graphs.stored_weights import read_graph
 from segagent_rt_training.initial_segmenter import initial_segmenter
 from segagent_rt_training.main import TrainingPlan, begin
 from segagent_rt_training.progress import StageProgress
@@ -103,7 +103,7 @@ def run(net, images, clicks):
 
 def run_graphs(folder, image, clicks):
     """As `run`, for one image and the graphs of a part."""
-    part, where = open_part(folder, "segmenter"), Runtime("cpu", 1)
+    part, where = open_part(folder, "segmenter"), SessionOptions("cpu", 1)
     encoder, decoder = (part.session(role, where, "cpu-8bit") for role in ("encoder", "decoder"))
     maps = encoder.run({"image": image}, MAPS)
     prior = np.full((1, 1, 256, 256), -CERTAIN, np.float32)
@@ -191,7 +191,7 @@ def test_the_tower_that_came_back_sees_the_same(bundle, tmp_path):
         mllm_from_part(open_part(bundle / "mllm", "mllm")),
         build_tokenizer(), tmp_path / "mllm", VISION, LANGUAGE,
     )  # fmt: skip
-    where, seen = Runtime("cpu", 1), []
+    where, seen = SessionOptions("cpu", 1), []
     for folder in (bundle / "mllm", tmp_path / "mllm"):
         part = open_part(folder, "mllm")
         tower = open_mllm(part, lambda part, role: part.session(role, where)).tower

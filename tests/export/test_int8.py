@@ -17,10 +17,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 pytest.importorskip("torch", reason="needs the extra `export`")
 
-from segagent_rt.backends import Runtime, open_session
-from segagent_rt.bundle import Part, open_bundle
-from segagent_rt.contracts import Variant
-from segagent_rt_export.lint import complaints
+from segagent_rt.backends.session import SessionOptions, open_session
+from segagent_rt.bundle.bundle import Part, open_bundle
+from segagent_rt.bundle.manifest import Variant
+from segagent_rt_export.gate.graph_lint import complaints
+from segagent_rt_export.gate.inputs import Scenes
+from segagent_rt_export.gate.verdict import Gate
+from segagent_rt_export.gate.verify import verify_masks
+from segagent_rt_export.passes import integer_part
 from segagent_rt_export.passes.calibration import CalibrationSession
 from segagent_rt_export.passes.external_data import save_with_shared_weights
 from segagent_rt_export.passes.fuse_gelu import fuse_gelu
@@ -29,16 +33,12 @@ from segagent_rt_export.passes.weight_only_int8 import (
     dequantise_conv_weights,
     quantise_conv_weights,
 )
-from segagent_rt_export.segmenters import integer_part
-from segagent_rt_export.states import Scenes
-from segagent_rt_export.verdict import Gate
-from segagent_rt_export.verify import verify_masks
 
 pytestmark = pytest.mark.export
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.normal(0, 1, (1, 3, 16, 16)).astype(np.float32)
-CPU = Runtime("cpu", threads=1)
+CPU = SessionOptions("cpu", threads=1)
 
 
 def net() -> onnx.ModelProto:
@@ -95,7 +95,7 @@ def copy(model: onnx.ModelProto) -> onnx.ModelProto:
 def run(model: onnx.ModelProto, folder: Path, integers: bool = False) -> np.ndarray:
     path = folder / "graph.onnx"
     onnx.save_model(model, str(path))
-    runtime = Runtime("cpu", threads=1, integers=integers)
+    runtime = SessionOptions("cpu", threads=1, integers=integers)
     return np.asarray(open_session(path, runtime).run({"image": IMAGE}, ["features"])["features"])
 
 
@@ -303,7 +303,7 @@ def test_the_net_that_ships_draws_the_same_masks(click_net):
 
 def test_the_runtime_multiplies_integers(click_net, tmp_path):
     """Otherwise everything is unpacked and the net is as slow as in fp32."""
-    where = Runtime("cpu", threads=1, profile=tmp_path / "run")
+    where = SessionOptions("cpu", threads=1, profile=tmp_path / "run")
     picture = np.zeros((1, 256, 256, 3), np.uint8)
     maps = {
         "keys": np.zeros((1, 24, 64, 64), np.float32),

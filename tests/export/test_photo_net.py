@@ -18,8 +18,8 @@ from segagent_rt_export.families.photo_net.export import (  # noqa: E402
     torch_checks,
 )
 from segagent_rt_export.families.photo_net.net import PhotoSegmenterNet  # noqa: E402
+from segagent_rt_export.gate.inputs import Scenes  # noqa: E402
 from segagent_rt_export.passes.calibration import CPU  # noqa: E402
-from segagent_rt_export.states import Scenes  # noqa: E402
 
 pytestmark = pytest.mark.export
 

@@ -8,14 +8,10 @@ import pytest
 
 onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
 
-from segagent_rt.backends import Runtime, open_session  # noqa: E402
-from segagent_rt_export.graph import Dialect, new_graph  # noqa: E402
+from segagent_rt.backends.session import SessionOptions, open_session  # noqa: E402
+from segagent_rt_export.graphs.builder import Dialect, new_graph  # noqa: E402
+from segagent_rt_export.graphs.precision import Precision, quantise_blocks, quantise_symmetric  # noqa: E402
 from segagent_rt_export.passes.gptq import MOST, gptq_round  # noqa: E402
-from segagent_rt_export.precision import (  # noqa: E402
-    Precision,
-    quantise_blocks,
-    quantise_symmetric,
-)
 from segagent_rt_export.variants import MLLM_VARIANTS  # noqa: E402
 
 pytestmark = pytest.mark.export
@@ -29,7 +25,7 @@ def run(folder, precision: Precision, dialect: Dialect, weight, bias, x):
         name = g.input("x", np.float32, ["N", weight.shape[1]])
         y = precision.linear(g, name, weight, bias)
         g.output(y, "y", np.float32, ["N", len(weight)])
-    return open_session(path, Runtime("cpu", 1)).run({"x": x}, ["y"])["y"]
+    return open_session(path, SessionOptions("cpu", 1)).run({"x": x}, ["y"])["y"]
 
 
 def layer(outputs: int, inputs: int):
@@ -159,7 +155,7 @@ def test_rounded_weights_are_multiplied_as_they_are(tmp_path, dialect):
         name = g.input("x", np.float32, ["N", 96])
         y = Precision("rounded", 32).linear(g, name, weight, None, rounded)
         g.output(y, "y", np.float32, ["N", 48])
-    found = open_session(path, Runtime("cpu", 1)).run({"x": x}, ["y"])["y"]
+    found = open_session(path, SessionOptions("cpu", 1)).run({"x": x}, ["y"])["y"]
     loss = float(np.sqrt(((found - wanted) ** 2).mean()))
     assert loss < {"ort": 1.1 * expected, "portable": 1e-5}[dialect]
     kinds = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}

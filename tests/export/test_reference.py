@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from segagent_rt.backends import Runtime as Where
 from segagent_rt.backends.onnxruntime import open_session
+from segagent_rt.backends.session import SessionOptions as Where
 from segagent_rt.bench.compare_reference import Comparison
 from segagent_rt.bench.parity import ParityGate
 from segagent_rt.bench.profiling import GraphProfiler
 from segagent_rt.bench.scenario import Scenario
-from segagent_rt.bundle import open_bundle, open_part
+from segagent_rt.bundle.bundle import open_bundle, open_part
 from segagent_rt.cli.bench import open_reference_loop
 from segagent_rt.errors import InputError, SegagentError
 from segagent_rt.image import jpeg_round_trip
@@ -26,7 +26,7 @@ from segagent_rt_export.families.click_net.net import Folded, SegmenterNet
 from segagent_rt_export.families.demo_mllm import net as mllm_net
 from segagent_rt_export.families.demo_mllm.export import export_mllm
 from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
-from segagent_rt_export.precision import Precision
+from segagent_rt_export.graphs.precision import Precision
 from segagent_rt_training.checkpoints import trained_nets
 
 pytestmark = [

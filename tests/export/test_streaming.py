@@ -12,11 +12,11 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
-from segagent_rt.backends import open_session  # noqa: E402
-from segagent_rt_export import streaming  # noqa: E402
-from segagent_rt_export.graph import new_graph  # noqa: E402
-from segagent_rt_export.mllm.unloaded import unloaded  # noqa: E402
-from segagent_rt_export.streaming import CPU, Convoy, Streamed, cut  # noqa: E402
+from segagent_rt.backends.session import open_session  # noqa: E402
+from segagent_rt_export.gate import streaming  # noqa: E402
+from segagent_rt_export.gate.streaming import CPU, Convoy, Streamed, cut  # noqa: E402
+from segagent_rt_export.graphs.builder import new_graph  # noqa: E402
+from segagent_rt_export.sources.lazy_weights import unloaded  # noqa: E402
 
 pytestmark = pytest.mark.export
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segagent_rt.backends import Runtime, open_session
+from segagent_rt.backends.session import SessionOptions, open_session
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("onnxscript", reason="needs the extra `export`")
 
-from segagent_rt_export.segmenters import tracing  # noqa: E402
+from segagent_rt_export.graphs import tracing  # noqa: E402
 
 pytestmark = pytest.mark.export
 
@@ -28,7 +28,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(
     tracing.trace(net, {"input": torch.zeros(3, 64)}, path, ["y"], {"input": 0})
     assert (tmp_path / "net.onnx.data").exists() is (limit == 1000)
     x = np.random.default_rng(0).normal(size=(7, 64)).astype(np.float32)
-    found = open_session(path, Runtime("cpu", threads=1)).run({"input": x}, ["y"])["y"]
+    found = open_session(path, SessionOptions("cpu", threads=1)).run({"input": x}, ["y"])["y"]
     with torch.no_grad():
         expected = net(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)

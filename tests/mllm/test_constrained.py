@@ -7,7 +7,7 @@ import pytest
 
 from segagent_rt.annotators.oracle import next_click
 from segagent_rt.bench.stepwise_decoder import StepwiseDecoder
-from segagent_rt.mllm.constrained import Writer, greedy
+from segagent_rt.mllm.decoder import Writer, greedy
 from segagent_rt.runtime import load
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Request

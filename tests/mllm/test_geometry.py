@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segagent_rt.mllm.geometry import MASKED, Axial, merge_order, sort_windows, table_taps
-from segagent_rt.mllm.pictures import Squash
+from segagent_rt.mllm.patch_layout import MASKED, Axial, merge_order, sort_windows, table_taps
+from segagent_rt.mllm.preprocess import Squash
 from segagent_rt.mllm.rope import RopeSettings, prompt_positions
-from segagent_rt.mllm.vision import VisionSettings, cut_patches, lay_out
+from segagent_rt.mllm.vision_encoder import VisionSettings, cut_patches, lay_out
 
 SIZES = st.integers(1, 12)
 

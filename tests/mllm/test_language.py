@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from segagent_rt.errors import ManifestInvalid
-from segagent_rt.mllm.constrained import Prompt, greedy
-from segagent_rt.mllm.free import LONGEST, FreeWriter
-from segagent_rt.mllm.language import LanguageModel, LanguageSettings
+from segagent_rt.mllm.decoder import Prompt, greedy
+from segagent_rt.mllm.free_decoder import LONGEST, FreeWriter
+from segagent_rt.mllm.language_model import LanguageModel, LanguageSettings
 from segagent_rt.mllm.rope import RopeSettings
 
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from segagent_rt.contracts import parse, to_json
+from segagent_rt.bundle.manifest import parse, to_json
 from segagent_rt.errors import ImageUnreadable
-from segagent_rt.mllm.pictures import Crop, Pad, Resize, Smart, Squash, Window, bicubic
+from segagent_rt.mllm.preprocess import Crop, Pad, Resize, Smart, Squash, Window, bicubic
 from segagent_rt.types import Box, Click, Finish
 
 RNG = np.random.default_rng(0)

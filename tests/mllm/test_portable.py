@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segagent_rt.backends import Runtime
-from segagent_rt.backends.table import BACKENDS
+from segagent_rt.backends.registry import BACKENDS
+from segagent_rt.backends.session import SessionOptions
 from segagent_rt.bench.parity import ParityGate, same_action
-from segagent_rt.bundle import open_bundle
+from segagent_rt.bundle.bundle import open_bundle
+from segagent_rt.bundle.placement import suited
 from segagent_rt.runtime import open_mllm
 from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.prediction import GivenMask
-from segagent_rt.sessions import suited
 from segagent_rt.types import Request
 
 FIRST, SCENES = 7000, 20
@@ -27,7 +27,7 @@ def part():
 
 
 def opened(part, variant):
-    return open_mllm(part, lambda part, role: part.session(role, Runtime("cpu", 1), variant))
+    return open_mllm(part, lambda part, role: part.session(role, SessionOptions("cpu", 1), variant))
 
 
 def test_both_make_the_same_clicks_on_clean_and_painted_pictures(part):

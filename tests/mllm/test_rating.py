@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segagent_rt.mllm.constrained import Choice, Written
+from segagent_rt.mllm.decoder import Choice, Written
 from segagent_rt.mllm.grammar import compile_grammar
 from segagent_rt.mllm.rating import expected_iou
 from segagent_rt.reply import ReplyProtocol

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segagent_rt.segmenters.bilinear import BAND, bands, corners, resample
+from segagent_rt.segmenters.resampling import BAND, bands, corners, resample
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "simple_click" / "bilinear.json"
 CASES = json.loads(GOLDEN.read_text("utf-8"))["cases"]

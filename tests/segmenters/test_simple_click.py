@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segagent_rt.contracts import parse, to_json
+from segagent_rt.bundle.manifest import parse, to_json
 from segagent_rt.segmenters import simple_click
-from segagent_rt.segmenters.bilinear import corners, resample
 from segagent_rt.segmenters.prediction import GivenMask
+from segagent_rt.segmenters.resampling import corners, resample
 from segagent_rt.segmenters.simple_click import SimpleClick, SimpleClickSettings
 from segagent_rt.segmenters.zoom import Roi, Span
 from segagent_rt.types import Click

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segagent_rt.segmenters.bilinear import corners, resample
 from segagent_rt.segmenters.prediction import GivenMask
+from segagent_rt.segmenters.resampling import corners, resample
 from segagent_rt.segmenters.window import WindowPrediction
 from segagent_rt.segmenters.zoom import Roi, Span
 

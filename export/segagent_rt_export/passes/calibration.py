@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from segagent_rt.backends import Runtime, open_session
-from segagent_rt.bundle import Part
+from segagent_rt.backends.session import SessionOptions, open_session
+from segagent_rt.bundle.bundle import Part
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.types import Click, Feed, Resident, RgbImage, Segmenter, Session
 from segagent_rt_export.passes.qdq_conv import QdqSelection, Ranges, ranges_of
@@ -36,7 +36,7 @@ SPOTS = (
 )
 """Clicks that are made on every picture: x and y in shares of its sides, and whether positive."""
 
-CPU = Runtime("cpu")
+CPU = SessionOptions("cpu")
 
 
 class CalibrationSession:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx.external_data_helper import set_external_data
 
-from segagent_rt_export.graph import WeightFile
+from segagent_rt_export.graphs.builder import WeightFile
 
 INLINE = 256
 """Bytes; what is no larger stays in its graph."""

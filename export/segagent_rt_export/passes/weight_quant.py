@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from segagent_rt_export.graphs.precision import Precision, quantise_blocks
+from segagent_rt_export.graphs.tracing import INLINE_LIMIT
 from segagent_rt_export.passes.fp16 import convert_products_to_fp16
 from segagent_rt_export.passes.fuse_gelu import fuse_gelu
 from segagent_rt_export.passes.qdq_conv import Ranges, quantise_convolutions
 from segagent_rt_export.passes.weight_only_int8 import LEAST, quantise_conv_weights
-from segagent_rt_export.precision import Precision, quantise_blocks
-from segagent_rt_export.segmenters.tracing import INLINE_LIMIT
 from segagent_rt_export.variants import SegmenterVariant
 
 LIBRARY = "com.microsoft"

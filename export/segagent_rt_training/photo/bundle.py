@@ -10,26 +10,26 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-from segagent_rt.bundle import Part, open_part
-from segagent_rt.contracts import BundleIndex, Variant
+from segagent_rt.bundle.bundle import Part, open_part
+from segagent_rt.bundle.manifest import BundleIndex, Variant
 from segagent_rt.errors import GateFailed
-from segagent_rt.files import atomic_write
+from segagent_rt.io import atomic_write
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.segmenters.photo_net import PhotoNetSettings
 from segagent_rt.types import Segmenter, Session
+from segagent_rt_export.bundle_writer import PartDraft, new_part, write_index, write_manifest
 from segagent_rt_export.families.photo_net.export import (
     export_photo_net,
     export_segmenter,
     torch_checks,
 )
 from segagent_rt_export.families.photo_net.net import PhotoSegmenterNet
-from segagent_rt_export.parts import PartDraft, new_part, write_index, write_manifest
+from segagent_rt_export.gate.photo_inputs import Photo as GatePhoto
+from segagent_rt_export.gate.photo_inputs import Photos
+from segagent_rt_export.gate.verdict import Gate
+from segagent_rt_export.gate.verify import verify_graphs, verify_masks
 from segagent_rt_export.passes.calibration import CPU
-from segagent_rt_export.photos import Photo as GatePhoto
-from segagent_rt_export.photos import Photos
 from segagent_rt_export.variants import REFERENCE
-from segagent_rt_export.verdict import Gate
-from segagent_rt_export.verify import verify_graphs, verify_masks
 from segagent_rt_training.photo.evaluation import (
     Target,
     calibrate,

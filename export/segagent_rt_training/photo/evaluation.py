@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from segagent_rt.annotators.oracle import next_click
-from segagent_rt.files import parse_json
 from segagent_rt.image import load_image
+from segagent_rt.io import parse_json
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Box, Click, Mask, Prediction, RgbImage, Segmenter
 from segagent_rt_training.photo.photos import IGNORED, load_photos

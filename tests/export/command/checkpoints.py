@@ -19,10 +19,10 @@ from transformers import (
     SamModel,
 )
 
-from segagent_rt_export.segmenters import sam_layout
-from segagent_rt_export.segmenters.edgetam import EdgeTam
-from segagent_rt_export.segmenters.repvit import RepVit
-from segagent_rt_export.segmenters.tiny_vit import TinyVit, TinyVitShape
+from segagent_rt_export.families.edgetam.export import EdgeTam
+from segagent_rt_export.families.edgetam.repvit import RepVit
+from segagent_rt_export.families.mobile_sam.tiny_vit import TinyVit, TinyVitShape
+from segagent_rt_export.sources import sam_layout
 from tests.export.mllm import small_models
 from tests.export.mllm.conftest import v1_ranks
 from tests.export.mllm.qwen_vl_v1 import SIZES, make_state

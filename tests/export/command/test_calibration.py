@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segagent_rt.bundle import open_bundle
-from segagent_rt.contracts import MANIFEST_FILE
+from segagent_rt.bundle.bundle import open_bundle
+from segagent_rt.bundle.manifest import MANIFEST_FILE
 from segagent_rt.errors import GateFailed, ImageUnreadable, InputError
 from segagent_rt.scenes import make_scene
 from segagent_rt.testing import DiscSegmenter
 from segagent_rt.types import Click
-from segagent_rt_export import exporter, photos
-from segagent_rt_export.exporter import Judge, carry_out
-from segagent_rt_export.photos import EXPRESSIONS, LONGEST, OBJECTS, open_photos
+from segagent_rt_export import pipeline
+from segagent_rt_export.gate import photo_inputs
+from segagent_rt_export.gate.inputs import CLICKS
+from segagent_rt_export.gate.photo_inputs import EXPRESSIONS, LONGEST, OBJECTS, open_photos
+from segagent_rt_export.gate.verdict import Gate
+from segagent_rt_export.pipeline import Judge, carry_out
 from segagent_rt_export.plan import make_plan
-from segagent_rt_export.states import CLICKS
-from segagent_rt_export.verdict import Gate
 
 pytestmark = pytest.mark.export
 
@@ -67,7 +68,7 @@ def test_large_pictures_are_shrunk_and_of_many_some_are_taken(folder, tmp_path, 
     Image.new("RGB", (3000, 300), "blue").save(tmp_path / "wide.png")
     (photo,) = open_photos(tmp_path).pictures
     assert photo.image.shape == (102, LONGEST, 3)
-    monkeypatch.setattr(photos, "MOST", 3)
+    monkeypatch.setattr(photo_inputs, "MOST", 3)
     assert [photo.name for photo in open_photos(folder).pictures] == ["0.PNG", "2.PNG", "4.PNG"]
 
 
@@ -142,7 +143,7 @@ def test_the_bundle_runs(bundle, folder, terminal, tmp_path):
 def test_other_pictures_make_another_part(bundle, places, folder, terminal, monkeypatch):
     """With the same ones a finished part is kept."""
     for name in ("make_segmenter", "make_mllm"):
-        monkeypatch.setattr(exporter, name, None)
+        monkeypatch.setattr(pipeline, name, None)
     recipe = places / "pair.toml"
     done = terminal("export", recipe, "-o", bundle, "--resume", "--calibration", folder)
     assert done.code == 0, done.err
@@ -160,7 +161,7 @@ def exporter_plan(recipe: Path, bundle: Path, pictures: str) -> Any:
 def test_ranges_ten_times_off_fail_the_export_and_nothing_is_written(
     recipe, folder, tmp_path, monkeypatch
 ):
-    measured = exporter.calibrate_ranges
+    measured = pipeline.calibrate_ranges
 
     def wrong(*arguments: Any) -> Any:
         found = measured(*arguments)
@@ -169,7 +170,7 @@ def test_ranges_ten_times_off_fail_the_export_and_nothing_is_written(
             for role, ranges in found.items()
         }
 
-    monkeypatch.setattr(exporter, "calibrate_ranges", wrong)
+    monkeypatch.setattr(pipeline, "calibrate_ranges", wrong)
     target = tmp_path / "bundle"
     plan = make_plan(
         recipe("cpu-int8", segmenter="edgetam"), target, resume=False, below_gate=False
@@ -202,7 +203,7 @@ def test_refusals_come_before_any_work(folder, terminal, tmp_path, recipe_text):
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
-    monkeypatch.setattr(photos, "LARGEST_FILE", 10)
+    monkeypatch.setattr(photo_inputs, "LARGEST_FILE", 10)
     with pytest.raises(ImageUnreadable, match="more than"):
         open_photos(tmp_path)
     with pytest.raises(InputError, match="no folder"):

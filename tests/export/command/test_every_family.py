@@ -8,17 +8,18 @@ from dataclasses import replace
 
 import pytest
 
-from segagent_rt.backends import Runtime
-from segagent_rt.bundle import open_bundle
+from segagent_rt.backends.session import SessionOptions
+from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.draw import png
 from segagent_rt.scenes import make_scene
-from segagent_rt_export import plan, streaming
-from segagent_rt_export.exporter import Judge, carry_out
+from segagent_rt_export import plan
+from segagent_rt_export.gate import streaming
+from segagent_rt_export.gate.verdict import Gate
+from segagent_rt_export.graphs.precision import MllmPrecision, Precision
+from segagent_rt_export.pipeline import Judge, carry_out
 from segagent_rt_export.plan import make_plan
-from segagent_rt_export.precision import MllmPrecision, Precision
 from segagent_rt_export.recipe import MllmFamily, SegmenterFamily, read_recipe, tracked_recipes
 from segagent_rt_export.variants import MLLM_VARIANTS
-from segagent_rt_export.verdict import Gate
 from tests.export.command.checkpoints import MADE
 
 pytestmark = [pytest.mark.export, pytest.mark.slow]
@@ -79,7 +80,7 @@ def test_a_model_that_memory_cannot_hold_is_compared_piece_by_piece(export, monk
     whole = export("cpu-8bit", mllm=family, forgiving=True).part("mllm").manifest.verified
     monkeypatch.setattr(plan, "WHOLE", 0)
     monkeypatch.setattr(streaming, "PIECE", 20_000)
-    monkeypatch.setattr(streaming, "Runtime", lambda backend, brief: Runtime(backend))
+    monkeypatch.setattr(streaming, "SessionOptions", lambda backend, brief: SessionOptions(backend))
     bundle = export("cpu-8bit", mllm=family, forgiving=True)
     verified = bundle.part("mllm").manifest.verified
     assert max(verified["graphs"].values()) <= 1e-4

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from segagent_rt.bundle import open_bundle
+from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.draw import png
 from segagent_rt.scenes import make_scene
-from segagent_rt_export import exporter, plan
-from segagent_rt_export.mllm import export as mllm_export
+from segagent_rt_export import pipeline, plan
+from segagent_rt_export.families import mllm_export
 
 pytestmark = pytest.mark.export
 
@@ -82,8 +82,8 @@ def test_a_reference_that_nobody_asked_for_is_gone(pair):
 
 
 def test_resume_keeps_finished_parts(pair, places, terminal, monkeypatch):
-    monkeypatch.setattr(exporter, "make_segmenter", None)
-    monkeypatch.setattr(exporter, "make_mllm", None)
+    monkeypatch.setattr(pipeline, "make_segmenter", None)
+    monkeypatch.setattr(pipeline, "make_mllm", None)
     digest = open_bundle(pair).digest
     done = terminal("export", places / "pair.toml", "-o", pair, "--resume")
     assert done.code == 0, done.err
@@ -186,7 +186,7 @@ def refused(done: Any, said: str, hint: str = "") -> None:
 
 def test_refusals_come_before_any_work(places, terminal, tmp_path, monkeypatch, recipe_text):
     for name in ("make_segmenter", "make_mllm"):
-        monkeypatch.setattr(exporter, name, None)
+        monkeypatch.setattr(pipeline, name, None)
     target = tmp_path / "never"
     refused(terminal("export"), "name a recipe")
     refused(terminal("export", "pear"), "there is no recipe `pear`", "--list")

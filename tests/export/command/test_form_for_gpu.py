@@ -12,14 +12,14 @@ import onnx
 import pytest
 from onnx import TensorProto, shape_inference
 
-from segagent_rt.bundle import Bundle, open_bundle
+from segagent_rt.bundle.bundle import Bundle, open_bundle
 from segagent_rt.errors import GateFailed
-from segagent_rt_export.exporter import Judge, carry_out
+from segagent_rt_export.families.sam import export
+from segagent_rt_export.families.segmenters import FORMED
+from segagent_rt_export.gate.verdict import Gate
+from segagent_rt_export.pipeline import Judge, carry_out
 from segagent_rt_export.plan import PartPlan, Plan, make_plan
 from segagent_rt_export.recipe import Recipe, read_recipe
-from segagent_rt_export.segmenters import sam
-from segagent_rt_export.segmenters.families import FORMED
-from segagent_rt_export.verdict import Gate
 from tests.export.command.checkpoints import SAM_SIZES
 
 pytestmark = pytest.mark.export
@@ -137,15 +137,15 @@ def test_it_was_compared_and_nothing_is_left_of_the_way_there(bundle, family):
 @pytest.mark.parametrize("block", [0, 1], ids=["windowed", "global"])
 def test_a_block_that_forgets_where_its_keys_are_is_refused(recipe, tmp_path, monkeypatch, block):
     """By the comparison with torch, before 16 bits blur it."""
-    fold = sam.with_attention
+    fold = export.with_attention
 
     def forgetful(encoder, kind):
         folded = fold(encoder, kind)
-        if kind is sam.FoldedAttention:
+        if kind is export.FoldedAttention:
             folded.layers[block].attn.where.zero_()
         return folded
 
-    monkeypatch.setattr(sam, "with_attention", forgetful)
+    monkeypatch.setattr(export, "with_attention", forgetful)
     with pytest.raises(GateFailed, match=r"for GPUs, the graph `encoder` is .* away from torch"):
         exported(recipe("gpu-fp16", segmenter="sam"), tmp_path / "bundle")
     assert not (tmp_path / "bundle" / "segmenter").exists()
@@ -168,5 +168,5 @@ def test_the_disk_is_asked_for_room_for_both_forms(recipe, tmp_path):
 
 def test_every_family_that_has_a_form_for_gpus_exports_one():
     for family in FORMED:
-        module = import_module(f"segagent_rt_export.segmenters.{family}")
+        module = import_module(f"segagent_rt_export.families.{family}.export")
         assert callable(getattr(module, f"export_{family}_for_gpu"))

@@ -16,27 +16,29 @@ import pytest
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from segagent_rt.bundle import Part, open_bundle, open_part
-from segagent_rt.contracts import Variant
+from segagent_rt.bundle.bundle import Part, open_bundle, open_part
+from segagent_rt.bundle.manifest import Variant
 from segagent_rt.errors import GateFailed
-from segagent_rt.mllm import pictures
+from segagent_rt.mllm import preprocess
 from segagent_rt.segmenters import sam, simple_click
 from segagent_rt.types import Click, Finish, Malformed, Turn
-from segagent_rt_export import exporter, precision, streaming
-from segagent_rt_export.exporter import Judge, carry_out
-from segagent_rt_export.lint import complaints, unused
-from segagent_rt_export.mllm.published import open_published
-from segagent_rt_export.mllm.source import read_source
-from segagent_rt_export.plan import make_plan
-from segagent_rt_export.recipe import read_recipe
-from segagent_rt_export.states import Scenes
-from segagent_rt_export.verdict import Case, Gate, Verdict, shortfalls, summarise
-from segagent_rt_export.verify import (
+from segagent_rt_export import pipeline
+from segagent_rt_export.gate import streaming
+from segagent_rt_export.gate.graph_lint import complaints, unused
+from segagent_rt_export.gate.inputs import Scenes
+from segagent_rt_export.gate.mllm_reference import open_published
+from segagent_rt_export.gate.verdict import Case, Gate, Verdict, shortfalls, summarise
+from segagent_rt_export.gate.verify import (
     verify_masks,
     verify_published,
     verify_reference,
     verify_replies,
 )
+from segagent_rt_export.graphs import precision
+from segagent_rt_export.pipeline import Judge, carry_out
+from segagent_rt_export.plan import make_plan
+from segagent_rt_export.recipe import read_recipe
+from segagent_rt_export.sources.mllm import read_source
 
 pytestmark = pytest.mark.export
 
@@ -79,10 +81,10 @@ def segmenter(tmp_path_factory: Any, recipe_text: Any) -> Callable[[str], Made]:
 
     def make(family: str) -> Made:
         if family not in made:
-            seen, original = [], exporter.export_segmenter
+            seen, original = [], pipeline.export_segmenter
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(
-                    exporter, "export_segmenter", lambda *a: seen.append(original(*a)) or seen[0]
+                    pipeline, "export_segmenter", lambda *a: seen.append(original(*a)) or seen[0]
                 )
                 # Random weights draw masks at the threshold: SimpleClick's turn with any rounding.
                 variants = ("reference",) if family == "simple_click" else VARIANTS
@@ -262,7 +264,7 @@ def test_an_mllm_shown_through_another_filter(mllm, monkeypatch):
         small = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
         return np.asarray(small)
 
-    after(monkeypatch, pictures, "bicubic", bilinear)
+    after(monkeypatch, preprocess, "bicubic", bilinear)
     assert "the picture is" in mllm.failures()
 
 

@@ -9,13 +9,13 @@ import typing
 
 import pytest
 
-from segagent_rt.bundle import open_bundle
-from segagent_rt.contracts import Range
-from segagent_rt.sessions import suited
-from segagent_rt_export.exporter import Judge, carry_out
+from segagent_rt.bundle.bundle import open_bundle
+from segagent_rt.bundle.manifest import Range
+from segagent_rt.bundle.placement import suited
+from segagent_rt_export.gate.verdict import Gate
+from segagent_rt_export.pipeline import Judge, carry_out
 from segagent_rt_export.plan import make_plan
 from segagent_rt_export.recipe import MllmFamily, SegmenterFamily
-from segagent_rt_export.verdict import Gate
 
 pytestmark = [pytest.mark.export, pytest.mark.slow]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from segagent_rt.bundle import open_bundle
+from segagent_rt.bundle.bundle import open_bundle
 
 pytestmark = pytest.mark.export
 

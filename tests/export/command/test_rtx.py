@@ -12,23 +12,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segagent_rt.bundle import open_bundle
+from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.errors import EngineRefused
 from segagent_rt_export.families.click_net.export import export_click_net
 from segagent_rt_export.families.click_net.net import SegmenterNet
 from segagent_rt_export.families.demo_mllm.export import language_shape, mllm_settings, tower_shape
 from segagent_rt_export.families.demo_mllm.net import TinyMllm, tiny_config
 from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
-from segagent_rt_export.graph import new_graph
-from segagent_rt_export.mllm.export import export_mllm_graphs
-from segagent_rt_export.mllm.language import build_decoder
-from segagent_rt_export.mllm.profiles import mllm_profiles
-from segagent_rt_export.mllm.source import read_source
-from segagent_rt_export.mllm.weights import StateDict
+from segagent_rt_export.families.mllm_export import export_mllm_graphs
+from segagent_rt_export.families.segmenters import export_segmenter
+from segagent_rt_export.graphs.builder import new_graph
+from segagent_rt_export.graphs.language_model import build_decoder
+from segagent_rt_export.graphs.precision import MllmPrecision, Precision
+from segagent_rt_export.graphs.shape_profiles import mllm_profiles
 from segagent_rt_export.passes.weight_quant import write_variant
-from segagent_rt_export.precision import MllmPrecision, Precision
 from segagent_rt_export.recipe import MllmFamily, SegmenterFamily, SegmenterRecipe
-from segagent_rt_export.segmenters.families import export_segmenter
+from segagent_rt_export.sources.mllm import read_source
+from segagent_rt_export.sources.weights import StateDict
 from segagent_rt_export.variants import SEGMENTER_VARIANTS
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra `rtx`")

@@ -22,9 +22,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import bfloat16, float16, float32
 
-from segagent_rt_export.mllm.shards import open_shards
-from segagent_rt_export.mllm.source import read_source
-from segagent_rt_export.served.tool import READY, VERSION
+from segagent_rt_export.sources.mllm import read_source
+from segagent_rt_export.sources.shards import open_shards
+from segagent_rt_export.targets.edge_llm import READY, VERSION
 from tests.export.command import fake_edge
 from tests.export.mllm.test_lora import ALPHA, LAYERS, RANK, write_adapter
 

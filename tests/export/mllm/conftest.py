@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 
 from segagent_rt.annotators.mllm import MllmAnnotator
-from segagent_rt.backends import Runtime
-from segagent_rt.bundle import open_part
-from segagent_rt.contracts import Variant
+from segagent_rt.backends.session import SessionOptions
+from segagent_rt.bundle.bundle import open_part
+from segagent_rt.bundle.manifest import Variant
 from segagent_rt.runtime import open_mllm
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("transformers", reason="needs the extra `export`")
 
-from segagent_rt_export.mllm.export import export_mllm_graphs, export_mllm_tables  # noqa: E402
-from segagent_rt_export.mllm.published_v1 import QwenVlV1  # noqa: E402
-from segagent_rt_export.mllm.source import Choices, MllmSource, read_source  # noqa: E402
-from segagent_rt_export.parts import PartDraft, write_manifest  # noqa: E402
-from segagent_rt_export.precision import MllmPrecision  # noqa: E402
+from segagent_rt_export.bundle_writer import PartDraft, write_manifest  # noqa: E402
+from segagent_rt_export.families.mllm_export import export_mllm_graphs, export_mllm_tables  # noqa: E402
+from segagent_rt_export.families.qwen_vl_v1.reference import QwenVlV1  # noqa: E402
+from segagent_rt_export.graphs.precision import MllmPrecision  # noqa: E402
+from segagent_rt_export.sources.mllm import Choices, MllmSource, read_source  # noqa: E402
 from tests.export.mllm import small_models  # noqa: E402
 from tests.export.mllm.qwen_vl_v1 import SIZES, make_state  # noqa: E402
 
@@ -57,7 +57,7 @@ def tokenizer() -> Any:
 
 def v1_ranks(tokenizer: Any) -> bytes:
     """The tokenizer's vocabulary in tiktoken's format: single bytes first, then by merge."""
-    from segagent_rt_export.mllm.tiktoken import _byte_letters
+    from segagent_rt_export.families.qwen_vl_v1.tiktoken import _byte_letters
 
     value = {letter: at for at, letter in enumerate(_byte_letters())}
     model = json.loads(tokenizer.to_str())["model"]
@@ -127,7 +127,7 @@ def open_exported(
     names = {role: path.name for role, path in graphs.items()}
     variants = {"reference": Variant("any", "fp32", names, dialect)}
     write_manifest(folder, PartDraft("mllm", source.family, source.settings, variants))
-    where = Runtime("cpu", 1)
+    where = SessionOptions("cpu", 1)
     part = open_part(folder, "mllm")
     annotator = open_mllm(part, lambda part, role: part.session(role, where))
     return Exported(source, folder, annotator)

@@ -32,7 +32,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from segagent_rt.mllm.prompts import PRESETS
-from segagent_rt_export.mllm.tiktoken import SPLIT
+from segagent_rt_export.families.qwen_vl_v1.tiktoken import SPLIT
 
 HIDDEN, VOCABULARY = 64, 512
 TEXT = {

@@ -13,12 +13,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 
 from segagent_rt.errors import InputError
-from segagent_rt.mllm.pictures import Crop, Pad, Smart, Squash
+from segagent_rt.mllm.preprocess import Crop, Pad, Smart, Squash
 from segagent_rt.mllm.rope import RopeSettings
 from segagent_rt_export.errors import CheckpointInvalid
-from segagent_rt_export.mllm.attention import Heads
-from segagent_rt_export.mllm.chats import frame_of
-from segagent_rt_export.mllm.source import Choices, read_model, read_source
+from segagent_rt_export.families.chat_templates import frame_of
+from segagent_rt_export.graphs.attention import Heads
+from segagent_rt_export.sources.mllm import Choices, read_model, read_source
 
 pytestmark = pytest.mark.export
 

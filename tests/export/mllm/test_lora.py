@@ -14,16 +14,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from segagent_rt.bundle import open_part
+from segagent_rt.bundle.bundle import open_part
 from segagent_rt.metrics import max_error
 from segagent_rt_export.errors import CheckpointInvalid
-from segagent_rt_export.mllm import lora
-from segagent_rt_export.mllm.names import common_name
-from segagent_rt_export.mllm.published import load_whole, merged_by_peft, open_published
-from segagent_rt_export.mllm.shards import open_shards
-from segagent_rt_export.mllm.source import Choices, read_source
-from segagent_rt_export.verdict import Gate
-from segagent_rt_export.verify import verify_published
+from segagent_rt_export.families.weight_names import common_name
+from segagent_rt_export.gate.mllm_reference import load_whole, merged_by_peft, open_published
+from segagent_rt_export.gate.verdict import Gate
+from segagent_rt_export.gate.verify import verify_published
+from segagent_rt_export.sources import lora
+from segagent_rt_export.sources.mllm import Choices, read_source
+from segagent_rt_export.sources.shards import open_shards
 from tests.export.mllm.conftest import open_exported
 
 pytestmark = pytest.mark.export

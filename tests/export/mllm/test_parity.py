@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segagent_rt.mllm import vision
-from segagent_rt.mllm.geometry import Axial, Windows
-from segagent_rt.mllm.language import LanguageModel
-from segagent_rt.mllm.vision import Tower
-from segagent_rt_export.mllm.source import Choices
+from segagent_rt.mllm import vision_encoder
+from segagent_rt.mllm.language_model import LanguageModel
+from segagent_rt.mllm.patch_layout import Axial, Windows
+from segagent_rt.mllm.vision_encoder import Tower
+from segagent_rt_export.sources.mllm import Choices
 from tests.export.mllm.conftest import NAMES
 from tests.export.mllm.measuring import CLOSE, distance, distance_of_logits, distance_of_picture
 
@@ -88,18 +88,18 @@ def test_a_wrong_angle_in_the_tower_is_noticed(small, exported, photo):
 
 def test_windows_in_another_order_are_noticed(small, exported, photo, monkeypatch):
     """Windows cut from tokens in reading order, which is right only for one row of windows."""
-    right = vision.sort_windows
+    right = vision_encoder.sort_windows
 
     def unsorted(rows, columns, side, merge):
         windows = right(rows, columns, side, merge)
         straight = np.arange(rows * columns)
         return Windows(straight, windows.members, windows.mask, windows.places, straight)
 
-    monkeypatch.setattr(vision, "sort_windows", unsorted)
-    vision.lay_out.cache_clear()
+    monkeypatch.setattr(vision_encoder, "sort_windows", unsorted)
+    vision_encoder.lay_out.cache_clear()
     annotator = exported("qwen2_5_vl", "ort", FREE).annotator
     found = distance_of_picture(annotator, small("qwen2_5_vl").reference, photo(*SIZES[1]))
-    vision.lay_out.cache_clear()
+    vision_encoder.lay_out.cache_clear()
     assert found > 20 * CLOSE
 
 

@@ -17,14 +17,14 @@ torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from segagent_rt.backends import Runtime, open_session  # noqa: E402
+from segagent_rt.backends.session import SessionOptions, open_session  # noqa: E402
 from segagent_rt_export.errors import CheckpointInvalid  # noqa: E402
-from segagent_rt_export.graph import new_graph  # noqa: E402
-from segagent_rt_export.mllm.prequantised import open_weights  # noqa: E402
-from segagent_rt_export.mllm.published import open_published  # noqa: E402
-from segagent_rt_export.mllm.source import read_source  # noqa: E402
-from segagent_rt_export.mllm.weights import RowSlice  # noqa: E402
-from segagent_rt_export.precision import MllmPrecision, Precision  # noqa: E402
+from segagent_rt_export.gate.mllm_reference import open_published  # noqa: E402
+from segagent_rt_export.graphs.builder import new_graph  # noqa: E402
+from segagent_rt_export.graphs.precision import MllmPrecision, Precision  # noqa: E402
+from segagent_rt_export.sources.gptq_awq import open_weights  # noqa: E402
+from segagent_rt_export.sources.mllm import read_source  # noqa: E402
+from segagent_rt_export.sources.weights import RowSlice  # noqa: E402
 from tests.export.mllm.conftest import open_exported  # noqa: E402
 from tests.export.mllm.measuring import CLOSE, distance  # noqa: E402
 
@@ -185,7 +185,7 @@ def test_the_integers_are_kept(pack, name, tmp_path):
             y = precision.linear(g, x, np.zeros_like(weight), None, blocks)
             g.output(y, "y", np.float32, ["N", len(weight)])
         one = np.eye(weight.shape[1], dtype=np.float32)
-        y = open_session(path, Runtime("cpu", 1)).run({"x": one}, ["y"])["y"]
+        y = open_session(path, SessionOptions("cpu", 1)).run({"x": one}, ["y"])["y"]
         np.testing.assert_allclose(y, weight.T, rtol=1e-5, atol=1e-6)
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from segagent_rt.annotators.mllm import MllmAnnotator
-from segagent_rt.backends import Runtime
-from segagent_rt.bundle import open_part
+from segagent_rt.backends.session import SessionOptions
+from segagent_rt.bundle.bundle import open_part
 from segagent_rt.runtime import open_mllm
 from segagent_rt.segmenters.prediction import GivenMask
 from segagent_rt.types import Request
-from segagent_rt_export.mllm.profiles import mllm_profiles
+from segagent_rt_export.graphs.shape_profiles import mllm_profiles
 from tests.export.mllm.conftest import NAMES
 
 pytestmark = pytest.mark.export
@@ -53,7 +53,7 @@ def test_every_call_of_a_walk_fits_a_profile(exported, photo, name):
     part, watched = open_part(made.folder, "mllm"), {}
 
     def watch(part, role):
-        watched[role] = Watched(part.session(role, Runtime("cpu", 1)))
+        watched[role] = Watched(part.session(role, SessionOptions("cpu", 1)))
         return watched[role]
 
     annotator: MllmAnnotator = open_mllm(part, watch)

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from segagent_rt.backends import Runtime, open_session
-from segagent_rt.mllm.language import LanguageModel
-from segagent_rt.mllm.vision import cut_patches
-from segagent_rt_export.graph import new_graph
-from segagent_rt_export.mllm.language import build_decoder, build_head
-from segagent_rt_export.mllm.names import rename, split_v1
-from segagent_rt_export.mllm.published_v1 import QwenVlV1
-from segagent_rt_export.mllm.shards import open_shards
-from segagent_rt_export.mllm.source import read_model
-from segagent_rt_export.mllm.weights import Checkpoint, row_pieces
-from segagent_rt_export.precision import Precision
+from segagent_rt.backends.session import SessionOptions, open_session
+from segagent_rt.mllm.language_model import LanguageModel
+from segagent_rt.mllm.vision_encoder import cut_patches
+from segagent_rt_export.families.qwen_vl_v1.reference import QwenVlV1
+from segagent_rt_export.families.weight_names import rename, split_v1
+from segagent_rt_export.graphs.builder import new_graph
+from segagent_rt_export.graphs.language_model import build_decoder, build_head
+from segagent_rt_export.graphs.precision import Precision
+from segagent_rt_export.sources.mllm import read_model
+from segagent_rt_export.sources.shards import open_shards
+from segagent_rt_export.sources.weights import Checkpoint, row_pieces
 from tests.export.mllm.measuring import CLOSE, distance
 from tests.export.mllm.qwen_vl_v1 import SIZES
 
@@ -53,7 +53,7 @@ def opened(shared, tmp_path_factory, request):
         build_decoder(g, model.language, language, head.read([0]), Precision())
     with new_graph(paths[2], request.param) as g:
         build_head(g, row_pieces(head, 100), model.language.hidden, Precision())
-    vision, decoder, whole = (open_session(path, Runtime("cpu", 1)) for path in paths)
+    vision, decoder, whole = (open_session(path, SessionOptions("cpu", 1)) for path in paths)
     table = weights("language.embed_tokens.weight")
     return LanguageModel(decoder, table, model.language_settings, whole), vision
 

@@ -15,7 +15,12 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import Split
 
 from segagent_rt_export.errors import CheckpointInvalid
-from segagent_rt_export.mllm.tiktoken import SPECIALS, SPLIT, build_tokenizer, read_ranks
+from segagent_rt_export.families.qwen_vl_v1.tiktoken import (
+    SPECIALS,
+    SPLIT,
+    build_tokenizer,
+    read_ranks,
+)
 from tests.export.mllm.conftest import v1_ranks
 
 pytestmark = pytest.mark.export

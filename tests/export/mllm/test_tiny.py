@@ -9,15 +9,15 @@ import onnx
 import pytest
 import torch
 
-from segagent_rt.backends import Runtime
-from segagent_rt.bundle import open_bundle, open_part
+from segagent_rt.backends.session import SessionOptions
+from segagent_rt.bundle.bundle import open_bundle, open_part
 from segagent_rt.runtime import open_mllm
 from segagent_rt.types import Request
 from segagent_rt_export.families.demo_mllm import net as mllm_net
 from segagent_rt_export.families.demo_mllm.export import LANGUAGE, VISION, export_mllm
 from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
-from segagent_rt_export.lint import lint
-from segagent_rt_export.precision import Precision
+from segagent_rt_export.gate.graph_lint import lint
+from segagent_rt_export.graphs.precision import Precision
 
 pytestmark = pytest.mark.export
 
@@ -31,7 +31,7 @@ def net():
 
 def opened(net, folder, vision, language):
     export_mllm(net, build_tokenizer(), folder, vision, language)
-    part, where = open_part(folder, "mllm"), Runtime("cpu", 2)
+    part, where = open_part(folder, "mllm"), SessionOptions("cpu", 2)
     return open_mllm(part, lambda part, role: part.session(role, where))
 
 

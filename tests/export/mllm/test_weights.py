@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from segagent_rt_export.errors import CheckpointInvalid
-from segagent_rt_export.mllm.export import export_mllm_tables
-from segagent_rt_export.mllm.shards import open_safetensors, open_shards
-from segagent_rt_export.mllm.source import Choices, read_source
-from segagent_rt_export.mllm.tiktoken import read_ranks
-from segagent_rt_export.mllm.weights import Checkpoint, RowSlice, row_pieces, take
-from segagent_rt_export.streaming import Spilled
+from segagent_rt_export.families.mllm_export import export_mllm_tables
+from segagent_rt_export.families.qwen_vl_v1.tiktoken import read_ranks
+from segagent_rt_export.gate.streaming import Spilled
+from segagent_rt_export.sources.mllm import Choices, read_source
+from segagent_rt_export.sources.shards import open_safetensors, open_shards
+from segagent_rt_export.sources.weights import Checkpoint, RowSlice, row_pieces, take
 from tests.export.mllm.conftest import NAMES, open_exported
 from tests.export.mllm.measuring import CLOSE, distance_of_logits
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segagent_rt.backends import Runtime, open_session
+from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.types import Session
 
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
@@ -65,7 +65,7 @@ def awake() -> Callable[[Any], Any]:
 
 @pytest.fixture(scope="session")
 def session() -> Callable[[Path], Session]:
-    return lambda path: open_session(path, Runtime("cpu", threads=2))
+    return lambda path: open_session(path, SessionOptions("cpu", threads=2))
 
 
 @pytest.fixture(scope="session")

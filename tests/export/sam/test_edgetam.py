@@ -18,8 +18,8 @@ from safetensors.torch import save_file  # noqa: E402
 from transformers import EdgeTamConfig, EdgeTamModel  # noqa: E402
 
 from segagent_rt_export.errors import CheckpointInvalid  # noqa: E402
-from segagent_rt_export.segmenters.edgetam import export_edgetam, load_edgetam  # noqa: E402
-from segagent_rt_export.segmenters.repvit import RepVit, merged_branches  # noqa: E402
+from segagent_rt_export.families.edgetam.export import export_edgetam, load_edgetam  # noqa: E402
+from segagent_rt_export.families.edgetam.repvit import RepVit, merged_branches  # noqa: E402
 
 from .torchvision_stub import import_or_skip  # noqa: E402
 

@@ -18,18 +18,14 @@ pytest.importorskip("transformers", reason="needs the extra `export`")
 from transformers import SamConfig, SamModel  # noqa: E402
 
 from segagent_rt_export.errors import CheckpointInvalid  # noqa: E402
-from segagent_rt_export.segmenters import sam_layout  # noqa: E402
-from segagent_rt_export.segmenters.conv_norm import fuse  # noqa: E402
-from segagent_rt_export.segmenters.mobile_sam import (  # noqa: E402
+from segagent_rt_export.families.mobile_sam.export import (  # noqa: E402
     encoder_shape,
     export_mobile_sam,
     load_mobile_sam,
 )
-from segagent_rt_export.segmenters.tiny_vit import (  # noqa: E402
-    TinyVit,
-    TinyVitShape,
-    WindowAttention,
-)
+from segagent_rt_export.families.mobile_sam.tiny_vit import TinyVit, TinyVitShape, WindowAttention  # noqa: E402
+from segagent_rt_export.graphs.conv_norm import fuse  # noqa: E402
+from segagent_rt_export.sources import sam_layout  # noqa: E402
 
 from .torchvision_stub import import_or_skip  # noqa: E402
 

@@ -18,10 +18,11 @@ pytest.importorskip("transformers", reason="needs the extra `export`")
 from transformers import SamConfig, SamHQConfig, SamHQModel, SamModel  # noqa: E402
 
 from segagent_rt_export.errors import CheckpointInvalid  # noqa: E402
-from segagent_rt_export.segmenters import sam_graphs, sam_layout  # noqa: E402
-from segagent_rt_export.segmenters.mobile_sam import load_mobile_sam  # noqa: E402
-from segagent_rt_export.segmenters.sam import export_sam, load_sam  # noqa: E402
-from segagent_rt_export.segmenters.sam_hq import export_sam_hq, load_sam_hq  # noqa: E402
+from segagent_rt_export.families.mobile_sam.export import load_mobile_sam  # noqa: E402
+from segagent_rt_export.families.sam.export import export_sam, load_sam  # noqa: E402
+from segagent_rt_export.families.sam_hq.export import export_sam_hq, load_sam_hq  # noqa: E402
+from segagent_rt_export.graphs import sam_export  # noqa: E402
+from segagent_rt_export.sources import sam_layout  # noqa: E402
 
 from .torchvision_stub import import_or_skip  # noqa: E402
 
@@ -90,7 +91,7 @@ def test_both_formats_give_the_same_bundle(
     checkpoint: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Equal weights, bit for bit, and settings; what is traced is the same code."""
-    monkeypatch.setattr(sam_graphs, "trace", lambda *arguments: None)
+    monkeypatch.setattr(sam_export, "trace", lambda *arguments: None)
     model.save_pretrained(tmp_path / "folder")
     new, old = (export_sam(source, tmp_path) for source in (tmp_path / "folder", checkpoint))
     assert old.settings == new.settings

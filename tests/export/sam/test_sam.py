@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segagent_rt import contracts
+from segagent_rt.bundle import manifest
 from segagent_rt.segmenters.sam import Sam, SamSettings
 from segagent_rt.types import Box, Click
 
@@ -21,9 +21,9 @@ from transformers import SamConfig, SamModel  # noqa: E402
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil  # noqa: E402
 
 from segagent_rt_export.errors import CheckpointInvalid  # noqa: E402
-from segagent_rt_export.segmenters import sam_graphs  # noqa: E402
-from segagent_rt_export.segmenters.sam import export_sam, export_sam_for_gpu, load_sam  # noqa: E402
-from segagent_rt_export.segmenters.sam_encoder import (  # noqa: E402
+from segagent_rt_export.families.sam.export import export_sam, export_sam_for_gpu, load_sam  # noqa: E402
+from segagent_rt_export.graphs import sam_export  # noqa: E402
+from segagent_rt_export.graphs.sam_encoder import (  # noqa: E402
     BiasAttention,
     FoldedAttention,
     SamEncoder,
@@ -182,7 +182,7 @@ def test_each_form_is_traced_when_asked_for(
 ) -> None:
     """SAM-HQ's test runs such a graph."""
     traced = []
-    monkeypatch.setattr(sam_graphs, "trace", lambda graph, *rest: traced.append(graph))
+    monkeypatch.setattr(sam_export, "trace", lambda graph, *rest: traced.append(graph))
     export_sam(folder, tmp_path)
     export_sam_for_gpu(folder, tmp_path)
     kinds = [any(isinstance(m, FoldedAttention) for m in g.modules()) for g in traced]
@@ -190,8 +190,8 @@ def test_each_form_is_traced_when_asked_for(
 
 
 def test_settings_survive_the_manifest(exported: Any) -> None:
-    content = json.loads(json.dumps(contracts.to_json(exported.settings)))
-    assert contracts.parse(content, SamSettings, "settings") == exported.settings
+    content = json.loads(json.dumps(manifest.to_json(exported.settings)))
+    assert manifest.parse(content, SamSettings, "settings") == exported.settings
     assert exported.settings == SamSettings(side=SIDE)
     assert exported.family == "sam"
 

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import Sam2Config, Sam2Model  # noqa: E402
 
 from segagent_rt_export.errors import CheckpointInvalid  # noqa: E402
-from segagent_rt_export.segmenters import sam2_layout, sam_layout  # noqa: E402
-from segagent_rt_export.segmenters.sam2 import export_sam2, load_sam2  # noqa: E402
+from segagent_rt_export.families.sam2.export import export_sam2, load_sam2  # noqa: E402
+from segagent_rt_export.sources import sam2_layout, sam_layout  # noqa: E402
 
 pytestmark = pytest.mark.export
 

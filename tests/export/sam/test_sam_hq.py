@@ -18,7 +18,7 @@ pytest.importorskip("transformers", reason="needs the extra `export`")
 from transformers import SamHQConfig, SamHQModel  # noqa: E402
 
 from segagent_rt_export.errors import CheckpointInvalid  # noqa: E402
-from segagent_rt_export.segmenters.sam_hq import export_sam_hq, export_sam_hq_for_gpu  # noqa: E402
+from segagent_rt_export.families.sam_hq.export import export_sam_hq, export_sam_hq_for_gpu  # noqa: E402
 
 pytestmark = pytest.mark.export
 

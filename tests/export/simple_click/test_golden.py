@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segagent_rt.backends import Runtime, open_session
+from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.image import load_image
 from segagent_rt.metrics import iou
-from segagent_rt.segmenters.bilinear import corners, resample
+from segagent_rt.segmenters.resampling import corners, resample
 from segagent_rt.segmenters.simple_click import SimpleClick, SimpleClickSettings
 from segagent_rt.segmenters.window import WindowPrediction
 from segagent_rt.types import Click
@@ -20,8 +20,8 @@ from segagent_rt.types import Click
 pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("onnxscript", reason="needs the extra `export`")
 
-from segagent_rt_export.checkpoints import read_checkpoint
-from segagent_rt_export.segmenters.simple_click import export_simple_click
+from segagent_rt_export.families.simple_click.export import export_simple_click
+from segagent_rt_export.sources.checkpoints import read_checkpoint
 
 from .made_up import Sizes, shapes
 from .plain import error
@@ -38,7 +38,9 @@ def golden(shared: Path) -> Path:
 def segmenter(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleClick:
     exported = export_simple_click(golden / "xtiny.pth", tmp_path_factory.mktemp("xtiny"))
     assert exported.settings == SimpleClickSettings()
-    return SimpleClick(open_session(exported.graphs["net"], Runtime("cpu", 2)), exported.settings)
+    return SimpleClick(
+        open_session(exported.graphs["net"], SessionOptions("cpu", 2)), exported.settings
+    )
 
 
 def full_map(prediction: WindowPrediction) -> Any:

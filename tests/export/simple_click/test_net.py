@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from segagent_rt.backends import Runtime, open_session
+from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.errors import InputError
 from segagent_rt.segmenters.simple_click import SimpleClickSettings
 
@@ -17,10 +17,10 @@ onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
 pytest.importorskip("onnxscript", reason="needs the extra `export`")
 
 from segagent_rt_export.errors import CheckpointInvalid  # noqa: E402
-from segagent_rt_export.segmenters.exported import ExportedSegmenter  # noqa: E402
-from segagent_rt_export.segmenters.simple_click import export_simple_click, load_net  # noqa: E402
-from segagent_rt_export.segmenters.simple_click_layout import Source, resampled  # noqa: E402
-from segagent_rt_export.segmenters.simple_click_net import Head, NetShape, by_windows  # noqa: E402
+from segagent_rt_export.families.exported_segmenter import ExportedSegmenter  # noqa: E402
+from segagent_rt_export.families.simple_click.checkpoint_layout import Source, resampled  # noqa: E402
+from segagent_rt_export.families.simple_click.export import export_simple_click, load_net  # noqa: E402
+from segagent_rt_export.families.simple_click.net import Head, NetShape, by_windows  # noqa: E402
 
 from .made_up import Sizes, content, random_tensors, save  # noqa: E402
 from .plain import PlainNet, error, pictures  # noqa: E402
@@ -40,7 +40,7 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> ExportedSegmenter:
 def test_the_graph_computes_what_the_plain_net_does(nano: ExportedSegmenter, batch: int) -> None:
     image, guide = pictures(batch)
     expected = PlainNet(random_tensors(NANO), NANO)(image, guide)
-    session = open_session(nano.graphs["net"], Runtime("cpu", 2))
+    session = open_session(nano.graphs["net"], SessionOptions("cpu", 2))
     feeds = {"image": image.numpy(), "guide": guide.numpy()}
     found = session.run(feeds, ("logits",))["logits"]
     assert found.shape == (batch, 1, 112, 112)
@@ -48,7 +48,7 @@ def test_the_graph_computes_what_the_plain_net_does(nano: ExportedSegmenter, bat
 
 
 def test_the_exports_own_checks_hold_and_would_notice_another_net(nano: ExportedSegmenter) -> None:
-    session = open_session(nano.graphs["net"], Runtime("cpu", 2))
+    session = open_session(nano.graphs["net"], SessionOptions("cpu", 2))
     assert [len(check.feeds["image"]) for check in nano.checks] == [1, 2]
     for check in nano.checks:
         expected = check.expected["logits"]
@@ -107,12 +107,12 @@ def _windows_in_other_places(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _positions_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    where = "segagent_rt_export.segmenters.simple_click_layout.resampled"
+    where = "segagent_rt_export.families.simple_click.checkpoint_layout.resampled"
     monkeypatch.setattr(where, lambda positions, shape: positions[:, 1:])
 
 
 def _class_row_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    where = "segagent_rt_export.segmenters.simple_click_layout.resampled"
+    where = "segagent_rt_export.families.simple_click.checkpoint_layout.resampled"
 
     def shifted(positions: Any, shape: NetShape) -> Any:
         rows = torch.cat([positions[:, :1], positions[:, :-1]], 1)
@@ -249,7 +249,7 @@ def test_the_width_of_vit_b_loses_no_digits(tmp_path: Path) -> None:
     """768 channels and the real pyramid, two thirds of the depth."""
     sizes = Sizes(768, 8, 12, 16, (128, 256, 512, 1024), 256)
     exported = export_simple_click(save(tmp_path / "b.pth", content(sizes)), tmp_path)
-    session = open_session(exported.graphs["net"], Runtime("cpu", 2))
+    session = open_session(exported.graphs["net"], SessionOptions("cpu", 2))
     for batch in (1, 2):
         image, guide = pictures(batch)
         expected = PlainNet(random_tensors(sizes), sizes)(image, guide)

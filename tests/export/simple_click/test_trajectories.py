@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from segagent_rt.backends import Runtime, open_session
+from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.data.demonstrate import EncodedImage, Limits, demonstrate, same_masks
 from segagent_rt.data.images import ImageFolders
 from segagent_rt.data.read_context import ReadContext
@@ -19,7 +19,7 @@ from segagent_rt.segmenters.simple_click import SimpleClick
 pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("onnxscript", reason="needs the extra `export`")
 
-from segagent_rt_export.segmenters.simple_click import export_simple_click
+from segagent_rt_export.families.simple_click.export import export_simple_click
 
 pytestmark = [pytest.mark.export, pytest.mark.slow]
 
@@ -35,7 +35,7 @@ def test_clicks_masks_and_ends_are_those_of_the_reference(
     exported = export_simple_click(
         golden / "simpleclick" / "xtiny.pth", tmp_path_factory.mktemp("xtiny")
     )
-    net = open_session(exported.graphs["net"], Runtime("cpu", 2))
+    net = open_session(exported.graphs["net"], SessionOptions("cpu", 2))
     segmenter = SimpleClick(net, exported.settings)
     thresholds = json.loads((folder / "meta.json").read_text())["thresholds"]
     for name in ("trace_iou_low.json", "trace_iou098.json"):

@@ -7,12 +7,18 @@ from typing import cast
 
 import numpy as np
 
-from segagent_rt.bundle import Part
+from segagent_rt.bundle.bundle import Part
 from segagent_rt.segmenters.click_net import ClickNetSettings
 from segagent_rt_export.families.click_net.net import SIDE, SegmenterNet
-from segagent_rt_export.graph import Weight
-from segagent_rt_export.graph_weights import StoredGraph, fill, read_graph, read_settings, refused
-from segagent_rt_export.segmenters.conv_norm import fuse
+from segagent_rt_export.graphs.builder import Weight
+from segagent_rt_export.graphs.conv_norm import fuse
+from segagent_rt_export.graphs.stored_weights import (
+    StoredGraph,
+    fill,
+    read_graph,
+    read_settings,
+    refused,
+)
 
 
 def click_net_from_part(part: Part) -> SegmenterNet:

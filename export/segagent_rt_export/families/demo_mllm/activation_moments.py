@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from segagent_rt.image import overlay
 from segagent_rt.types import RgbImage
 from segagent_rt_export.families.demo_mllm.net import SIDE, TinyMllm
-from segagent_rt_export.states import MEASURED_SEED, scenes
+from segagent_rt_export.gate.inputs import MEASURED_SEED, scenes
 
 Moments = npt.NDArray[np.float64]
 

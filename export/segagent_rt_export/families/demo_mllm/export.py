@@ -9,27 +9,27 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from segagent_rt.annotators.mllm import MllmSettings, prompt_codec
-from segagent_rt.contracts import Variant
-from segagent_rt.mllm.geometry import Axial
+from segagent_rt.bundle.manifest import Variant
 from segagent_rt.mllm.grammar import compile_grammar
-from segagent_rt.mllm.language import LanguageSettings
-from segagent_rt.mllm.pictures import Squash
+from segagent_rt.mllm.language_model import LanguageSettings
+from segagent_rt.mllm.patch_layout import Axial
+from segagent_rt.mllm.preprocess import Squash
 from segagent_rt.mllm.rope import RopeSettings
-from segagent_rt.mllm.vision import VisionSettings
+from segagent_rt.mllm.vision_encoder import VisionSettings
 from segagent_rt.scenes.reading import VOCABULARY
+from segagent_rt_export.bundle_writer import PartDraft, write_manifest
 from segagent_rt_export.families.demo_mllm import net as mllm_net
 from segagent_rt_export.families.demo_mllm.activation_moments import block_layers, observed_moments
 from segagent_rt_export.families.demo_mllm.tokenizer import PROMPT, PROTOCOL
-from segagent_rt_export.graph import Dialect, GraphBuilder, new_graph, new_weights
-from segagent_rt_export.mllm.attention import Heads
-from segagent_rt_export.mllm.language import LanguageShape, build_decoder
-from segagent_rt_export.mllm.profiles import mllm_profiles
-from segagent_rt_export.mllm.towers.patches import HALF_PIXELS
-from segagent_rt_export.mllm.towers.qwen3 import Qwen3Shape
-from segagent_rt_export.mllm.weights import StateDict
-from segagent_rt_export.parts import PartDraft, write_manifest
+from segagent_rt_export.families.qwen_vl.vision_qwen3 import Qwen3Shape
+from segagent_rt_export.graphs.attention import Heads
+from segagent_rt_export.graphs.builder import Dialect, GraphBuilder, new_graph, new_weights
+from segagent_rt_export.graphs.language_model import LanguageShape, build_decoder
+from segagent_rt_export.graphs.patch_embedding import HALF_PIXELS
+from segagent_rt_export.graphs.precision import Blocks, Precision, Scheme
+from segagent_rt_export.graphs.shape_profiles import mllm_profiles
 from segagent_rt_export.passes.gptq import gptq_round
-from segagent_rt_export.precision import Blocks, Precision, Scheme
+from segagent_rt_export.sources.weights import StateDict
 
 VISION, LANGUAGE = Precision("rounded", 16), Precision("stored", 16)
 """The language model computes in fp32: so what it writes does not depend on how many tokens are fed

@@ -11,16 +11,22 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from segagent_rt.annotators.mllm import MllmSettings
-from segagent_rt.bundle import Part
+from segagent_rt.bundle.bundle import Part
 from segagent_rt_export.families.demo_mllm.activation_moments import block_layers
 from segagent_rt_export.families.demo_mllm.export import language_shape, mllm_settings, tower_shape
 from segagent_rt_export.families.demo_mllm.net import PATCH, TinyMllm, tiny_config
 from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
-from segagent_rt_export.graph import GraphBuilder, Weight
-from segagent_rt_export.graph_weights import fill, outline, read_graph, read_settings, refused
-from segagent_rt_export.mllm.language import build_decoder
-from segagent_rt_export.mllm.weights import StateDict
-from segagent_rt_export.precision import Blocks, Precision
+from segagent_rt_export.graphs.builder import GraphBuilder, Weight
+from segagent_rt_export.graphs.language_model import build_decoder
+from segagent_rt_export.graphs.precision import Blocks, Precision
+from segagent_rt_export.graphs.stored_weights import (
+    fill,
+    outline,
+    read_graph,
+    read_settings,
+    refused,
+)
+from segagent_rt_export.sources.weights import StateDict
 
 VISION, LANGUAGE = "model.visual.", "model.language_model."
 KERNEL, BIAS = f"{VISION}patch_embed.proj.weight", f"{VISION}patch_embed.proj.bias"

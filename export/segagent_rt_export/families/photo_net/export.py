@@ -12,14 +12,14 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from segagent_rt.bundle import Part
+from segagent_rt.bundle.bundle import Part
 from segagent_rt.segmenters.photo_net import MAPS, PhotoNetSettings
+from segagent_rt_export.families.exported_segmenter import Check
 from segagent_rt_export.families.photo_net.net import ImageFeatures, PhotoSegmenterNet, Prompts
-from segagent_rt_export.segmenters.conv_norm import fuse
-from segagent_rt_export.segmenters.exported import Check
-from segagent_rt_export.segmenters.integer_part import write_integer_part
-from segagent_rt_export.segmenters.tracing import trace
-from segagent_rt_export.states import Material
+from segagent_rt_export.gate.inputs import Material
+from segagent_rt_export.graphs.conv_norm import fuse
+from segagent_rt_export.graphs.tracing import trace
+from segagent_rt_export.passes.integer_part import write_integer_part
 
 
 class EncoderGraph(nn.Module):

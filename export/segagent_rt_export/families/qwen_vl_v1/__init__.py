@@ -1,0 +1,1 @@
+"""The first Qwen-VL, which SegAgent was published with."""

@@ -1,0 +1,69 @@
+"""Export of SAM ViT-B, L and H, and of SlimSAM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import SamConfig, SamModel
+
+from segagent_rt.segmenters.sam import SamSettings
+from segagent_rt_export.families.exported_segmenter import ExportedSegmenter
+from segagent_rt_export.graphs.sam_decoder import SamDecoder
+from segagent_rt_export.graphs.sam_encoder import (
+    BiasAttention,
+    FoldedAttention,
+    SamEncoder,
+    with_attention,
+)
+from segagent_rt_export.graphs.sam_export import Pair, export_encoder, export_pair
+from segagent_rt_export.sources import sam_layout
+from segagent_rt_export.sources.segmenter import (
+    build,
+    configuration,
+    provenance,
+    read_config,
+    read_original,
+    read_weights,
+)
+
+FEATURES = ("embedding",)
+
+
+def export_sam(source: Path, folder: Path) -> ExportedSegmenter:
+    """Write encoder.onnx and decoder.onnx from a transformers folder or a `sam_vit_*.pth`.
+
+    Raises:
+        CheckpointInvalid: the source is no SAM.
+    """
+    net = load_sam(source)
+    side = net.config.vision_config.image_size
+    encoder = SamEncoder(with_attention(net.vision_encoder, BiasAttention))
+    decoder = SamDecoder(net.prompt_encoder, net.mask_decoder, side)
+    published = SamEncoder(net.vision_encoder)
+    graphs, checks = export_pair(
+        Pair(encoder, decoder, side, FEATURES, reference=published), folder
+    )
+    return ExportedSegmenter("sam", SamSettings(side=side), graphs, checks, provenance(source))
+
+
+def export_sam_for_gpu(source: Path, folder: Path) -> dict[str, Path]:
+    """Write encoder.onnx with relative positions as part of queries and keys: plain attention,
+    which GPUs fuse, and CPUs compute more slowly.
+
+    Raises:
+        CheckpointInvalid: the source is no SAM.
+    """
+    net = load_sam(source)
+    encoder = SamEncoder(with_attention(net.vision_encoder, FoldedAttention))
+    return export_encoder(encoder, net.config.vision_config.image_size, FEATURES, folder)
+
+
+def load_sam(source: Path) -> Any:
+    """The model with its weights, from either format."""
+    if source.is_dir():
+        config = configuration(SamConfig, read_config(source, "sam"))
+        return build(SamModel, config, sam_layout.tied(read_weights(source)))
+    tensors = sam_layout.tied(sam_layout.renamed(read_original(source)))
+    config = configuration(SamConfig, sam_layout.original_sizes(tensors))
+    return build(SamModel, config, tensors)

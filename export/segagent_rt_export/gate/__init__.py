@@ -1,0 +1,1 @@
+"""The export gate: every graph is compared with torch before a bundle is written."""

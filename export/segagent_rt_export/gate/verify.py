@@ -1,0 +1,459 @@
+"""The gate: what was exported is compared with what was published, before it becomes a bundle.
+
+Graphs against torch, the runtime's host rules against the authors', and every variant against the
+reference by what it does: clicks and masks over recorded states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from segagent_rt.annotators.mllm import MllmAnnotator, MllmSettings
+from segagent_rt.bundle.bundle import Part
+from segagent_rt.engine_cache.golden_io import Watched
+from segagent_rt.metrics import iou, max_error, meets
+from segagent_rt.mllm.preprocess import Smart
+from segagent_rt.runtime import open_mllm, open_segmenter
+from segagent_rt.types import (
+    Array,
+    Click,
+    Feed,
+    Mask,
+    Request,
+    Resident,
+    Segmenter,
+    Session,
+    Size,
+    Turn,
+)
+from segagent_rt_export.families.exported_segmenter import Check
+from segagent_rt_export.gate.graph_lint import lint
+from segagent_rt_export.gate.inputs import Drawn, Material, Scenes, State, pictures, scenes
+from segagent_rt_export.gate.mllm_reference import Published
+from segagent_rt_export.gate.segmenter_reference import host_of, levels_apart, prompts_apart
+from segagent_rt_export.gate.streaming import CPU, Convoy, Streamed
+from segagent_rt_export.gate.verdict import (
+    DAMAGED,
+    LEAVE_OUT,
+    OVERFLOW,
+    Case,
+    Failure,
+    Gate,
+    Verdict,
+    shortfalls,
+    summarise,
+)
+from segagent_rt_export.passes.calibration import range_mismatch
+from segagent_rt_export.variants import REFERENCE
+
+SIZES = ((140, 196), (97, 331), (300, 120), (64, 64), (211, 223))
+"""Heights and widths of pictures: grids that windows do not divide, enlarged ones, shrunk ones."""
+
+LARGE = ((1000, 1400), (1080, 1920), (4032, 3024), (40, 30), (2000, 90))
+"""Sizes that only the rule of resizing is asked about: photos, an icon, a strip."""
+
+STEPS = (slice(0, 5), slice(5, 6), slice(6, 7), slice(7, None))
+"""Tokens that are read at once behind a filled cache."""
+
+Tell: TypeAlias = Callable[[str], None]
+Measured: TypeAlias = tuple[dict[str, Any], list[Failure]]
+"""Figures of a variant, and what its outputs say against it."""
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class FiniteSession:
+    """A session that notes in `found` which outputs held numbers that are not finite."""
+
+    def __init__(self, session: Session, role: str, found: dict[str, None]) -> None:
+        self._session, self._role, self._found = session, role, found
+
+    def run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str],
+        *,
+        into: Mapping[str, Resident] | None = None,
+        keep: Collection[str] = (),
+    ) -> dict[str, Any]:
+        results = self._session.run(feeds, outputs, into=into, keep=keep)
+        for name in set(results).difference(keep):
+            if not np.isfinite(results[name]).all():
+                self._found[f"`{name}` of the graph `{self._role}`"] = None
+        return results
+
+    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Resident:
+        return self._session.allocate(shape, dtype)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+class Opened:
+    """A part's graphs, opened once each: some roles of one variant, all others of the reference.
+
+    With a convoy they run in pieces, and what is asked of them in one `each` goes together.
+    `not_finite` names the outputs that held numbers that are not finite.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        variant: str = REFERENCE,
+        roles: Collection[str] = (),
+        convoy: Convoy | None = None,
+    ) -> None:
+        self._part, self._variant, self._roles = part, variant, roles
+        self._convoy = convoy
+        self._sessions: list[Session] = []
+        self.not_finite: dict[str, None] = {}
+
+    def __call__(self, part: Part, role: str) -> Session:
+        variant = self._variant if role in self._roles else REFERENCE
+        session = FiniteSession(self._open(part, role, variant), role, self.not_finite)
+        self._sessions.append(session)
+        return session
+
+    def failures(self, *, variant: str | None = None) -> list[Failure]:
+        """What the outputs say against the reference, or against a variant."""
+        hint = DAMAGED if variant is None else OVERFLOW
+        texts = [f"the output {output} is not finite" for output in self.not_finite]
+        return [Failure(text, hint, variant, hopeless=True) for text in texts[:1]]
+
+    def _open(self, part: Part, role: str, variant: str) -> Session:
+        if self._convoy is None:
+            return part.session(role, CPU, variant)
+        return Streamed(part.graphs(role, variant)[0].path, self._convoy)
+
+    def segmenter(self) -> Segmenter:
+        return open_segmenter(self._part, self)
+
+    def each(self, ask: Callable[[MllmAnnotator, A], B], about: Sequence[A]) -> list[B]:
+        """Ask the annotator about many things."""
+        annotator = open_mllm(self._part, self)
+        if self._convoy is None:
+            return [ask(annotator, one) for one in about]
+        # One annotator does one thing at a time.
+        return self._convoy.travel([partial(ask, _twin(annotator), one) for one in about])
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for session in self._sessions:
+            session.close()
+
+
+def _twin(annotator: MllmAnnotator) -> MllmAnnotator:
+    """Another annotator with the same graphs."""
+    one = annotator
+    return MllmAnnotator(
+        encode=one.encode, decode=one.decode, settings=one.settings, specials=one.specials,
+        tower=one.tower, model=one.model,
+    )  # fmt: skip
+
+
+def verify_reference(part: Part, checks: Sequence[Check], gate: Gate, tell: Tell) -> Verdict:
+    """Compare a segmenter's reference with torch, and its host rules with the authors'."""
+    tell("comparing the graphs with torch")
+    verdict = Verdict(failures=tuple(f for f in lint(part) if f.variant is None))
+    if not verdict.passed:
+        return verdict
+    verdict = verify_graphs(part, checks, gate)
+    tell("comparing what the net is shown")
+    numbers, complaints = _host(part, gate)
+    return verdict.and_also(Verdict({"host": numbers}, tuple(map(Failure, complaints))))
+
+
+def verify_graphs(part: Part, checks: Sequence[Check], gate: Gate) -> Verdict:
+    """Compare the reference's graphs with torch."""
+    errors = graph_errors(part, checks)
+    found = {f"graph `{role}`": error for role, error in errors.items()}
+    return Verdict({"graphs": errors}, tuple(_away(found, "away", gate)))
+
+
+def _away(errors: Mapping[str, float], unit: str, gate: Gate) -> Iterator[Failure]:
+    """A failure for each comparison with torch that is not within the gate."""
+    for what, error in errors.items():
+        if np.isinf(error):
+            text = f"the {what} is not finite, or of another shape than torch's"
+            yield Failure(text, DAMAGED, hopeless=True)
+        elif not meets(error, at_most=gate.graph_error):
+            yield Failure(
+                f"the {what} is {error:.1e} {unit} from torch, {gate.graph_error:.0e} is allowed"
+            )
+
+
+def verify_masks(part: Part, gate: Gate, tell: Tell, material: Material) -> Verdict:
+    """Compare the masks of a segmenter's variants with the reference's."""
+    found, failures = dict[str, Any](), list(_of_variants(part))
+    if variants := _others(part):
+        tell("recording what the reference draws")
+        with Opened(part) as opened:
+            drawn = list(material.drawn(opened.segmenter()))
+            failures += opened.failures()
+    for variant in variants:
+        tell(f"comparing {variant}")
+        found[variant], complaints = _segmenter_variant(part, variant, drawn, gate)
+        failures += complaints
+    return Verdict({"variants": found} | _shown(material, variants), tuple(failures))
+
+
+def _of_variants(part: Part) -> Iterator[Failure]:
+    return (failure for failure in lint(part) if failure.variant is not None)
+
+
+def _shown(material: Material, variants: Sequence[str]) -> dict[str, Any]:
+    """What was compared with it."""
+    return {"material": material.record()} if variants else {}
+
+
+def graph_errors(part: Part, checks: Sequence[Check]) -> dict[str, float]:
+    """For each role the worst error of the reference, as a share of the largest magnitude;
+    infinite where a number is not finite."""
+    errors: dict[str, float] = {}
+    for check in checks:
+        with Opened(part) as opened:
+            found = opened(part, check.role).run(check.feeds, list(check.expected))
+        worst = max(max_error(found[name], wanted) for name, wanted in check.expected.items())
+        errors[check.role] = max(errors.get(check.role, 0.0), worst)
+    return {role: float(f"{error:.3g}") for role, error in errors.items()}
+
+
+def _host(part: Part, gate: Gate) -> tuple[dict[str, float], list[str]]:
+    """One click on a picture that is larger than what the net sees, and not square."""
+    side = part.manifest.settings["side"] * 3 // 2
+    image = np.ascontiguousarray(next(scenes(1, side)).image[: side * 3 // 4])
+    size, click = (image.shape[0], image.shape[1]), Click(side // 3, side // 5, True)
+    watched: dict[str, Watched] = {}
+    with Opened(part) as opened:
+
+        def watch(part: Part, role: str) -> Session:
+            watched[role] = Watched(opened(part, role))
+            return watched[role]
+
+        segmenter = open_segmenter(part, watch)
+        mask = segmenter.decode(segmenter.encode(image), [click]).mask()
+    runs = {role: session.examples[0] for role, session in watched.items()}
+    host = host_of(part.manifest)
+    shown = runs[host.role][0]["image"][0]
+    feeds, outputs = runs[list(runs)[-1]]
+    prompt = host.prompt(click, size)
+    given = [np.asarray(feeds[name])[: len(value)] for name, value in prompt.items()]
+    numbers = {
+        "picture_error": round(levels_apart(shown, host.picture(image)), 4),
+        "prompt_error": round(prompts_apart(given, list(prompt.values())), 4),
+        "mask_iou": round(iou(mask, host.mask(outputs, size)), 4),
+    }
+    complaints = []
+    if not meets(numbers["picture_error"], at_most=gate.picture_error):
+        complaints.append("the net is shown another picture than its authors show it")
+    if not meets(numbers["prompt_error"], at_most=1e-2):
+        complaints.append("the net is shown clicks in other places than its authors show them")
+    if not meets(numbers["mask_iou"], at_least=gate.mask_iou):
+        complaints.append("masks are drawn otherwise than the net's authors draw them")
+    return numbers, complaints
+
+
+def _replayed(segmenter: Segmenter, drawn: Drawn) -> Mask:
+    embedding, prediction = segmenter.encode(drawn.image), None
+    for count in range(1, len(drawn.clicks) + 1):
+        prediction = segmenter.decode(embedding, drawn.clicks[:count], prior=prediction)
+    assert prediction is not None
+    return prediction.mask()
+
+
+def _segmenter_variant(
+    part: Part, variant: str, drawn: Sequence[Drawn], gate: Gate
+) -> tuple[dict[str, Any], list[Failure]]:
+    images = list({id(one.image): one.image for one in drawn}.values())
+
+    def measure(roles: Collection[str]) -> Measured:
+        with Opened(part, variant, roles) as opened:
+            segmenter = opened.segmenter()
+            ious = [iou(_replayed(segmenter, one), one.mask) for one in drawn]
+        numbers = {
+            "states": len(ious),
+            "mask_iou_mean": round(float(np.mean(ious)), 4),
+            "mask_iou_worst": round(min(ious), 4),
+        }
+        if set(roles) & set(part.manifest.variants[variant].integers):
+            numbers["range_misfit"] = round(range_mismatch(part, variant, images), 2)
+        return numbers, opened.failures(variant=variant)
+
+    return _judged(part, variant, measure, gate)
+
+
+def verify_published(
+    part: Part, published: Published, gate: Gate, tell: Tell, *, streamed: bool = False
+) -> Verdict:
+    """Compare the reference of an MLLM's part with the published model."""
+    tell("comparing the graphs with torch")
+    found = [f for f in lint(part) if f.variant is None] + list(_resized_otherwise(part, published))
+    if found:
+        return Verdict(failures=tuple(found))
+    with Opened(part, convoy=Convoy(tell) if streamed else None) as opened:
+        errors = published_errors(opened, published, tell)
+    return Verdict({"graphs": errors}, tuple(_away(errors, "deviations away", gate)))
+
+
+def _resized_otherwise(part: Part, published: Published) -> Iterator[Failure]:
+    """Sizes, those of large photos among them, that the runtime makes something else of."""
+    resize = part.settings(MllmSettings).vision.resize
+    if not isinstance(resize, Smart):
+        return  # every picture becomes equally large, and the comparison of graphs shows how large
+    for size in (*LARGE, *SIZES):
+        wanted = published.resized(size)
+        if wanted is not None and (found := resize.target(size)) != wanted:
+            yield Failure(
+                f"a picture of {_by(size)} pixels is resized to {_by(found)}, "
+                f"the checkpoint's own processor makes it {_by(wanted)}"
+            )
+            return
+
+
+def _by(size: Size) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def verify_replies(
+    part: Part,
+    segmenter: Segmenter | None,
+    gate: Gate,
+    tell: Tell,
+    material: Material | None = None,
+    *,
+    streamed: bool = False,
+) -> Verdict:
+    """Compare what an MLLM's variants answer with what the reference answers.
+
+    Args:
+        part: holds the reference and all variants.
+        segmenter: turns clicks into the masks that are compared, if there is one.
+        gate: where the line is.
+        tell: is told what is going on.
+        material: what is asked about; generated scenes if left out.
+        streamed: whether the graphs run in pieces.
+    """
+    found: dict[str, Any] = {}
+    material = material or Scenes(gate.scenes)
+    failures, convoy = list(_of_variants(part)), Convoy(tell) if streamed else None
+    if variants := _others(part):
+        tell("recording what the reference answers")
+        recorded = list(material.states(segmenter))
+        with Opened(part, convoy=convoy) as opened:
+            answers = list(zip(recorded, opened.each(_answer, recorded), strict=True))
+            failures += opened.failures()
+    for variant in variants:
+        tell(f"comparing {variant}")
+
+        def measure(roles: Collection[str], variant: str = variant) -> Measured:
+            with Opened(part, variant, roles, convoy) as opened:
+                turns = opened.each(_answer, recorded)
+            pairs = zip(answers, turns, strict=True)
+            cases = [_case(state, said, turn, segmenter) for (state, said), turn in pairs]
+            return summarise(cases), opened.failures(variant=variant)
+
+        found[variant], complaints = _judged(part, variant, measure, gate)
+        failures += complaints
+    return Verdict({"variants": found} | _shown(material, variants), tuple(failures))
+
+
+def published_errors(opened: Opened, published: Published, tell: Tell) -> dict[str, float]:
+    """Errors in standard deviations of the published values: of picture embeddings, and of logits
+    (prompt at once, then several tokens at once, two alone, and the rest at once)."""
+    images = list(pictures(SIZES))
+    found = opened.each(_seen_and_said, images)
+    embeddings, logits = 0.0, 0.0
+    for number, (image, ours) in enumerate(zip(images, found, strict=True), 1):
+        tell(f"asking torch, picture {number} of {len(images)}")
+        seen = published.picture(image).numpy()
+        embeddings = max(embeddings, max_error(ours.seen, seen, seen.std()))
+        theirs = published.logits(image, ours.lead, ours.tail)[-len(ours.logits) :]
+        logits = max(logits, max_error(ours.logits, theirs[:, ours.rows], theirs.std()))
+    return {"picture": float(f"{embeddings:.3g}"), "logits": float(f"{logits:.3g}")}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the graphs make of a picture and a text: embeddings of the picture, and the logits
+    [tokens, rows] of the last tokens of `tail`; `lead` and `tail` are what surrounds the picture,
+    `rows` the tokens that the logits stand for."""
+
+    seen: Array
+    logits: Array
+    lead: list[int]
+    tail: list[int]
+    rows: list[int]
+
+
+def _seen_and_said(annotator: MllmAnnotator, image: Array) -> Said:
+    model, rope = annotator.model, annotator.settings.language.rope
+    lead, tail = annotator.prompt("the mug behind the 2nd laptop")
+    more = annotator.encode(" Current IOU: 45  Positive point: (12")
+    seen = annotator.tower.embed(annotator.tower.resize(image))
+    x = np.concatenate([model.embed(lead), seen.embeddings, model.embed(tail)], axis=1)
+    cache = model.new_cache(x.shape[1] + len(more))
+    logits = [model.feed(cache, x, rope.before_text(len(lead), seen.grid))]
+    for step in STEPS:
+        logits.append(model.feed(cache, model.embed(more[step]), rows=len(more[step])))
+    rows = list(annotator.settings.head_rows)
+    return Said(seen.embeddings[0], np.concatenate(logits), lead, tail + more, rows)
+
+
+def _answer(annotator: MllmAnnotator, state: State) -> Turn:
+    expression = state.expression
+    return annotator.look(state.image).propose([Request(state.prediction, expression)])[0][0]
+
+
+def _case(state: State, wanted: Turn, found: Turn, segmenter: Segmenter | None) -> Case:
+    size = state.image.shape[0], state.image.shape[1]
+    same: float | None = None
+    if segmenter is not None:
+        alike = (wanted.action, wanted.box) == (found.action, found.box)
+        same = 1.0 if alike else iou(*(_mask(segmenter, state, turn) for turn in (wanted, found)))
+    return Case(state.name, wanted, found, size, same)
+
+
+def _mask(segmenter: Segmenter, state: State, turn: Turn) -> Mask:
+    """The mask after a turn; without a click it stays as it was."""
+    prior = state.prediction
+    if isinstance(turn.action, Click):
+        embedding = segmenter.encode(state.image)
+        return segmenter.decode(embedding, [turn.action], prior=prior, box=turn.box).mask()
+    return np.zeros(state.image.shape[:2], np.bool_) if prior is None else prior.mask()
+
+
+def _others(part: Part) -> list[str]:
+    return [name for name in part.manifest.variants if name != REFERENCE]
+
+
+def _judged(
+    part: Part, variant: str, measure: Callable[[Collection[str]], Measured], gate: Gate
+) -> tuple[dict[str, Any], list[Failure]]:
+    """Measure a variant; if it falls short, find out which of its graphs is to blame."""
+    roles = [role for role in part.roles if role in part.manifest.variants[variant].graphs]
+    numbers, failures = measure(roles)
+    short = list(shortfalls(numbers, gate))
+    if failures or not short:
+        return numbers, failures
+    alone = {role: measure([role])[0] for role in roles}
+    blamed = min(alone, key=lambda role: _goodness(alone[role]))
+    numbers["blamed"] = blamed
+    advice = f"keep its {blamed} at higher precision"
+    return numbers, [Failure(f"{why}; {advice}", LEAVE_OUT, variant) for why in short]
+
+
+def _goodness(numbers: Mapping[str, Any]) -> tuple[float, float]:
+    masks, apart = numbers.get("mask_iou_mean"), numbers.get("distance_median")
+    return (
+        float(numbers.get("agreement", 1.0)) + (1.0 if masks is None else float(masks)),
+        -float(apart or 0.0),
+    )

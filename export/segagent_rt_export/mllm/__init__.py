@@ -1,1 +1,0 @@
-"""MLLMs: graphs built directly from the weights."""

@@ -1,0 +1,325 @@
+"""Carry out a plan: each part is made and verified aside, then moved into place whole."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from os.path import relpath
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from filelock import FileLock, Timeout
+
+from segagent_rt.bundle.bundle import Part, open_part
+from segagent_rt.bundle.manifest import (
+    BUNDLE_FILE,
+    MANIFEST_FILE,
+    PARTS,
+    BundleIndex,
+    PartName,
+    Variant,
+    read_json,
+)
+from segagent_rt.errors import GateFailed, ManifestInvalid, OutputError, SegagentWarning
+from segagent_rt.runtime import open_segmenter
+from segagent_rt.types import Segmenter
+from segagent_rt_export.bundle_writer import (
+    PartDraft,
+    copy_part,
+    new_part,
+    write_index,
+    write_manifest,
+)
+from segagent_rt_export.families.exported_segmenter import ExportedSegmenter
+from segagent_rt_export.families.mllm_export import export_mllm_graphs, export_mllm_tables
+from segagent_rt_export.families.segmenters import FOR_GPU, export_segmenter
+from segagent_rt_export.gate.inputs import Material, Scenes
+from segagent_rt_export.gate.mllm_reference import open_published
+from segagent_rt_export.gate.photo_inputs import Photos
+from segagent_rt_export.gate.preset_fit import preset_fit
+from segagent_rt_export.gate.streaming import CPU
+from segagent_rt_export.gate.verdict import Gate, Verdict
+from segagent_rt_export.gate.verify import (
+    verify_graphs,
+    verify_masks,
+    verify_published,
+    verify_reference,
+    verify_replies,
+)
+from segagent_rt_export.graphs.shape_profiles import mllm_profiles
+from segagent_rt_export.passes.calibration import calibrate_ranges
+from segagent_rt_export.passes.qdq_conv import Ranges
+from segagent_rt_export.passes.weight_quant import write_variant
+from segagent_rt_export.plan import PartPlan, Plan, too_large
+from segagent_rt_export.recipe import MllmRecipe, SegmenterRecipe, VariantName
+from segagent_rt_export.sources.locations import origin_of
+from segagent_rt_export.sources.mllm import MllmSource, counted
+from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
+
+Tell: TypeAlias = Callable[[str], None]
+
+ZERO_SHOT = ("qwen2.5-vl-clicks", "qwen3-vl-clicks", "box-then-clicks")
+"""Presets that ask models for clicks which were never trained to make them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """The gate, whether what does not pass it is written all the same, and pictures to judge by
+    instead of generated scenes."""
+
+    gate: Gate = field(default_factory=Gate)
+    forgiving: bool = False
+    photos: Photos | None = None
+
+    @property
+    def material(self) -> Material:
+        """What is compared on."""
+        return self.photos or Scenes(self.gate.scenes)
+
+    def require(self, part: PartName, verdict: Verdict) -> None:
+        """Refuse a part whose reference is not what was published.
+
+        Raises:
+            GateFailed: it is not, and that is not allowed, or its numbers are not finite.
+        """
+        refused = verdict.refused
+        if refused is not None and (refused.hopeless or not self.forgiving):
+            raise GateFailed(f"the {part} is not what was published: {refused}", hint=refused.hint)
+
+    def left_out(
+        self, part: PartName, verdict: Verdict, wanted: Collection[str]
+    ) -> dict[str, list[str]]:
+        """The wanted variants that are not written because they fail by themselves, and why.
+
+        Raises:
+            GateFailed: the reference fails, or no wanted variant is left.
+        """
+        self.require(part, verdict)
+        failed = verdict.failed(forgiving=self.forgiving)
+        if set(wanted) <= set(failed):
+            worst = next(f for f in verdict.failures if f.variant in failed)
+            raise GateFailed(f"no variant of the {part} passes the gate: {worst}", hint=worst.hint)
+        return {name: reasons for name, reasons in failed.items() if name in wanted}
+
+
+def carry_out(plan: Plan, judge: Judge, tell: Tell) -> None:
+    """Export what the plan says is pending, then write the bundle's index.
+
+    Raises:
+        OutputError: the disk is full, or cannot be written.
+        CheckpointInvalid: a checkpoint turns out to be of another kind than it seemed.
+        GateFailed: a part is not what was published; the parts before it are finished.
+    """
+    places = {part.name: part.place for part in plan.parts}
+    try:
+        with _alone(plan.target):
+            for part in plan.parts:
+                if part.finished is None:
+                    _make(part, places, judge, tell)
+                elif part.state == "reused":
+                    copy_part(open_part(part.finished, part.name), part.target)
+            index_parts(plan, places)
+    except OSError as error:
+        raise OutputError(
+            f"{plan.target} cannot be written: {error.strerror or error}",
+            hint="finished parts are kept; make room and run the command again with --resume",
+        ) from error
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Nobody else writes into the folder meanwhile; what a killed export left there is removed."""
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(target / ".lock", timeout=0):
+            for name in PARTS:
+                _tidy(target, name)
+            yield
+    except Timeout:
+        raise OutputError(f"another export is writing into {target}") from None
+
+
+def _tidy(target: Path, name: PartName) -> None:
+    """Finish the moving of a part that was stopped half-way; forget what was not finished."""
+    former = target / f".{name}-old"
+    if former.exists() and not (target / name).exists():
+        former.rename(target / name)
+    for left in target.glob(f".{name}-*"):
+        shutil.rmtree(left)
+
+
+def _make(part: PartPlan, places: Mapping[PartName, Path], judge: Judge, tell: Tell) -> None:
+    def say(text: str) -> None:
+        tell(f"{part.name}: {text}")
+
+    with new_part(part.target) as folder:
+        if isinstance(part.recipe, SegmenterRecipe):
+            make_segmenter(part, folder, judge, say)
+        else:
+            make_mllm(part, folder, places.get("segmenter"), judge, say)
+
+
+def index_parts(plan: Plan, places: Mapping[PartName, Path]) -> None:
+    """Write bundle.json. What the bundle had before, or the folder holds, stays part of it."""
+    target = plan.target
+    paths: dict[PartName, str] = {
+        name: name for name in PARTS if (target / name / MANIFEST_FILE).is_file()
+    }
+    with suppress(ManifestInvalid):  # there may be none yet
+        paths |= read_json(target / BUNDLE_FILE, BundleIndex).parts
+    paths |= {name: Path(relpath(place, target)).as_posix() for name, place in places.items()}
+    target.mkdir(parents=True, exist_ok=True)
+    write_index(target, BundleIndex(plan.recipe.name, paths, plan.recipe.about))
+
+
+def make_segmenter(part: PartPlan, folder: Path, judge: Judge, tell: Tell) -> None:
+    """Write a segmenter's part into a folder.
+
+    Raises:
+        GateFailed: the reference is not what was published, or no wanted variant is like it.
+    """
+    assert isinstance(part.recipe, SegmenterRecipe)
+    # 1. The graphs in fp32, compared with torch.
+    whole = folder / REFERENCE
+    whole.mkdir()
+    tell("tracing the graphs")
+    exported = export_segmenter(part.recipe, part.source, whole)
+    names = _with_reference(part.recipe.variants)
+    variants = {str(name): _segmenter_variant(name, exported) for name in names}
+    bare = _described(folder, _draft(part, exported, {REFERENCE: variants[REFERENCE]}))
+    verdict = verify_reference(bare, exported.checks, judge.gate, tell)
+    if exported.for_gpu:
+        verdict = verdict.and_also(_verify_form(part, exported, folder, judge, tell))
+    judge.require("segmenter", verdict)
+    # 2. The variants, compared with them.
+    ranges: Mapping[str, Ranges] | None = None
+    roles = {role for variant in variants.values() for role in variant.integers}
+    if roles:
+        tell("measuring the ranges of values")
+        ranges = calibrate_ranges(bare, judge.material.measured(), roles)
+    for name in names:
+        if name != REFERENCE:
+            tell(f"storing {name}")
+            kind = SEGMENTER_VARIANTS[name]
+            write_variant(exported.graphs_for(kind.device), folder / name, kind, ranges)
+    if exported.for_gpu:
+        shutil.rmtree(whole / FOR_GPU)
+    draft = _draft(part, exported, variants)
+    compared = verify_masks(_described(folder, draft), judge.gate, tell, judge.material)
+    _finish(part, folder, draft, judge, verdict.and_also(compared))
+
+
+def _verify_form(
+    part: PartPlan, exported: ExportedSegmenter, folder: Path, judge: Judge, tell: Tell
+) -> Verdict:
+    """Compare with torch what variants for GPUs are made of."""
+    tell("comparing the graphs in their form for GPUs with torch")
+    graphs = {role: p.relative_to(folder).as_posix() for role, p in exported.for_gpu.items()}
+    whole = _draft(part, exported, {REFERENCE: Variant("gpu", "fp32", graphs, "portable")})
+    checks = [check for check in exported.checks if check.role in graphs]
+    verdict = verify_graphs(_described(folder, whole), checks, judge.gate)
+    failures = [replace(f, text=f"for GPUs, {f.text}") for f in verdict.failures]
+    return Verdict({"graphs_for_gpu": verdict.numbers["graphs"]}, tuple(failures))
+
+
+def _segmenter_variant(name: VariantName, exported: ExportedSegmenter) -> Variant:
+    kind = SEGMENTER_VARIANTS[name]
+    graphs = {role: f"{name}/{path.name}" for role, path in exported.graphs.items()}
+    return Variant(
+        kind.device, kind.precision, graphs, kind.dialect, integers=kind.in_integers(graphs)
+    )
+
+
+def _draft(part: PartPlan, exported: ExportedSegmenter, variants: dict[str, Variant]) -> PartDraft:
+    provenance = {**exported.provenance, "order": part.order}
+    return PartDraft("segmenter", exported.family, exported.settings, variants, provenance)
+
+
+def make_mllm(
+    part: PartPlan, folder: Path, segmenter: Path | None, judge: Judge, tell: Tell
+) -> None:
+    """Write an MLLM's part into a folder.
+
+    Raises:
+        GateFailed: the reference is not what was published, or no wanted variant is like it.
+    """
+    source, recipe = part.mllm, part.recipe
+    assert source is not None
+    assert isinstance(recipe, MllmRecipe)
+    # 1. The graphs in fp32, compared with torch.
+    whole = {str(REFERENCE): _write_variant(source, REFERENCE, folder, tell)}
+    tell("writing the embeddings")
+    export_mllm_tables(source, folder)
+    provenance = {**source.provenance, **origin_of(part.source), "order": part.order}
+    if part.adapter is not None:
+        provenance["adapter"] = {"source": part.adapter.name, **origin_of(part.adapter)}
+    draft = PartDraft("mllm", source.family, source.settings, whole, provenance)
+    opened, streamed = _described(folder, draft), too_large(part)
+    published = open_published(part.source, source, part.adapter, streamed=streamed)
+    verdict = verify_published(opened, published, judge.gate, tell, streamed=streamed)
+    fit = preset_fit(source, published)
+    if warning := fit.warning(recipe.preset or "of its family"):
+        warnings.warn(warning, SegagentWarning, stacklevel=2)
+    del published
+    judge.require("mllm", verdict)
+    # 2. The variants, compared with them.
+    names = [name for name in recipe.variants if name != REFERENCE]
+    more = {str(name): _write_variant(source, name, folder, tell) for name in names}
+    draft = replace(draft, variants=more | whole)
+    masks = None if segmenter is None else _open_segmenter(segmenter)
+    opened = _described(folder, draft)
+    compared = verify_replies(opened, masks, judge.gate, tell, judge.material, streamed=streamed)
+    quality = "not measured"
+    if recipe.preset in ZERO_SHOT:
+        quality += "; the model was not trained for this task"
+    _finish(
+        part, folder, draft, judge, verdict.and_also(compared), {"quality": quality} | fit.record()
+    )
+
+
+def _write_variant(source: MllmSource, name: VariantName, folder: Path, tell: Tell) -> Variant:
+    kind = MLLM_VARIANTS[name]
+    (folder / name).mkdir()
+    watched = counted(source, tell, f"writing {name}")
+    paths = export_mllm_graphs(watched, folder / name, kind.arithmetic, kind.dialect)
+    graphs = {role: f"{name}/{path.name}" for role, path in paths.items()}
+    profiles = mllm_profiles(paths, source.codec) if kind.dialect == "portable" else {}
+    return Variant(kind.device, kind.precision, graphs, kind.dialect, profiles)
+
+
+def _open_segmenter(folder: Path) -> Segmenter:
+    part = open_part(folder, "segmenter")
+    return open_segmenter(part, lambda part, role: part.session(role, CPU))
+
+
+def _with_reference(variants: tuple[VariantName, ...]) -> list[VariantName]:
+    """The variants, and the reference that they are compared with."""
+    return list(dict.fromkeys((*variants, REFERENCE)))
+
+
+def _described(folder: Path, draft: PartDraft) -> Part:
+    """The part as it lies in the folder, the reference included."""
+    write_manifest(folder, draft, hashed=False)
+    return open_part(folder, draft.kind)
+
+
+def _finish(
+    part: PartPlan,
+    folder: Path,
+    draft: PartDraft,
+    judge: Judge,
+    verdict: Verdict,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Drop variants that fail and a reference that nobody asked for; describe what remains."""
+    left_out = judge.left_out(part.name, verdict, part.recipe.variants)
+    wanted: dict[str, Variant] = {
+        name: draft.variants[name] for name in part.recipe.variants if name not in left_out
+    }
+    for name in set(draft.variants) - set(wanted):
+        shutil.rmtree(folder / name)
+    verified = verdict.record(left_out) | dict(more or {})
+    write_manifest(folder, replace(draft, variants=wanted, verified=verified))

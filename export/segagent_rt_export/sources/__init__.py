@@ -1,0 +1,1 @@
+"""Where checkpoints come from: folders, hubs, safetensors, pickles, adapters, quantised weights."""

@@ -1,0 +1,212 @@
+"""A folder with an MLLM's checkpoint, understood: shapes, weights, tokenizer, settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers import Tokenizer
+
+from segagent_rt.annotators.mllm import MllmCodec, MllmSettings, prompt_codec
+from segagent_rt.errors import InputError
+from segagent_rt.mllm.grammar import compile_grammar
+from segagent_rt.mllm.preprocess import Smart
+from segagent_rt.mllm.prompts import DEFAULT_PRESETS, MAX_PIXELS, PRESETS
+from segagent_rt_export.dimensions import check_dimensions
+from segagent_rt_export.errors import CheckpointInvalid
+from segagent_rt_export.families.chat_templates import HOLE, PICTURES, frame_of
+from segagent_rt_export.families.mllm_config import Config, open_processor
+from segagent_rt_export.families.mllms import FAMILIES, Given, Model
+from segagent_rt_export.families.qwen_vl_v1.tiktoken import build_tokenizer, read_ranks
+from segagent_rt_export.families.weight_names import common_name, rename, split_v1
+from segagent_rt_export.files import read_bounded
+from segagent_rt_export.graphs.shape_profiles import visual_tokens
+from segagent_rt_export.progress import Counted, Progress
+from segagent_rt_export.sources.gptq_awq import open_weights
+from segagent_rt_export.sources.lora import HEAD, adapt
+from segagent_rt_export.sources.weights import Checkpoint, Stored
+
+STOPS = ("<|im_end|>", "<|endoftext|>", "<|im_start|>", "</s>")
+"""Tokens that end a reply, in families that have them."""
+
+LARGEST_TOKENIZER = 64_000_000
+"""Bytes of a tokenizer.json; Qwen's has 11 million."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the user of a checkpoint decides.
+
+    Attributes:
+        preset: name of the instruction and reply form; the family's own if None.
+        decoding: within the reply grammar, or free.
+        adapter: folder of a LoRA adapter to merge.
+        most_pixels: pixels of the largest picture, up to what the checkpoint allows and the context
+            holds.
+        jpeg: whether painted images pass through a JPEG file, as in SegAgent's own code.
+    """
+
+    preset: str | None = None
+    decoding: Literal["grammar", "free"] = "grammar"
+    adapter: Path | None = None
+    most_pixels: int = MAX_PIXELS
+    jpeg: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MllmSource:
+    """Everything that an export needs of a checkpoint. Weights are read when graphs are built."""
+
+    model: Model
+    weights: Checkpoint
+    tokenizer: Tokenizer
+    settings: MllmSettings
+    provenance: Mapping[str, Any]
+
+    @property
+    def family(self) -> str:
+        return self.model.family
+
+    @property
+    def codec(self) -> MllmCodec:
+        """How the model is asked."""
+        return prompt_codec(self.tokenizer, self.settings)
+
+
+def read_source(folder: Path, choices: Choices | None = None) -> MllmSource:
+    """Understand a folder in transformers' format.
+
+    Raises:
+        CheckpointInvalid: it is damaged, incomplete, or of an unknown architecture.
+        InputError: there is no such preset.
+    """
+    choices = choices or Choices()
+    model = read_model(folder, choices.most_pixels)
+    weights = _open_weights(folder, model, choices.adapter)
+    if choices.adapter is not None and HEAD in weights:
+        model = replace(model, tied=False)
+    tokenizer = _open_tokenizer(folder)
+    frame = frame_of(folder, model.family, tokenizer)
+    settings = _settings(model, tokenizer, choices, frame)
+    provenance = _provenance(folder, model, choices)
+    source = MllmSource(model, weights, tokenizer, settings, provenance)
+    _expect_room(source)
+    return source
+
+
+def _expect_room(source: MllmSource) -> None:
+    """Refuse a model whose context does not hold the longest conversation about a picture."""
+    settings, visual = source.settings, visual_tokens(source.codec)
+    needed, most = source.codec.room(visual[2]), settings.language.most_tokens
+    if needed <= most:
+        return
+    vision, text = settings.vision, needed - visual[2]
+    if isinstance(vision.resize, Smart) and most - text >= visual[0]:
+        pixels = (most - text) * (vision.patch * vision.merge) ** 2
+        hint = f"write most_pixels = {pixels} in the recipe, for smaller pictures"
+    else:
+        hint = "take a checkpoint with a longer context"
+        for name in ("segagent-rated", "segagent-plain"):
+            reply = replace(source, settings=replace(settings, reply=PRESETS[name].reply))
+            if reply.codec.room(visual[0]) <= most:
+                hint = f'a shorter reply fits, if the model was trained on it: preset = "{name}"'
+                break
+    raise CheckpointInvalid(
+        f"the model reads at most {most} tokens, and a conversation about a picture may need "
+        f"{needed}",
+        hint=hint,
+    )
+
+
+def counted(source: MllmSource, tell: Callable[[str], None], what: str) -> MllmSource:
+    """The same source, telling how much of its weights has been read."""
+    tensors = source.weights.tensors
+
+    def weigh(tensor: Stored) -> int:
+        return math.prod(tensor.shape)
+
+    progress = Progress(tell, what, sum(map(weigh, tensors.values())))
+    return replace(
+        source, weights=replace(source.weights, tensors=Counted(tensors, weigh, progress))
+    )
+
+
+def read_model(folder: Path, most_pixels: int = MAX_PIXELS) -> Model:
+    """A model's shapes, from its configuration alone."""
+    config = Config.load(folder / "config.json")
+    check_dimensions(config.fields, config.where)
+    kind = config.text("model_type", "")
+    if kind not in FAMILIES:
+        raise CheckpointInvalid(
+            f"{config.where}: models of the type `{kind}` cannot be exported",
+            hint="the exporter knows " + ", ".join(FAMILIES),
+        )
+    return FAMILIES[kind](Given(config, open_processor(folder), most_pixels))
+
+
+def _open_weights(folder: Path, model: Model, adapter: Path | None) -> Checkpoint:
+    tensors = rename(model.family, open_weights(folder))
+    if adapter is not None:
+        tensors = adapt(
+            tensors, adapter, lambda name: common_name(model.family, name), tied=model.tied
+        )
+    if model.family == "qwen_vl":
+        tensors = split_v1(tensors)
+    return Checkpoint(tensors)
+
+
+def _open_tokenizer(folder: Path) -> Tokenizer:
+    path, ranks = folder / "tokenizer.json", folder / "qwen.tiktoken"
+    if path.is_file():
+        content = read_bounded(path, LARGEST_TOKENIZER)
+        try:
+            return Tokenizer.from_buffer(content)
+        except Exception as error:  # the library raises nothing more precise
+            raise CheckpointInvalid(f"{path} is no tokenizer: {str(error)[:120]}") from None
+    if ranks.is_file():
+        return build_tokenizer(read_ranks(ranks))
+    raise CheckpointInvalid(
+        f"{folder} holds no tokenizer.json",
+        hint="save it: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+    )
+
+
+def _settings(model: Model, tokenizer: Tokenizer, choices: Choices, frame: str) -> MllmSettings:
+    name = choices.preset or DEFAULT_PRESETS[model.family]
+    if name not in PRESETS:
+        raise InputError(f"there is no preset `{name}`", hint="choose " + ", ".join(PRESETS))
+    preset, picture = PRESETS[name], PICTURES[model.family]
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    if tokenizer.token_to_id(picture) is None:
+        raise CheckpointInvalid(f"the tokenizer has no token `{picture}` for pictures")
+    try:
+        grammar = compile_grammar(preset.reply, encode, "", (1, 1))
+    except ValueError as error:
+        raise CheckpointInvalid(f"replies cannot be constrained: {error}") from None
+    stops = [tokenizer.token_to_id(token) for token in STOPS]
+    return MllmSettings(
+        language=model.language_settings,
+        vision=model.vision_settings,
+        prompt=frame.replace(HOLE, preset.instruction),
+        reply=preset.reply,
+        head_rows=tuple(sorted(grammar.tokens())),
+        picture=picture,
+        decoding=choices.decoding,
+        stops=tuple(stop for stop in stops if stop is not None),
+        jpeg=choices.jpeg,
+    )
+
+
+def _provenance(folder: Path, model: Model, choices: Choices) -> dict[str, Any]:
+    return {
+        "source": folder.name,
+        "family": model.family,
+        "preset": choices.preset,
+        "adapter": choices.adapter.name if choices.adapter else None,
+    }

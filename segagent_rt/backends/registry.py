@@ -1,0 +1,99 @@
+"""The table of backends: one row says which library runs graphs there, and what it is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from segagent_rt.bundle.manifest import Variant
+from segagent_rt.errors import BackendUnavailable
+
+Kind: TypeAlias = Literal["cpu", "any", "ort", "portable"]
+"""What a variant is made for: the CPU, anything, or GPUs, these by the dialect of its graphs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A row of the table.
+
+    Attributes:
+        library: the module that runs graphs.
+        install: what brings it.
+        takes: the kinds of variants it runs, best first.
+        nvidia: whether an NVIDIA driver must be there.
+        provider: what it is called in ONNX Runtime.
+        plugin: the module that brings the provider, if it is not built into ONNX Runtime.
+        memory: where ONNX Runtime keeps arrays for it.
+        learns: whether its builder times kernels on the GPU, and can be told what it learnt before.
+    """
+
+    library: Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
+    install: str
+    takes: tuple[Kind, ...]
+    nvidia: bool = False
+    provider: str = ""
+    plugin: str | None = None
+    memory: Literal["cpu", "cuda"] = "cpu"
+    learns: bool = False
+
+    @property
+    def builds(self) -> bool:
+        """Whether it runs engines that are built on this machine, not ONNX files."""
+        return self.library != "onnxruntime"
+
+
+_TENSORRT: tuple[Kind, ...] = ("portable", "any")
+_SWAP = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+
+BACKENDS = {
+    "cpu": Backend(
+        "onnxruntime", "pip install onnxruntime", ("cpu", "any", "portable", "ort"),
+        provider="CPUExecutionProvider",
+    ),
+    "cuda": Backend(
+        "onnxruntime", _SWAP, ("ort", "portable", "any"), nvidia=True,
+        provider="CUDAExecutionProvider", memory="cuda",
+    ),
+    "tensorrt": Backend(
+        "tensorrt", 'pip install "segagent-rt[tensorrt]"; a Jetson has it from JetPack', _TENSORRT,
+        nvidia=True, learns=True,
+    ),
+    "rtx": Backend("tensorrt_rtx", 'pip install "segagent-rt[rtx]"', _TENSORRT, nvidia=True),
+    "tensorrt-ep": Backend(
+        "onnxruntime", _SWAP, _TENSORRT, nvidia=True,
+        provider="TensorrtExecutionProvider", memory="cuda",
+    ),
+    "nv-tensorrt-rtx": Backend(
+        "onnxruntime", "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13", _TENSORRT, nvidia=True,
+        provider="NvTensorRTRTXExecutionProvider", plugin="onnxruntime_ep_nv_tensorrt_rtx",
+    ),
+    "openvino": Backend(
+        "onnxruntime", "pip uninstall -y onnxruntime && pip install onnxruntime-openvino",
+        ("any", "portable"), provider="OpenVINOExecutionProvider",
+    ),
+    "coreml": Backend(
+        "onnxruntime", "install the onnxruntime of a Mac", ("any", "portable"),
+        provider="CoreMLExecutionProvider",
+    ),
+}  # fmt: skip
+
+AUTO = ("tensorrt", "rtx", "cuda", "cpu")
+"""What `auto` tries, in this order."""
+
+
+def row(name: str) -> Backend:
+    """The row of a backend.
+
+    Raises:
+        BackendUnavailable: there is none of that name.
+    """
+    if name not in BACKENDS:
+        raise BackendUnavailable(
+            f"there is no backend `{name}`", hint="choose " + ", ".join(["auto", *BACKENDS])
+        )
+    return BACKENDS[name]
+
+
+def kind_of(variant: Variant) -> Kind:
+    """What a variant is made for."""
+    return variant.dialect if variant.device == "gpu" else variant.device

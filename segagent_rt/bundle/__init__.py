@@ -1,0 +1,1 @@
+"""Bundles: what they look like on disk, where they are, and whether their files are whole."""

@@ -1,0 +1,207 @@
+"""What bundles look like on disk: manifests, roles, tensor names. Export writes it, runtime reads
+it.
+
+A bundle is a folder with `bundle.json`, which names its parts, `segmenter` and `mllm`, by relative
+path. A part is a folder with `manifest.json`. Only files named in a manifest are ever opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeAlias, TypeVar, cast
+
+from segagent_rt.errors import ManifestInvalid
+from segagent_rt.io import parse_json
+
+SCHEMA = 1
+BUNDLE_FILE = "bundle.json"
+MANIFEST_FILE = "manifest.json"
+
+PartName: TypeAlias = Literal["segmenter", "mllm"]
+PARTS: tuple[PartName, ...] = ("segmenter", "mllm")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A file of a part: its size in bytes and SHA-256."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Shapes that an engine takes for one input; it is tuned for the typical one."""
+
+    least: tuple[int, ...]
+    typical: tuple[int, ...]
+    most: tuple[int, ...]
+
+
+Profile: TypeAlias = Mapping[str, Range]
+"""Ranges of the inputs whose shapes are not fixed, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One set of graphs of a part: the same function at some precision, for some kind of device.
+
+    `graphs` maps a role (`encoder`, `decoder`, `vision`, `language`, ...) to a file; `profiles`
+    says, by role, for which shapes an engine is built; `integers` are the roles whose convolutions
+    multiply integers.
+    """
+
+    device: Literal["cpu", "gpu", "any"]
+    precision: str
+    graphs: Mapping[str, str]
+    dialect: Literal["ort", "portable"] = "ort"
+    profiles: Mapping[str, tuple[Profile, ...]] = field(default_factory=dict)
+    integers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One part of a bundle. `settings` belong to the family, whose module types them."""
+
+    kind: PartName
+    family: str
+    settings: Mapping[str, Any]
+    variants: Mapping[str, Variant]
+    files: Mapping[str, FileRecord]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict)
+    verified: Mapping[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class BundleIndex:
+    """`bundle.json`: where each part lies, relative to the file, and what the bundle is."""
+
+    name: str
+    parts: Mapping[PartName, str]
+    about: str = ""
+    schema: int = SCHEMA
+
+
+def read_json(path: Path, into: type[T]) -> T:
+    """Read a JSON file as a dataclass.
+
+    Raises:
+        ManifestInvalid: not JSON, another schema, or a field that is missing, unknown or mistyped.
+    """
+    try:
+        content = parse_json(path.read_text("utf-8"))
+    except OSError as error:
+        raise ManifestInvalid(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ManifestInvalid(f"{path} is not JSON: {error}") from error
+    found = content.get("schema") if isinstance(content, dict) else None
+    if found != SCHEMA:
+        raise ManifestInvalid(
+            f"{path} has schema {found}, this version reads schema {SCHEMA}",
+            hint="export the bundle again, or install the version that made it",
+        )
+    return cast(T, parse(content, into, str(path)))
+
+
+def parse(content: Any, into: Any, where: str) -> Any:
+    """Check plain JSON data against a type, and build it."""
+    origin, arguments = typing.get_origin(into), typing.get_args(into)
+    if dataclasses.is_dataclass(into):
+        return _parse_dataclass(content, into, where)
+    if into is Any:
+        return content
+    if origin is Literal:
+        return _expect(content in arguments, content, where, f"one of {arguments}")
+    if origin in (typing.Union, types.UnionType):
+        return _parse_union(content, arguments, where)
+    if origin in (Mapping, dict, typing.get_origin(Mapping[str, int])):
+        _expect(isinstance(content, dict), content, where, "an object")
+        return {
+            parse(key, arguments[0], where): parse(value, arguments[1], f"{where}: {key}")
+            for key, value in content.items()
+        }
+    if origin in (tuple, list):
+        _expect(isinstance(content, list), content, where, "a list")
+        kinds = arguments if arguments[-1] is not ... else (arguments[0],) * len(content)
+        kinds = kinds if origin is tuple else (arguments[0],) * len(content)
+        _expect(len(kinds) == len(content), content, where, f"a list of {len(kinds)}")
+        items = [parse(item, kind, where) for item, kind in zip(content, kinds, strict=True)]
+        return tuple(items)
+    if into is float and isinstance(content, int) and not isinstance(content, bool):
+        return float(content)
+    right = isinstance(content, into) and (into is bool or not isinstance(content, bool))
+    return _expect(right, content, where, f"{into.__name__}")
+
+
+def _parse_dataclass(content: Any, into: Any, where: str) -> Any:
+    _expect(isinstance(content, dict), content, where, "an object")
+    hints = _type_hints(into)
+    fields = {f.name: f for f in dataclasses.fields(into)}
+    unknown = sorted(set(content) - set(fields))
+    if unknown:
+        raise ManifestInvalid(f"{where}: unknown field `{unknown[0]}`")
+    values = {}
+    for name, spec in fields.items():
+        if name in content:
+            values[name] = parse(content[name], hints[name], f"{where}: {name}")
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            raise ManifestInvalid(f"{where}: field `{name}` is missing")
+    return into(**values)
+
+
+@lru_cache
+def _type_hints(into: type) -> dict[str, Any]:
+    """Evaluated once: a manifest has dozens of ranges and files."""
+    return typing.get_type_hints(into)
+
+
+def _parse_union(content: Any, kinds: tuple[Any, ...], where: str) -> Any:
+    if content is None and type(None) in kinds:
+        return None
+    for kind in kinds:
+        if kind is not type(None):
+            try:
+                return parse(content, kind, where)
+            except ManifestInvalid as error:
+                problem = error
+    raise problem
+
+
+def _expect(right: bool, content: Any, where: str, wanted: str) -> Any:
+    if not right:
+        raise ManifestInvalid(f"{where}: {json.dumps(content, default=str)[:60]} is not {wanted}")
+    return content
+
+
+def to_json(value: Any) -> Any:
+    """The inverse of `parse`: plain data, ready for `json.dumps`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """The path of a file named in a manifest.
+
+    Raises:
+        ManifestInvalid: the name is absolute or leads out of the folder.
+    """
+    name = PurePosixPath(relative)
+    if name.is_absolute() or ".." in name.parts or "\\" in relative or ":" in relative:
+        raise ManifestInvalid(f"{folder}: the path `{relative}` leads out of the bundle")
+    return folder.joinpath(*name.parts)

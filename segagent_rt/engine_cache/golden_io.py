@@ -1,0 +1,115 @@
+"""Golden inputs and outputs of a bundle's graphs, recorded on a drawn scene."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from segagent_rt.backends.session import SessionOptions, open_session
+from segagent_rt.bundle.bundle import Part
+from segagent_rt.bundle.placement import suited
+from segagent_rt.engine_cache.selection import Example
+from segagent_rt.runtime import open_mllm, open_segmenter
+from segagent_rt.scenes import make_scene
+from segagent_rt.segmenters.prediction import GivenMask
+from segagent_rt.types import (
+    Annotator,
+    Array,
+    Click,
+    Feed,
+    Request,
+    Resident,
+    Segmenter,
+    Session,
+)
+
+SEED, SIDE = 7, 512
+"""The scene."""
+
+MOST = 4
+"""Examples of one graph; only calls with shapes not seen before are kept."""
+
+Examples: TypeAlias = dict[str, list[Example]]
+"""By role."""
+
+
+class Watched:
+    """A session that keeps what goes in and what comes out."""
+
+    def __init__(self, session: Session) -> None:
+        self._session, self.examples = session, list[Example]()
+        self._seen: set[object] = set()
+
+    def run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str],
+        *,
+        into: Mapping[str, Resident] | None = None,
+        keep: Collection[str] = (),
+    ) -> dict[str, Any]:
+        before = {name: _copy(feed) for name, feed in feeds.items()}
+        results = self._session.run(feeds, outputs, into=into, keep=keep)
+        shapes = tuple(array.shape for array in before.values())
+        if shapes not in self._seen and len(self.examples) < MOST:
+            self._seen.add(shapes)
+            after = {name: _copy(array) for name, array in {**results, **(into or {})}.items()}
+            self.examples.append((before, after))
+        return results
+
+    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Resident:
+        return self._session.allocate(shape, dtype)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def _copy(feed: Feed) -> Array:
+    return np.array(feed if isinstance(feed, np.ndarray) else feed.numpy())
+
+
+def record(part: Part, backend: str) -> Examples:
+    """Let a part work on the CPU with the safest graphs that a backend takes.
+
+    Raises:
+        BundleMissing: it takes none.
+    """
+    watched: dict[str, Watched] = {}
+
+    def watch(part: Part, role: str) -> Session:
+        graph = suited(part.graphs(role), backend)[-1]
+        watched[role] = Watched(open_session(graph.path, SessionOptions("cpu")))
+        return watched[role]
+
+    if part.manifest.kind == "segmenter":
+        _click(open_segmenter(part, watch))
+    else:
+        _ask(open_mllm(part, watch))
+    for session in watched.values():
+        session.close()
+    return {role: session.examples for role, session in watched.items()}
+
+
+def _click(segmenter: Segmenter) -> None:
+    """Encode the scene; one click, then two, then four, each on the mask before."""
+    scene = make_scene(SEED, SIDE)
+    inside = np.argwhere(scene.mask(scene.expressions[0].target))
+    outside = np.argwhere(scene.labels == 0)
+    places = [inside[len(inside) // 2], outside[0], inside[0], outside[-1]]
+    clicks = [Click(int(x), int(y), number % 2 == 0) for number, (y, x) in enumerate(places)]
+    embedding = segmenter.encode(scene.image)
+    prediction = None
+    for count in (1, 2, 4):
+        prediction = segmenter.decode(embedding, clicks[:count], prior=prediction)
+
+
+def _ask(annotator: Annotator) -> None:
+    """Ask for a click with no mask, and with a wrong one."""
+    scene = make_scene(SEED, SIDE)
+    wrong = scene.mask((scene.expressions[0].target + 1) % len(scene.objects))
+    view = annotator.look(scene.image)
+    for prediction in (None, GivenMask(wrong)):
+        view.propose([Request(prediction, scene.expressions[0].text)])

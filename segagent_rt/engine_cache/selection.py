@@ -1,0 +1,219 @@
+"""The gate that every engine passes, and the ladder down which graphs go that do not.
+
+Half precision goes wrong silently on GPUs. So an engine must compute, when it is built and whenever
+it is loaded, what ONNX Runtime computes in fp32 on the CPU. If it does not, the next variant has
+its turn; a manifest lists them from the fastest to the safest.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from segagent_rt.backends.tensorrt import Library
+from segagent_rt.engine_cache.key import EngineKey, Graph, engine_key
+from segagent_rt.engine_cache.store import EngineCache, EngineRecord
+from segagent_rt.errors import EngineRefused, OutputError
+from segagent_rt.io import atomic_write
+from segagent_rt.types import Array, Session
+
+LIMITS = {
+    "not finite": 0.0,  # share of values
+    "1 - cosine": 0.001,  # of the output as one long vector
+    "error": 0.05,  # length of the difference over the reference's
+    "1 - mask IoU": 0.01,  # of masks, which are above 0
+    "other choices": 0.02,  # share of tokens chosen that the reference finds worse than its best
+}
+"""What an engine may differ by, output by output."""
+
+NEAR = 0.1
+"""A token whose logit is this close to the best is as good a choice."""
+
+Example: TypeAlias = tuple[Mapping[str, Array], Mapping[str, Array]]
+"""Inputs of a graph, and the outputs that it must give for them."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What keeps an engine from being used, None if nothing does; and the worst figures."""
+
+    why: str | None
+    figures: Mapping[str, float]
+
+
+def judge(session: Session, examples: Sequence[Example]) -> Verdict:
+    """Run the examples through a session and compare what comes out."""
+    worst: dict[str, float] = {}
+    why = None
+    for feeds, expected in examples:
+        found = session.run(feeds, list(expected))
+        for output, reference in expected.items():
+            for figure, value in _figures(output, found[output], reference):
+                name = f"{output}: {figure}"
+                worst[name] = max(value, worst.get(name, value))
+                if why is None and not value <= LIMITS[figure]:
+                    why = f"{name} is {value:.4g}, at most {LIMITS[figure]} is good"
+    return Verdict(why, worst)
+
+
+def _figures(output: str, found: Array, reference: Array) -> Iterator[tuple[str, float]]:
+    """Figures of one output, each the better the smaller it is."""
+    lost = float(np.mean(~np.isfinite(found)))
+    yield "not finite", lost
+    if lost:
+        return
+    a, b = found.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    yield "1 - cosine", 1 - float(a @ b) / lengths if lengths else float(not np.array_equal(a, b))
+    yield "error", float(np.linalg.norm(a - b)) / (float(np.linalg.norm(b)) or 1.0)
+    if output in ("masks", "logits") and reference.ndim == 4:
+        either = np.count_nonzero((found > 0) | (reference > 0))
+        both = np.count_nonzero((found > 0) & (reference > 0))
+        yield "1 - mask IoU", 1 - both / either if either else 0.0
+    if output == "logits" and reference.ndim == 2:
+        chosen = np.take_along_axis(reference, found.argmax(-1)[:, None], -1)[:, 0]
+        yield "other choices", float(np.mean(chosen < reference.max(-1) - NEAR))
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """Engines of one library on this machine, in a cache."""
+
+    library: Library
+    cache: EngineCache
+
+    def open(self, rungs: Sequence[Graph]) -> tuple[Session, Graph, dict[str, str]]:
+        """The first engine that passes, its graph, and why those before it did not.
+
+        Raises:
+            EngineRefused: none was built for this machine, or none passes.
+        """
+        failed: dict[str, str] = {}
+        for graph in rungs:
+            key = engine_key(graph, self.library.machine())
+            record = self.cache.find(key)
+            if record is None:
+                raise self._not_built(graph, key)
+            session = self._load(record)
+            verdict = Verdict(record.why, {}) if session is None else self._check(session, record)
+            if session is not None and verdict.why is None:
+                return session, graph, failed
+            failed[graph.name] = verdict.why or ""
+        raise _none_passes(rungs, failed)
+
+    def _load(self, record: EngineRecord) -> Session | None:
+        if not record.passed:
+            return None
+        plan, kernels = self.cache.read(record, "plan"), self.cache.path(record.key, "kernels")
+        try:
+            return self.library.open(plan, f"the {record.graph}", kernels)
+        except EngineRefused:
+            self.cache.forget(record.key)
+            raise
+
+    def _check(self, session: Session, record: EngineRecord) -> Verdict:
+        """The gate at load. An engine that fails it now is not tried again until it is rebuilt."""
+        verdict = judge(session, unpack(self.cache.read(record, "npz")))
+        if verdict.why is not None:
+            session.close()
+            self.cache.forget(record.key)
+            self.cache.put(_failed(record, verdict), {})
+        return verdict
+
+    def build(
+        self, rungs: Sequence[Graph], examples: Sequence[Example], progress: Progress
+    ) -> tuple[EngineRecord, dict[str, str]]:
+        """Build down to the first engine that passes; those that are there are not built again.
+
+        Returns its record, and why those before it did not pass.
+
+        Raises:
+            EngineRefused: none passes.
+        """
+        failed: dict[str, str] = {}
+        for graph in rungs:
+            key = engine_key(graph, self.library.machine())
+            with self.cache.building(key):
+                record = self.cache.find(key) or self._make(graph, key, examples, progress)
+            if record.passed:
+                return record, failed
+            failed[graph.name] = record.why or ""
+        raise _none_passes(rungs, failed)
+
+    def _make(
+        self, graph: Graph, key: EngineKey, examples: Sequence[Example], progress: Progress
+    ) -> EngineRecord:
+        start, plan = time.monotonic(), b""
+        try:
+            plan = self._compile(graph, key, progress)
+            session = self.library.open(plan, f"the {graph}")
+            progress("compare with ONNX Runtime")
+            verdict = judge(session, examples)
+            session.close()
+        except EngineRefused as error:
+            verdict = Verdict(str(error), {})
+        seconds = round(time.monotonic() - start, 1)
+        record = EngineRecord(key, str(graph), verdict.why, verdict.figures, seconds)
+        files = {"plan": plan, "npz": pack(examples)} if record.passed else {}
+        return self.cache.put(record, files)
+
+    def _compile(self, graph: Graph, key: EngineKey, progress: Progress) -> bytes:
+        timing = self.cache.timing(key)
+        known = timing.read_bytes() if timing.is_file() else b""
+        built = self.library.build(graph.path, graph.profiles, known, progress)
+        with suppress(OutputError):  # costs time in the next build, no more
+            atomic_write(timing, built.timing)
+        return built.plan
+
+    def _not_built(self, graph: Graph, key: EngineKey) -> EngineRefused:
+        unlike = self.cache.unlike(key)
+        why = f"the engine of the {graph} does not fit: {unlike}"
+        name = self.library.backend
+        return EngineRefused(
+            why if unlike else f"there is no engine of the {graph} on this machine",
+            hint=f"segagent-rt build {graph.path.parent.parent} --backend {name}",
+        )
+
+
+def _failed(record: EngineRecord, verdict: Verdict) -> EngineRecord:
+    why = f"{verdict.why} (when it was loaded)"
+    return EngineRecord(record.key, record.graph, why, verdict.figures, record.seconds)
+
+
+def _none_passes(rungs: Sequence[Graph], failed: Mapping[str, str]) -> EngineRefused:
+    said = "; ".join(f"{name}: {why}" for name, why in failed.items())
+    what = f"{rungs[0].part} {rungs[0].role}"
+    return EngineRefused(
+        f"no engine of the {what} computes what it should: {said}", hint="use --backend cuda or cpu"
+    )
+
+
+def pack(examples: Sequence[Example]) -> bytes:
+    """Examples as one compressed file of arrays."""
+    arrays = {
+        f"{number}/{kind}/{name}": array
+        for number, example in enumerate(examples)
+        for kind, part in zip(("in", "out"), example, strict=True)
+        for name, array in part.items()
+    }
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def unpack(content: bytes) -> list[Example]:
+    """The inverse of `pack`."""
+    found: dict[str, tuple[dict[str, Array], dict[str, Array]]] = {}
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        for path in arrays.files:
+            number, kind, name = path.split("/", 2)
+            found.setdefault(number, ({}, {}))[kind == "out"][name] = arrays[path]
+    return list(found.values())

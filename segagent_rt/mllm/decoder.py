@@ -1,0 +1,195 @@
+"""Decoding within the reply grammar: what the grammar forces is not asked of the model.
+
+Tokens that have no alternative ride along in the next call (jump-forward), and the end token is
+never decoded. Where a prompt comes with a guess of how the reply begins, that is read along with
+it, and counts as far as the model would have written it. The result equals masked greedy decoding,
+one token at a time, token for token.
+
+A reply that the cache still holds can be gone on with, or drawn anew from one of its choices on:
+what was weighed at each of them is known, so only what comes behind the first other token is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from segagent_rt.mllm.grammar import Automaton, State
+from segagent_rt.mllm.language_model import Cache, Floats, LanguageModel
+from segagent_rt.mllm.rope import Positions
+
+Scores: TypeAlias = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A point where the model chose: the allowed tokens, and their logits."""
+
+    state: State
+    tokens: tuple[int, ...]
+    scores: Scores
+
+    @property
+    def chances(self) -> npt.NDArray[np.float64]:
+        """Probabilities of the tokens among each other."""
+        scores = self.scores.astype(np.float64)
+        shares = np.exp(scores - scores.max())
+        chances: npt.NDArray[np.float64] = shares / shares.sum()
+        return chances
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A decoded reply."""
+
+    tokens: tuple[int, ...]
+    choices: tuple[Choice, ...]
+    calls: int
+    """Decoder calls after the one that read the prompt."""
+
+
+Pick = Callable[[Scores], int]
+"""Index of the token to take, given logits of the allowed ones."""
+
+Until = Callable[[State], bool]
+"""Whether a reply need not go beyond a state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a reply follows: embeddings float32 [1 + deepstack, S, hidden]; positions int64 [3, T],
+    as far as they are not those of text that counts on; and a guess of the tokens that the reply
+    begins with, up to a choice."""
+
+    embeddings: Floats
+    positions: Positions | None = None
+    guess: tuple[int, ...] = ()
+
+
+def greedy(logits: Scores) -> int:
+    """The likeliest token; of equal ones the first."""
+    return int(logits.argmax())
+
+
+@dataclass(slots=True)
+class Draft:
+    """A reply, as far as it was decoded greedily.
+
+    The cache holds what it follows, `start` tokens, and the first `kept` tokens of the reply.
+    """
+
+    start: int
+    written: Written
+    kept: int
+
+
+@dataclass(slots=True)
+class _Pen:
+    """A reply while it is written, up to the next choice."""
+
+    automaton: Automaton
+    state: State
+    tokens: list[int] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    calls: int = 0
+
+    def put(self, token: int) -> None:
+        """Write a token, and those that have no alternative behind it."""
+        self.tokens.append(token)
+        self.state = self.automaton.edges(self.state)[token]
+        self.put_forced()
+
+    def put_forced(self) -> None:
+        while len(edges := self.automaton.edges(self.state)) == 1:
+            ((token, self.state),) = edges.items()
+            self.tokens.append(token)
+
+    @property
+    def written(self) -> Written:
+        return Written(tuple(self.tokens), tuple(self.choices), self.calls)
+
+
+class Writer:
+    """Writes replies with a language model whose head is cut to the tokens of the grammar."""
+
+    def __init__(self, model: LanguageModel, rows: Sequence[int]) -> None:
+        self._model = model
+        self._row = {token: row for row, token in enumerate(rows)}
+        self._rows: dict[tuple[int, ...], npt.NDArray[np.int64]] = {}
+
+    def write(
+        self,
+        cache: Cache,
+        prompt: Prompt,
+        automaton: Automaton,
+        pick: Pick,
+        until: Until,
+    ) -> Written:
+        """Read the prompt into the cache and decode a reply as far as a state that is `until`."""
+        pen = _Pen(automaton, automaton.start)
+        pen.put_forced()
+        first, guess = len(pen.tokens), prompt.guess or tuple(pen.tokens)
+        start = cache.length + prompt.embeddings.shape[1]
+        embeddings = np.concatenate([prompt.embeddings, self._model.embed(guess)], axis=1)
+        rows = 1 + len(guess) - first
+        logits = self._model.feed(cache, embeddings, prompt.positions, rows)
+        while True:
+            known = len(pen.tokens)
+            self._choose(pen, logits[known - first], pick)
+            if until(pen.state) or pen.tokens[known] not in guess[known : known + 1]:
+                break
+        cache.rewind(start + known)
+        return self._decode(cache, pen, known, (pick, until))
+
+    def go_on(
+        self, cache: Cache, draft: Draft, automaton: Automaton, pick: Pick, until: Until
+    ) -> Written:
+        """As `write` where a draft was written, whose rating stays; picking greedily makes the
+        draft longer."""
+        drafted, pen = draft.written, _Pen(automaton, automaton.start)
+        pen.put_forced()
+        at, same = draft.kept, True
+        for choice in drafted.choices:
+            if not same or until(pen.state):
+                break
+            at = len(pen.tokens)
+            pen.choices.append(choice)
+            old = drafted.tokens[at]
+            rated = automaton.past_rating(choice.state)
+            pen.put(choice.tokens[pick(choice.scores)] if rated else old)
+            same = pen.tokens[at] == old
+        if until(pen.state):
+            return pen.written
+        kept = min(at, draft.kept)
+        cache.rewind(draft.start + kept)
+        written = self._decode(cache, pen, kept, (pick, until))
+        if same and pick is greedy:
+            draft.written, draft.kept = written, cache.length - draft.start
+        else:
+            draft.kept = len(drafted.tokens) if same else at
+        return written
+
+    def _decode(self, cache: Cache, pen: _Pen, kept: int, how: tuple[Pick, Until]) -> Written:
+        """Go on with a reply of which the cache holds the first `kept` tokens."""
+        pick, until = how
+        while not until(pen.state):
+            logits = self._model.feed(cache, self._model.embed(pen.tokens[kept:]))[0]
+            pen.calls += 1
+            kept = len(pen.tokens)
+            self._choose(pen, logits, pick)
+        return pen.written
+
+    def _choose(self, pen: _Pen, logits: Floats, pick: Pick) -> None:
+        choice = self._choice(pen.automaton, pen.state, logits)
+        pen.choices.append(choice)
+        pen.put(choice.tokens[pick(choice.scores)])
+
+    def _choice(self, automaton: Automaton, state: State, logits: Floats) -> Choice:
+        tokens = tuple(automaton.edges(state))
+        if tokens not in self._rows:
+            self._rows[tokens] = np.array([self._row[token] for token in tokens])
+        return Choice(state, tokens, logits[self._rows[tokens]])

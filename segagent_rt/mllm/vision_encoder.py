@@ -1,0 +1,113 @@
+"""The vision tower of an MLLM: what the host computes around its graph.
+
+One class for every family: the settings say how a picture is resized and what the graph must be
+told about the grid of patches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from segagent_rt.mllm.patch_layout import Axial, Indices, merge_order, sort_windows, table_taps
+from segagent_rt.mllm.preprocess import Resize
+from segagent_rt.types import Array, RgbImage, Session, Size
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A picture as the language model gets it: float32 [1 + deepstack, tokens, hidden], tokens row
+    by row over `grid` (rows, columns)."""
+
+    embeddings: Floats
+    grid: Size
+
+
+@dataclass(frozen=True, slots=True)
+class VisionSettings:
+    """A tower's geometry, part of an MLLM's manifest.
+
+    Attributes:
+        patch: side of a patch, in pixels.
+        merge: patches along the side of what becomes one token.
+        grid: tokens of every picture, (rows, columns), where that does not follow from its size.
+        rope: rotary positions of the patches, if the graph takes them.
+        window: side of an attention window in tokens, if the graph takes windows.
+        table: side of the learned table of positions, if the graph reads between its entries.
+        deepstack: number of further outputs, for the first layers of the language model.
+    """
+
+    patch: int
+    resize: Resize
+    merge: int = 1
+    grid: Size | None = None
+    rope: Axial | None = None
+    window: int | None = None
+    table: int | None = None
+    deepstack: int = 0
+
+
+class Tower:
+    """Turns a picture into embeddings."""
+
+    def __init__(self, session: Session, settings: VisionSettings) -> None:
+        self._session, self._settings = session, settings
+
+    def resize(self, image: RgbImage) -> RgbImage:
+        """The picture at the size that the tower takes.
+
+        Raises:
+            ImageUnreadable: the image is too narrow for it.
+        """
+        return self._settings.resize.resize(image)
+
+    def embed(self, picture: RgbImage) -> Seen:
+        """Embeddings of a picture that `resize` made."""
+        settings = self._settings
+        grid = picture.shape[0] // settings.patch, picture.shape[1] // settings.patch
+        order, geometry = lay_out(grid, settings)
+        patches = cut_patches(picture, settings.patch, settings.merge)
+        patches = patches if order is None else patches[order]
+        names = ["image_embeds", "deepstack_embeds"][: 1 + bool(settings.deepstack)]
+        feeds = {"patches": patches.reshape(-1, patches.shape[-1]), **geometry}
+        outputs = self._session.run(feeds, names)
+        embeddings = outputs["image_embeds"][None]
+        if settings.deepstack:
+            embeddings = np.concatenate([embeddings, outputs["deepstack_embeds"]])
+        tokens = grid[0] // settings.merge, grid[1] // settings.merge
+        return Seen(embeddings, settings.grid or tokens)
+
+
+def cut_patches(picture: RgbImage, patch: int, merge: int) -> Floats:
+    """Pixels by token and patch, float32 [M, merge^2, 3 patch^2] in 0..255, channel first."""
+    height, width = picture.shape[:2]
+    blocks = picture.reshape(
+        height // patch // merge, merge, patch, width // patch // merge, merge, patch, 3
+    )
+    flat = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, merge**2, 3 * patch * patch)
+    return flat.astype(np.float32)
+
+
+@lru_cache(maxsize=16)
+def lay_out(grid: Size, settings: VisionSettings) -> tuple[Indices | None, dict[str, Array]]:
+    """The order in which the graph takes the tokens of a grid of patches (None: as they are), and
+    its other inputs."""
+    row, column = merge_order(*grid, settings.merge)
+    order: Indices | None = None
+    feeds: dict[str, Array] = {}
+    if settings.window is not None:
+        tokens = grid[0] // settings.merge, grid[1] // settings.merge
+        windows = sort_windows(*tokens, settings.window, settings.merge)
+        order, feeds = windows.order, windows.feeds()
+        row, column = row[order], column[order]
+    row, column = row.reshape(-1), column.reshape(-1)
+    if settings.rope is not None:
+        feeds["rope_cos"], feeds["rope_sin"] = settings.rope.angles(row, column)
+    if settings.table is not None:
+        feeds["taps"], feeds["tap_weights"] = table_taps(row, column, settings.table)
+    return order, feeds
