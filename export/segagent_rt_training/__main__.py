@@ -68,6 +68,9 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
     hours: Annotated[
         float, typer.Option(min=0.001, help="Time of all runs of photo together.")
     ] = 6.0,
+    crop: Annotated[
+        int, typer.Option(min=64, help="Pixels of a crop's side in photo; a multiple of 32.")
+    ] = 256,
     held_out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--held-out", help="Photos with one mask each that photo-bundle measures."),
@@ -99,7 +102,7 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
         from segagent_rt_training.photo.batches import BatchPlan
         from segagent_rt_training.photo.training import PhotoRecipe, train_photo
 
-        train_photo(PhotoRecipe(hours, BatchPlan(seed)), photos, folder, processes)
+        train_photo(PhotoRecipe(hours, BatchPlan(seed, side=crop)), photos, folder, processes)
     elif what == "photo-bundle":
         from segagent_rt_training.photo.bundle import PhotoTrial, ship_photo
 

@@ -12,11 +12,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from segagent_rt_export.families.photo_net.net import box_map, click_maps  # noqa: E402
+from segagent_rt_export.passes.qdq_conv import MOST  # noqa: E402
 from segagent_rt_training.photo import training  # noqa: E402
 from segagent_rt_training.photo.augmentation import random_crop  # noqa: E402
 from segagent_rt_training.photo.batches import BatchPlan, Sampler  # noqa: E402
 from segagent_rt_training.photo.photos import LabelledImage, load_photos  # noqa: E402
 from segagent_rt_training.photo.prompting import jittered_box, next_prompt  # noqa: E402
+from segagent_rt_training.photo.rounding import rounded_weights  # noqa: E402
 
 pytestmark = pytest.mark.export
 
@@ -142,6 +144,17 @@ def test_a_training_goes_on_where_it_stopped(photos, tmp_path, monkeypatch):
     second = training.PhotoTraining(recipe, tmp_path, training.WorkerGroup())
     assert (second.progress.step, second.progress.seconds) == (2, 7.0)
     net, about = training.trained_photo_net(tmp_path)
-    assert about["recipe"]["batches"]["seed"] == 3
+    assert [run["recipe"]["batches"]["seed"] for run in about["runs"]] == [3]
     for name, value in first.average.state_dict().items():
         torch.testing.assert_close(net.state_dict()[name], value)
+
+
+def test_rounded_weights_are_those_of_the_export_and_do_not_stay():
+    layer = torch.nn.Conv2d(3, 4, 3)
+    exact = layer.weight.detach().clone()
+    with rounded_weights(layer):
+        steps = layer.weight / layer.weight.abs().amax((1, 2, 3), keepdim=True) * MOST
+        torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0)
+        layer(torch.ones(1, 3, 3, 3)).sum().backward()
+    assert torch.equal(layer.weight, exact)
+    assert layer.weight.grad is not None

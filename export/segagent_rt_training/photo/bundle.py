@@ -193,7 +193,7 @@ def provenance(photos: Path, about: Mapping[str, Any]) -> dict[str, Any]:
         "initial_weights": "EfficientNet-Lite0, ImageNet, Apache 2.0 "
         f"({EFFICIENTNET} {distribution(EFFICIENTNET).version})",
         "notice": NOTICE,
-        "recipe": json.loads(json.dumps(about["recipe"])),
+        "runs": json.loads(json.dumps(about["runs"])),
         "steps": about["progress"]["step"],
         "hours": round(about["progress"]["seconds"] / 3600, 2),
     }

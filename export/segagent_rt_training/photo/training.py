@@ -7,10 +7,11 @@ import json
 import math
 import random
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,6 +25,7 @@ from segagent_rt_training.distributed import WorkerGroup, run_workers
 from segagent_rt_training.photo.batches import Batch, BatchPlan, batches_from
 from segagent_rt_training.photo.losses import mask_loss, rating_loss, true_iou
 from segagent_rt_training.photo.prompting import jittered_box, next_prompt, spoiled_mask
+from segagent_rt_training.photo.rounding import rounded_weights
 
 CHECKPOINT, LOG = "photo.pt", "photo.jsonl"
 SAVE_EVERY, REPORT_EVERY = 120.0, 30.0
@@ -43,6 +45,8 @@ class PhotoRecipe:
     """Share of the time at the beginning in which the encoder keeps its ImageNet weights."""
     frozen_stages: int = 2
     """Stages of the encoder that keep them always."""
+    exact_share: float = 0.6
+    """Share of the time after which weights are rounded as in the export with integers."""
     weight_decay: float = 1e-3
     ema_decay: float = 0.998
     box_share: float = 0.3
@@ -85,9 +89,10 @@ class PhotoTraining:
             betas=(0.9, 0.99),
             weight_decay=recipe.weight_decay,
         )
-        self.progress = Progress()
+        self.progress, self._runs = Progress(), list[dict[str, Any]]()
         if self._path.exists():
             self._resume()
+        self._runs.append({"first_step": self.progress.step, "recipe": asdict(recipe)})
 
     def _resume(self) -> None:
         state = torch.load(self._path, map_location="cpu", weights_only=True)
@@ -95,6 +100,7 @@ class PhotoTraining:
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.progress = Progress(**state["progress"])
+        self._runs = list(state.get("runs", ()))
 
     def save(self) -> None:
         """Write the checkpoint; the old one stays until the new one is whole."""
@@ -103,7 +109,7 @@ class PhotoTraining:
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "progress": asdict(self.progress),
-            "recipe": asdict(self.recipe),
+            "runs": self._runs,
         }
         partial = self._path.with_suffix(".partial")
         torch.save(state, partial)
@@ -123,9 +129,11 @@ class PhotoTraining:
         frozen = done < self.recipe.frozen_share
         for group, rate in zip(self.optimiser.param_groups, self._rates(done), strict=True):
             group["lr"] = rate
-        losses = self._losses(batch, frozen)
         self.optimiser.zero_grad(set_to_none=True)
-        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        rounds = done >= self.recipe.exact_share
+        with rounded_weights(self.net) if rounds else nullcontext():
+            losses = self._losses(batch, frozen)
+            losses["loss"].backward()  # type: ignore[no-untyped-call]
         for group in self.optimiser.param_groups:
             self._team.average_gradients(group["params"])
             nn.utils.clip_grad_norm_(group["params"], 5.0)
@@ -280,9 +288,9 @@ def _work(recipe: PhotoRecipe, photos: Path, folder: Path, team: WorkerGroup) ->
 
 
 def trained_photo_net(folder: Path) -> tuple[PhotoSegmenterNet, dict[str, Any]]:
-    """The moving average in a training folder, and how it came about: `progress` and `recipe`."""
+    """The moving average in a training folder, and how it came about: `progress` and `runs`, each
+    with its recipe and its first step."""
     state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
     net = PhotoSegmenterNet()
     net.load_state_dict(state["average"])
-    about = {name: cast(dict[str, Any], state[name]) for name in ("progress", "recipe")}
-    return net.eval(), about
+    return net.eval(), {"progress": state["progress"], "runs": state.get("runs", [])}
