@@ -14,7 +14,8 @@ from segagent_rt.cli.parameters import ImagesOption
 from segagent_rt.errors import SegagentError, install_hint
 
 WHAT = (
-    "segmenter", "mllm", "all", "trajectories", "bundle", "report", "photo", "photo-bundle"
+    "segmenter", "mllm", "all", "trajectories", "bundle", "report", "photo", "photo-bundle",
+    "photo-gallery",
 )  # fmt: skip
 
 
@@ -23,7 +24,8 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
         str,
         typer.Argument(
             help="Training stage, in this order: segmenter, mllm (or all), trajectories, bundle, "
-            "report. photo trains the segmenter for photos; photo-bundle exports and measures it."
+            "report. photo trains the segmenter for photos; photo-bundle exports and measures it; "
+            "photo-gallery draws what it cuts out."
         ),
     ] = "all",
     folder: Annotated[
@@ -108,6 +110,12 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
 
         trial = PhotoTrial(photos, held_out, scenes, not allow_below_gate)
         ship_photo(folder, output or Path("engines/photo"), side, trial, _tell)
+    elif what == "photo-gallery":
+        from segagent_rt_training.photo.gallery import write_gallery
+
+        target = Path("docs/photo-gallery.jpg")
+        for name in write_gallery(photos, output or Path("engines/photo"), target):
+            typer.echo(name)
     elif what == "bundle":
         ship(
             folder,

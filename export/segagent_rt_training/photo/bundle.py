@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from segagent_rt.bundle.bundle import Part, open_part
 from segagent_rt.bundle.manifest import BundleIndex, Variant
@@ -39,6 +39,7 @@ from segagent_rt_training.photo.evaluation import (
     validation_photos,
 )
 from segagent_rt_training.photo.photos import load_photos, read_index
+from segagent_rt_training.photo.rounding import with_rounded_weights
 from segagent_rt_training.photo.training import trained_photo_net
 from segagent_rt_training.ship import source_commit
 
@@ -83,7 +84,8 @@ def ship_photo(training: Path, target: Path, side: int, trial: PhotoTrial, tell:
     Raises:
         GateFailed: the graphs do not compute what was trained; nothing is written.
     """
-    net, about = trained_photo_net(training)
+    trained, about = trained_photo_net(training)
+    net = cast(PhotoSegmenterNet, with_rounded_weights(trained))
     material = gate_photos(trial.photos)
     with new_part(target / "segmenter") as folder:
         tell("export")
@@ -193,6 +195,8 @@ def provenance(photos: Path, about: Mapping[str, Any]) -> dict[str, Any]:
         "initial_weights": "EfficientNet-Lite0, ImageNet, Apache 2.0 "
         f"({EFFICIENTNET} {distribution(EFFICIENTNET).version})",
         "notice": NOTICE,
+        "weights": "moving average of training; those of convolutions rounded to 127 levels, as "
+        "training rounds them once `exact_share` of its time has passed",
         "runs": json.loads(json.dumps(about["runs"])),
         "steps": about["progress"]["step"],
         "hours": round(about["progress"]["seconds"] / 3600, 2),
