@@ -10,7 +10,7 @@ import numpy as np
 
 from segagent_rt.annotators.oracle import next_click
 from segagent_rt.draw import draw_overlay
-from segagent_rt.files import atomic_write
+from segagent_rt.io import atomic_write
 from segagent_rt.runtime import load
 from segagent_rt.types import Click, Prediction, RgbImage, Segmenter
 from segagent_rt_training.photo.evaluation import Target, counted_iou, validation_photos
