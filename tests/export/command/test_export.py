@@ -70,7 +70,7 @@ def test_the_manifest_holds_every_number_and_inspect_prints_them(pair, terminal)
         recorded = {entry["file"]: entry["sha256"] for entry in provenance["files"]}
         assert len(recorded[file]) == len(recorded["config.json"]) == 64
     assert document["strangers"] == []
-    said = terminal("inspect", pair).out
+    said = terminal("inspect", pair, "--all").out
     assert "agreement: 1.0" in said
     assert "mask_iou_mean" in said
 

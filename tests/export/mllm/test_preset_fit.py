@@ -117,3 +117,14 @@ def test_absurd_dimensions_are_refused(small: Any, tmp_path: Any, field: str) ->
     folder = changed(small("qwen2_5_vl").folder, tmp_path, **{field: 10**8})
     with pytest.raises(CheckpointInvalid, match=f"{field} = 100000000 is absurd"):
         read_source(folder)
+
+
+@pytest.mark.parametrize("kind", ["timm_wrapper", "timm_backbone", "siglip_vision_model"])
+def test_llava_with_another_tower_is_refused(small: Any, tmp_path: Any, kind: str) -> None:
+    """transformers would build it, and timm's wrappers download weights when they are built."""
+    folder = changed(small("llava").folder, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["model_type"] = kind
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointInvalid, match="exported with CLIP only"):
+        read_source(folder)

@@ -8,6 +8,7 @@ from segagent_rt_export.families.llava.clip import ClipShape
 from segagent_rt_export.families.mllm_model import Given, Model, activation_of, settings_of
 from segagent_rt_export.graphs.patch_embedding import CLIP_PIXELS, Pixels
 
+CLIP = "clip_vision_model"
 VICUNA = {"hidden": 4096, "heads": 32, "layers": 32, "inner": 11008}
 """Sizes that configurations leave out."""
 
@@ -17,6 +18,8 @@ def llava(given: Given) -> Model:
     config, vision, text = given.config, given.vision, given.text
     if text.text("model_type", "llama") not in ("llama", "vicuna"):
         raise text.refuse("model_type", "LLaVA is exported with LLaMA only")
+    if vision.text("model_type", CLIP) not in (CLIP, ""):
+        raise vision.refuse("model_type", "LLaVA is exported with CLIP only")
     if config.text("vision_feature_select_strategy", "default") != "default":
         raise config.refuse("vision_feature_select_strategy", "the class token is not put out")
     language = given.language(VICUNA, 1e-6)

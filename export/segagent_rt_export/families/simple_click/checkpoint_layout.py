@@ -43,7 +43,7 @@ class Source:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointInvalid(
                 "the checkpoint is no SimpleClick: it lacks `config` and `state_dict`",
-                hint=family_hint(content)
+                hint=family_hint([*content, *_names(content.get("model"))])
                 if isinstance(content, dict)
                 else "checkpoints of several stages, saved as a list, are not read",
             ) from error
@@ -130,6 +130,10 @@ class Source:
         for level, part in enumerate(mix.chunk(4, 1)):
             own[f"head.blend.{level}.weight"] = part
         return own
+
+
+def _names(found: Any) -> list[Any]:
+    return list(found) if isinstance(found, dict) else []
 
 
 def _colour(red: float, green: float, blue: float) -> Colour:
