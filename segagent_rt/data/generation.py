@@ -112,7 +112,7 @@ def generate(
 ) -> Made:
     """Write the trajectories of a data set to `path`; its journal lies beside it.
 
-    `percentiles` has them made as `how.demonstrator` does.
+    `spread` has them made as `how.demonstrator` does.
 
     Raises:
         OutputError: a file cannot be written, or belongs to another run.

@@ -146,7 +146,7 @@ def add_round(
 ) -> Made:
     """Write the trajectories that were made already and those of a round into one more file.
 
-    `percentiles` has questions walked as `how.walker` does. The journal lies beside the file.
+    `spread` has questions processed as `how.walker` does. The journal lies beside the file.
 
     Raises:
         OutputError: a file cannot be written, or belongs to another run.

@@ -229,6 +229,7 @@ def summarise(results: Sequence[SceneResult], clicks: int) -> dict[str, Any]:
             kind: _mean(r.hit for r in results if r.kind == kind) for kind in KINDS
         },
         "miou": _mean(r.returned for r in results),
+        "one_shot_miou": _mean(_at(r.ious, 0) for r in results),
         "miou_by_turn": [_mean(_at(r.ious, turn) for r in results) for turn in range(clicks)],
         "oracle_miou_by_click": [_mean(r.oracle[n] for r in results) for n in range(clicks)],
         "gain": _mean(r.returned - _at(r.ious, 0) for r in results),

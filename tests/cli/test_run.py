@@ -112,7 +112,7 @@ def test_doctor_tries_the_backends(terminal):
 def test_eval_prints_every_figure(terminal):
     done = terminal("eval", "--scenes", "4", "--json")
     assert {
-        "first_click_hit", "first_click_hit_by_type", "miou_by_turn", "miou",
+        "first_click_hit", "first_click_hit_by_type", "miou_by_turn", "miou", "one_shot_miou",
         "oracle_miou_by_click", "predicted_iou_mae", "clicks_mean", "recovery", "oracle_gain",
         "negative_start_hit", "scenes", "seed", "generator", "bundle", "seconds",
     } <= set(json.loads(done.out))  # fmt: skip
