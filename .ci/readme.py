@@ -41,30 +41,29 @@ def figures() -> str:
     clicks = [f"{scenes['oracle_miou_by_click'][n - 1]:.2f}" for n in (1, 3, 5)]
     run, libraries = cold["run"], cold["libraries"]["wall_ms"]["p50"]
     rows = {
-        "first click inside the object": f"{scenes['first_click_hit']:.2f}",
+        "First click inside the object": f"{scenes['first_click_hit']:.2f}",
         "mIoU of the returned mask": f"{scenes['miou']:.2f}",
-        "clicks, mean": f"{scenes['clicks_mean']:.1f}",
-        "mIoU, clicks of a simulated annotator, 1 / 3 / 5": " / ".join(clicks),
-        "same click as the weights before export": f"{agreement['same_click']:.1%}",
-        "`run` on 512 x 512, cold process, p50 (of it importing libraries)": (
+        "Clicks per mask, mean": f"{scenes['clicks_mean']:.1f}",
+        "mIoU with a simulated annotator after 1 / 3 / 5 clicks": " / ".join(clicks),
+        "Same click as the weights before export": f"{agreement['same_click']:.1%}",
+        "Cold start of `run`, 512 × 512, median (imports in brackets)": (
             f"{run['wall_ms']['p50'] / 1000:.2f} s ({libraries / 1000:.2f} s)"
         ),
-        "its peak memory": f"{run['peak_megabytes']:.0f} MB",
-        "times as fast as SegAgent's loop in PyTorch, as many clicks / with stop rules": (
-            " / ".join(ratios)
-        ),
+        "Peak memory of that run": f"{run['peak_megabytes']:.0f} MB",
+        "Speed-up over SegAgent's PyTorch loop (same clicks / early stopping)": " / ".join(ratios),
     }
     where = f"{machine['cores']} cores of {machine['processor']}, no GPU"
     lines = [
-        "| the model that ships | |",
+        "| demo bundle (coloured shapes) | |",
         "|---|---|",
-        *(f"| {k} | {v} |" for k, v in rows.items()),
+        *(f"| {name} | {value} |" for name, value in rows.items()),
     ]
     told = (
-        f"{scenes['scenes']} generated scenes that no training has seen; times on {where}. From "
-        "the manifest in `engines/tiny/mllm` (`segagent-rt inspect` prints it) and "
-        "`benchmarks/results/cold.json` (`python benchmarks/cold.py` writes it); more in "
-        "[benchmarks](benchmarks/README.md)."
+        f"{scenes['scenes']} generated scenes that were not used in training. Times were measured\n"
+        f"on {where}. Sources: the manifest in `engines/tiny/mllm`\n"
+        "(`segagent-rt inspect tiny --all`), `benchmarks/results/cold.json`\n"
+        "(`python benchmarks/cold.py`) and `benchmarks/results/against-reference.json`\n"
+        "(`segagent-rt bench tiny --against reference`)."
     )
     return "\n".join([*lines, "", told])
 
