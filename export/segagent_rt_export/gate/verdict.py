@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from segagent_rt.metrics import meets
-from segagent_rt.types import Click, Size, Turn
+from segagent_rt.types import Action, Box, Click, Size, Turn
 
 Numbers: TypeAlias = Mapping[str, Any]
 
@@ -143,17 +143,28 @@ class Case:
 
     @property
     def distance(self) -> float | None:
-        """Between the clicks, in thousandths of the sides; None unless both click alike."""
-        one, other = self.wanted.action, self.found.action
-        if not (self.agrees and isinstance(one, Click) and isinstance(other, Click)):
+        """Between the clicks, or between the boxes' farther corners, in thousandths of the sides.
+
+        None unless both click alike, or both give a box.
+        """
+        if not self.agrees:
             return None
         height, width = self.size
-        return 1000 * float(np.hypot((one.x - other.x) / width, (one.y - other.y) / height))
+        pairs = zip(_points(self.wanted.action), _points(self.found.action), strict=True)
+        apart = [np.hypot((a[0] - b[0]) / width, (a[1] - b[1]) / height) for a, b in pairs]
+        return 1000 * float(max(apart)) if apart else None
 
     def describe(self) -> dict[str, Any]:
         """For the list of worst cases."""
         told = {"state": self.state, "reference": self.wanted.reply, "variant": self.found.reply}
         return told | {"distance": _rounded(self.distance), "mask_iou": _rounded(self.mask_iou)}
+
+
+def _points(action: Action) -> list[tuple[int, int]]:
+    """The click, or two corners of the box."""
+    if isinstance(action, Box):
+        return [(action.x0, action.y0), (action.x1, action.y1)]
+    return [(action.x, action.y)] if isinstance(action, Click) else []
 
 
 def _kind(turn: Turn) -> tuple[type, bool]:

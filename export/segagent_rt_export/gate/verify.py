@@ -22,6 +22,7 @@ from segagent_rt.mllm.preprocess import Smart
 from segagent_rt.runtime import open_mllm, open_segmenter
 from segagent_rt.types import (
     Array,
+    Box,
     Click,
     Feed,
     Mask,
@@ -423,11 +424,13 @@ def _case(state: State, wanted: Turn, found: Turn, segmenter: Segmenter | None) 
 
 
 def _mask(segmenter: Segmenter, state: State, turn: Turn) -> Mask:
-    """The mask after a turn; without a click it stays as it was."""
-    prior = state.prediction
-    if isinstance(turn.action, Click):
+    """The mask after a turn; without a click or a box it stays as it was."""
+    prior, action = state.prediction, turn.action
+    if isinstance(action, (Box, Click)):
+        clicks = [action] if isinstance(action, Click) else []
+        box = action if isinstance(action, Box) else turn.box
         embedding = segmenter.encode(state.image)
-        return segmenter.decode(embedding, [turn.action], prior=prior, box=turn.box).mask()
+        return segmenter.decode(embedding, clicks, prior=prior, box=box).mask()
     return np.zeros(state.image.shape[:2], np.bool_) if prior is None else prior.mask()
 
 

@@ -21,7 +21,7 @@ from segagent_rt.bundle.manifest import Variant
 from segagent_rt.errors import GateFailed
 from segagent_rt.mllm import preprocess
 from segagent_rt.segmenters import sam, simple_click
-from segagent_rt.types import Click, Finish, Malformed, Turn
+from segagent_rt.types import Box, Click, Finish, Malformed, Turn
 from segagent_rt_export import pipeline
 from segagent_rt_export.gate import streaming
 from segagent_rt_export.gate.graph_lint import complaints, unused
@@ -333,6 +333,8 @@ def test_agreement_is_kind_and_sign_and_distance_is_in_thousandths():
     assert not case(Malformed("x"), Finish()).agrees
     assert case(plus, Click(16, 28, True)).distance == pytest.approx(1000 * np.hypot(0.03, 0.08))
     assert case(plus, minus).distance is None
+    assert case(Box(10, 20, 90, 80), Box(12, 20, 90, 90)).distance == pytest.approx(100.0)
+    assert not case(Box(10, 20, 90, 80), plus).agrees
     cases = [case(plus, plus)] * 18 + [case(plus, minus, 0.5), case(plus, Click(14, 20, True))]
     numbers = summarise(cases)
     assert (numbers["states"], numbers["agreement"]) == (20, 0.95)
