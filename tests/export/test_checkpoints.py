@@ -248,7 +248,7 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
 def test_names_in_a_checkpoint_cannot_speak_to_the_terminal(tmp_path: Path) -> None:
     """A newline or an escape sequence in a name does not reach the message."""
     program = b"\x80\x04\x8c\x02os\x8c\x0dx\x1b[2J\nall wel\x93)R."
-    assert "would call `os.x[2J all wel`" in refusal(archive(tmp_path / "model.pth", program))
+    assert "would call `os.x all wel`" in refusal(archive(tmp_path / "model.pth", program))
 
 
 def test_refusals_leave_the_reader_as_it_was(tmp_path: Path) -> None:
