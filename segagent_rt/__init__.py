@@ -9,6 +9,7 @@ mask = found.prediction.mask()
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,11 @@ _HOMES = {
     "Trajectory": "types",
     "load": "runtime",
 }
+
+# ONNX Runtime 1.32 and Ray report their use over the network, and ONNX Runtime writes a number for
+# this device into the user's cache, unless told not to before they are imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def __getattr__(name: str) -> Any:
