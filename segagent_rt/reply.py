@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
+from segagent_rt.bounds import Count
 from segagent_rt.types import Action, Box, Click, Finish, Malformed, Size
 
 _FIELDS = re.compile(r"\{(iou|sign|row|column|x0|y0|x1|y1|expression)\}")
 _SPECIAL = re.compile(r"<\|[^|<>]*\|>")
 _IOU = re.compile(r"current iou:\s*(\d+(?:\.\d+)?)", re.IGNORECASE)
 _NUMBER = r"(-?(?:\d+(?:\.\d*)?|\.\d+))(?![\d_])"
-_BOX = re.compile(r"<box>\s*\((\d+),\s*(\d+)\),\s*\((\d+),\s*(\d+)\)\s*</box>")
+_BOX = re.compile(r"<box>\s*\((\d{1,6}),\s*(\d{1,6})\),\s*\((\d{1,6}),\s*(\d{1,6})\)\s*</box>")
 _ENDINGS = ("finish", "no object found")
 _COORDINATE = r"\s*(-?\d{1,6}(?:\.\d{0,6})?)\s*"
 _JSON_BOX = re.compile(
@@ -63,8 +64,8 @@ class ReplyProtocol:
     signs: tuple[str, str] = ("Positive", "Negative")
     endings: tuple[str, ...] = ()
     unit: Literal["relative", "decimal", "pixels"] = "relative"
-    scale: int = 1000
-    box_scale: int = 999
+    scale: Count = 1000
+    box_scale: Count = 999
 
     @property
     def rates(self) -> bool:

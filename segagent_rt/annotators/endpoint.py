@@ -20,12 +20,15 @@ from segagent_rt.annotators.http_client import parse_address, post
 from segagent_rt.annotators.mllm import PromptCodec, PromptSettings
 from segagent_rt.annotators.server_profiles import row
 from segagent_rt.draw import png
-from segagent_rt.errors import ManifestInvalid
+from segagent_rt.errors import AnnotatorError, ManifestInvalid
 from segagent_rt.mllm.decoder import Choice, Written
 from segagent_rt.mllm.grammar import Automaton
 from segagent_rt.mllm.rating import expected_iou
 from segagent_rt.timing import Stopwatch
 from segagent_rt.types import Prediction, Rating, Request, RgbImage, Size, Turn
+
+LONGEST_WAIT = 86400.0
+"""Seconds that an answer may be waited for."""
 
 _CHATML = re.compile(
     r"(?:<\|im_start\|>system\n(?P<system>.*?)<\|im_end\|>\n)?"
@@ -65,6 +68,11 @@ class EndpointAnnotator:
     """
 
     def __init__(self, codec: PromptCodec, endpoint: Endpoint) -> None:
+        if not 0 < endpoint.timeout <= LONGEST_WAIT:
+            raise AnnotatorError(
+                f"a time-out of {endpoint.timeout:g} seconds cannot be waited for",
+                hint=f"give --timeout a number up to {LONGEST_WAIT:g}",
+            )
         self.codec, self.endpoint = codec, endpoint
         self.address = parse_address(endpoint.url, endpoint.allowed)
         self.server = row(endpoint.server)

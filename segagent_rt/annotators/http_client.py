@@ -76,11 +76,12 @@ def parse_address(url: str, allowed: Collection[str] = ()) -> Address:
     """
     try:
         parts = urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        usual = {"http": 80, "https": 443}[parts.scheme]
+        port = usual if parts.port is None else parts.port
         plain = url.isascii() and url.isprintable() and not set(url) & set(' @?#\\"')
     except (ValueError, KeyError):
         plain = False
-    if not plain or not parts.hostname:
+    if not plain or not parts.hostname or not port:
         raise AnnotatorError(
             "that is not the URL of a server", hint="write it like http://127.0.0.1:8000/v1"
         )
@@ -182,7 +183,7 @@ def _exchange(
         if missing or cut.done:  # read() tells of a short answer only when no bound is given
             raise http.client.IncompleteRead(answer)
         return response.status, answer
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, UnicodeError, http.client.HTTPException) as error:  # no name of a host
         if cut.done or isinstance(error, TimeoutError):
             raise _late(address, timeout) from error
         raise _failure(address, error) from error

@@ -231,7 +231,8 @@ def test_urls_of_this_machine(url, means):
 
 @pytest.mark.parametrize(
     "url",
-    ["", "8000", "localhost:8000", "ftp://localhost", "http://", "http://localhost:99999",
+    ["", "8000", "localhost:8000", "ftp://localhost", "ftp://localhost:21", "ws://localhost:8000",
+     "http://localhost:0", "https://localhost:0/v1", "http://localhost:-1", "http://", "http://localhost:99999",
      "http://a:b@localhost", "http://localhost/v1?key=1", "http://local host", "http://localhost/\r\nA",
      "http://[::1", "http://löcalhost", "file:///etc/passwd"],
 )  # fmt: skip
@@ -245,3 +246,38 @@ def test_another_machine_must_be_named(host):
     with pytest.raises(AnnotatorError, match=re.escape(f"{host} is another machine")):
         parse_address(f"http://{host}", allowed=["other"])
     assert parse_address(f"http://{host}:1", allowed=[host]).host == host
+
+
+def test_a_name_that_no_host_can_have_is_one_sentence(codec):
+    host = "a" * 64 + ".example"
+    endpoint = Endpoint(f"http://{host}:9", "tiny", allowed=(host,))
+    view = EndpointAnnotator(codec, endpoint).look(IMAGE)
+    with pytest.raises(AnnotatorError, match="cannot be reached"):
+        view.propose([Request(None, "the red circle")])
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("inf"), float("nan"), 1e300])
+def test_a_time_out_that_cannot_be_waited_for_is_refused(codec, timeout):
+    with pytest.raises(AnnotatorError, match="cannot be waited for"):
+        EndpointAnnotator(codec, Endpoint("http://localhost:9", "tiny", "openai", timeout))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"<box>({'9' * 400},1),(2,3)</box> Positive point: (500, 250)",
+        f"<box>({'9' * 5000},1),(2,3)</box> Positive point: (500, 250)",
+        f" Current IOU: {'9' * 400}  Positive point: (500, 250)",
+        f" Current IOU: 40  Positive point: ({'9' * 400}, 250)",
+        f" Current IOU: 40  Positive point: (0.{'9' * 400}, 0.5)",
+    ],
+    ids=["box", "very long box", "rating", "point", "fraction"],
+)
+def test_numbers_of_any_length_are_read(ask, stub, said):
+    stub.will(replies(said))
+    assert isinstance(ask().action, (Click, Malformed))
+
+
+def test_half_of_a_character_in_a_reply_can_be_written(ask, stub):
+    stub.will(replies(" Current IOU: 40  Positive point: (500, 250) \ud83d"))
+    ask().reply.encode("utf-8")
