@@ -15,6 +15,7 @@
     ├── BackendError              a runtime library cannot be used
     │   ├── BackendMissing
     │   └── BackendUnavailable
+    ├── RuntimeClosed             a runtime is closed, or belongs to another process
     ├── ClusterError              a Ray cluster cannot be reached, or lost its workers
     ├── AnnotatorError            a server did not answer, or not in a usable way
     ├── ExtraMissing              a command needs an extra that is not installed
@@ -150,6 +151,10 @@ class BackendMissing(BackendError):
 
 class BackendUnavailable(BackendError):
     """A runtime library is installed, but does not work here."""
+
+
+class RuntimeClosed(SegagentError):
+    """A runtime or a graph was closed, or belongs to another process."""
 
 
 class ClusterError(SegagentError):

@@ -14,6 +14,9 @@ BUILD_FACTOR = 4
 BUILD_BASE = 512 << 20
 """What it needs beside them, bytes."""
 
+LARGE = 256 << 20
+"""Bytes from which on memory is looked for before it is taken."""
+
 
 def free_memory() -> int | None:
     """Bytes that this process may still take without swapping; None where it cannot be known."""
@@ -35,6 +38,20 @@ def check_build(weights: int, what: str) -> None:
             f"building the {what} takes about {needed / 1e9:.1f} GB of memory, "
             f"{free / 1e9:.1f} GB are free",
             hint="close other programs, add swap space, or export a smaller variant",
+        )
+
+
+def check_memory(size: int, what: str) -> None:
+    """Refuse to take so many bytes if there are not that many; small sizes are not looked up.
+
+    Raises:
+        BackendUnavailable: there is not enough memory.
+    """
+    free = free_memory() if size > LARGE else None
+    if free is not None and size > free:
+        raise BackendUnavailable(
+            f"{what} take {size / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
+            hint="close other programs, or export the model for smaller pictures",
         )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextvars
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from segagent_rt import loop, search
 from segagent_rt.annotators.mllm import (
@@ -20,11 +20,13 @@ from segagent_rt.annotators.mllm import (
     PromptCodec,
     prompt_codec,
 )
+from segagent_rt.backends.checked_session import CheckedSession, Shape
 from segagent_rt.backends.cores import crowded
 from segagent_rt.backends.session import SessionOptions as Where
 from segagent_rt.bundle.bundle import Bundle, Part, open_bundle
+from segagent_rt.bundle.integrity import unusable
 from segagent_rt.bundle.placement import Placement
-from segagent_rt.errors import ClickOutside, ManifestInvalid
+from segagent_rt.errors import ClickOutside, ManifestInvalid, RuntimeClosed
 from segagent_rt.image import load_image
 from segagent_rt.lazy_future import LazyFuture
 from segagent_rt.loop import StoppingRules
@@ -75,7 +77,10 @@ def load(
 
 @dataclass
 class Runtime:
-    """A bundle with its graphs: `open` images, then close it or use it in a `with` block."""
+    """A bundle with its graphs: `open` images, then close it or use it in a `with` block.
+
+    Threads may share one. It belongs to the process that loaded it; others load their own.
+    """
 
     bundle: Bundle
     where: Where
@@ -85,15 +90,56 @@ class Runtime:
     watch: Callable[[str, Session], Session] | None = None
     """Puts a meter around each session that is loaded, given part and role."""
     _sessions: list[Session] = field(default_factory=list)
+    _process: int = field(default_factory=os.getpid)
+    _closed: bool = False
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _segmenter: Segmenter | None = None
+    _annotator: Annotator | None = None
+    _threads: ThreadPoolExecutor | None = None
 
-    @cached_property
+    def check_usable(self) -> None:
+        """Find out whether images can be opened.
+
+        Raises:
+            RuntimeClosed: the runtime is closed, or was loaded before a fork.
+        """
+        if self._process != os.getpid():
+            raise RuntimeClosed(
+                "a runtime that was loaded before a fork does not work after it",
+                hint="call segagent_rt.load in each process, or start processes with `spawn`",
+            )
+        if self._closed:
+            raise RuntimeClosed("the runtime is closed", hint="load the bundle again")
+
+    @property
     def segmenter(self) -> Segmenter:
-        """The bundle's segmenter."""
-        return open_segmenter(self.bundle.part("segmenter"), self._open)
+        """The bundle's segmenter, loaded when it is first asked for.
 
-    @cached_property
+        Raises:
+            BundleError: it cannot be used.
+            RuntimeClosed: the runtime is closed, or belongs to another process.
+        """
+        self.check_usable()
+        with self._lock:
+            if self._segmenter is None:
+                self._segmenter = open_segmenter(self.bundle.part("segmenter"), self._open)
+            return self._segmenter
+
+    @property
     def annotator(self) -> Annotator:
-        """The bundle's MLLM, here or behind the endpoint."""
+        """The bundle's MLLM, here or behind the endpoint, loaded when it is first asked for.
+
+        Raises:
+            BundleError: it cannot be used.
+            RuntimeClosed: the runtime is closed, or belongs to another process.
+        """
+        self.check_usable()
+        with self._lock:
+            if self._annotator is None:
+                self._annotator = self._open_annotator()
+            return self._annotator
+
+    def _open_annotator(self) -> Annotator:
         if self.endpoint is None:
             return open_mllm(self.bundle.part("mllm"), self._open)
         from segagent_rt.annotators.endpoint import EndpointAnnotator
@@ -111,9 +157,12 @@ class Runtime:
         backends = {placement.backend for placement in self.placements.values()}
         return self.endpoint is None and backends <= {"cpu"} and crowded(self.where.threads)
 
-    @cached_property
+    @property
     def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(max_workers=1, thread_name_prefix="segmenter")
+        with self._lock:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(1, thread_name_prefix="segmenter")
+            return self._threads
 
     def _open(self, part: Part, role: str) -> Session:
         opened = part.open(role, self.where)
@@ -131,15 +180,28 @@ class Runtime:
 
         Raises:
             ImageUnreadable: no picture can be read from it.
+            RuntimeClosed: the runtime is closed, or belongs to another process.
         """
+        self.check_usable()
         return Canvas(self, load_image(image, value_range=value_range))
 
     def close(self) -> None:
-        """Release the graphs."""
-        if "_pool" in self.__dict__:
-            self._pool.shutdown()
+        """Release the graphs; once more does nothing, nor does it in another process."""
+        if self._process != os.getpid():
+            return
+        with self._lock:
+            self._closed = True
+            pool, self._threads = self._threads, None
+        if pool is not None:
+            pool.shutdown()
         while self._sessions:
             self._sessions.pop().close()
+
+    def __reduce__(self) -> NoReturn:
+        raise RuntimeClosed(
+            "a runtime cannot be sent to another process",
+            hint="send the bundle's path, and call segagent_rt.load there",
+        )
 
     def __enter__(self) -> Runtime:
         return self
@@ -154,21 +216,41 @@ class Canvas:
 
     runtime: Runtime
     image: RgbImage
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _embedding: Future[Any] | None = None
+    _view: View | None = None
 
-    @cached_property
+    @property
     def embedding(self) -> Future[Any]:
         """The segmenter's embedding, computed in another thread from now on; where that would only
-        slow the MLLM down, when it is asked for."""
-        runtime = self.runtime
-        encode = partial(runtime.segmenter.encode, self.image)
-        if runtime._crowded:
-            return LazyFuture(encode)
-        return runtime._pool.submit(contextvars.copy_context().run, encode)
+        slow the MLLM down, when it is asked for.
 
-    @cached_property
+        Raises:
+            RuntimeClosed: the runtime is closed, or belongs to another process.
+        """
+        segmenter = self.runtime.segmenter
+        with self._lock:
+            if self._embedding is None:
+                encode = partial(segmenter.encode, self.image)
+                if self.runtime._crowded:
+                    self._embedding = LazyFuture(encode)
+                else:
+                    run = contextvars.copy_context().run
+                    self._embedding = self.runtime._pool.submit(run, encode)
+            return self._embedding
+
+    @property
     def view(self) -> View:
-        """The image as the annotator sees it."""
-        return self.runtime.annotator.look(self.image)
+        """The image as the annotator sees it.
+
+        Raises:
+            RuntimeClosed: the runtime is closed, or belongs to another process.
+        """
+        annotator = self.runtime.annotator
+        with self._lock:
+            if self._view is None:
+                self._view = annotator.look(self.image)
+            return self._view
 
     def annotate(
         self,
@@ -298,34 +380,55 @@ def open_segmenter(part: Part, open_session: OpenSession) -> Segmenter:
     if family == "click_net":
         from segagent_rt.segmenters.click_net import ClickNet, ClickNetSettings
 
-        encoder, decoder = open_session(part, "encoder"), open_session(part, "decoder")
-        return ClickNet(encoder, decoder, part.settings(ClickNetSettings))
+        net = part.settings(ClickNetSettings)
+        return ClickNet(open_session(part, "encoder"), open_session(part, "decoder"), net)
     if family == "photo_net":
         from segagent_rt.segmenters.photo_net import PhotoNet, PhotoNetSettings
 
-        encoder, decoder = open_session(part, "encoder"), open_session(part, "decoder")
-        return PhotoNet(encoder, decoder, part.settings(PhotoNetSettings))
+        photo = part.settings(PhotoNetSettings)
+        return PhotoNet(open_session(part, "encoder"), open_session(part, "decoder"), photo)
     if family == "simple_click":
         from segagent_rt.segmenters.simple_click import SimpleClick, SimpleClickSettings
 
-        return SimpleClick(open_session(part, "net"), part.settings(SimpleClickSettings))
+        click = part.settings(SimpleClickSettings)
+        return SimpleClick(open_session(part, "net"), click)
     if family in SAMS:
         from segagent_rt.segmenters.sam import Sam, SamSettings
 
-        encoder, decoder = open_session(part, "encoder"), open_session(part, "decoder")
-        return Sam(encoder, decoder, part.settings(SamSettings))
+        sam = part.settings(SamSettings)
+        return Sam(open_session(part, "encoder"), open_session(part, "decoder"), sam)
     raise _unknown(part)
 
 
 def open_mllm(part: Part, open_session: OpenSession) -> MllmAnnotator:
-    """The MLLM of a part. One class serves every family; the settings tell them apart."""
+    """The MLLM of a part. One class serves every family; the settings tell them apart.
+
+    Raises:
+        BundleError: the part's files do not fit each other.
+    """
     codec = open_prompt_codec(part)
-    settings = codec.settings
-    table = np.load(part.file("embed.npy"), mmap_mode="r", allow_pickle=False)
-    head = open_session(part, "head") if settings.decoding == "free" else None
-    decoder = open_session(part, "decoder")
+    settings, name = codec.settings, f"{part.folder} {{}}".format
+    hidden, table = settings.language.hidden, part.array("embed.npy")
+    if table.ndim != 2 or table.shape[1] != hidden:
+        raise ManifestInvalid(f"{name('embed.npy')} is {list(table.shape)}, not tokens x {hidden}")
+    rows, deepstack = len(settings.head_rows), settings.vision.deepstack
+    if deepstack != settings.language.deepstack:
+        raise ManifestInvalid(
+            f"{name('manifest.json')} has {deepstack} deepstack layers of vision and "
+            f"{settings.language.deepstack} of language"
+        )
+    head = None
+    if settings.decoding == "free":
+        head = CheckedSession(open_session(part, "head"), name("head"), {"logits": (1, len(table))})
+    shapes: dict[str, Shape] = {"logits": ("tokens", rows), "hidden": ("tokens", hidden)}
+    decoder = CheckedSession(open_session(part, "decoder"), name("decoder"), shapes)
+    shapes = {
+        "image_embeds": ("tokens", hidden),
+        "deepstack_embeds": (deepstack, "tokens", hidden),
+    }
+    vision = CheckedSession(open_session(part, "vision"), name("vision"), shapes)
     return MllmAnnotator(
-        tower=Tower(open_session(part, "vision"), settings.vision),
+        tower=Tower(vision, settings.vision),
         model=LanguageModel(decoder, table, settings.language, head),
         encode=codec.encode,
         decode=codec.decode,
@@ -335,13 +438,21 @@ def open_mllm(part: Part, open_session: OpenSession) -> MllmAnnotator:
 
 
 def open_prompt_codec(part: Part) -> MllmCodec:
-    """The prompt codec of the MLLM of a part; it needs no weights."""
+    """The prompt codec of the MLLM of a part; it needs no weights.
+
+    Raises:
+        BundleError: its tokenizer does not fit its settings.
+    """
     from tokenizers import Tokenizer
 
     if part.manifest.family not in MLLMS:
         raise _unknown(part)
-    tokenizer = Tokenizer.from_str(part.file("tokenizer.json").read_text("utf-8"))
-    return prompt_codec(tokenizer, part.settings(MllmSettings))
+    settings, text = part.settings(MllmSettings), part.text("tokenizer.json")
+    with unusable(part.folder / "tokenizer.json"):
+        codec = prompt_codec(Tokenizer.from_str(text), settings)
+        codec.prompt("")  # the picture has a place in it
+        codec.grammar("x", (1, 1))
+    return codec
 
 
 def _unknown(part: Part) -> ManifestInvalid:

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from segagent_rt.bundle.bundle import open_bundle, open_part
+from segagent_rt.bundle.integrity import hash_regular
 from segagent_rt.bundle.store import cache_folder
 from segagent_rt.errors import BundleMissing, FileChanged, ManifestInvalid
 
@@ -49,9 +50,12 @@ def test_a_changed_byte_is_found_though_the_size_is_the_same(copied):
 def test_hashes_are_read_once_and_again_after_a_change(copied, monkeypatch):
     part = open_part(copied / "segmenter", "segmenter")
     read = []
-    monkeypatch.setattr(
-        "segagent_rt.bundle.bundle.sha256_of", lambda path: read.append(path) or _real(path)
-    )
+
+    def hashed(path, size):
+        read.append(path)
+        return hash_regular(path, size)
+
+    monkeypatch.setattr("segagent_rt.bundle.bundle.hash_regular", hashed)
     part.verify_once()
     first = len(read)
     part.verify_once()
@@ -61,10 +65,58 @@ def test_hashes_are_read_once_and_again_after_a_change(copied, monkeypatch):
     assert len(read) == 2 * first
 
 
-def _real(path):
-    import hashlib
+def replaced_in_place(path):
+    """Other bytes, the same size, and the old time of modification."""
+    about = path.stat()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
 
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+def test_a_file_replaced_in_place_with_its_old_times_is_found(copied):
+    part = open_part(copied / "mllm", "mllm")
+    part.verify_once()
+    replaced_in_place(copied / "mllm" / "embed.npy")
+    with pytest.raises(FileChanged, match=r"embed\.npy is not the file that was exported"):
+        open_part(copied / "mllm", "mllm").verify_once()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="files have no owners here")
+@pytest.mark.parametrize("way", ["another owner", "open to others", "a link"])
+def test_stamps_that_others_may_have_written_are_not_believed(copied, monkeypatch, tmp_path, way):
+    monkeypatch.setenv("SEGAGENT_CACHE", str(tmp_path / "shared"))
+    part = open_part(copied / "mllm", "mllm")
+    part.verify_once()
+    (record,) = (tmp_path / "shared" / "verified").iterdir()
+    if way == "another owner":
+        monkeypatch.setattr(os, "geteuid", lambda: 4242)
+        monkeypatch.setattr("segagent_rt.bundle.integrity.ADMINISTRATOR", 4243)
+    elif way == "open to others":
+        record.parent.chmod(0o777)
+    else:
+        record.rename(tmp_path / "theirs")
+        record.symlink_to(tmp_path / "theirs")
+    read = []
+
+    def hashed(path, size):
+        read.append(path)
+        return hash_regular(path, size)
+
+    monkeypatch.setattr("segagent_rt.bundle.bundle.hash_regular", hashed)
+    open_part(copied / "mllm", "mllm").verify_once()
+    assert read
+
+
+def test_stamps_are_believed_whatever_the_umask_was(copied, monkeypatch, tmp_path):
+    monkeypatch.setenv("SEGAGENT_CACHE", str(tmp_path / "cache"))
+    before = os.umask(0o002)
+    try:
+        open_part(copied / "mllm", "mllm").verify_once()
+    finally:
+        os.umask(before)
+    monkeypatch.setattr("segagent_rt.bundle.bundle.hash_regular", None)
+    open_part(copied / "mllm", "mllm").verify_once()
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(copied, monkeypatch, tmp_path):

@@ -71,15 +71,19 @@ def test_weights_beside_a_graph_are_part_of_its_digest(tmp_path, machine):
     part = segmenter(write_bundle(tmp_path / "b", ["fast"]))
     path = part.file("encoder.fast.onnx")
     before = part.graphs("encoder")[0].digest
-    path.write_bytes(path.read_bytes() + b"encoder.data")
-    (part.folder / "encoder.data").write_bytes(b"weights")
+    # A second graph (field 7 of the model) that keeps a weight in a file of any name.
+    place = b"\n\x08location\x12\x0cencoder.more"
+    tensor = b"j" + bytes([len(place)]) + place
+    graph = b"*" + bytes([len(tensor)]) + tensor
+    path.write_bytes(path.read_bytes() + b":" + bytes([len(graph)]) + graph)
+    (part.folder / "encoder.more").write_bytes(b"weights")
     record = part.manifest.files["encoder.fast.onnx"]
     digests = set()
     for sha in ("a" * 64, "b" * 64):
-        files = {**part.manifest.files, "encoder.data": dataclasses.replace(record, sha256=sha)}
+        files = {**part.manifest.files, "encoder.more": dataclasses.replace(record, sha256=sha)}
         manifest = dataclasses.replace(part.manifest, files=files)
         changed = dataclasses.replace(part, manifest=manifest)
-        assert changed.weights("encoder.fast.onnx") == ["encoder.data", "encoder.onnx.data"]
+        assert changed.weights("encoder.fast.onnx") == ["encoder.more", "encoder.onnx.data"]
         assert changed.weights("decoder.fast.onnx") == ["decoder.onnx.data"]
         digests.add(changed.graphs("encoder")[0].digest)
     assert len(digests | {before}) == 3

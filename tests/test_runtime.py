@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.bundle.manifest import BundleIndex, FileRecord, Manifest, Variant, to_json
-from segagent_rt.errors import ManifestInvalid
+from segagent_rt.errors import EngineRefused, ManifestInvalid
 from segagent_rt.io import atomic_write
 from segagent_rt.runtime import SAMS, load
 from segagent_rt.scenes import make_scene
@@ -100,6 +100,22 @@ def write_disc_bundle(folder: Path, family: str, settings: SamSettings) -> Path:
     index = BundleIndex("disc", {"segmenter": "segmenter", "mllm": Path(mllm).as_posix()})
     (folder / "bundle.json").write_text(json.dumps(to_json(index)))
     return folder
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_masks_that_are_not_finite_are_an_error_and_no_mask(tmp_path, monkeypatch, value):
+    """`NaN > 0` is False: they would look like a mask of nothing."""
+    broken = decoder()
+    reach = next(at for at, weight in enumerate(broken.graph.initializer) if weight.name == "reach")
+    broken.graph.initializer[reach].CopyFrom(
+        numpy_helper.from_array(np.array(value, np.float32), "reach")
+    )
+    monkeypatch.setitem(write_disc_bundle.__globals__, "decoder", lambda: broken)
+    write_disc_bundle(tmp_path, "sam", SamSettings(side=SIDE))
+    with load(tmp_path, backend="cpu") as runtime:
+        canvas = runtime.open(np.zeros((96, 128, 3), np.uint8))
+        with pytest.raises(EngineRefused, match="`masks` with numbers that are not finite"):
+            canvas.segment([Click(100, 30, True)])
 
 
 @pytest.mark.parametrize("family", SAMS)

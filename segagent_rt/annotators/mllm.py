@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from segagent_rt.bounds import Token, Tokens
 from segagent_rt.errors import ExpressionRefused
 from segagent_rt.image import jpeg_round_trip, overlay
 from segagent_rt.mllm.decoder import Draft, Pick, Prompt, Scores, Writer, Written, greedy
@@ -51,13 +52,13 @@ class MllmSettings:
     vision: VisionSettings
     prompt: str
     reply: AnyReplyProtocol
-    head_rows: tuple[int, ...]
+    head_rows: tuple[Token, ...]
     picture: str = "<|image_pad|>"
     decoding: Literal["grammar", "free"] = "grammar"
-    stops: tuple[int, ...] = ()
+    stops: tuple[Token, ...] = ()
     paint: Literal["image", "picture"] = "image"
     jpeg: bool = False
-    longest_expression: int = 256
+    longest_expression: Tokens = 256
     vocabulary: tuple[str, ...] | None = None
 
     @property

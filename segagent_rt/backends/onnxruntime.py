@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import io
 import json
+import os
 import tempfile
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +25,14 @@ from segagent_rt.backends.cores import thread_count
 from segagent_rt.backends.driver import gpu
 from segagent_rt.backends.registry import Backend, row
 from segagent_rt.backends.session import SessionOptions
-from segagent_rt.errors import BackendMissing, BackendUnavailable, EngineRefused, Interrupted
+from segagent_rt.errors import (
+    BackendMissing,
+    BackendUnavailable,
+    EngineRefused,
+    Interrupted,
+    RuntimeClosed,
+    SegagentError,
+)
 from segagent_rt.timing import current_deadline
 from segagent_rt.types import Array, Feed, Resident
 
@@ -48,9 +58,27 @@ class OrtBuffer:
 class OrtSession:
     """One graph in ONNX Runtime."""
 
-    def __init__(self, session: ort.InferenceSession, device: str) -> None:
-        self._session, self._device = session, device
+    def __init__(self, session: ort.InferenceSession, device: str, name: str) -> None:
+        self._held, self._device, self._name = session, device, name
         self._spare: deque[_Bound] = deque(maxlen=KEPT)
+        self._process = os.getpid()
+        _LOADED.add(self)
+
+    @property
+    def _session(self) -> ort.InferenceSession:
+        """The library's session.
+
+        Raises:
+            RuntimeClosed: it is closed, or its threads were left behind in another process.
+        """
+        if self._process != os.getpid():
+            raise RuntimeClosed(
+                "a graph that was loaded before a fork does not run after it",
+                hint="load the bundle in each process, or start processes with `spawn`",
+            )
+        if self._held is None:
+            raise RuntimeClosed(f"the graph {self._name} is closed", hint="load the bundle again")
+        return self._held
 
     @property
     def inputs(self) -> list[str]:
@@ -69,9 +97,26 @@ class OrtSession:
         into: Mapping[str, Resident] | None = None,
         keep: Collection[str] = (),
     ) -> dict[str, Any]:
+        try:
+            return self._run(feeds, outputs, into or {}, keep)
+        except SegagentError:
+            raise
+        except Exception as error:  # the library's exceptions share no public base class
+            raise EngineRefused(
+                f"ONNX Runtime {ort.__version__} cannot run {self._name}: {_first_line(error)}",
+                hint="export the bundle again, or ask whoever made it",
+            ) from error
+
+    def _run(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str],
+        into: Mapping[str, Resident],
+        keep: Collection[str],
+    ) -> dict[str, Any]:
         if not into and not keep and not any(isinstance(f, OrtBuffer) for f in feeds.values()):
             return self._run_plain(feeds, outputs)
-        bound = self._bound(outputs, into or {}, keep)
+        bound = self._bound(outputs, into, keep)
         bound.take(feeds)
         for name in outputs:
             bound.binding.bind_output(name, self._device if name in keep else "cpu")
@@ -134,10 +179,28 @@ class OrtSession:
         return OrtBuffer(ort.OrtValue.ortvalue_from_numpy(zeros, self._device, 0))
 
     def close(self) -> None:
-        if self._session.get_session_options().enable_profiling:
-            self._session.end_profiling()
+        """Release the graph; once more does nothing, nor does it in another process."""
+        if self._held is None or self._process != os.getpid():
+            return
+        if self._held.get_session_options().enable_profiling:
+            self._held.end_profiling()
         self._spare.clear()
-        del self._session
+        self._held = None
+
+
+_LOADED: WeakSet[OrtSession] = WeakSet()
+
+
+def _keep_after_fork() -> None:
+    """In a forked process, never release the parent's sessions: that waits for threads which are
+    not there."""
+    for loaded in _LOADED:
+        if loaded._held is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(loaded._held))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_after_fork)
 
 
 @dataclass(slots=True)
@@ -199,7 +262,8 @@ def open_session(graph: Path | bytes, runtime: SessionOptions) -> OrtSession:
         BackendUnavailable: it has, but the provider does not work here.
         EngineRefused: the graph is not accepted.
     """
-    return OrtSession(_load(graph, runtime, _options(runtime)), row(runtime.backend).memory)
+    name = "a graph" if isinstance(graph, bytes) else str(graph)
+    return OrtSession(_load(graph, runtime, _options(runtime)), row(runtime.backend).memory, name)
 
 
 def _load(
@@ -233,6 +297,9 @@ def _options(runtime: SessionOptions) -> ort.SessionOptions:
     if not runtime.integers:
         # Weights stored in 8 bits are unpacked once, at load, not in every run.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+    # By default, products with weights of 8 bits round the other factor to 8 bits, too. What a
+    # graph does not quantise itself is computed in fp32.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     # A loop goes from graph to graph: threads of the one before, still spinning, would take the
     # cores from the next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -327,4 +394,6 @@ _ONE_NODE = bytes.fromhex(
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
+    """What the library said, in one line; it may quote the graph."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return "".join(c if c.isprintable() else "?" for c in lines[0][:200])

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import mmap
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
 
 from segagent_rt.backends.session import SessionOptions
 from segagent_rt.bundle.integrity import (
-    changed_file,
-    file_stamp,
-    remember_stamp,
-    sha256_of,
-    size_of,
+    LARGEST,
+    Stamp,
+    changed,
+    hash_regular,
+    open_checked,
+    read_regular,
+    recall_verified,
+    remember_verified,
+    stamp,
+    unusable,
 )
 from segagent_rt.bundle.manifest import (
     BUNDLE_FILE,
@@ -25,15 +31,17 @@ from segagent_rt.bundle.manifest import (
     Manifest,
     PartName,
     Variant,
+    decode_json,
     inside,
     parse,
     read_json,
 )
+from segagent_rt.bundle.onnx_files import external_files
 from segagent_rt.bundle.placement import Opened, open_role
 from segagent_rt.bundle.store import cache_folder, find_bundle
 from segagent_rt.engine_cache.key import Graph
 from segagent_rt.errors import BundleMissing, ManifestInvalid
-from segagent_rt.types import Session
+from segagent_rt.types import Array, Session
 
 S = TypeVar("S")
 
@@ -45,16 +53,52 @@ class Part:
     folder: Path
     manifest: Manifest
     digest: str
+    _stamps: dict[str, Stamp] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Of the files that were compared with the manifest, by name."""
+    _weights: dict[str, list[str]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """The files that graphs keep their weights in, by name of the graph."""
 
     def file(self, name: str) -> Path:
         """The path of a file of this part.
 
         Raises:
             ManifestInvalid: the manifest does not list it.
+            FileChanged: it was verified, and is another one now.
         """
         if name not in self.manifest.files:
             raise ManifestInvalid(f"{self.folder / MANIFEST_FILE} lists no file `{name}`")
-        return inside(self.folder, name)
+        path = inside(self.folder, name)
+        known = self._stamps.get(name)
+        if known is not None and stamp(path) != known:
+            raise changed(path, "was changed while it was in use")
+        return path
+
+    def text(self, name: str) -> str:
+        """A text file of this part.
+
+        Raises:
+            BundleError: it is not listed, was changed, or is not UTF-8.
+        """
+        path = self.file(name)
+        content = read_regular(path, self.manifest.files[name].size, self._stamps.get(name))
+        with unusable(path):
+            return content.decode("utf-8")
+
+    def array(self, name: str) -> Array:
+        """A NumPy file of this part as a memory map.
+
+        Raises:
+            BundleError: it is not listed, was changed, or is not an array of numbers.
+        """
+        path, form = self.file(name), np.lib.format
+        with unusable(path), open_checked(path, self._stamps.get(name)) as stream:
+            read = {1: form.read_array_header_1_0, 2: form.read_array_header_2_0}
+            shape, columns_first, dtype = read[form.read_magic(stream)[0]](stream)
+            if dtype.kind not in "fiu" or columns_first:
+                raise ValueError(f"it holds {dtype}")
+            return np.memmap(stream, dtype, "r", stream.tell(), shape)
 
     def settings(self, into: type[S]) -> S:
         """The family's settings, checked and typed."""
@@ -86,57 +130,91 @@ class Part:
 
     def _graph(self, name: str, variant: Variant, role: str) -> Graph:
         file = variant.graphs[role]
+        path = self.file(file)
         hashes = [self.manifest.files[n].sha256 for n in (file, *self.weights(file))]
         digest = hashlib.sha256(" ".join(hashes).encode()).hexdigest()
-        return Graph(self.file(file), digest, self.manifest.kind, role, name, variant)
+        return Graph(path, digest, self.manifest.kind, role, name, variant)
 
     def weights(self, graph: str) -> list[str]:
-        """The .data files beside a graph that it names as the place of its weights."""
-        beside = PurePosixPath(graph).parent
-        candidates = [
-            name
-            for name in sorted(self.manifest.files)
-            if name.endswith(".data") and PurePosixPath(name).parent == beside
-        ]
-        if not candidates or self.file(graph).stat().st_size == 0:
-            return []
-        with (
-            self.file(graph).open("rb") as stream,
-            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        ):
-            return [n for n in candidates if content.find(PurePosixPath(n).name.encode()) >= 0]
+        """The files that a graph keeps its weights in, by their names in the manifest.
+
+        Raises:
+            ManifestInvalid: one of them is not listed there.
+        """
+        if graph not in self._weights:
+            path = self.file(graph)
+            sizes = {name: record.size for name, record in self.manifest.files.items()}
+            known = self._stamps.get(graph) or stamp(path)
+            self._weights[graph] = external_files(path, graph, sizes, known)
+        return self._weights[graph]
 
     def open(self, role: str, runtime: SessionOptions, variant: str | None = None) -> Opened:
-        """Load the graph of a role where the runtime says, and tell what was taken."""
-        return open_role(self.graphs(role, variant), runtime, cache_folder() / "engines")
+        """Load the graph of a role where the runtime says, and tell what was taken.
+
+        Raises:
+            BundleError: no graph can be used, or it was changed after it was verified.
+        """
+        opened = open_role(self.graphs(role, variant), runtime, cache_folder() / "engines")
+        graph = opened.graph.variant.graphs[role]
+        for name in (graph, *self.weights(graph)):
+            self.file(name)  # what was opened is what was verified
+        return opened
 
     def session(self, role: str, runtime: SessionOptions, variant: str | None = None) -> Session:
         """As `open`, but only the graph."""
         return self.open(role, runtime, variant).session
 
     def verify(self) -> None:
-        """Compare every file with the manifest, byte for byte.
+        """Compare every file with the manifest, byte for byte, and what graphs name as theirs.
 
         Raises:
             FileChanged: one is missing or not the one that was exported.
+            ManifestInvalid: one leads out of the bundle, or a graph names one that is not listed.
         """
-        for name, record in self.manifest.files.items():
-            path = inside(self.folder, name)
-            if size_of(path) != record.size or sha256_of(path) != record.sha256:
-                raise changed_file(path)
+        for (name, record), place in zip(self.manifest.files.items(), self._places(), strict=True):
+            found, self._stamps[name] = hash_regular(place, record.size)
+            if found != record.sha256:
+                raise changed(place, "is not the file that was exported")
+        self._weights.clear()
+        for variant in self.manifest.variants.values():
+            for graph in variant.graphs.values():
+                self.weights(graph)
 
     def verify_once(self) -> None:
-        """As `verify`, but files whose stamp was verified before are not read again."""
-        stamps = {name: file_stamp(self.file(name)) for name in self.manifest.files}
+        """As `verify`, but files whose stamps were verified before are not read again.
+
+        Raises:
+            BundleError: as `verify`.
+        """
         record = cache_folder() / "verified" / f"{self.digest}.json"
-        key = json.dumps(stamps, sort_keys=True)
-        try:
-            known = record.read_text("utf-8") == key
-        except OSError:
-            known = False
-        if not known:
+        places = [*self._places(), self.folder / MANIFEST_FILE]
+        stamps = {str(place): [*stamp(place)] for place in places}
+        known = recall_verified(record)
+        if known is None or known.get("files") != stamps:
             self.verify()
-            remember_stamp(record, key)
+            remember_verified(record, {"files": stamps, "weights": self._weights})
+            return
+        found = map(tuple, stamps.values())
+        self._stamps.update(zip(self.manifest.files, found, strict=False))
+        self._weights.update(known["weights"])
+
+    def _places(self) -> list[Path]:
+        """Where the files are; a symbolic link must not lead out of the part's folder.
+
+        Raises:
+            ManifestInvalid: one does.
+        """
+        root, places = os.path.realpath(self.folder) + os.sep, list[Path]()
+        for name in self.manifest.files:
+            path = inside(self.folder, name)
+            place = os.path.realpath(path)
+            if not place.startswith(root):
+                raise ManifestInvalid(
+                    f"{path} is a link that leads out of the bundle",
+                    hint="put a copy of the file there",
+                )
+            places.append(Path(place))
+        return places
 
     def strangers(self) -> Iterator[Path]:
         """Files in the folder that the manifest does not name; they are never opened."""
@@ -182,10 +260,11 @@ def open_bundle(where: str | Path | None = None) -> Bundle:
 def open_part(folder: Path, kind: PartName) -> Part:
     """Open one part by its folder."""
     path = folder / MANIFEST_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 (is_file raises for some names)
         raise BundleMissing(f"there is no {kind} in {folder}", hint=f"{path} does not exist")
-    manifest: Manifest = read_json(path, Manifest)
+    with unusable(path):
+        content = read_regular(path, LARGEST)
+        manifest: Manifest = decode_json(content, Manifest, path)
     if manifest.kind != kind:
         raise ManifestInvalid(f"{path} describes a {manifest.kind}, not a {kind}")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return Part(folder, manifest, digest)
+    return Part(folder, manifest, hashlib.sha256(content).hexdigest()[:12])

@@ -15,9 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
-from segagent_rt.errors import ManifestInvalid
+from segagent_rt.bounds import Between
+from segagent_rt.bundle.integrity import LARGEST, read_regular
+from segagent_rt.errors import FileChanged, ManifestInvalid
 from segagent_rt.io import parse_json
 
 SCHEMA = 1
@@ -27,14 +29,21 @@ MANIFEST_FILE = "manifest.json"
 PartName: TypeAlias = Literal["segmenter", "mllm"]
 PARTS: tuple[PartName, ...] = ("segmenter", "mllm")
 
+LONGEST_NAME = 255
+"""Characters of the longest name of a file."""
+
 T = TypeVar("T")
+
+
+ANY_NUMBER = Between(-(2.0**53), 2.0**53)
+"""Of a field that has no bounds of its own: a double holds it exactly."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
     """A file of a part: its size in bytes and SHA-256."""
 
-    size: int
+    size: Annotated[int, Between(0, 1 << 50)]
     sha256: str
 
 
@@ -100,15 +109,22 @@ def read_json(path: Path, into: type[T]) -> T:
         ManifestInvalid: not JSON, another schema, or a field that is missing, unknown or mistyped.
     """
     try:
-        content = parse_json(path.read_text("utf-8"))
-    except OSError as error:
-        raise ManifestInvalid(f"{path} cannot be read: {error.strerror}") from error
+        content = read_regular(path, LARGEST)
+    except FileChanged as error:
+        raise ManifestInvalid(str(error), hint=error.hint) from error
+    return decode_json(content, into, path)
+
+
+def decode_json(text: bytes, into: type[T], path: Path) -> T:
+    """As `read_json`, of a file's content."""
+    try:
+        content = parse_json(text.decode("utf-8"))
     except ValueError as error:
         raise ManifestInvalid(f"{path} is not JSON: {error}") from error
     found = content.get("schema") if isinstance(content, dict) else None
     if found != SCHEMA:
         raise ManifestInvalid(
-            f"{path} has schema {found}, this version reads schema {SCHEMA}",
+            f"{path} has schema {found!a:.60}, this version reads schema {SCHEMA}",
             hint="export the bundle again, or install the version that made it",
         )
     return cast(T, parse(content, into, str(path)))
@@ -117,6 +133,8 @@ def read_json(path: Path, into: type[T]) -> T:
 def parse(content: Any, into: Any, where: str) -> Any:
     """Check plain JSON data against a type, and build it."""
     origin, arguments = typing.get_origin(into), typing.get_args(into)
+    if origin is Annotated:
+        return _bounded(parse(content, arguments[0], where), arguments[1], where)
     if dataclasses.is_dataclass(into):
         return _parse_dataclass(content, into, where)
     if into is Any:
@@ -128,7 +146,7 @@ def parse(content: Any, into: Any, where: str) -> Any:
     if origin in (Mapping, dict, typing.get_origin(Mapping[str, int])):
         _expect(isinstance(content, dict), content, where, "an object")
         return {
-            parse(key, arguments[0], where): parse(value, arguments[1], f"{where}: {key}")
+            parse(key, arguments[0], where): parse(value, arguments[1], f"{where}: {_name(key)}")
             for key, value in content.items()
         }
     if origin in (tuple, list):
@@ -138,10 +156,17 @@ def parse(content: Any, into: Any, where: str) -> Any:
         _expect(len(kinds) == len(content), content, where, f"a list of {len(kinds)}")
         items = [parse(item, kind, where) for item, kind in zip(content, kinds, strict=True)]
         return tuple(items)
-    if into is float and isinstance(content, int) and not isinstance(content, bool):
-        return float(content)
-    right = isinstance(content, into) and (into is bool or not isinstance(content, bool))
-    return _expect(right, content, where, f"{into.__name__}")
+    wanted = (int, float) if into is float else into
+    right = isinstance(content, wanted) and (into is bool or not isinstance(content, bool))
+    _expect(right, content, where, f"{into.__name__}")
+    if into in (int, float):
+        return into(_bounded(content, ANY_NUMBER, where))
+    return content
+
+
+def _bounded(value: Any, bounds: Between, where: str) -> Any:
+    """A number, checked before anything is allocated for it; NaN is within no bounds."""
+    return _expect(value in bounds, value, where, f"between {bounds.least:g} and {bounds.most:g}")
 
 
 def _parse_dataclass(content: Any, into: Any, where: str) -> Any:
@@ -150,7 +175,7 @@ def _parse_dataclass(content: Any, into: Any, where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(into)}
     unknown = sorted(set(content) - set(fields))
     if unknown:
-        raise ManifestInvalid(f"{where}: unknown field `{unknown[0]}`")
+        raise ManifestInvalid(f"{where}: unknown field `{_name(unknown[0])}`")
     values = {}
     for name, spec in fields.items():
         if name in content:
@@ -163,7 +188,7 @@ def _parse_dataclass(content: Any, into: Any, where: str) -> Any:
 @lru_cache
 def _type_hints(into: type) -> dict[str, Any]:
     """Evaluated once: a manifest has dozens of ranges and files."""
-    return typing.get_type_hints(into)
+    return typing.get_type_hints(into, include_extras=True)
 
 
 def _parse_union(content: Any, kinds: tuple[Any, ...], where: str) -> Any:
@@ -180,8 +205,20 @@ def _parse_union(content: Any, kinds: tuple[Any, ...], where: str) -> Any:
 
 def _expect(right: bool, content: Any, where: str, wanted: str) -> Any:
     if not right:
-        raise ManifestInvalid(f"{where}: {json.dumps(content, default=str)[:60]} is not {wanted}")
+        raise ManifestInvalid(f"{where}: {_shown(content)} is not {wanted}")
     return content
+
+
+def _shown(content: Any) -> str:
+    """Foreign content in a message: short, and in characters that steer no terminal."""
+    try:
+        return json.dumps(content, default=str)[:60]
+    except (ValueError, RecursionError):
+        return "what is there"
+
+
+def _name(key: str) -> str:
+    return key if key.isprintable() and len(key) <= 60 else _shown(key)
 
 
 def to_json(value: Any) -> Any:
@@ -203,5 +240,7 @@ def inside(folder: Path, relative: str) -> Path:
     """
     name = PurePosixPath(relative)
     if name.is_absolute() or ".." in name.parts or "\\" in relative or ":" in relative:
-        raise ManifestInvalid(f"{folder}: the path `{relative}` leads out of the bundle")
+        raise ManifestInvalid(f"{folder}: the path `{_name(relative)}` leads out of the bundle")
+    if not name.parts or not relative.isprintable() or max(map(len, name.parts)) > LONGEST_NAME:
+        raise ManifestInvalid(f"{folder}: `{_name(relative)}` is no name of a file")
     return folder.joinpath(*name.parts)

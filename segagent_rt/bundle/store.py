@@ -52,7 +52,7 @@ def find_bundle(where: str | Path | None) -> Path:
         tried = [Path(where), Path("engines") / where]
         tried += shipped if str(where) == SHIPPED else []
     for folder in tried:
-        if (folder / BUNDLE_FILE).is_file():
+        if os.path.isfile(folder / BUNDLE_FILE):  # noqa: PTH113 (is_file raises for some names)
             return folder
     raise BundleMissing(
         f"there is no bundle `{where or SHIPPED}`",

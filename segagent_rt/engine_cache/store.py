@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from segagent_rt.bundle.integrity import is_ours, make_private, read_regular
 from segagent_rt.bundle.manifest import (
     SCHEMA,
     FileRecord,
@@ -21,7 +22,7 @@ from segagent_rt.bundle.manifest import (
     to_json,
 )
 from segagent_rt.engine_cache.key import EngineKey, hash_of
-from segagent_rt.errors import EngineRefused, ManifestInvalid
+from segagent_rt.errors import EngineRefused, FileChanged, ManifestInvalid
 from segagent_rt.io import atomic_write, json_bytes
 
 
@@ -56,10 +57,13 @@ class EngineCache:
         return self._folder / key.graph[:16] / f"{key.digest}.{kind}"
 
     def find(self, key: EngineKey) -> EngineRecord | None:
-        """The record of an engine, None if it was not built."""
+        """The record of an engine, None if it was not built, or others may have written it."""
+        path = self.path(key, "json")
         try:
-            record: EngineRecord = read_json(self.path(key, "json"), EngineRecord)
+            record: EngineRecord | None = read_json(path, EngineRecord) if is_ours(path) else None
         except ManifestInvalid:
+            return None
+        if record is None:
             return None
         return record if record.key == key else None
 
@@ -70,7 +74,10 @@ class EngineCache:
             EngineRefused: it is not; the engine is forgotten.
         """
         path, known = self.path(record.key, kind), record.files[kind]
-        content = path.read_bytes() if path.is_file() else b""
+        try:
+            content = read_regular(path, known.size)
+        except FileChanged:
+            content = b""
         if (len(content), hashlib.sha256(content).hexdigest()) != (known.size, known.sha256):
             self.forget(record.key)
             raise EngineRefused(
@@ -84,6 +91,8 @@ class EngineCache:
         Raises:
             OutputError: the disk is full, or the folder cannot be written; nothing is kept.
         """
+        with suppress(OSError):  # said better when it is written to
+            make_private(self.path(record.key, "json").parent)
         described = {
             kind: FileRecord(len(content), hashlib.sha256(content).hexdigest())
             for kind, content in files.items()
@@ -103,7 +112,7 @@ class EngineCache:
     def building(self, key: EngineKey) -> Iterator[None]:
         """Only one process builds an engine; another waits here, and then finds it."""
         folder = self.path(key, "lock").parent
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         from filelock import FileLock
 
         with FileLock(self.path(key, "lock")):
@@ -114,6 +123,8 @@ class EngineCache:
     def unlike(self, key: EngineKey) -> str | None:
         """In what an engine of the same graph that is there differs from the one wanted."""
         for path in sorted(self.path(key, "json").parent.glob("*.json")):
+            if not is_ours(path):
+                return f"others can write in {path.parent}"
             try:
                 other: EngineRecord = read_json(path, EngineRecord)
             except ManifestInvalid:

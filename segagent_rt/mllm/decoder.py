@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from segagent_rt.errors import ManifestInvalid
 from segagent_rt.mllm.grammar import Automaton, State
 from segagent_rt.mllm.language_model import Cache, Floats, LanguageModel
 from segagent_rt.mllm.rope import Positions
@@ -191,5 +192,7 @@ class Writer:
     def _choice(self, automaton: Automaton, state: State, logits: Floats) -> Choice:
         tokens = tuple(automaton.edges(state))
         if tokens not in self._rows:
+            if missing := [token for token in tokens if token not in self._row]:
+                raise ManifestInvalid(f"head_rows lacks the token {missing[0]} of the replies")
             self._rows[tokens] = np.array([self._row[token] for token in tokens])
         return Choice(state, tokens, logits[self._rows[tokens]])

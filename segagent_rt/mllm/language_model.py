@@ -6,6 +6,7 @@ added behind each of the first few layers (zero for text).
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +17,9 @@ from weakref import finalize
 import numpy as np
 import numpy.typing as npt
 
-from segagent_rt.errors import ManifestInvalid
+from segagent_rt.bounds import Count, Layers, Tokens
+from segagent_rt.errors import EngineRefused, ManifestInvalid
+from segagent_rt.memory import check_memory
 from segagent_rt.mllm.rope import Positions, RopeSettings
 from segagent_rt.types import Array, Resident, Session
 
@@ -27,12 +30,12 @@ Floats = npt.NDArray[np.float32]
 class LanguageSettings:
     """Shapes of a decoder graph; part of an MLLM's manifest."""
 
-    layers: int
-    hidden: int
-    kv_heads: int
+    layers: Layers
+    hidden: Count
+    kv_heads: Count
     rope: RopeSettings
-    most_tokens: int = 4096
-    deepstack: int = 0
+    most_tokens: Tokens = 4096
+    deepstack: Layers = 0
 
 
 def rows_for(tokens: int) -> int:
@@ -116,6 +119,7 @@ class LanguageModel:
 
     def _allocate(self, capacity: int) -> Buffers:
         shape = (1, self.settings.kv_heads, capacity, self.settings.rope.head_dim)
+        check_memory(8 * self.settings.layers * math.prod(shape), "the keys and values of a prompt")
         return {
             f"{number}.{kind}": self._session.allocate(shape, np.float32)
             for number in range(self.settings.layers)
@@ -124,6 +128,10 @@ class LanguageModel:
 
     def embed(self, tokens: Sequence[int]) -> Floats:
         """Embeddings of text."""
+        if tokens and max(tokens) >= len(self._table):
+            raise ManifestInvalid(
+                f"the table of embeddings has {len(self._table)} tokens, and {max(tokens)} is asked"
+            )
         words = self._table[list(tokens)].astype(np.float32)[None]
         if not self.settings.deepstack:
             return words
@@ -167,4 +175,6 @@ class LanguageModel:
             feeds["deepstack_embeds"] = embeddings[1:]
         results = self._session.run(feeds | cache.past, (output,), into=cache.present)
         logits: Floats = results[output]
+        if len(logits) != rows:
+            raise EngineRefused(f"the decoder gives {len(logits)} rows of {output}, not {rows}")
         return logits

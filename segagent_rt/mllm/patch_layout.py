@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from segagent_rt.bounds import Count, Theta, check_theta
 from segagent_rt.types import Array
 
 Floats = npt.NDArray[np.float32]
@@ -21,8 +22,11 @@ class Axial:
     """Rotary positions of patches: half of the head's frequencies turn with the row, half with the
     column."""
 
-    head_dim: int
-    theta: float = 10000.0
+    head_dim: Count
+    theta: Theta = 10000.0
+
+    def __post_init__(self) -> None:
+        check_theta(self.theta)
 
     def angles(self, row: Indices, column: Indices) -> tuple[Floats, Floats]:
         """Cosines and sines for patches at these places, float32 [N, head_dim / 2] each."""

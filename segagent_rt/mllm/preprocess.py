@@ -12,7 +12,8 @@ from typing import Literal, TypeAlias, overload
 
 import numpy as np
 
-from segagent_rt.errors import ImageUnreadable
+from segagent_rt.bounds import Level, Pixels, Side
+from segagent_rt.errors import ImageUnreadable, ManifestInvalid
 from segagent_rt.image import squash
 from segagent_rt.types import Action, Box, Click, RgbImage, Size
 
@@ -60,7 +61,7 @@ class Window:
 class Squash:
     """To a square whatever the aspect: `bicubic` as Qwen-VL does, `area` as the shipped model."""
 
-    side: int
+    side: Side
     filter: Literal["area", "bicubic"] = "bicubic"
     rule: Literal["squash"] = "squash"
 
@@ -78,10 +79,16 @@ class Smart:
     """Near the image's own size and aspect: sides are multiples of `unit`, the number of pixels
     lies between `least` and `most` (Qwen2-VL's smart_resize)."""
 
-    unit: int
-    least: int
-    most: int
+    unit: Side
+    least: Pixels
+    most: Pixels
     rule: Literal["smart"] = "smart"
+
+    def __post_init__(self) -> None:
+        if self.least > self.most:
+            raise ManifestInvalid(
+                f"a picture cannot have at least {self.least} and at most {self.most} pixels"
+            )
 
     def resize(self, image: RgbImage) -> RgbImage:
         return bicubic(image, self.target((image.shape[0], image.shape[1])))
@@ -115,9 +122,13 @@ class Smart:
 class Crop:
     """The shorter side to `edge`, then the middle `side` x `side` (CLIP's processor)."""
 
-    edge: int
-    side: int
+    edge: Side
+    side: Side
     rule: Literal["crop"] = "crop"
+
+    def __post_init__(self) -> None:
+        if self.side > self.edge:
+            raise ManifestInvalid(f"{self.side} pixels cannot be cut out of {self.edge}")
 
     def resize(self, image: RgbImage) -> RgbImage:
         whole = bicubic(image, self._whole((image.shape[0], image.shape[1])))
@@ -140,8 +151,8 @@ class Crop:
 class Pad:
     """Padded to a square with `colour`, then to `side` x `side` (LLaVA's processor)."""
 
-    side: int
-    colour: tuple[int, int, int]
+    side: Side
+    colour: tuple[Level, Level, Level]
     rule: Literal["pad"] = "pad"
 
     def resize(self, image: RgbImage) -> RgbImage:

@@ -9,6 +9,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from segagent_rt.bounds import Count, Theta, check_theta
+from segagent_rt.errors import ManifestInvalid
+
 Positions: TypeAlias = npt.NDArray[np.int64]
 """int64 [3, T]: time, row and column of every token."""
 Angles: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -24,10 +27,19 @@ class RopeSettings:
     turns all with time.
     """
 
-    head_dim: int
-    theta: float
+    head_dim: Count
+    theta: Theta
     layout: Literal["plain", "chunked", "interleaved"] = "plain"
     sections: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        check_theta(self.theta)
+        half, parts = self.head_dim // 2, self.sections
+        whole = self.layout == "plain" or (min(parts) >= 0 and sum(parts) == half)
+        if self.head_dim % 2 or not whole:
+            raise ManifestInvalid(
+                f"rope sections {list(parts)} do not fit heads of {self.head_dim} dimensions"
+            )
 
     def axes(self) -> npt.NDArray[np.int64]:
         """Which of time, row, column each frequency turns with, int64 [head_dim / 2]."""

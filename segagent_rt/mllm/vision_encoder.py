@@ -12,6 +12,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from segagent_rt.bounds import Layers, Side
+from segagent_rt.errors import EngineRefused, ManifestInvalid
 from segagent_rt.mllm.patch_layout import Axial, Indices, merge_order, sort_windows, table_taps
 from segagent_rt.mllm.preprocess import Resize
 from segagent_rt.types import Array, RgbImage, Session, Size
@@ -42,14 +44,14 @@ class VisionSettings:
         deepstack: number of further outputs, for the first layers of the language model.
     """
 
-    patch: int
+    patch: Side
     resize: Resize
-    merge: int = 1
-    grid: Size | None = None
+    merge: Side = 1
+    grid: tuple[Side, Side] | None = None
     rope: Axial | None = None
-    window: int | None = None
-    table: int | None = None
-    deepstack: int = 0
+    window: Side | None = None
+    table: Side | None = None
+    deepstack: Layers = 0
 
 
 class Tower:
@@ -69,6 +71,11 @@ class Tower:
     def embed(self, picture: RgbImage) -> Seen:
         """Embeddings of a picture that `resize` made."""
         settings = self._settings
+        if any(side % (settings.patch * settings.merge) for side in picture.shape[:2]):
+            raise ManifestInvalid(
+                f"a picture of {picture.shape[:2]} is not made of whole patches of "
+                f"{settings.patch} pixels, merged by {settings.merge}"
+            )
         grid = picture.shape[0] // settings.patch, picture.shape[1] // settings.patch
         order, geometry = lay_out(grid, settings)
         patches = cut_patches(picture, settings.patch, settings.merge)
@@ -80,7 +87,12 @@ class Tower:
         if settings.deepstack:
             embeddings = np.concatenate([embeddings, outputs["deepstack_embeds"]])
         tokens = grid[0] // settings.merge, grid[1] // settings.merge
-        return Seen(embeddings, settings.grid or tokens)
+        shown = settings.grid or tokens
+        if embeddings.shape[1] != shown[0] * shown[1]:
+            raise EngineRefused(
+                f"the vision graph gives {embeddings.shape[1]} tokens for a grid of {shown}"
+            )
+        return Seen(embeddings, shown)
 
 
 def cut_patches(picture: RgbImage, patch: int, merge: int) -> Floats:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from segagent_rt.backends.checked_session import CheckedSession
+from segagent_rt.bounds import Side
 from segagent_rt.image import squash
 from segagent_rt.segmenters.prediction import LogitsPrediction
 from segagent_rt.types import Box, Click, Prediction, RgbImage, Session, Size
@@ -26,7 +28,7 @@ CERTAIN = 20.0
 class ClickNetSettings:
     """The picture is squashed to `side` x `side`."""
 
-    side: int = 256
+    side: Side = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,9 @@ class ClickNet:
     """Late fusion: the encoder sees only the image, the decoder everything else."""
 
     def __init__(self, encoder: Session, decoder: Session, settings: ClickNetSettings) -> None:
-        self._encoder, self._decoder, self._side = encoder, decoder, settings.side
+        self._encoder, self._side = encoder, settings.side
+        shapes = {"logits": (1, 1, settings.side, settings.side), "iou": (1,)}
+        self._decoder = CheckedSession(decoder, "decoder", shapes)
 
     def encode(self, image: RgbImage) -> ClickNetEmbedding:
         pixels = squash(image, self._side)[None]

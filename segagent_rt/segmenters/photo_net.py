@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from segagent_rt.backends.checked_session import CheckedSession
+from segagent_rt.bounds import Side, Slope
 from segagent_rt.segmenters.prediction import LogitsPrediction
 from segagent_rt.types import Box, Click, Prediction, RgbImage, Session, Size
 
@@ -46,9 +48,9 @@ class PhotoNetSettings:
         iou_offset: what is added to it, fitted likewise.
     """
 
-    side: int = 512
-    iou_scale: float = 1.0
-    iou_offset: float = 0.0
+    side: Side = 512
+    iou_scale: Slope = 1.0
+    iou_offset: Slope = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,10 @@ class PhotoNet:
     """Late fusion: the encoder sees only the image, the decoder everything else."""
 
     def __init__(self, encoder: Session, decoder: Session, settings: PhotoNetSettings) -> None:
-        self._encoder, self._decoder, self._settings = encoder, decoder, settings
+        self._encoder, self._settings = encoder, settings
+        low = settings.side // STRIDE
+        shapes = {"logits": (1, 1, low, low), "iou": (1,)}
+        self._decoder = CheckedSession(decoder, "decoder", shapes)
 
     def encode(self, image: RgbImage) -> PhotoNetEmbedding:
         """Everything that depends on the image alone; `image` is uint8 [H, W, 3] RGB."""

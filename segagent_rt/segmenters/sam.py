@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from segagent_rt.backends.checked_session import CheckedSession
+from segagent_rt.bounds import Scale, Share, Side
 from segagent_rt.image import resize_logits, resize_mask
 from segagent_rt.segmenters.sam_frame import Frame, Resize, pixels
 from segagent_rt.types import Box, Click, Mask, Prediction, RgbImage, Session, Size
@@ -48,15 +50,15 @@ class SamSettings:
         feedback_limit: logits are clipped to this before they are fed back, as in SAM 2.
     """
 
-    side: int = 1024
+    side: Side = 1024
     resize: Resize = "longest"
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    std: tuple[Scale, Scale, Scale] = (58.395, 57.12, 57.375)
     features: tuple[str, ...] = ("embedding",)
     pads_with_box: bool = False
     choice: Literal["best", "single", "stable"] = "best"
     stability_delta: float = 0.05
-    stability_threshold: float = 0.98
+    stability_threshold: Share = 0.98
     feedback_limit: float | None = None
 
 
@@ -102,7 +104,10 @@ class Sam:
     """Late fusion: the encoder sees only the image, the decoder everything else."""
 
     def __init__(self, encoder: Session, decoder: Session, settings: SamSettings) -> None:
-        self._encoder, self._decoder, self._settings = encoder, decoder, settings
+        self._encoder, self._settings = encoder, settings
+        low = settings.side // MASK_STRIDE
+        shapes = {"masks": (1, 4, low, low), "scores": (1, 4)}
+        self._decoder = CheckedSession(decoder, "decoder", shapes)
 
     def encode(self, image: RgbImage) -> SamEmbedding:
         settings = self._settings

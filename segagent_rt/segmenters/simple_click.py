@@ -13,6 +13,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from segagent_rt.backends.checked_session import CheckedSession
+from segagent_rt.bounds import Scale, Share, Side
 from segagent_rt.segmenters.resampling import Floats, Taps, bands, corners, resample
 from segagent_rt.segmenters.window import WindowPrediction
 from segagent_rt.segmenters.zoom import Roi, Span, ZoomRules, choose_roi
@@ -39,12 +41,12 @@ class SimpleClickSettings:
         zoom: how the window is chosen.
     """
 
-    side: int = 448
+    side: Side = 448
     flip: bool = True
-    threshold: float = 0.49
-    radius: int = 5
+    threshold: Share = 0.49
+    radius: Side = 5
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[Scale, Scale, Scale] = (0.229, 0.224, 0.225)
     zoom: ZoomRules = ZOOM
 
 
@@ -63,7 +65,9 @@ class SimpleClick:
     """Early fusion: one graph takes the image, the mask so far and all clicks."""
 
     def __init__(self, net: Session, settings: SimpleClickSettings) -> None:
-        self._net, self._settings = net, settings
+        self._settings = settings
+        shapes = {"logits": (1 + settings.flip, 1, "side", "side")}
+        self._net = CheckedSession(net, "net", shapes)
 
     def encode(self, image: RgbImage) -> SimpleClickEmbedding:
         """Keep the image; it must not be changed while it is in use."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from segagent_rt.bounds import Scale, Share, Side
 from segagent_rt.types import Click, Size
 
 
@@ -23,10 +24,10 @@ class ZoomRules:
         keep: the window changes if its overlap with the one now wanted is below this.
     """
 
-    threshold: float = 0.5
-    expansion: float = 1.4
-    least: int = 200
-    keep: float = 0.5
+    threshold: Share = 0.5
+    expansion: Scale = 1.4
+    least: Side = 200
+    keep: Share = 0.5
 
 
 @dataclass(frozen=True, slots=True)

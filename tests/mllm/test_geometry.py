@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segagent_rt.errors import ManifestInvalid
 from segagent_rt.mllm.patch_layout import MASKED, Axial, merge_order, sort_windows, table_taps
 from segagent_rt.mllm.preprocess import Squash
 from segagent_rt.mllm.rope import RopeSettings, prompt_positions
@@ -129,3 +130,18 @@ def test_angles_golden():
     cos, sin = RopeSettings(4, 100.0).angles(np.array([[0, 1, 7]] * 3))
     assert np.allclose(cos, [[1, 1], [0.5403023, 0.9950042], [0.7539023, 0.7648422]], atol=1e-6)
     assert np.allclose(sin, [[0, 0], [0.8414710, 0.0998334], [0.6569866, 0.6442177]], atol=1e-6)
+
+
+@pytest.mark.parametrize("theta", [float("nan"), float("inf"), 0.0, -1e4, 0.5])
+def test_a_base_of_frequencies_that_cannot_be_is_refused(theta):
+    for make in (lambda: RopeSettings(64, theta), lambda: Axial(64, theta)):
+        with pytest.raises(ManifestInvalid, match="rope theta"):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "sections"), [(64, (8, 8, 8)), (64, (48, -8, -8)), (63, (8, 12, 11))]
+)
+def test_sections_that_do_not_fill_a_head_are_refused(head_dim, sections):
+    with pytest.raises(ManifestInvalid, match="rope sections"):
+        RopeSettings(head_dim, 1e4, "chunked", sections)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
+from segagent_rt.annotators.mllm import MllmSettings
 from segagent_rt.backends.registry import BACKENDS
-from segagent_rt.backends.session import SessionOptions
+from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.bench.parity import ParityGate, same_action
 from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.bundle.placement import suited
+from segagent_rt.mllm.vision_encoder import Tower
 from segagent_rt.runtime import open_mllm
 from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.prediction import GivenMask
@@ -57,3 +60,25 @@ def test_each_backend_gets_the_one_that_it_can_run(part, role):
     assert suited(part.graphs(role), "cpu")[0].name == "cpu-int8"
     for backend in BACKENDS.keys() - {"cpu"}:
         assert [graph.name for graph in suited(part.graphs(role), backend)] == ["portable"]
+
+
+@pytest.mark.parametrize("how", [SessionOptions("cpu", 1), SessionOptions("cpu", 1, integers=True)])
+def test_arithmetic_in_fp32_is_in_fp32_whatever_the_library_fuses(part, how):
+    """By default, ONNX Runtime rounds the activations before weights of 8 bits to 8 bits, too."""
+    given = {}
+
+    class Kept:
+        def run(self, feeds, outputs, **options):
+            given.update(feeds)
+            raise InterruptedError
+
+    tower = Tower(Kept(), part.settings(MllmSettings).vision)
+    with pytest.raises(InterruptedError):
+        tower.embed(tower.resize(make_scene(FIRST, 256).image))
+    graph = part.graphs("vision", "portable")[0].path
+    plain = ort.SessionOptions()
+    plain.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(graph), plain, providers=["CPUExecutionProvider"])
+    (wanted,) = session.run(["image_embeds"], given)
+    found = open_session(graph, how).run(given, ["image_embeds"])["image_embeds"]
+    assert np.abs(found - wanted).max() < 1e-4
