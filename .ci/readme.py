@@ -46,7 +46,7 @@ def figures() -> str:
         "Clicks per mask, mean": f"{scenes['clicks_mean']:.1f}",
         "mIoU with a simulated annotator after 1 / 3 / 5 clicks": " / ".join(clicks),
         "Same click as the weights before export": f"{agreement['same_click']:.1%}",
-        "Cold start of `run`, 512 × 512, median (imports in brackets)": (
+        "Cold start of `run`, 512 x 512, median (imports in brackets)": (
             f"{run['wall_ms']['p50'] / 1000:.2f} s ({libraries / 1000:.2f} s)"
         ),
         "Peak memory of that run": f"{run['peak_megabytes']:.0f} MB",
