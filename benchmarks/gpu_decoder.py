@@ -31,7 +31,7 @@ class DecoderSize:
     rows: int = 32
 
 
-class Decoder(nn.Module):
+class DecoderModel(nn.Module):
     """Embeddings [1, tokens, hidden] behind a buffer of keys and values, to logits [1, rows] of the
     last token. Names of layers are those of transformers' Qwen2."""
 

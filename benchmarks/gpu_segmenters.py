@@ -33,7 +33,7 @@ FEATURES = ("embedding", "hi0", "hi1")
 NetT = TypeVar("NetT", bound=nn.Module)
 
 
-class Segmenter(nn.Module):
+class TimedSegmenter(nn.Module):
     """A net that takes the example `inputs`, by `names`, and computes `outputs`."""
 
     _fused = False
@@ -79,7 +79,7 @@ class Segmenter(nn.Module):
         return folder / variant / traced.name
 
 
-class Sam(Segmenter):
+class SamModel(TimedSegmenter):
     """SAM's encoder: windows of 14 x 14 with padding, relative positions, in the form for the
     device. `size` is what differs from transformers' `SamVisionConfig`."""
 
@@ -100,7 +100,7 @@ class Sam(Segmenter):
         return SamEncoder(with_attention(self.net.encoder, kind))
 
 
-class Sam2(Segmenter):
+class Sam2(TimedSegmenter):
     """The encoder of SAM 2.1: Hiera and the pyramid. `size` is a `Sam2Config`'s content."""
 
     def __init__(self, size: Mapping[str, Any]) -> None:
@@ -121,7 +121,7 @@ class Sam2(Segmenter):
 
 
 @dataclass(frozen=True)
-class EdgeTamSize:
+class EdgeTamShape:
     """Channels and blocks of RepViT's stages, and a `Sam2Config`'s content for all else."""
 
     widths: tuple[int, ...]
@@ -129,10 +129,10 @@ class EdgeTamSize:
     config: Mapping[str, Any]
 
 
-class EdgeTamEncoder(Segmenter):
+class EdgeTamEncoder(TimedSegmenter):
     """The encoder of EdgeTAM, its branches merged as the exporter merges them."""
 
-    def __init__(self, size: EdgeTamSize) -> None:
+    def __init__(self, size: EdgeTamShape) -> None:
         from transformers import Sam2Config
 
         from segagent_rt_export.families.edgetam.export import EdgeTam
@@ -147,7 +147,7 @@ class EdgeTamEncoder(Segmenter):
         super().__init__(encoder, picture(config.prompt_encoder_config.image_size), FEATURES)
 
 
-class SimpleClick(Segmenter):
+class SimpleClickModel(TimedSegmenter):
     """All of SimpleClick, for one picture: nothing of it outlives a click."""
 
     def __init__(self, shape: simple_click_net.NetShape) -> None:
@@ -156,11 +156,11 @@ class SimpleClick(Segmenter):
         super().__init__(awake(simple_click_net.SimpleClickNet(shape)), example, ("logits",))
 
     def turn(self) -> None:
-        kinds = simple_click_net.Attention, FusedAttention
+        kinds = simple_click_net.SimpleClickAttention, FusedAttention
         retype(self.net, kinds, kinds[self.fused])
 
 
-class FusedAttention(simple_click_net.Attention):
+class FusedAttention(simple_click_net.SimpleClickAttention):
     """The same by PyTorch's fused kernel."""
 
     def forward(self, rows: Tensor) -> Tensor:

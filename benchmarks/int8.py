@@ -26,7 +26,7 @@ from segagent_rt.bundle.bundle import Part, open_bundle, open_part
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Click
-from segagent_rt_export.gate.inputs import Scenes
+from segagent_rt_export.gate.inputs import SceneInputs
 from segagent_rt_export.gate.verdict import Gate
 from segagent_rt_export.gate.verify import verify_masks
 from segagent_rt_export.passes.integer_part import quantise_part
@@ -39,7 +39,7 @@ def main(folder: Path | None) -> None:
     document: dict[str, Any] = {"machine": describe_machine(), "cores": _cores()}
     with tempfile.TemporaryDirectory() as scratch:
         part = quantise_part(open_bundle().part("segmenter"), Path(scratch) / "part")
-        verdict = verify_masks(part, Gate(), lambda text: None, Scenes(SCENES))
+        verdict = verify_masks(part, Gate(), lambda text: None, SceneInputs(SCENES))
         document["click_net"] = {"verified": verdict.record()} | times(part, side=448)
     if folder is not None:
         document["edgetam"] = times(edgetam(folder), side=1024, rounds=5)
@@ -78,7 +78,7 @@ def edgetam(folder: Path) -> Part:
     """At real size, its weights random."""
     from segmenters import save_edgetam
 
-    from segagent_rt_export.pipeline import Judge, carry_out
+    from segagent_rt_export.pipeline import GatePolicy, run_export
     from segagent_rt_export.plan import make_plan
     from segagent_rt_export.recipe import read_recipe
 
@@ -90,8 +90,8 @@ def edgetam(folder: Path) -> Part:
         'variants = ["cpu-int8", "reference"]\n'
     )
     plan = make_plan(read_recipe(recipe), folder / "bundle", resume=False, below_gate=True)
-    judge = Judge(Gate(scenes=1), forgiving=True)
-    carry_out(plan, judge, lambda text: print(text, file=sys.stderr))
+    judge = GatePolicy(Gate(scenes=1), forgiving=True)
+    run_export(plan, judge, lambda text: print(text, file=sys.stderr))
     return open_part(folder / "bundle" / "segmenter", "segmenter")
 
 

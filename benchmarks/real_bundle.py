@@ -42,7 +42,7 @@ SMALL_EDGETAM = EdgeTamSize(
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BundlePlace:
     """A model's folder: a checkpoint, and the bundle that was made of it.
 
     Attributes:
@@ -80,14 +80,14 @@ class Place:
 SMALL_PIXELS = 140 * 140
 
 
-def place_of(folder: Path, model: str) -> Place:
+def place_of(folder: Path, model: str) -> BundlePlace:
     """Where a model of these benchmarks lies, and what belongs to it."""
     pixels = {"qwen2.5-vl-0.5b": 448 * 448, "qwen3-vl-2b": 512 * 512}.get(model, SMALL_PIXELS)
     size = {"qwen3-vl-2b": AS_PUBLISHED, "qwen3-vl-small": SMALL_EDGETAM}.get(model)
-    return Place(folder / model, model, pixels, size)
+    return BundlePlace(folder / model, model, pixels, size)
 
 
-def make(place: Place, variants: Sequence[VariantName]) -> None:
+def make(place: BundlePlace, variants: Sequence[VariantName]) -> None:
     """Write what is not there yet: checkpoints, then a bundle with exactly these variants."""
     if not place.checkpoint.exists():
         write_checkpoint(place.model, place.checkpoint)
@@ -114,7 +114,7 @@ def _is_there(part: Path, variants: Sequence[VariantName]) -> bool:
     return set(json.loads(manifest.read_text("utf-8"))["variants"]) == set(variants)
 
 
-def _make_mllm(place: Place, variants: Sequence[VariantName]) -> None:
+def _make_mllm(place: BundlePlace, variants: Sequence[VariantName]) -> None:
     source = place.source()
     with new_part(place.bundle / "mllm") as folder:
         made: dict[str, Variant] = {}

@@ -14,9 +14,16 @@ from real_bundle import Place
 from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.backends.session import SessionOptions
 from segagent_rt.bundle.bundle import Part, open_bundle
-from segagent_rt.mllm.decoder import Pick, Prompt, Until, Writer, Written, greedy
+from segagent_rt.mllm.decoder import (
+    ConstrainedDecoder,
+    DecodedReply,
+    Prompt,
+    Sampler,
+    StopAt,
+    greedy,
+)
 from segagent_rt.mllm.grammar import Automaton
-from segagent_rt.mllm.language_model import Cache
+from segagent_rt.mllm.language_model import KVCache
 from segagent_rt.runtime import open_mllm
 from segagent_rt.types import Request, RgbImage, Session, Turn, View
 
@@ -29,21 +36,26 @@ class Ear:
     def __init__(self) -> None:
         self.heard, self.calls = list[Floats](), 0
 
-    def writer(self) -> type[Writer]:
+    def writer(self) -> type[ConstrainedDecoder]:
         """A writer that is listened to."""
         ear = self
 
-        class Listened(Writer):
+        class Listened(ConstrainedDecoder):
             def write(
-                self, cache: Cache, prompt: Prompt, automaton: Automaton, pick: Pick, until: Until
-            ) -> Written:
-                written = super().write(cache, prompt, automaton, pick, until)
+                self,
+                cache: KVCache,
+                prompt: Prompt,
+                automaton: Automaton,
+                sampler: Sampler,
+                stop_at: StopAt,
+            ) -> DecodedReply:
+                written = super().write(cache, prompt, automaton, sampler, stop_at)
                 ear.calls += 1 + written.calls
                 return written
 
-            def _choose(self, pen: Any, logits: Floats, pick: Pick) -> None:
+            def _choose(self, pen: Any, logits: Floats, sampler: Sampler) -> None:
                 ear.heard.append(np.array(logits))
-                super()._choose(pen, logits, pick)
+                super()._choose(pen, logits, sampler)
 
         return Listened
 
@@ -92,12 +104,12 @@ class OurMllm:
     """One variant; the full-precision one is run as it lies in its file, to save memory."""
 
     def __init__(self, place: Place, variant: str) -> None:
-        self._cpu = SessionOptions("cpu", brief=variant == "reference")
+        self._cpu = SessionOptions("cpu", skip_prepack=variant == "reference")
         self._variant, self._sessions = variant, list[Session]()
         part = open_bundle(place.bundle).part("mllm")
         self.ear = Ear()
         self.annotator: MllmAnnotator = open_mllm(part, self._open)
-        self.annotator.writing = self.ear.writer()
+        self.annotator.decoder_class = self.ear.writer()
         self._replies = Replies(self.annotator)
 
     def _open(self, part: Part, role: str) -> Session:
@@ -130,7 +142,7 @@ class OurMllm:
         embeddings = np.concatenate([model.embed(lead), seen.embeddings], axis=1)
         positions = annotator.settings.language.rope.before_text(len(lead), seen.grid)
         cache = model.new_cache(annotator.room(seen.embeddings.shape[1]))
-        model.feed(cache, embeddings, positions)
+        model.forward(cache, embeddings, positions)
         rest = Prompt(model.embed(tail), guess=grammar.opening)
         self.ear.take()
         writer = self.ear.writer()(model, annotator.settings.head_rows)

@@ -33,7 +33,7 @@ from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.bench.machine import describe_machine, measure_ceilings
 from segagent_rt.bench.stats import percentiles, ratio_percentiles
 from segagent_rt.bundle.bundle import Part, open_part
-from segagent_rt.mllm.decoder import Prompt, Writer, greedy
+from segagent_rt.mllm.decoder import ConstrainedDecoder, Prompt, greedy
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.sam import SamEmbedding
@@ -180,7 +180,7 @@ class OurLanguage:
     def logits(self, tokens: Sequence[int]) -> Floats:
         """Behind the prompt, over the tokens of the grammar."""
         prompt = self._prompt(tokens)
-        found: Floats = self._model.feed(self._cache, prompt.embeddings, prompt.positions)[0]
+        found: Floats = self._model.forward(self._cache, prompt.embeddings, prompt.positions)[0]
         return found
 
     def reply(self, tokens: Sequence[int]) -> tuple[Reply, int]:
@@ -190,7 +190,7 @@ class OurLanguage:
         grammar = annotator.grammar(EXPRESSION, (1, 1))
         assert grammar is not None
         start = time.perf_counter()
-        writer = Writer(self._model, self.rows)
+        writer = ConstrainedDecoder(self._model, self.rows)
         written = writer.write(self._cache, prompt, grammar, greedy, grammar.ended)
         return Reply(time.perf_counter() - start, 0.0), len(written.tokens)
 

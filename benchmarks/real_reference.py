@@ -29,7 +29,7 @@ from segagent_rt.timing import Stopwatch
 from segagent_rt.types import Click, Mask, Prediction, RgbImage, Segmenter
 from segagent_rt_export.families.edgetam.export import load_edgetam
 from segagent_rt_export.families.edgetam.repvit import merged_branches
-from segagent_rt_export.gate.mllm_reference import FromTransformers
+from segagent_rt_export.gate.mllm_reference import TransformersReference
 from segagent_rt_export.graphs.sam2 import FEATURES, RESULTS, PyramidEncoder, Sam2Decoder
 from segagent_rt_export.sources.mllm import MllmSource
 
@@ -74,7 +74,7 @@ class PlainMllm:
         self._model = AutoModelForImageTextToText.from_pretrained(
             place.checkpoint, dtype=dtype, local_files_only=True, attn_implementation="sdpa"
         ).eval()
-        self._net = FromTransformers(self._model, place.checkpoint, self.source)
+        self._net = TransformersReference(self._model, place.checkpoint, self.source)
         self._dtype, self._watch = dtype, Stopwatch()
         self._end = self.source.tokenizer.token_to_id(END)
         _time_calls(self._model.model.visual, self._watch)

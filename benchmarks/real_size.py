@@ -153,7 +153,7 @@ def _gigabytes(folder: Path) -> float:
 def _export(recipe: str, bundle: str, scenes: str) -> dict[str, Any]:
     """Export as the command does, with fewer scenes."""
     from segagent_rt_export.gate.verdict import Gate
-    from segagent_rt_export.pipeline import Judge, carry_out
+    from segagent_rt_export.pipeline import GatePolicy, run_export
     from segagent_rt_export.plan import check_room, describe, make_plan
     from segagent_rt_export.recipe import read_recipe
 
@@ -167,7 +167,7 @@ def _export(recipe: str, bundle: str, scenes: str) -> dict[str, Any]:
     for line in describe(plan):
         print(line, file=sys.stderr)
     check_room(plan)
-    carry_out(plan, Judge(Gate(scenes=int(scenes)), forgiving=True), tell)
+    run_export(plan, GatePolicy(Gate(scenes=int(scenes)), forgiving=True), tell)
     verified = json.loads((Path(bundle) / "mllm/manifest.json").read_text())["verified"]
     worst = max(verified["graphs"].values())
     if not worst <= Gate().graph_error:
@@ -215,14 +215,14 @@ def _paces(annotator: Any, image: np.ndarray) -> dict[str, Any]:
     before = rope.before_text(len(lead), seen.grid)
     count = x.shape[1]
     cache = model.new_cache(count + DECODED)
-    model.feed(cache, x, before)
+    model.forward(cache, x, before)
     cache.rewind(0)
     with prefill():
-        model.feed(cache, x, before)
-    model.feed(cache, model.embed([0]))
+        model.forward(cache, x, before)
+    model.forward(cache, model.embed([0]))
     for _ in range(DECODED - 1):
         with decode():
-            model.feed(cache, model.embed([1]))
+            model.forward(cache, model.embed([1]))
     return {
         "picture_tokens": seen.embeddings.shape[1],
         "prompt_tokens": count,

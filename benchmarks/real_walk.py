@@ -78,7 +78,7 @@ def listen(place: Place) -> Listened:
     _ = runtime.segmenter
     annotator = runtime.annotator
     assert isinstance(annotator, MllmAnnotator)
-    annotator.writing = ear.writer()
+    annotator.decoder_class = ear.writer()
     return Listened(runtime, meter, ear, Replies(annotator))
 
 

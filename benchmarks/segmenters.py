@@ -33,7 +33,7 @@ from segagent_rt.types import Click, Segmenter
 from segagent_rt_export.families.edgetam.export import EdgeTam
 from segagent_rt_export.families.edgetam.repvit import RepVit
 from segagent_rt_export.gate.verdict import Gate
-from segagent_rt_export.pipeline import Judge, carry_out
+from segagent_rt_export.pipeline import GatePolicy, run_export
 from segagent_rt_export.plan import make_plan
 from segagent_rt_export.recipe import read_recipe
 
@@ -94,8 +94,8 @@ def measure(family: str, save: Callable[[Path], None], place: Path) -> dict[str,
         f"variants = [{names}]\n"
     )
     plan = make_plan(read_recipe(recipe), bundle, resume=True, below_gate=True)
-    judge = Judge(Gate(scenes=2), forgiving=True)
-    carry_out(plan, judge, lambda text: print(f"{family}: {text}", file=sys.stderr))
+    judge = GatePolicy(Gate(scenes=2), forgiving=True)
+    run_export(plan, judge, lambda text: print(f"{family}: {text}", file=sys.stderr))
     verified = open_bundle(bundle).part("segmenter").manifest.verified
     return {"verified": verified} | {name: clicks(bundle, name) for name in VARIANTS}
 

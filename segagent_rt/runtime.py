@@ -21,7 +21,7 @@ from segagent_rt.annotators.mllm import (
     prompt_codec,
 )
 from segagent_rt.backends.checked_session import CheckedSession, Shape
-from segagent_rt.backends.cores import crowded
+from segagent_rt.backends.cores import oversubscribed
 from segagent_rt.backends.session import SessionOptions as Where
 from segagent_rt.bundle.bundle import Bundle, Part, open_bundle
 from segagent_rt.bundle.integrity import unusable
@@ -31,7 +31,7 @@ from segagent_rt.image import load_image
 from segagent_rt.lazy_future import LazyFuture
 from segagent_rt.loop import StoppingRules
 from segagent_rt.mllm.language_model import LanguageModel
-from segagent_rt.mllm.vision_encoder import Tower
+from segagent_rt.mllm.vision_encoder import VisionEncoder
 from segagent_rt.search import SearchConfig
 from segagent_rt.timing import Stopwatch
 from segagent_rt.types import (
@@ -155,7 +155,7 @@ class Runtime:
     def _crowded(self) -> bool:
         """Whether the graphs that are loaded have too few cores to run two at a time."""
         backends = {placement.backend for placement in self.placements.values()}
-        return self.endpoint is None and backends <= {"cpu"} and crowded(self.where.threads)
+        return self.endpoint is None and backends <= {"cpu"} and oversubscribed(self.where.threads)
 
     @property
     def _pool(self) -> ThreadPoolExecutor:
@@ -428,7 +428,7 @@ def open_mllm(part: Part, open_session: OpenSession) -> MllmAnnotator:
     }
     vision = CheckedSession(open_session(part, "vision"), name("vision"), shapes)
     return MllmAnnotator(
-        tower=Tower(vision, settings.vision),
+        tower=VisionEncoder(vision, settings.vision),
         model=LanguageModel(decoder, table, settings.language, head),
         encode=codec.encode,
         decode=codec.decode,

@@ -293,14 +293,14 @@ class Segmenter(Protocol):
         """
 
 
-class Resident(Protocol):
+class DeviceTensor(Protocol):
     """An array that stays where a backend put it: a GPU, or a buffer that is reused."""
 
     def numpy(self) -> Array:
         """Its content, copied to the host if it is elsewhere."""
 
 
-Feed: TypeAlias = Array | Resident
+Feed: TypeAlias = Array | DeviceTensor
 
 
 class Session(Protocol):
@@ -311,7 +311,7 @@ class Session(Protocol):
         feeds: Mapping[str, Feed],
         outputs: Sequence[str],
         *,
-        into: Mapping[str, Resident] | None = None,
+        into: Mapping[str, DeviceTensor] | None = None,
         keep: Collection[str] = (),
     ) -> dict[str, Any]:
         """Run the graph.
@@ -320,10 +320,10 @@ class Session(Protocol):
             feeds: every input by name.
             outputs: names of the outputs wanted.
             into: further outputs, written into these buffers.
-            keep: outputs that are to stay where they are and come back as `Resident`.
+            keep: outputs that are to stay where they are and come back as `DeviceTensor`.
         """
 
-    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Resident:
+    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> DeviceTensor:
         """A zeroed buffer that inputs and outputs may be bound to."""
 
     def close(self) -> None: ...

@@ -11,8 +11,8 @@ from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.bench.stepwise_decoder import StepwiseDecoder
 from segagent_rt.errors import GateFailed
 from segagent_rt.mllm.language_model import LanguageModel
-from segagent_rt.mllm.preprocess import Squash
-from segagent_rt.mllm.vision_encoder import Tower
+from segagent_rt.mllm.preprocess import SquareResize
+from segagent_rt.mllm.vision_encoder import VisionEncoder
 from segagent_rt.runtime import load
 from segagent_rt.types import Click, Turn
 from segagent_rt_export.gate.agreement import (
@@ -48,7 +48,7 @@ def said(annotator, met):
 def faulty(annotator: MllmAnnotator, **settings) -> MllmAnnotator:
     """The same graphs, told something wrong."""
     changed = replace(annotator.settings, **settings)
-    tower = Tower(annotator.tower._session, changed.vision)
+    tower = VisionEncoder(annotator.tower._session, changed.vision)
     model = LanguageModel(annotator.model._session, annotator.model._table, changed.language)
     return replace(annotator, tower=tower, model=model, settings=changed, _grammars={})
 
@@ -60,7 +60,7 @@ def swapped(annotator):
 
 
 def wrong_resize(annotator):
-    smaller = replace(annotator.settings.vision, resize=Squash(192, "area"))
+    smaller = replace(annotator.settings.vision, resize=SquareResize(192, "area"))
     return faulty(annotator, vision=replace(smaller, table=16))
 
 
@@ -86,7 +86,7 @@ def test_states_are_walks_from_the_clean_picture(met):
 def test_an_annotator_agrees_with_itself(runtime, met):
     mine = said(runtime.annotator, met)
     assert compare(mine, mine)["same_click"] == 1.0
-    plain = said(replace(runtime.annotator, writing=StepwiseDecoder), met)
+    plain = said(replace(runtime.annotator, decoder_class=StepwiseDecoder), met)
     assert [turn.reply for turn in plain] == [turn.reply for turn in mine]
 
 

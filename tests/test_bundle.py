@@ -130,7 +130,7 @@ def test_a_cache_that_cannot_be_written_only_costs_time(copied, monkeypatch, tmp
 def test_other_files_are_listed_and_never_opened(copied):
     (copied / "mllm" / "extra.onnx").write_bytes(b"x")
     part = open_part(copied / "mllm", "mllm")
-    assert [p.name for p in part.strangers()] == ["extra.onnx"]
+    assert [p.name for p in part.unlisted_files()] == ["extra.onnx"]
     with pytest.raises(ManifestInvalid, match="lists no file"):
         part.file("extra.onnx")
 

@@ -8,7 +8,7 @@ import pytest
 import segagent_rt
 from segagent_rt import StoppingRules
 from segagent_rt.annotators.endpoint import Endpoint
-from segagent_rt.backends.cores import crowded
+from segagent_rt.backends.cores import oversubscribed
 from segagent_rt.errors import Interrupted
 from segagent_rt.lazy_future import LazyFuture
 from segagent_rt.scenes import make_scene
@@ -52,7 +52,7 @@ def test_work_that_was_interrupted_is_done_by_the_next_who_asks():
 )
 def test_few_cores_are_crowded_unless_each_graph_has_its_own(monkeypatch, cores, threads, expected):
     monkeypatch.setattr("segagent_rt.backends.cores.usable_cores", lambda: cores)
-    assert crowded(threads) == expected
+    assert oversubscribed(threads) == expected
 
 
 def test_masks_are_the_same_either_way(monkeypatch):

@@ -93,8 +93,8 @@ def test_an_engine_for_another_driver_is_not_taken_and_the_difference_is_named(c
     cache.put(RECORD, FILES)
     newer = dataclasses.replace(KEY, driver=13)
     assert cache.find(newer) is None
-    assert cache.unlike(newer) == "it was built for the driver 12, here it is 13"
-    assert cache.unlike(dataclasses.replace(KEY, graph="1" * 64)) is None
+    assert cache.explain_mismatch(newer) == "it was built for the driver 12, here it is 13"
+    assert cache.explain_mismatch(dataclasses.replace(KEY, graph="1" * 64)) is None
 
 
 @pytest.mark.parametrize("kind", ["plan", "npz"])
@@ -145,7 +145,7 @@ import pytest
 from pathlib import Path
 from segagent_rt.backends.tensorrt import load
 from segagent_rt.engine_cache.store import EngineCache
-from segagent_rt.engine_cache.selection import Ladder
+from segagent_rt.engine_cache.selection import EngineSelector
 from tests.backends import fake_tensorrt
 from tests.backends.bundles import segmenter
 from tests.backends.fake_driver import FakeDriver

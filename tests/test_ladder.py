@@ -8,9 +8,14 @@ import pytest
 from segagent_rt.backends.session import SessionOptions
 from segagent_rt.backends.tensorrt import load
 from segagent_rt.bundle.placement import open_role
-from segagent_rt.engine_cache.golden_io import record
+from segagent_rt.engine_cache.golden_io import record_golden
 from segagent_rt.engine_cache.key import engine_key
-from segagent_rt.engine_cache.selection import Ladder, judge, pack, unpack
+from segagent_rt.engine_cache.selection import (
+    EngineSelector,
+    check_engine,
+    pack_examples,
+    unpack_examples,
+)
 from segagent_rt.engine_cache.store import EngineCache
 from segagent_rt.errors import BackendUnavailable, EngineRefused
 from tests.backends import fake_tensorrt
@@ -28,7 +33,7 @@ class Says:
 
 
 def verdict(found, expected, name="logits"):
-    return judge(Says(**{name: found}), [({}, {name: expected})])
+    return check_engine(Says(**{name: found}), [({}, {name: expected})])
 
 
 RNG = np.random.default_rng(0)
@@ -73,13 +78,13 @@ def test_tokens_must_be_the_same_unless_the_reference_is_of_two_minds():
 
 def test_the_worst_figure_of_all_examples_is_kept():
     examples = [({}, {"features": MAP * scale}) for scale in (1.0, 1.02, 1.01)]
-    found = judge(Says(features=MAP), examples).figures["features: error"]
+    found = check_engine(Says(features=MAP), examples).figures["features: error"]
     assert found == pytest.approx(0.02 / 1.02, rel=1e-3)
 
 
 def test_examples_survive_the_file():
     examples = [({"a": MAP}, {"b/c": ROWS}), ({"a": MAP * 2}, {"b/c": ROWS, "n": np.array(3)})]
-    for before, after in zip(examples, unpack(pack(examples)), strict=True):
+    for before, after in zip(examples, unpack_examples(pack_examples(examples)), strict=True):
         for old, new in zip(before, after, strict=True):
             assert list(old) == list(new)
             assert all(np.array_equal(old[name], new[name]) for name in old)
@@ -91,14 +96,14 @@ def part(tmp_path, machine):
 
 
 @pytest.fixture
-def ladder(tmp_path, machine):
-    return Ladder(load("tensorrt"), EngineCache(tmp_path / "engines"))
+def selector(tmp_path, machine):
+    return EngineSelector(load("tensorrt"), EngineCache(tmp_path / "engines"))
 
 
 @pytest.fixture
-def build(part, ladder):
-    examples = record(part, "tensorrt")
-    return lambda role: ladder.build(part.graphs(role), examples[role], lambda phase: None)
+def build(part, selector):
+    examples = record_golden(part, "tensorrt")
+    return lambda role: selector.build(part.graphs(role), examples[role], lambda phase: None)
 
 
 def opened(part, tmp_path, backend, role="encoder"):
@@ -126,15 +131,15 @@ def test_an_overflow_is_caught_and_the_next_variant_takes_its_place(part, build,
     found.session.close()
 
 
-def test_the_record_beside_the_engine_tells_what_was_refused_and_why(part, build, ladder):
+def test_the_record_beside_the_engine_tells_what_was_refused_and_why(part, build, selector):
     fake_tensorrt.trouble.overflows.add("encoder.fast.onnx")
     build("encoder")
-    fast, safer = (engine_key(g, ladder.library.machine()) for g in part.graphs("encoder")[:2])
-    refused = ladder.cache.find(fast)
+    fast, safer = (engine_key(g, selector.library.machine()) for g in part.graphs("encoder")[:2])
+    refused = selector.cache.find(fast)
     assert not refused.passed
     assert refused.figures["fine: not finite"] == pytest.approx(1 / 7, abs=1e-3)
-    assert not ladder.cache.path(fast, "plan").exists(), "a refused engine is not kept"
-    assert ladder.cache.find(safer).passed
+    assert not selector.cache.path(fast, "plan").exists(), "a refused engine is not kept"
+    assert selector.cache.find(safer).passed
 
 
 def test_a_graph_that_the_builder_refuses_is_a_rung_that_failed(part, build):
@@ -198,7 +203,7 @@ def test_after_an_update_of_the_library_the_difference_is_named(part, build, tmp
 
 
 def test_examples_are_the_part_s_own_work_with_every_number_of_clicks(part):
-    examples = record(part, "tensorrt")
+    examples = record_golden(part, "tensorrt")
     assert {role: len(found) for role, found in examples.items()} == {"encoder": 1, "decoder": 3}
     feeds, outputs = examples["decoder"][-1]
     assert feeds["points"].shape == (1, 4, 3)

@@ -240,7 +240,7 @@ def test_on_the_shipped_models_one_candidate_is_the_loop(runtime):
 def test_on_the_shipped_models_a_search_reads_one_prompt_for_each_mask(runtime, monkeypatch):
     """1 + steps * candidates images are looked at, and each is read into the cache once."""
     looks, reads = [], []
-    embed, feed = type(runtime.annotator.tower).embed, type(runtime.annotator.model).feed
+    embed, feed = type(runtime.annotator.tower).embed, type(runtime.annotator.model).forward
     monkeypatch.setattr(
         type(runtime.annotator.tower),
         "embed",

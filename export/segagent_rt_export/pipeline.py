@@ -36,9 +36,9 @@ from segagent_rt_export.bundle_writer import (
 from segagent_rt_export.families.exported_segmenter import ExportedSegmenter
 from segagent_rt_export.families.mllm_export import export_mllm_graphs, export_mllm_tables
 from segagent_rt_export.families.segmenters import FOR_GPU, export_segmenter
-from segagent_rt_export.gate.inputs import Material, Scenes
-from segagent_rt_export.gate.mllm_reference import open_published
-from segagent_rt_export.gate.photo_inputs import Photos
+from segagent_rt_export.gate.inputs import GateInputs, SceneInputs
+from segagent_rt_export.gate.mllm_reference import open_reference
+from segagent_rt_export.gate.photo_inputs import PhotoInputs
 from segagent_rt_export.gate.preset_fit import preset_fit
 from segagent_rt_export.gate.streaming import CPU
 from segagent_rt_export.gate.verdict import Gate, Verdict
@@ -66,18 +66,18 @@ ZERO_SHOT = ("qwen2.5-vl-clicks", "qwen3-vl-clicks", "box-then-clicks")
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class GatePolicy:
     """The gate, whether what does not pass it is written all the same, and pictures to judge by
     instead of generated scenes."""
 
     gate: Gate = field(default_factory=Gate)
     forgiving: bool = False
-    photos: Photos | None = None
+    photos: PhotoInputs | None = None
 
     @property
-    def material(self) -> Material:
+    def inputs(self) -> GateInputs:
         """What is compared on."""
-        return self.photos or Scenes(self.gate.scenes)
+        return self.photos or SceneInputs(self.gate.scenes)
 
     def require(self, part: PartName, verdict: Verdict) -> None:
         """Refuse a part whose reference is not what was published.
@@ -105,7 +105,7 @@ class Judge:
         return {name: reasons for name, reasons in failed.items() if name in wanted}
 
 
-def carry_out(plan: Plan, judge: Judge, tell: Tell) -> None:
+def run_export(plan: Plan, policy: GatePolicy, tell: Tell) -> None:
     """Export what the plan says is pending, then write the bundle's index.
 
     Raises:
@@ -118,7 +118,7 @@ def carry_out(plan: Plan, judge: Judge, tell: Tell) -> None:
         with _alone(plan.target):
             for part in plan.parts:
                 if part.finished is None:
-                    _make(part, places, judge, tell)
+                    _make(part, places, policy, tell)
                 elif part.state == "reused":
                     copy_part(open_part(part.finished, part.name), part.target)
             index_parts(plan, places)
@@ -151,15 +151,15 @@ def _tidy(target: Path, name: PartName) -> None:
         shutil.rmtree(left)
 
 
-def _make(part: PartPlan, places: Mapping[PartName, Path], judge: Judge, tell: Tell) -> None:
+def _make(part: PartPlan, places: Mapping[PartName, Path], policy: GatePolicy, tell: Tell) -> None:
     def say(text: str) -> None:
         tell(f"{part.name}: {text}")
 
     with new_part(part.target) as folder:
         if isinstance(part.recipe, SegmenterRecipe):
-            make_segmenter(part, folder, judge, say)
+            make_segmenter(part, folder, policy, say)
         else:
-            make_mllm(part, folder, places.get("segmenter"), judge, say)
+            make_mllm(part, folder, places.get("segmenter"), policy, say)
 
 
 def index_parts(plan: Plan, places: Mapping[PartName, Path]) -> None:
@@ -175,7 +175,7 @@ def index_parts(plan: Plan, places: Mapping[PartName, Path]) -> None:
     write_index(target, BundleIndex(plan.recipe.name, paths, plan.recipe.about))
 
 
-def make_segmenter(part: PartPlan, folder: Path, judge: Judge, tell: Tell) -> None:
+def make_segmenter(part: PartPlan, folder: Path, policy: GatePolicy, tell: Tell) -> None:
     """Write a segmenter's part into a folder.
 
     Raises:
@@ -190,16 +190,16 @@ def make_segmenter(part: PartPlan, folder: Path, judge: Judge, tell: Tell) -> No
     names = _with_reference(part.recipe.variants)
     variants = {str(name): _segmenter_variant(name, exported) for name in names}
     bare = _described(folder, _draft(part, exported, {REFERENCE: variants[REFERENCE]}))
-    verdict = verify_reference(bare, exported.checks, judge.gate, tell)
+    verdict = verify_reference(bare, exported.checks, policy.gate, tell)
     if exported.for_gpu:
-        verdict = verdict.and_also(_verify_form(part, exported, folder, judge, tell))
-    judge.require("segmenter", verdict)
+        verdict = verdict.and_also(_verify_form(part, exported, folder, policy, tell))
+    policy.require("segmenter", verdict)
     # 2. The variants, compared with them.
     ranges: Mapping[str, Ranges] | None = None
     roles = {role for variant in variants.values() for role in variant.integers}
     if roles:
         tell("measuring the ranges of values")
-        ranges = calibrate_ranges(bare, judge.material.measured(), roles)
+        ranges = calibrate_ranges(bare, policy.inputs.measured(), roles)
     for name in names:
         if name != REFERENCE:
             tell(f"storing {name}")
@@ -208,19 +208,19 @@ def make_segmenter(part: PartPlan, folder: Path, judge: Judge, tell: Tell) -> No
     if exported.for_gpu:
         shutil.rmtree(whole / FOR_GPU)
     draft = _draft(part, exported, variants)
-    compared = verify_masks(_described(folder, draft), judge.gate, tell, judge.material)
-    _finish(part, folder, draft, judge, verdict.and_also(compared))
+    compared = verify_masks(_described(folder, draft), policy.gate, tell, policy.inputs)
+    _finish(part, folder, draft, policy, verdict.and_also(compared))
 
 
 def _verify_form(
-    part: PartPlan, exported: ExportedSegmenter, folder: Path, judge: Judge, tell: Tell
+    part: PartPlan, exported: ExportedSegmenter, folder: Path, policy: GatePolicy, tell: Tell
 ) -> Verdict:
     """Compare with torch what variants for GPUs are made of."""
     tell("comparing the graphs in their form for GPUs with torch")
     graphs = {role: p.relative_to(folder).as_posix() for role, p in exported.for_gpu.items()}
     whole = _draft(part, exported, {REFERENCE: Variant("gpu", "fp32", graphs, "portable")})
     checks = [check for check in exported.checks if check.role in graphs]
-    verdict = verify_graphs(_described(folder, whole), checks, judge.gate)
+    verdict = verify_graphs(_described(folder, whole), checks, policy.gate)
     failures = [replace(f, text=f"for GPUs, {f.text}") for f in verdict.failures]
     return Verdict({"graphs_for_gpu": verdict.numbers["graphs"]}, tuple(failures))
 
@@ -239,7 +239,7 @@ def _draft(part: PartPlan, exported: ExportedSegmenter, variants: dict[str, Vari
 
 
 def make_mllm(
-    part: PartPlan, folder: Path, segmenter: Path | None, judge: Judge, tell: Tell
+    part: PartPlan, folder: Path, segmenter: Path | None, policy: GatePolicy, tell: Tell
 ) -> None:
     """Write an MLLM's part into a folder.
 
@@ -258,25 +258,25 @@ def make_mllm(
         provenance["adapter"] = {"source": part.adapter.name, **origin_of(part.adapter)}
     draft = PartDraft("mllm", source.family, source.settings, whole, provenance)
     opened, streamed = _described(folder, draft), too_large(part)
-    published = open_published(part.source, source, part.adapter, streamed=streamed)
-    verdict = verify_published(opened, published, judge.gate, tell, streamed=streamed)
+    published = open_reference(part.source, source, part.adapter, streamed=streamed)
+    verdict = verify_published(opened, published, policy.gate, tell, streamed=streamed)
     fit = preset_fit(source, published)
     if warning := fit.warning(recipe.preset or "of its family"):
         warnings.warn(warning, SegagentWarning, stacklevel=2)
     del published
-    judge.require("mllm", verdict)
+    policy.require("mllm", verdict)
     # 2. The variants, compared with them.
     names = [name for name in recipe.variants if name != REFERENCE]
     more = {str(name): _write_variant(source, name, folder, tell) for name in names}
     draft = replace(draft, variants=more | whole)
     masks = None if segmenter is None else _open_segmenter(segmenter)
     opened = _described(folder, draft)
-    compared = verify_replies(opened, masks, judge.gate, tell, judge.material, streamed=streamed)
+    compared = verify_replies(opened, masks, policy.gate, tell, policy.inputs, streamed=streamed)
     quality = "not measured"
     if recipe.preset in ZERO_SHOT:
         quality += "; the model was not trained for this task"
     _finish(
-        part, folder, draft, judge, verdict.and_also(compared), {"quality": quality} | fit.record()
+        part, folder, draft, policy, verdict.and_also(compared), {"quality": quality} | fit.record()
     )
 
 
@@ -310,12 +310,12 @@ def _finish(
     part: PartPlan,
     folder: Path,
     draft: PartDraft,
-    judge: Judge,
+    policy: GatePolicy,
     verdict: Verdict,
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Drop variants that fail and a reference that nobody asked for; describe what remains."""
-    left_out = judge.left_out(part.name, verdict, part.recipe.variants)
+    left_out = policy.left_out(part.name, verdict, part.recipe.variants)
     wanted: dict[str, Variant] = {
         name: draft.variants[name] for name in part.recipe.variants if name not in left_out
     }

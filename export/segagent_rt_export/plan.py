@@ -19,7 +19,7 @@ from segagent_rt.io import check_writable
 from segagent_rt.memory import free_memory
 from segagent_rt_export.errors import CheckpointInvalid, TooLittleRoom
 from segagent_rt_export.families.segmenters import formed_for_gpu
-from segagent_rt_export.gate.streaming import PIECE
+from segagent_rt_export.gate.streaming import PARTITION_BYTES
 from segagent_rt_export.gate.verdict import REVISION
 from segagent_rt_export.graphs.precision import Precision
 from segagent_rt_export.recipe import MllmRecipe, Recipe, SegmenterRecipe
@@ -39,7 +39,7 @@ BYTES: Mapping[str, float] = {"fp32": 4.0, "fp16": 2.0, "8bit": 1.0, "int8": 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class ResourceEstimate:
     """Bytes: of the finished part, of the disk while it is made, of memory to make it, and of
     memory to compare it with graphs that are loaded whole."""
 
@@ -64,7 +64,7 @@ class PartPlan:
     source: Path
     target: Path
     order: str
-    need: Need
+    need: ResourceEstimate
     mllm: MllmSource | None = None
     adapter: Path | None = None
     finished: Path | None = None
@@ -147,11 +147,11 @@ def _plan_part(
         )
     source = locate(recipe.source, beside, recipe.origin)
     if isinstance(recipe, SegmenterRecipe):
-        need = need_of_segmenter(recipe, source)
+        need = estimate_segmenter(recipe, source)
         return PartPlan(name, recipe, source, target, _order(recipe, source, None), need)
     adapter = None if recipe.adapter is None else locate(recipe.adapter, beside)
     mllm = read_mllm(recipe, source, adapter)
-    need, order = need_of_mllm(recipe, mllm), _order(recipe, source, adapter)
+    need, order = estimate_mllm(recipe, mllm), _order(recipe, source, adapter)
     return PartPlan(name, recipe, source, target, order, need, mllm, adapter)
 
 
@@ -173,7 +173,7 @@ def read_mllm(recipe: MllmRecipe, source: Path, adapter: Path | None) -> MllmSou
     return found
 
 
-def need_of_segmenter(recipe: SegmenterRecipe, source: Path) -> Need:
+def estimate_segmenter(recipe: SegmenterRecipe, source: Path) -> ResourceEstimate:
     """Checkpoints in a file are taken to be fp32, as all published ones are."""
     if source.is_dir():
         count = sum(math.prod(tensor.shape) for tensor in open_shards(source).values())
@@ -183,10 +183,10 @@ def need_of_segmenter(recipe: SegmenterRecipe, source: Path) -> Need:
     whole = 4 * count
     scratch = (REFERENCE not in recipe.variants) + formed_for_gpu(recipe)
     memory = BASE_MEMORY + 4 * whole
-    return Need(sum(sizes), sum(sizes) + scratch * whole, memory, memory)
+    return ResourceEstimate(sum(sizes), sum(sizes) + scratch * whole, memory, memory)
 
 
-def need_of_mllm(recipe: MllmRecipe, source: MllmSource) -> Need:
+def estimate_mllm(recipe: MllmRecipe, source: MllmSource) -> ResourceEstimate:
     """An estimate from the shapes alone."""
     tower, decoder, table, largest = _counts(source)
     sizes = {
@@ -197,9 +197,9 @@ def need_of_mllm(recipe: MllmRecipe, source: MllmSource) -> Need:
     part = sum(sizes[name] for name in recipe.variants) + 4 * table
     scratch = 0 if REFERENCE in recipe.variants else sizes[REFERENCE]
     # In fp32 a tensor on its way is there twice, and what torch is compared with.
-    memory = BASE_MEMORY + max(8 * largest, 2 * PIECE)
+    memory = BASE_MEMORY + max(8 * largest, 2 * PARTITION_BYTES)
     gate = BASE_MEMORY + 2 * (sizes[REFERENCE] + 4 * table)
-    return Need(part, part + scratch, memory, gate)
+    return ResourceEstimate(part, part + scratch, memory, gate)
 
 
 def _counts(source: MllmSource) -> tuple[int, int, int, int]:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.mllm.language_model import LanguageModel
-from segagent_rt.mllm.vision_encoder import Seen, Tower
+from segagent_rt.mllm.vision_encoder import VisionEncoder, VisionOutput
 from segagent_rt.segmenters.click_net import MAPS, ClickNet, ClickNetSettings
-from segagent_rt.types import Array, Feed, Resident, RgbImage
-from segagent_rt_export.families.click_net.export import DecoderGraph, EncoderGraph
+from segagent_rt.types import Array, DeviceTensor, Feed, RgbImage
+from segagent_rt_export.families.click_net.export import ClickDecoderGraph, ClickEncoderGraph
 from segagent_rt_export.families.click_net.net import SIDE, SegmenterNet
 from segagent_rt_export.families.demo_mllm.export import mllm_settings
 from segagent_rt_export.families.demo_mllm.net import CELLS, LAYERS, TinyMllm, attend
@@ -59,7 +59,7 @@ class ModuleSession(_Seat):
         feeds: Mapping[str, Feed],
         outputs: Sequence[str],
         *,
-        into: Mapping[str, Resident] | None = None,
+        into: Mapping[str, DeviceTensor] | None = None,
         keep: Collection[str] = (),
     ) -> dict[str, Any]:
         tensors = [torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in self._inputs]
@@ -112,17 +112,17 @@ class LanguageSession(_Seat):
         return buffer.tensor[:, :, :stop].repeat_interleave(groups, 1)
 
 
-class NetTower(Tower):
+class NetTower(VisionEncoder):
     """The vision tower."""
 
-    def __init__(self, net: TinyMllm, tower: Tower) -> None:
+    def __init__(self, net: TinyMllm, tower: VisionEncoder) -> None:
         super().__init__(tower._session, tower._settings)
         self._net = net.eval()
 
     @torch.inference_mode()
-    def embed(self, picture: RgbImage) -> Seen:
+    def embed(self, picture: RgbImage) -> VisionOutput:
         tokens = self._net.see(torch.from_numpy(picture)[None]).tokens
-        return Seen(tokens.numpy(), (CELLS, CELLS))
+        return VisionOutput(tokens.numpy(), (CELLS, CELLS))
 
 
 def annotator_as_trained(net: TinyMllm, tokenizer: Tokenizer) -> MllmAnnotator:
@@ -131,7 +131,7 @@ def annotator_as_trained(net: TinyMllm, tokenizer: Tokenizer) -> MllmAnnotator:
     session = LanguageSession(net, settings.head_rows)
     table = net.embedding.detach().numpy()
     return MllmAnnotator(
-        tower=NetTower(net, Tower(session, settings.vision)),
+        tower=NetTower(net, VisionEncoder(session, settings.vision)),
         model=LanguageModel(session, table, settings.language),
         encode=lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
         decode=lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=False)),
@@ -141,7 +141,7 @@ def annotator_as_trained(net: TinyMllm, tokenizer: Tokenizer) -> MllmAnnotator:
 
 def segmenter_as_trained(net: SegmenterNet) -> ClickNet:
     """The segmenter with its weights in fp32."""
-    encoder = ModuleSession(EncoderGraph(net), ["image"], MAPS)
+    encoder = ModuleSession(ClickEncoderGraph(net), ["image"], MAPS)
     inputs = [*MAPS, "points", "prior_logits"]
-    decoder = ModuleSession(DecoderGraph(net), inputs, ["logits", "iou"])
+    decoder = ModuleSession(ClickDecoderGraph(net), inputs, ["logits", "iou"])
     return ClickNet(encoder, decoder, ClickNetSettings(SIDE))

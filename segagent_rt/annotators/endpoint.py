@@ -18,10 +18,10 @@ import numpy as np
 from segagent_rt.annotators.chat_answer import read_answer
 from segagent_rt.annotators.http_client import parse_address, post
 from segagent_rt.annotators.mllm import PromptCodec, PromptSettings
-from segagent_rt.annotators.server_profiles import row
+from segagent_rt.annotators.server_profiles import get_profile
 from segagent_rt.draw import png
 from segagent_rt.errors import AnnotatorError, ManifestInvalid
-from segagent_rt.mllm.decoder import Choice, Written
+from segagent_rt.mllm.decoder import DecodedReply, TokenChoice
 from segagent_rt.mllm.grammar import Automaton
 from segagent_rt.mllm.rating import expected_iou
 from segagent_rt.timing import Stopwatch
@@ -75,7 +75,7 @@ class EndpointAnnotator:
             )
         self.codec, self.endpoint = codec, endpoint
         self.address = parse_address(endpoint.url, endpoint.allowed)
-        self.server = row(endpoint.server)
+        self.server = get_profile(endpoint.server)
 
     def check(self, expression: str) -> str:
         return self.codec.check(expression)
@@ -146,7 +146,11 @@ class EndpointView:
         reply, likelihoods = answered.reply, answered.likelihoods
         reading = codec.understand(reply, self._size, frame)
         rating, rates = reading.iou, codec.settings.reply.rates
-        if grammar is not None and rates and (written := weigh(likelihoods, grammar, codec.decode)):
+        if (
+            grammar is not None
+            and rates
+            and (written := choices_from_logprobs(likelihoods, grammar, codec.decode))
+        ):
             rating = expected_iou(written, grammar)
         return Turn(reply, reading.action, rating, reading.box, watch.seconds, reading.boxes)
 
@@ -177,14 +181,14 @@ def conversation(settings: PromptSettings) -> tuple[str, str]:
     return match["system"] or "", match["asked"]
 
 
-def weigh(
+def choices_from_logprobs(
     likelihoods: Iterable[Any], grammar: Automaton, decode: Callable[[Sequence[int]], str]
-) -> Written | None:
+) -> DecodedReply | None:
     """The choices behind a reply, as decoding in this process would have seen them.
 
     None if the reply was not spelt as the grammar spells it, or nothing is known of its tokens.
     """
-    state, tokens, choices = grammar.start, list[int](), list[Choice]()
+    state, tokens, choices = grammar.start, list[int](), list[TokenChoice]()
     try:
         for place in likelihoods:
             edges = grammar.edges(state)
@@ -195,11 +199,11 @@ def weigh(
             if not 0 < math.exp(scores.max()) < math.inf:
                 return None
             if len(edges) > 1:
-                choices.append(Choice(state, tuple(spelt.values()), scores))
+                choices.append(TokenChoice(state, tuple(spelt.values()), scores))
             tokens.append(spelt[place["token"]])
             state = edges[tokens[-1]]
             if grammar.ended(state):
-                return Written(tuple(tokens), tuple(choices), len(tokens))
+                return DecodedReply(tuple(tokens), tuple(choices), len(tokens))
     except (KeyError, TypeError, OverflowError):
         pass
     return None

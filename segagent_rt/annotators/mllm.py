@@ -14,14 +14,22 @@ import numpy as np
 from segagent_rt.bounds import Token, Tokens
 from segagent_rt.errors import ExpressionRefused
 from segagent_rt.image import jpeg_round_trip, overlay
-from segagent_rt.mllm.decoder import Draft, Pick, Prompt, Scores, Writer, Written, greedy
-from segagent_rt.mllm.free_decoder import FreeWriter
+from segagent_rt.mllm.decoder import (
+    ConstrainedDecoder,
+    DecodedReply,
+    DraftReply,
+    Prompt,
+    Sampler,
+    Scores,
+    greedy,
+)
+from segagent_rt.mllm.free_decoder import FreeDecoder
 from segagent_rt.mllm.grammar import Automaton, compile_grammar
-from segagent_rt.mllm.language_model import Cache, Floats, LanguageModel, LanguageSettings
+from segagent_rt.mllm.language_model import Floats, KVCache, LanguageModel, LanguageSettings
 from segagent_rt.mllm.preprocess import Resize
 from segagent_rt.mllm.rating import expected_iou
 from segagent_rt.mllm.rope import Positions
-from segagent_rt.mllm.vision_encoder import Seen, Tower, VisionSettings
+from segagent_rt.mllm.vision_encoder import VisionEncoder, VisionOutput, VisionSettings
 from segagent_rt.reply import AnyReplyProtocol, Reading
 from segagent_rt.timing import Stopwatch
 from segagent_rt.types import Prediction, Rating, Request, RgbImage, Size, Turn
@@ -213,9 +221,9 @@ class MllmAnnotator(MllmCodec):
     `writing` is the decoder of replies within the grammar.
     """
 
-    tower: Tower
+    tower: VisionEncoder
     model: LanguageModel
-    writing: type[Writer] = Writer
+    decoder_class: type[ConstrainedDecoder] = ConstrainedDecoder
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def look(self, image: RgbImage) -> ImageContext:
@@ -246,10 +254,10 @@ class ImageContext:
         self._annotator, self._image = annotator, image
         self._size: Size = (image.shape[0], image.shape[1])
         self._lead = annotator.model.embed(annotator.prompt("")[0])
-        self._writer = annotator.writing(annotator.model, annotator.settings.head_rows)
+        self._decoder = annotator.decoder_class(annotator.model, annotator.settings.head_rows)
         self._clean_prefix: _PromptPrefix | None = None
         self._painted: list[_PromptPrefix] = []
-        self._spare_caches: list[Cache] = []
+        self._spare_caches: list[KVCache] = []
 
     @cached_property
     def _clean(self) -> RgbImage:
@@ -274,7 +282,7 @@ class ImageContext:
         self._evict(requests)
         return [self._rating(request) for request in requests]
 
-    def _turn(self, request: Request, pick: Pick) -> Turn:
+    def _turn(self, request: Request, pick: Sampler) -> Turn:
         annotator, watch = self._annotator, Stopwatch()
         written, grammar = self._reply(request, pick, watch, rate_only=False)
         reply = annotator.decode(written.tokens)
@@ -298,8 +306,8 @@ class ImageContext:
         return (self._clean.shape[0], self._clean.shape[1])
 
     def _reply(
-        self, request: Request, pick: Pick, watch: Stopwatch, *, rate_only: bool
-    ) -> tuple[Written, Automaton | None]:
+        self, request: Request, pick: Sampler, watch: Stopwatch, *, rate_only: bool
+    ) -> tuple[DecodedReply, Automaton | None]:
         """Decode the reply to a request, with the grammar that it follows."""
         annotator = self._annotator
         expression = annotator.check(request.expression)
@@ -314,9 +322,9 @@ class ImageContext:
         prefix: _PromptPrefix,
         expression: str,
         grammar: Automaton | None,
-        pick: Pick,
+        pick: Sampler,
         rate_only: bool,
-    ) -> Written:
+    ) -> DecodedReply:
         """Decode a reply, or resume the one that the cache holds."""
         draft = prefix.draft if prefix.cached_expression == expression else None
         prefix.draft = None
@@ -326,8 +334,8 @@ class ImageContext:
             elif grammar is None:
                 written = draft.written
             else:
-                until = grammar.past_rating if rate_only else grammar.ended
-                written = self._writer.go_on(prefix.cache, draft, grammar, pick, until)
+                stop_at = grammar.past_rating if rate_only else grammar.ended
+                written = self._decoder.resume(prefix.cache, draft, grammar, pick, stop_at)
         except BaseException:
             prefix.cache.rewind(0)
             raise
@@ -339,9 +347,9 @@ class ImageContext:
         prefix: _PromptPrefix,
         expression: str,
         grammar: Automaton | None,
-        pick: Pick,
+        pick: Sampler,
         rate_only: bool,
-    ) -> tuple[Draft | None, Written]:
+    ) -> tuple[DraftReply | None, DecodedReply]:
         """Decode a reply from its beginning; there is a draft of it unless it was sampled."""
         annotator, cache = self._annotator, prefix.cache
         prompt = self._prompt_rest(expression, prefix)
@@ -350,13 +358,13 @@ class ImageContext:
             prompt = replace(prompt, guess=guess)
         start = cache.length + prompt.embeddings.shape[1]
         if grammar is None:
-            free = FreeWriter(annotator.model, annotator.settings.stops)
+            free = FreeDecoder(annotator.model, annotator.settings.stops)
             written = free.write(cache, prompt, pick)
         else:
-            until = grammar.past_rating if rate_only else grammar.ended
-            written = self._writer.write(cache, prompt, grammar, pick, until)
+            stop_at = grammar.past_rating if rate_only else grammar.ended
+            written = self._decoder.write(cache, prompt, grammar, pick, stop_at)
         kept = cache.length - start
-        return (Draft(start, written, kept) if pick is greedy else None), written
+        return (DraftReply(start, written, kept) if pick is greedy else None), written
 
     def _prefix_for(self, prediction: Prediction | None, watch: Stopwatch) -> _PromptPrefix:
         """The prefix of the image with this mask, or without one; made unless it is cached."""
@@ -391,7 +399,7 @@ class ImageContext:
                 self._spare_caches.append(prefix.cache)
 
     def _new_prefix(
-        self, prediction: Prediction | None, seen: Seen, cache: Cache | None
+        self, prediction: Prediction | None, seen: VisionOutput, cache: KVCache | None
     ) -> _PromptPrefix:
         annotator, lead = self._annotator, self._lead
         embeddings = np.concatenate([lead, seen.embeddings], axis=1)
@@ -423,14 +431,14 @@ class _PromptPrefix:
     """
 
     prediction: Prediction | None
-    cache: Cache
+    cache: KVCache
     embeddings: Floats
     positions: Positions
     cached_expression: str = ""
-    draft: Draft | None = None
+    draft: DraftReply | None = None
 
 
-def _picker(temperature: float, rng: np.random.Generator | None) -> Pick:
+def _picker(temperature: float, rng: np.random.Generator | None) -> Sampler:
     if temperature == 0.0:
         return greedy
     draw = rng or np.random.default_rng()

@@ -58,7 +58,7 @@ structured outputs of vLLM (0.12 and newer), guided decoding of TensorRT-LLM (st
 guided_decoding_backend) and of TensorRT Edge-LLM, grammars of llama.cpp."""
 
 
-def row(kind: str) -> Server:
+def get_profile(kind: str) -> Server:
     """The row of a kind of server.
 
     Raises:

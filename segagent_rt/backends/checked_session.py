@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segagent_rt.errors import EngineRefused
-from segagent_rt.types import Feed, Resident, Session
+from segagent_rt.types import DeviceTensor, Feed, Session
 
 Shape: TypeAlias = tuple[int | str, ...]
 """A length that must be so, or the name of one that is the same wherever the name occurs."""
@@ -35,7 +35,7 @@ class CheckedSession:
         feeds: Mapping[str, Feed],
         outputs: Sequence[str],
         *,
-        into: Mapping[str, Resident] | None = None,
+        into: Mapping[str, DeviceTensor] | None = None,
         keep: Collection[str] = (),
     ) -> dict[str, Any]:
         """As `Session.run`.
@@ -66,7 +66,7 @@ class CheckedSession:
                 "try another --backend, or export the checkpoint again",
             )
 
-    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Resident:
+    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> DeviceTensor:
         return self.session.allocate(shape, dtype)
 
     def close(self) -> None:

@@ -77,7 +77,7 @@ def _quota(folder: Path) -> float | None:
     return quota / period if quota > 0 and period > 0 else None
 
 
-def crowded(threads: int | None) -> bool:
+def oversubscribed(threads: int | None) -> bool:
     """Whether two graphs at a time, with so many threads each, would be in each other's way."""
     cores = usable_cores()
     return cores <= FEW and 2 * thread_count(threads) > cores

@@ -152,7 +152,7 @@ class DeviceArray:
             self._cuda.release(self.address, self.nbytes)
 
 
-class Staging:
+class PinnedBuffer:
     """Where an input or output of a graph passes between host and GPU; grows when it must."""
 
     def __init__(self, cuda: Cuda) -> None:
@@ -189,7 +189,7 @@ class Staging:
             self._size = 0
 
 
-class Replays:
+class CudaGraphCache:
     """Does work plainly the first time, captures it as a graph, and launches that from then on."""
 
     def __init__(self, cuda: Cuda, stream: Any) -> None:

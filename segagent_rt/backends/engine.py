@@ -12,10 +12,10 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from segagent_rt.backends.cuda import Cuda, DeviceArray, Replays, Staging
+from segagent_rt.backends.cuda import Cuda, CudaGraphCache, DeviceArray, PinnedBuffer
 from segagent_rt.errors import EngineRefused
 from segagent_rt.timing import current_deadline
-from segagent_rt.types import Feed, Resident
+from segagent_rt.types import DeviceTensor, Feed
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -40,7 +40,7 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Bound:
+class _BoundTensor:
     """A tensor in one run."""
 
     tensor: Tensor
@@ -69,11 +69,11 @@ class EngineSession:
     def __init__(self, engine: Any, cuda: Cuda, name: str, source: ContextSource) -> None:
         self._engine, self._cuda, self._name, self._source = engine, cuda, name, source
         self._tensors = {tensor.name: tensor for tensor in _tensors(engine, name)}
-        self._staging = {tensor: Staging(cuda) for tensor in self._tensors}
+        self._staging = {tensor: PinnedBuffer(cuda) for tensor in self._tensors}
         self._contexts: dict[int, Any] = {}
         self._output_shapes: dict[Any, dict[str, Shape]] = {}
         self._stream = cuda.stream()
-        self._replays = Replays(cuda, self._stream)
+        self._replays = CudaGraphCache(cuda, self._stream)
         self._lock = threading.Lock()
 
     @property
@@ -85,7 +85,7 @@ class EngineSession:
         feeds: Mapping[str, Feed],
         outputs: Sequence[str],
         *,
-        into: Mapping[str, Resident] | None = None,
+        into: Mapping[str, DeviceTensor] | None = None,
         keep: Collection[str] = (),
     ) -> dict[str, Any]:
         deadline = current_deadline()
@@ -107,15 +107,15 @@ class EngineSession:
                 targets[name].exchange(array)
             return {name: results[name]() for name in outputs}
 
-    def _give(self, tensor: Tensor, feed: Feed) -> _Bound:
+    def _give(self, tensor: Tensor, feed: Feed) -> _BoundTensor:
         """Bind an input: arrays of ours where they lie, others through the staging memory."""
         if isinstance(feed, DeviceArray):
-            return _Bound(tensor, feed.shape, feed.address)
+            return _BoundTensor(tensor, feed.shape, feed.address)
         array = feed if isinstance(feed, np.ndarray) else feed.numpy()
         staging = self._staging[tensor.name]
         staging.reserve(tensor.size(array.shape))
         np.copyto(staging.view(array.shape, tensor.dtype), array, casting="same_kind")
-        return _Bound(tensor, array.shape, staging.host if tensor.on_host else staging.device)
+        return _BoundTensor(tensor, array.shape, staging.host if tensor.on_host else staging.device)
 
     def _spare(
         self, targets: Mapping[str, DeviceArray], feeds: Mapping[str, Feed]
@@ -128,17 +128,17 @@ class EngineSession:
             if id(target) in read
         }
 
-    def _take(self, tensor: Tensor, shape: Shape, target: DeviceArray | None) -> _Bound:
+    def _take(self, tensor: Tensor, shape: Shape, target: DeviceArray | None) -> _BoundTensor:
         """Bind an output: into an array of ours, or the staging memory."""
         if target is not None:
             if target.nbytes != tensor.size(shape):
                 raise EngineRefused(f"{self._name}: {tensor.name} is {shape}, not {target.shape}")
-            return _Bound(tensor, shape, target.address)
+            return _BoundTensor(tensor, shape, target.address)
         staging = self._staging[tensor.name]
         staging.reserve(tensor.size(shape))
-        return _Bound(tensor, shape, staging.device)
+        return _BoundTensor(tensor, shape, staging.device)
 
-    def _profile(self, given: Sequence[_Bound]) -> int:
+    def _profile(self, given: Sequence[_BoundTensor]) -> int:
         """The first profile that takes these shapes."""
         for number in range(self._engine.num_optimization_profiles):
             if all(self._fits(bound, number) for bound in given):
@@ -148,7 +148,7 @@ class EngineSession:
             f"{self._name} was not built for {found}", hint="use --backend cuda or cpu for these"
         )
 
-    def _fits(self, bound: _Bound, profile: int) -> bool:
+    def _fits(self, bound: _BoundTensor, profile: int) -> bool:
         name, fixed = bound.tensor.name, tuple(self._engine.get_tensor_shape(bound.tensor.name))
         if -1 not in fixed:
             return fixed == bound.shape
@@ -158,7 +158,7 @@ class EngineSession:
             return False
         return all(a <= b <= c for a, b, c in zip(least, bound.shape, most, strict=True))
 
-    def _shapes(self, profile: int, given: Sequence[_Bound]) -> dict[str, Shape]:
+    def _shapes(self, profile: int, given: Sequence[_BoundTensor]) -> dict[str, Shape]:
         """Shapes of all outputs, asked of TensorRT once for each set of input shapes."""
         key = (profile, *(bound.shape for bound in given))
         if key not in self._output_shapes or any(bound.tensor.on_host for bound in given):
@@ -180,8 +180,8 @@ class EngineSession:
     def _execute(
         self,
         profile: int,
-        given: Sequence[_Bound],
-        made: Sequence[_Bound],
+        given: Sequence[_BoundTensor],
+        made: Sequence[_BoundTensor],
         wanted: Sequence[str],
     ) -> None:
         context, stream, staging = self._context(profile), self._stream, self._staging
@@ -205,7 +205,7 @@ class EngineSession:
         hosts = [staging[bound.tensor.name].host for bound in (*staged, *fetched)]
         self._replays.run(shapes, (*given, *made, *hosts), work)
 
-    def _result(self, bound: _Bound, keep: Collection[str]) -> Callable[[], Any]:
+    def _result(self, bound: _BoundTensor, keep: Collection[str]) -> Callable[[], Any]:
         """What becomes of an output, to be called when the stream is done."""
         name, dtype = bound.tensor.name, bound.tensor.dtype
         if name not in keep:
@@ -231,7 +231,7 @@ class EngineSession:
             del self._engine
 
 
-def _bind(context: Any, tensors: Sequence[_Bound]) -> None:
+def _bind(context: Any, tensors: Sequence[_BoundTensor]) -> None:
     for bound in tensors:
         if bound.tensor.is_input:
             context.set_input_shape(bound.tensor.name, bound.shape)
@@ -244,7 +244,7 @@ def _capturable(context: Any, stream: Any) -> bool:
     return ask is None or bool(ask(int(stream)))
 
 
-def _ours(buffer: Resident) -> DeviceArray:
+def _ours(buffer: DeviceTensor) -> DeviceArray:
     assert isinstance(buffer, DeviceArray), "a buffer of another backend"
     return buffer
 

@@ -23,7 +23,7 @@ import onnxruntime as ort
 
 from segagent_rt.backends.cores import thread_count
 from segagent_rt.backends.driver import gpu
-from segagent_rt.backends.registry import Backend, row
+from segagent_rt.backends.registry import Backend, get_backend
 from segagent_rt.backends.session import SessionOptions
 from segagent_rt.errors import (
     BackendMissing,
@@ -34,7 +34,7 @@ from segagent_rt.errors import (
     SegagentError,
 )
 from segagent_rt.timing import current_deadline
-from segagent_rt.types import Array, Feed, Resident
+from segagent_rt.types import Array, DeviceTensor, Feed
 
 KEPT = 2
 """Bindings that a session keeps: a walk goes to and fro between the caches of two pictures."""
@@ -60,7 +60,7 @@ class OrtSession:
 
     def __init__(self, session: ort.InferenceSession, device: str, name: str) -> None:
         self._held, self._device, self._name = session, device, name
-        self._spare: deque[_Bound] = deque(maxlen=KEPT)
+        self._spare: deque[_IoBinding] = deque(maxlen=KEPT)
         self._process = os.getpid()
         _LOADED.add(self)
 
@@ -94,7 +94,7 @@ class OrtSession:
         feeds: Mapping[str, Feed],
         outputs: Sequence[str],
         *,
-        into: Mapping[str, Resident] | None = None,
+        into: Mapping[str, DeviceTensor] | None = None,
         keep: Collection[str] = (),
     ) -> dict[str, Any]:
         try:
@@ -111,7 +111,7 @@ class OrtSession:
         self,
         feeds: Mapping[str, Feed],
         outputs: Sequence[str],
-        into: Mapping[str, Resident],
+        into: Mapping[str, DeviceTensor],
         keep: Collection[str],
     ) -> dict[str, Any]:
         if not into and not keep and not any(isinstance(f, OrtBuffer) for f in feeds.values()):
@@ -131,8 +131,8 @@ class OrtSession:
         return found
 
     def _bound(
-        self, outputs: Sequence[str], into: Mapping[str, Resident], keep: Collection[str]
-    ) -> _Bound:
+        self, outputs: Sequence[str], into: Mapping[str, DeviceTensor], keep: Collection[str]
+    ) -> _IoBinding:
         """A binding with the buffers in their places: one of the last runs', if it had the same.
 
         Threads may run one session: while a binding is in use, it is no longer to be had.
@@ -151,7 +151,7 @@ class OrtSession:
         for name, held in into.items():
             assert isinstance(held, OrtBuffer)
             binding.bind_ortvalue_output(name, held.value)
-        return _Bound(binding, tuple(outputs), dict(into), in_place=self.provider == IN_PLACE)
+        return _IoBinding(binding, tuple(outputs), dict(into), in_place=self.provider == IN_PLACE)
 
     def _run_plain(self, feeds: Mapping[str, Feed], outputs: Sequence[str]) -> dict[str, Any]:
         with self._stoppable() as options:
@@ -204,16 +204,16 @@ if hasattr(os, "register_at_fork"):
 
 
 @dataclass(slots=True)
-class _Bound:
+class _IoBinding:
     """A binding, what it writes, what it writes that into, and what it was fed last."""
 
     binding: Any
     asked: tuple[str, ...]
-    into: Mapping[str, Resident]
+    into: Mapping[str, DeviceTensor]
     in_place: bool
     fed: dict[str, Feed | None] = field(default_factory=dict)
 
-    def serves(self, asked: Sequence[str], into: Mapping[str, Resident]) -> bool:
+    def serves(self, asked: Sequence[str], into: Mapping[str, DeviceTensor]) -> bool:
         """Whether a run with these outputs finds a place for each."""
         return self.asked == tuple(asked) and self.into == into
 
@@ -263,13 +263,15 @@ def open_session(graph: Path | bytes, runtime: SessionOptions) -> OrtSession:
         EngineRefused: the graph is not accepted.
     """
     name = "a graph" if isinstance(graph, bytes) else str(graph)
-    return OrtSession(_load(graph, runtime, _options(runtime)), row(runtime.backend).memory, name)
+    return OrtSession(
+        _load(graph, runtime, _options(runtime)), get_backend(runtime.backend).memory, name
+    )
 
 
 def _load(
     graph: Path | bytes, runtime: SessionOptions, options: ort.SessionOptions
 ) -> ort.InferenceSession:
-    backend = row(runtime.backend)
+    backend = get_backend(runtime.backend)
     providers = _choose(backend, options)
     source = graph if isinstance(graph, bytes) else str(graph)
     try:
@@ -294,7 +296,7 @@ def _options(runtime: SessionOptions) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = thread_count(runtime.threads)
-    if not runtime.integers:
+    if not runtime.integer_compute:
         # Weights stored in 8 bits are unpacked once, at load, not in every run.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     # By default, products with weights of 8 bits round the other factor to 8 bits, too. What a
@@ -303,12 +305,12 @@ def _options(runtime: SessionOptions) -> ort.SessionOptions:
     # A loop goes from graph to graph: threads of the one before, still spinning, would take the
     # cores from the next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    if runtime.aside:
+    if runtime.share_cores:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if runtime.profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(runtime.profile)
-    if runtime.brief:
+    if runtime.skip_prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return options
 

@@ -81,7 +81,7 @@ AUTO = ("tensorrt", "rtx", "cuda", "cpu")
 """What `auto` tries, in this order."""
 
 
-def row(name: str) -> Backend:
+def get_backend(name: str) -> Backend:
     """The row of a backend.
 
     Raises:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from segagent_rt.backends.registry import AUTO, BACKENDS, row
+from segagent_rt.backends.registry import AUTO, BACKENDS, get_backend
 from segagent_rt.errors import (
     BackendError,
     BackendMissing,
@@ -33,17 +33,18 @@ class SessionOptions:
     """Where graphs run: the backend, and how many threads it may use (None: every core).
 
     `profile` begins the path of a file that ONNX Runtime writes, when a session is closed, with
-    what each node did. A `brief` session runs so few times that arranging weights for speed does
-    not pay. `integers`: what the graph quantises is to be multiplied so, and not unpacked.
-    `aside`: another graph runs meanwhile, so threads that wait leave it the cores.
+    what each node did. `skip_prepack`: the session runs so few times that arranging weights for
+    speed does not pay. `integer_compute`: quantised operators multiply integers, their weights are
+    not unpacked. `share_cores`: another graph runs meanwhile, so threads that wait leave it the
+    cores.
     """
 
     backend: str = "auto"
     threads: int | None = None
     profile: Path | None = None
-    brief: bool = False
-    integers: bool = False
-    aside: bool = False
+    skip_prepack: bool = False
+    integer_compute: bool = False
+    share_cores: bool = False
 
 
 def open_session(graph: Path, runtime: SessionOptions) -> Session:
@@ -56,12 +57,12 @@ def open_session(graph: Path, runtime: SessionOptions) -> Session:
     """
     if runtime.backend == "auto":
         names = [name for name in AUTO if not BACKENDS[name].builds]
-        session, taken, refused = first_that_works(
+        session, taken, refused = first_working(
             names, lambda name: open_session(graph, replace(runtime, backend=name))
         )
-        tell(taken, refused)
+        report_backend(taken, refused)
         return session
-    if row(runtime.backend).builds:
+    if get_backend(runtime.backend).builds:
         from segagent_rt.backends import tensorrt
 
         return tensorrt.load(runtime.backend).open(graph.read_bytes(), graph.name)
@@ -70,7 +71,7 @@ def open_session(graph: Path, runtime: SessionOptions) -> Session:
     return onnxruntime.open_session(graph, runtime)
 
 
-def first_that_works(names: Iterable[str], attempt: Callable[[str], T]) -> tuple[T, str, Refused]:
+def first_working(names: Iterable[str], attempt: Callable[[str], T]) -> tuple[T, str, Refused]:
     """What the first backend gives that does not refuse, its name, and what refused before it."""
     refused: dict[str, SegagentError] = {}
     for name in names:
@@ -81,7 +82,7 @@ def first_that_works(names: Iterable[str], attempt: Callable[[str], T]) -> tuple
     raise refused[name]
 
 
-def tell(taken: str, refused: Refused) -> None:
+def report_backend(taken: str, refused: Refused) -> None:
     """Say once what `auto` took, and loudly if something that is installed was passed over."""
     passed = [
         f"{name}: {error}"
@@ -96,10 +97,10 @@ def _say(text: str, loud: bool) -> None:
     logging.getLogger("segagent_rt").log(logging.WARNING if loud else logging.INFO, text)
 
 
-def problem(name: str) -> SegagentError | None:
+def backend_problem(name: str) -> SegagentError | None:
     """What keeps a backend from working here, None if it works."""
     try:
-        if row(name).builds:
+        if get_backend(name).builds:
             from segagent_rt.backends import tensorrt
 
             tensorrt.load(name).machine()
@@ -114,5 +115,5 @@ def problem(name: str) -> SegagentError | None:
 
 def probe_backends() -> dict[str, str | None]:
     """Every backend with what keeps it from working here, None if it works."""
-    found = {name: problem(name) for name in BACKENDS}
+    found = {name: backend_problem(name) for name in BACKENDS}
     return {name: None if error is None else str(error) for name, error in found.items()}

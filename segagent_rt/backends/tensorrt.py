@@ -19,7 +19,7 @@ from typing import Any
 from segagent_rt.backends.cuda import cuda
 from segagent_rt.backends.driver import gpu
 from segagent_rt.backends.engine import EngineSession
-from segagent_rt.backends.registry import row
+from segagent_rt.backends.registry import get_backend
 from segagent_rt.bundle.manifest import Profile, Range
 from segagent_rt.errors import BackendMissing, BackendUnavailable, EngineRefused, OutputError
 from segagent_rt.io import atomic_write
@@ -60,7 +60,7 @@ def load(backend: str) -> Library:
     Raises:
         BackendMissing: it is not installed.
     """
-    found = row(backend)
+    found = get_backend(backend)
     try:
         return Library(backend, import_module(found.library))
     except ImportError as error:
@@ -79,7 +79,7 @@ class Library:
     @property
     def version(self) -> str:
         """Name and full version: `tensorrt_rtx 1.7.1.116`."""
-        return f"{row(self.backend).library} {self._trt.__version__}"
+        return f"{get_backend(self.backend).library} {self._trt.__version__}"
 
     def machine(self) -> Machine:
         """This machine, as far as engines depend on it.
@@ -111,7 +111,7 @@ class Library:
         monitor = _monitor(self._trt, progress)
         config.progress_monitor = monitor
         self._add_profiles(builder, network, config, profiles)
-        learns = row(self.backend).learns
+        learns = get_backend(self.backend).learns
         if learns:
             config.set_timing_cache(config.create_timing_cache(timing), False)
         plan = builder.build_serialized_network(network, config)

@@ -83,7 +83,7 @@ class _TimedLoop:
         annotator = self.runtime.annotator
         if self.optimisations.jump_forward or not isinstance(annotator, MllmAnnotator):
             return annotator
-        return replace(annotator, writing=StepwiseDecoder)
+        return replace(annotator, decoder_class=StepwiseDecoder)
 
     def _ask(self, view: Any, image: RgbImage, asked: BenchQuery) -> None:
         embedding: Future[Any] = self.runtime.open(image).embedding

@@ -14,7 +14,7 @@ from segagent_rt.bench.boards import DeviceBoard
 from segagent_rt.bundle.bundle import Bundle, Part
 from segagent_rt.bundle.manifest import Variant
 from segagent_rt.memory import BUILD_BASE, BUILD_FACTOR
-from segagent_rt.mllm.preprocess import Smart
+from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt.runtime import open_prompt_codec
 
 FLOAT = 4
@@ -131,7 +131,7 @@ def _mllm(part: Part) -> tuple[int, int]:
 
 def _patches(settings: MllmSettings) -> int:
     resize, patch = settings.vision.resize, settings.vision.patch
-    pixels = resize.most if isinstance(resize, Smart) else resize.side**2
+    pixels = resize.most if isinstance(resize, SmartResize) else resize.side**2
     return pixels // patch**2
 
 

@@ -130,7 +130,7 @@ class Comparison:
         if not isinstance(annotator, MllmAnnotator) or annotator.settings.decoding == "free":
             return
         fast = annotator.look(lap.scene.image)
-        slow = replace(annotator, writing=StepwiseDecoder).look(lap.scene.image)
+        slow = replace(annotator, decoder_class=StepwiseDecoder).look(lap.scene.image)
         shown = None
         for step in lap.same.found.steps:
             if step.click is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from segagent_rt.types import Feed, Resident, Session
+from segagent_rt.types import DeviceTensor, Feed, Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class ProfiledSession:
         feeds: Mapping[str, Feed],
         outputs: Sequence[str],
         *,
-        into: Mapping[str, Resident] | None = None,
+        into: Mapping[str, DeviceTensor] | None = None,
         keep: Collection[str] = (),
     ) -> dict[str, Any]:
         start = time.perf_counter()
@@ -67,7 +67,7 @@ class ProfiledSession:
         finally:
             self.meter.add(GraphCall(self.graph, start, time.perf_counter()))
 
-    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Resident:
+    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> DeviceTensor:
         return self.session.allocate(shape, dtype)
 
     def close(self) -> None:

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from segagent_rt.mllm.decoder import Pick, Prompt, Writer, Written
+from segagent_rt.mllm.decoder import ConstrainedDecoder, DecodedReply, Prompt, Sampler
 from segagent_rt.mllm.grammar import Automaton, State
-from segagent_rt.mllm.language_model import Cache
+from segagent_rt.mllm.language_model import KVCache
 
 
-class StepwiseDecoder(Writer):
+class StepwiseDecoder(ConstrainedDecoder):
     """The plain way: every token is fed alone, and picked among those that the grammar allows."""
 
     def write(
         self,
-        cache: Cache,
+        cache: KVCache,
         prompt: Prompt,
         automaton: Automaton,
-        pick: Pick,
-        until: Callable[[State], bool],
-    ) -> Written:
+        sampler: Sampler,
+        stop_at: Callable[[State], bool],
+    ) -> DecodedReply:
         """As jump-forward decoding, but what is forced is fed alone too."""
-        logits = self._model.feed(cache, prompt.embeddings, prompt.positions)[0]
+        logits = self._model.forward(cache, prompt.embeddings, prompt.positions)[0]
         tokens, choices, state = list[int](), [], automaton.start
         while True:
             token, *others = automaton.edges(state)
             if others:
                 choice = self._choice(automaton, state, logits)
-                token = choice.tokens[pick(choice.scores)]
+                token = choice.tokens[sampler(choice.scores)]
                 choices.append(choice)
             tokens.append(token)
             state = automaton.edges(state)[token]
-            if until(state):
-                return Written(tuple(tokens), tuple(choices), len(tokens) - 1)
-            logits = self._model.feed(cache, self._model.embed([token]))[0]
+            if stop_at(state):
+                return DecodedReply(tuple(tokens), tuple(choices), len(tokens) - 1)
+            logits = self._model.forward(cache, self._model.embed([token]))[0]

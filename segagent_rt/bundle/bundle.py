@@ -37,7 +37,7 @@ from segagent_rt.bundle.manifest import (
     read_json,
 )
 from segagent_rt.bundle.onnx_files import external_files
-from segagent_rt.bundle.placement import Opened, open_role
+from segagent_rt.bundle.placement import OpenedGraph, open_role
 from segagent_rt.bundle.store import cache_folder, find_bundle
 from segagent_rt.engine_cache.key import Graph
 from segagent_rt.errors import BundleMissing, ManifestInvalid
@@ -148,7 +148,7 @@ class Part:
             self._weights[graph] = external_files(path, graph, sizes, known)
         return self._weights[graph]
 
-    def open(self, role: str, runtime: SessionOptions, variant: str | None = None) -> Opened:
+    def open(self, role: str, runtime: SessionOptions, variant: str | None = None) -> OpenedGraph:
         """Load the graph of a role where the runtime says, and tell what was taken.
 
         Raises:
@@ -216,7 +216,7 @@ class Part:
             places.append(Path(place))
         return places
 
-    def strangers(self) -> Iterator[Path]:
+    def unlisted_files(self) -> Iterator[Path]:
         """Files in the folder that the manifest does not name; they are never opened."""
         known = {inside(self.folder, name) for name in self.manifest.files}
         for path in sorted(self.folder.rglob("*")):

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from segagent_rt.backends.cores import crowded
-from segagent_rt.backends.registry import AUTO, kind_of, row
+from segagent_rt.backends.cores import oversubscribed
+from segagent_rt.backends.registry import AUTO, get_backend, kind_of
 from segagent_rt.backends.session import (
     SessionOptions,
-    first_that_works,
+    backend_problem,
+    first_working,
     open_session,
-    problem,
-    tell,
+    report_backend,
 )
 from segagent_rt.engine_cache.key import Graph
-from segagent_rt.engine_cache.selection import Ladder
+from segagent_rt.engine_cache.selection import EngineSelector
 from segagent_rt.engine_cache.store import EngineCache
 from segagent_rt.errors import BundleMissing
 from segagent_rt.types import Session
@@ -33,7 +33,7 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedGraph:
     """A loaded graph."""
 
     session: Session
@@ -41,7 +41,7 @@ class Opened:
     placement: Placement
 
 
-def open_role(graphs: Sequence[Graph], runtime: SessionOptions, engines: Path) -> Opened:
+def open_role(graphs: Sequence[Graph], runtime: SessionOptions, engines: Path) -> OpenedGraph:
     """Load one of the graphs of a role; `engines` is the folder of the engine cache.
 
     Raises:
@@ -51,35 +51,35 @@ def open_role(graphs: Sequence[Graph], runtime: SessionOptions, engines: Path) -
     """
     if runtime.backend != "auto":
         return _open_on(runtime, graphs, engines)
-    opened, taken, refused = first_that_works(
+    opened, taken, refused = first_working(
         AUTO, lambda name: _open_on(replace(runtime, backend=name), graphs, engines)
     )
-    tell(taken, refused)
+    report_backend(taken, refused)
     said = {name: str(error) for name, error in refused.items()} | dict(opened.placement.refused)
     place = opened.placement
     placed = Placement(place.backend, place.variant, place.precision, said)
-    return Opened(opened.session, opened.graph, placed)
+    return OpenedGraph(opened.session, opened.graph, placed)
 
 
-def _open_on(runtime: SessionOptions, graphs: Sequence[Graph], engines: Path) -> Opened:
+def _open_on(runtime: SessionOptions, graphs: Sequence[Graph], engines: Path) -> OpenedGraph:
     name, failed = runtime.backend, dict[str, str]()
-    rungs = suited(graphs, name)
-    if row(name).builds:
+    candidates = compatible_graphs(graphs, name)
+    if get_backend(name).builds:
         from segagent_rt.backends.tensorrt import load
 
-        session, graph, failed = Ladder(load(name), EngineCache(engines)).open(rungs)
+        session, graph, failed = EngineSelector(load(name), EngineCache(engines)).open(candidates)
     else:
-        graph = rungs[0]
+        graph = candidates[0]
         integers = graph.role in graph.variant.integers
         # While the MLLM reads the picture.
-        aside = graph.role == "encoder" and not crowded(runtime.threads)
-        how = replace(runtime, integers=integers, aside=aside)
+        aside = graph.role == "encoder" and not oversubscribed(runtime.threads)
+        how = replace(runtime, integer_compute=integers, share_cores=aside)
         session = open_session(graph.path, how)
     placement = Placement(name, graph.name, graph.variant.precision, failed)
-    return Opened(session, graph, placement)
+    return OpenedGraph(session, graph, placement)
 
 
-def suited(graphs: Sequence[Graph], backend: str) -> list[Graph]:
+def compatible_graphs(graphs: Sequence[Graph], backend: str) -> list[Graph]:
     """The graphs that a backend takes: those that suit it best, then the others, each kind in the
     manifest's order.
 
@@ -87,10 +87,10 @@ def suited(graphs: Sequence[Graph], backend: str) -> list[Graph]:
         BackendError: the backend does not work here.
         BundleMissing: it takes none of them.
     """
-    kinds = row(backend).takes
+    kinds = get_backend(backend).takes
     if found := [graph for kind in kinds for graph in graphs if kind_of(graph.variant) == kind]:
         return found
-    if error := problem(backend):
+    if error := backend_problem(backend):
         raise error
     has = ", ".join(f"{graph.name} ({graph.variant.device})" for graph in graphs)
     raise BundleMissing(

@@ -65,12 +65,12 @@ def _library(backend: str) -> Library:
 
 def _try_all(bundle: Bundle, library: Library) -> None:
     """Parse and build every graph that the library may be given, and keep nothing."""
-    from segagent_rt.backends.registry import kind_of, row
+    from segagent_rt.backends.registry import get_backend, kind_of
 
     refused = total = 0
     for part, role in _roles(bundle):
         for graph in part.graphs(role):
-            if kind_of(graph.variant) not in row(library.backend).takes:
+            if kind_of(graph.variant) not in get_backend(library.backend).takes:
                 console.show_row(graph, f"not for {library.backend}")
                 continue
             total += 1
@@ -94,25 +94,27 @@ def _try_all(bundle: Bundle, library: Library) -> None:
 
 def _build_all(bundle: Bundle, library: Library) -> None:
     """For each role the fastest engine that computes what it should."""
-    from segagent_rt.bundle.placement import suited
+    from segagent_rt.bundle.placement import compatible_graphs
     from segagent_rt.bundle.store import cache_folder
-    from segagent_rt.engine_cache.golden_io import record
-    from segagent_rt.engine_cache.selection import Ladder
+    from segagent_rt.engine_cache.golden_io import record_golden
+    from segagent_rt.engine_cache.selection import EngineSelector
     from segagent_rt.engine_cache.store import EngineCache
     from segagent_rt.errors import BundleMissing
 
-    ladder, failures = Ladder(library, EngineCache(cache_folder() / "engines")), []
+    selector, failures = EngineSelector(library, EngineCache(cache_folder() / "engines")), []
     for part in bundle.parts.values():
         try:
-            examples = record(part, library.backend)
+            examples = record_golden(part, library.backend)
         except BundleMissing as error:
             console.show_row(part.manifest.kind, "nothing to build", error)
             continue
         for role in part.roles:
-            rungs = list(_affordable(part, suited(part.graphs(role), library.backend)))
+            candidates = list(
+                _affordable(part, compatible_graphs(part.graphs(role), library.backend))
+            )
             name = f"{part.manifest.kind} {role}"
             try:
-                made, failed = ladder.build(rungs, examples[role], _telling(name))
+                made, failed = selector.build(candidates, examples[role], _telling(name))
             except EngineRefused as error:
                 failures.append(name)
                 console.show_row(name, "failed", error)
@@ -133,11 +135,11 @@ def _roles(bundle: Bundle) -> Iterator[tuple[Part, str]]:
             yield part, role
 
 
-def _affordable(part: Part, rungs: list[Graph]) -> Iterator[Graph]:
+def _affordable(part: Part, candidates: list[Graph]) -> Iterator[Graph]:
     """The graphs that can be built in the memory that is free, which must be one at least."""
     from segagent_rt.errors import BackendUnavailable
 
-    for number, graph in enumerate(rungs):
+    for number, graph in enumerate(candidates):
         try:
             _check_memory(part, graph)
         except BackendUnavailable as error:

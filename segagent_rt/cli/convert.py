@@ -115,7 +115,9 @@ def _training(
     shown = list(training.trainable(open_trajectories(data, places), context))
     context.tell(data, len(shown))
     tell = console.progress(Path(data).stem)
-    taught = list(training.lessons(shown, chosen, output, tell, problems, overwrite=overwrite))
+    taught = list(
+        training.conversation_samples(shown, chosen, output, tell, problems, overwrite=overwrite)
+    )
     if not taught:
         raise DataInvalid(f"{data} gives no sample: {'; '.join(problems[:1])}")
     target.write(output, taught, overwrite=overwrite)

@@ -105,12 +105,12 @@ def command(
     found = read_recipe(find_recipe(recipe)).narrowed(only, tuple(variant or ()))
     if not all(map(find_spec, EXTRA)):
         raise ExtraMissing("export", "export")
-    from segagent_rt_export.gate.photo_inputs import open_photos
-    from segagent_rt_export.pipeline import Judge, carry_out
+    from segagent_rt_export.gate.photo_inputs import open_photo_inputs
+    from segagent_rt_export.pipeline import GatePolicy, run_export
     from segagent_rt_export.plan import check_room, describe, make_plan
     from segagent_rt_export.sources.locations import fetch_missing
 
-    photos = None if calibration is None else open_photos(calibration)
+    photos = None if calibration is None else open_photo_inputs(calibration)
     if download:
         wanted = found if target == "bundle" else found.narrowed("mllm", ())
         fetch_missing(wanted.sources, _tell)
@@ -125,7 +125,7 @@ def command(
     for line in describe(plan):
         console.say(line)
     check_room(plan)
-    carry_out(plan, Judge(forgiving=below_gate, photos=photos), _tell)
+    run_export(plan, GatePolicy(forgiving=below_gate, photos=photos), _tell)
     _report(plan)
 
 

@@ -58,7 +58,7 @@ def command(
             name: {"digest": part.digest, **to_json(part.manifest)}
             for name, part in opened.parts.items()
         },
-        "strangers": [str(p) for part in opened.parts.values() for p in part.strangers()],
+        "strangers": [str(p) for part in opened.parts.values() for p in part.unlisted_files()],
     }
     if as_json:
         console.show_json(document)

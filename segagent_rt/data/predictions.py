@@ -25,7 +25,7 @@ from segagent_rt.data.reading import (
     segmentation,
     whole,
 )
-from segagent_rt.data.record import Question, RunLengths
+from segagent_rt.data.record import ExpressionQuery, RunLengths
 from segagent_rt.data.segagent import image_name, last_reply, ratings_of_masks
 from segagent_rt.errors import DataInvalid
 from segagent_rt.io import json_bytes, write_result
@@ -72,7 +72,7 @@ class Recording:
         return bool(self.steps) and self.steps[0].click is None and self.steps[0].box is None
 
 
-def record(question: Question, trajectory: Trajectory) -> Recording:
+def record(question: ExpressionQuery, trajectory: Trajectory) -> Recording:
     """Keep of a trajectory what predictions files hold."""
     steps = tuple(
         RecordedStep(

@@ -91,7 +91,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ExpressionQuery:
     """One expression about one sample. `key` is unique in its data set and stays the same."""
 
     key: str
@@ -99,7 +99,7 @@ class Question:
     expression: str
 
 
-def questions(samples: Sequence[Sample]) -> Iterator[Question]:
+def expression_queries(samples: Sequence[Sample]) -> Iterator[ExpressionQuery]:
     """Every expression of every sample that is no crowd, in order.
 
     COCO's own evaluation neither counts a crowd as missed nor a result that covers it as wrong.
@@ -108,7 +108,7 @@ def questions(samples: Sequence[Sample]) -> Iterator[Question]:
         if sample.crowd:
             continue
         for number, expression in enumerate(sample.expressions):
-            yield Question(f"{at}.{number}", sample, expression)
+            yield ExpressionQuery(f"{at}.{number}", sample, expression)
 
 
 def bounding_box(mask: Mask) -> tuple[float, float, float, float]:

@@ -20,7 +20,7 @@ from segagent_rt.data.demonstrate import Attempt, EncodedImage, Limits, Trajecto
 from segagent_rt.data.generation import Made
 from segagent_rt.data.journal import Journal, Tell
 from segagent_rt.data.reading import field, read_json
-from segagent_rt.data.record import Question, RunLengths, Sample, questions
+from segagent_rt.data.record import ExpressionQuery, RunLengths, Sample, expression_queries
 from segagent_rt.data.sources import DataSet
 from segagent_rt.data.trajectories import (
     Demonstration,
@@ -54,11 +54,11 @@ class Round:
             "least_gain": self.limits.least_gain,
         }
 
-    def walker(self, runtime: Runtime) -> ProcessItem[Question]:
+    def walker(self, runtime: Runtime) -> ProcessItem[ExpressionQuery]:
         """What walks, once for each question: its trajectories as records of their file."""
         canvases = CanvasCache(runtime)
 
-        def walk(question: Question) -> dict[str, Any]:
+        def walk(question: ExpressionQuery) -> dict[str, Any]:
             canvas = canvases.show(question.sample)
             bench = EncodedImage(runtime.segmenter, canvas.embedding.result())
             sample = replace(question.sample, expressions=(question.expression,))
@@ -141,7 +141,7 @@ def add_round(
     made: Made,
     runtime: Runtime,
     how: Round,
-    spread: ProcessAll[Question],
+    spread: ProcessAll[ExpressionQuery],
     tell: Tell,
 ) -> Made:
     """Write the trajectories that were made already and those of a round into one more file.
@@ -156,7 +156,7 @@ def add_round(
         how.heading(data, runtime),
     )
     check_replaceable([path], overwrite=how.restart)
-    asked = list(questions(data.samples))
+    asked = list(expression_queries(data.samples))
     noted = path.with_suffix(".journal.jsonl")
     with Journal(noted, heading, check=_check_walk, overwrite=how.restart) as journal:
         problems = complete(journal, asked, spread, tell)

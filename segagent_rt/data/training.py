@@ -31,7 +31,7 @@ QUALITY = 75
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class ConversationSample:
     """A picture with the mask so far painted over it, the question, and the answer.
 
     `picture` is a path below the folder of the training data, with forward slashes.
@@ -70,7 +70,7 @@ def trainable(
             yield demonstration
 
 
-def lessons(
+def conversation_samples(
     demonstrations: Sequence[Demonstration],
     preset: Preset[ReplyProtocol],
     folder: Path,
@@ -78,7 +78,7 @@ def lessons(
     problems: list[str],
     *,
     overwrite: bool = False,
-) -> Iterator[Lesson]:
+) -> Iterator[ConversationSample]:
     """One lesson for each click and expression; the pictures are written below `folder`.
 
     The reply rates the mask that the picture shows, as SegAgent's does.
@@ -109,7 +109,9 @@ def lessons(
                 reply = preset.reply.write(
                     made.click, sample.size, iou=iou, box=box, expression=said
                 )
-                yield Lesson(picture, preset.instruction.replace("{expression}", said), reply)
+                yield ConversationSample(
+                    picture, preset.instruction.replace("{expression}", said), reply
+                )
         tell(at + 1, len(demonstrations))
 
 
@@ -121,7 +123,9 @@ def _jpeg(pixels: RgbImage) -> bytes:
     return stream.getvalue()
 
 
-def write_llama_factory(folder: Path, taught: Sequence[Lesson], *, overwrite: bool = False) -> None:
+def write_llama_factory(
+    folder: Path, taught: Sequence[ConversationSample], *, overwrite: bool = False
+) -> None:
     """`segagent.json`, `dataset_info.json`, and a recipe for each family of models.
 
     `llamafactory-cli train FOLDER/qwen3-vl.yaml` trains on it.
@@ -194,7 +198,9 @@ bf16: true
 """
 
 
-def write_qwen_vl(folder: Path, taught: Sequence[Lesson], *, overwrite: bool = False) -> None:
+def write_qwen_vl(
+    folder: Path, taught: Sequence[ConversationSample], *, overwrite: bool = False
+) -> None:
     """`qwen-vl.json` for Qwen-VL's finetune.py, which is to be run inside of the folder."""
     listed = [
         {
@@ -220,12 +226,12 @@ class WriteTraining(Protocol):
     """Writes the files of a training format into a folder."""
 
     def __call__(
-        self, folder: Path, taught: Sequence[Lesson], *, overwrite: bool = False
+        self, folder: Path, taught: Sequence[ConversationSample], *, overwrite: bool = False
     ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class TrainingFormat:
     """A training format: what writes it, the preset of its replies, and its main files."""
 
     write: WriteTraining
@@ -233,11 +239,11 @@ class Target:
     files: tuple[str, ...]
 
 
-TARGETS: Mapping[str, Target] = {
-    "llama-factory": Target(
+TARGETS: Mapping[str, TrainingFormat] = {
+    "llama-factory": TrainingFormat(
         write_llama_factory, DEFAULT_PRESETS["qwen3_vl"], ("segagent.json", "dataset_info.json")
     ),
-    "qwen-vl": Target(write_qwen_vl, DEFAULT_PRESETS["qwen_vl"], ("qwen-vl.json",)),
+    "qwen-vl": TrainingFormat(write_qwen_vl, DEFAULT_PRESETS["qwen_vl"], ("qwen-vl.json",)),
 }
 
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.bundle.bundle import Part
-from segagent_rt.bundle.placement import suited
-from segagent_rt.engine_cache.selection import Example
+from segagent_rt.bundle.placement import compatible_graphs
+from segagent_rt.engine_cache.selection import GoldenExample
 from segagent_rt.runtime import open_mllm, open_segmenter
 from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.prediction import GivenMask
@@ -19,9 +19,9 @@ from segagent_rt.types import (
     Annotator,
     Array,
     Click,
+    DeviceTensor,
     Feed,
     Request,
-    Resident,
     Segmenter,
     Session,
 )
@@ -32,15 +32,15 @@ SEED, SIDE = 7, 512
 MOST = 4
 """Examples of one graph; only calls with shapes not seen before are kept."""
 
-Examples: TypeAlias = dict[str, list[Example]]
+Examples: TypeAlias = dict[str, list[GoldenExample]]
 """By role."""
 
 
-class Watched:
+class RecordingSession:
     """A session that keeps what goes in and what comes out."""
 
     def __init__(self, session: Session) -> None:
-        self._session, self.examples = session, list[Example]()
+        self._session, self.examples = session, list[GoldenExample]()
         self._seen: set[object] = set()
 
     def run(
@@ -48,7 +48,7 @@ class Watched:
         feeds: Mapping[str, Feed],
         outputs: Sequence[str],
         *,
-        into: Mapping[str, Resident] | None = None,
+        into: Mapping[str, DeviceTensor] | None = None,
         keep: Collection[str] = (),
     ) -> dict[str, Any]:
         before = {name: _copy(feed) for name, feed in feeds.items()}
@@ -60,7 +60,7 @@ class Watched:
             self.examples.append((before, after))
         return results
 
-    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Resident:
+    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> DeviceTensor:
         return self._session.allocate(shape, dtype)
 
     def close(self) -> None:
@@ -71,17 +71,17 @@ def _copy(feed: Feed) -> Array:
     return np.array(feed if isinstance(feed, np.ndarray) else feed.numpy())
 
 
-def record(part: Part, backend: str) -> Examples:
+def record_golden(part: Part, backend: str) -> Examples:
     """Let a part work on the CPU with the safest graphs that a backend takes.
 
     Raises:
         BundleMissing: it takes none.
     """
-    watched: dict[str, Watched] = {}
+    watched: dict[str, RecordingSession] = {}
 
     def watch(part: Part, role: str) -> Session:
-        graph = suited(part.graphs(role), backend)[-1]
-        watched[role] = Watched(open_session(graph.path, SessionOptions("cpu")))
+        graph = compatible_graphs(part.graphs(role), backend)[-1]
+        watched[role] = RecordingSession(open_session(graph.path, SessionOptions("cpu")))
         return watched[role]
 
     if part.manifest.kind == "segmenter":

@@ -40,21 +40,21 @@ NEAR = 0.1
 TIMING = 1 << 30
 """Bytes of the largest record of a GPU's timing that is read."""
 
-Example: TypeAlias = tuple[Mapping[str, Array], Mapping[str, Array]]
+GoldenExample: TypeAlias = tuple[Mapping[str, Array], Mapping[str, Array]]
 """Inputs of a graph, and the outputs that it must give for them."""
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class EngineCheck:
     """What keeps an engine from being used, None if nothing does; and the worst figures."""
 
     why: str | None
     figures: Mapping[str, float]
 
 
-def judge(session: Session, examples: Sequence[Example]) -> Verdict:
+def check_engine(session: Session, examples: Sequence[GoldenExample]) -> EngineCheck:
     """Run the examples through a session and compare what comes out."""
     worst: dict[str, float] = {}
     why = None
@@ -67,7 +67,7 @@ def judge(session: Session, examples: Sequence[Example]) -> Verdict:
                     worst[name] = max(value, worst.get(name, value))
                 if why is None and not value <= LIMITS[figure]:
                     why = f"{name} is {value:.4g}, at most {LIMITS[figure]} is good"
-    return Verdict(why, worst)
+    return EngineCheck(why, worst)
 
 
 def _figures(output: str, found: Array, reference: Array) -> Iterator[tuple[str, float]]:
@@ -90,30 +90,30 @@ def _figures(output: str, found: Array, reference: Array) -> Iterator[tuple[str,
 
 
 @dataclass(frozen=True, slots=True)
-class Ladder:
+class EngineSelector:
     """Engines of one library on this machine, in a cache."""
 
     library: Library
     cache: EngineCache
 
-    def open(self, rungs: Sequence[Graph]) -> tuple[Session, Graph, dict[str, str]]:
+    def open(self, candidates: Sequence[Graph]) -> tuple[Session, Graph, dict[str, str]]:
         """The first engine that passes, its graph, and why those before it did not.
 
         Raises:
             EngineRefused: none was built for this machine, or none passes.
         """
         failed: dict[str, str] = {}
-        for graph in rungs:
+        for graph in candidates:
             key = engine_key(graph, self.library.machine())
             record = self.cache.find(key)
             if record is None:
                 raise self._not_built(graph, key)
             session = self._load(record)
-            verdict = Verdict(record.why, {}) if session is None else self._check(session, record)
-            if session is not None and verdict.why is None:
+            check = EngineCheck(record.why, {}) if session is None else self._check(session, record)
+            if session is not None and check.why is None:
                 return session, graph, failed
-            failed[graph.name] = verdict.why or ""
-        raise _none_passes(rungs, failed)
+            failed[graph.name] = check.why or ""
+        raise _none_verified(candidates, failed)
 
     def _load(self, record: EngineRecord) -> Session | None:
         if not record.passed:
@@ -125,17 +125,17 @@ class Ladder:
             self.cache.forget(record.key)
             raise
 
-    def _check(self, session: Session, record: EngineRecord) -> Verdict:
+    def _check(self, session: Session, record: EngineRecord) -> EngineCheck:
         """The gate at load. An engine that fails it now is not tried again until it is rebuilt."""
-        verdict = judge(session, unpack(self.cache.read(record, "npz")))
-        if verdict.why is not None:
+        check = check_engine(session, unpack_examples(self.cache.read(record, "npz")))
+        if check.why is not None:
             session.close()
             self.cache.forget(record.key)
-            self.cache.put(_failed(record, verdict), {})
-        return verdict
+            self.cache.put(_failed(record, check), {})
+        return check
 
     def build(
-        self, rungs: Sequence[Graph], examples: Sequence[Example], progress: Progress
+        self, candidates: Sequence[Graph], examples: Sequence[GoldenExample], progress: Progress
     ) -> tuple[EngineRecord, dict[str, str]]:
         """Build down to the first engine that passes; those that are there are not built again.
 
@@ -145,30 +145,30 @@ class Ladder:
             EngineRefused: none passes.
         """
         failed: dict[str, str] = {}
-        for graph in rungs:
+        for graph in candidates:
             key = engine_key(graph, self.library.machine())
             with self.cache.building(key):
                 record = self.cache.find(key) or self._make(graph, key, examples, progress)
             if record.passed:
                 return record, failed
             failed[graph.name] = record.why or ""
-        raise _none_passes(rungs, failed)
+        raise _none_verified(candidates, failed)
 
     def _make(
-        self, graph: Graph, key: EngineKey, examples: Sequence[Example], progress: Progress
+        self, graph: Graph, key: EngineKey, examples: Sequence[GoldenExample], progress: Progress
     ) -> EngineRecord:
         start, plan = time.monotonic(), b""
         try:
             plan = self._compile(graph, key, progress)
             session = self.library.open(plan, f"the {graph}")
             progress("compare with ONNX Runtime")
-            verdict = judge(session, examples)
+            check = check_engine(session, examples)
             session.close()
         except EngineRefused as error:
-            verdict = Verdict(str(error), {})
+            check = EngineCheck(str(error), {})
         seconds = round(time.monotonic() - start, 1)
-        record = EngineRecord(key, str(graph), verdict.why, verdict.figures, seconds)
-        files = {"plan": plan, "npz": pack(examples)} if record.passed else {}
+        record = EngineRecord(key, str(graph), check.why, check.figures, seconds)
+        files = {"plan": plan, "npz": pack_examples(examples)} if record.passed else {}
         return self.cache.put(record, files)
 
     def _compile(self, graph: Graph, key: EngineKey, progress: Progress) -> bytes:
@@ -181,7 +181,7 @@ class Ladder:
         return built.plan
 
     def _not_built(self, graph: Graph, key: EngineKey) -> EngineRefused:
-        unlike = self.cache.unlike(key)
+        unlike = self.cache.explain_mismatch(key)
         why = f"the engine of the {graph} does not fit: {unlike}"
         name = self.library.backend
         return EngineRefused(
@@ -190,20 +190,20 @@ class Ladder:
         )
 
 
-def _failed(record: EngineRecord, verdict: Verdict) -> EngineRecord:
-    why = f"{verdict.why} (when it was loaded)"
-    return EngineRecord(record.key, record.graph, why, verdict.figures, record.seconds)
+def _failed(record: EngineRecord, check: EngineCheck) -> EngineRecord:
+    why = f"{check.why} (when it was loaded)"
+    return EngineRecord(record.key, record.graph, why, check.figures, record.seconds)
 
 
-def _none_passes(rungs: Sequence[Graph], failed: Mapping[str, str]) -> EngineRefused:
+def _none_verified(candidates: Sequence[Graph], failed: Mapping[str, str]) -> EngineRefused:
     said = "; ".join(f"{name}: {why}" for name, why in failed.items())
-    what = f"{rungs[0].part} {rungs[0].role}"
+    what = f"{candidates[0].part} {candidates[0].role}"
     return EngineRefused(
         f"no engine of the {what} computes what it should: {said}", hint="use --backend cuda or cpu"
     )
 
 
-def pack(examples: Sequence[Example]) -> bytes:
+def pack_examples(examples: Sequence[GoldenExample]) -> bytes:
     """Examples as one compressed file of arrays."""
     arrays = {
         f"{number}/{kind}/{name}": array
@@ -216,7 +216,7 @@ def pack(examples: Sequence[Example]) -> bytes:
     return stream.getvalue()
 
 
-def unpack(content: bytes) -> list[Example]:
+def unpack_examples(content: bytes) -> list[GoldenExample]:
     """The inverse of `pack`."""
     found: dict[str, tuple[dict[str, Array], dict[str, Array]]] = {}
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:

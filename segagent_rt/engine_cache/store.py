@@ -120,7 +120,7 @@ class EngineCache:
                 left.unlink(missing_ok=True)
             yield
 
-    def unlike(self, key: EngineKey) -> str | None:
+    def explain_mismatch(self, key: EngineKey) -> str | None:
         """In what an engine of the same graph that is there differs from the one wanted."""
         for path in sorted(self.path(key, "json").parent.glob("*.json")):
             if not is_ours(path):

@@ -9,7 +9,7 @@ from typing import Any
 
 from segagent_rt.data.journal import Journal, Tell
 from segagent_rt.data.predictions import Recording
-from segagent_rt.data.record import Question
+from segagent_rt.data.record import ExpressionQuery
 from segagent_rt.data.sources import DataSet
 from segagent_rt.data.work_items import ProcessAll
 from segagent_rt.errors import BatchFailed, DataInvalid
@@ -40,7 +40,11 @@ class Evaluation:
     pictures: bool = False
 
     def walk(
-        self, data: DataSet, heading: dict[str, Any], spread: ProcessAll[Question], tell: Tell
+        self,
+        data: DataSet,
+        heading: dict[str, Any],
+        spread: ProcessAll[ExpressionQuery],
+        tell: Tell,
     ) -> dict[str, Any]:
         """Have walked what is not done yet, and write all files; returns the figures.
 

@@ -12,7 +12,7 @@ from segagent_rt.data.images import missing_images
 from segagent_rt.data.journal import Journal, Tell
 from segagent_rt.data.predictions import Recording, describe_recording, read_recording, record
 from segagent_rt.data.reading import expect, field
-from segagent_rt.data.record import Question, questions
+from segagent_rt.data.record import ExpressionQuery, expression_queries
 from segagent_rt.data.sources import DataSet
 from segagent_rt.data.work_items import ProcessAll, ProcessItem, complete
 from segagent_rt.errors import DataInvalid
@@ -55,14 +55,14 @@ class EvalRunner:
             "seed": self.search.seed,
         }
 
-    def answerer(self, runtime: Runtime) -> ProcessItem[Question]:
+    def answerer(self, runtime: Runtime) -> ProcessItem[ExpressionQuery]:
         """What answers questions, one after the other: a walk and how long it took, for a journal.
 
         The first walk loads the graphs; it is marked as cold.
         """
         canvases = CanvasCache(runtime)
 
-        def answer(question: Question) -> dict[str, Any]:
+        def answer(question: ExpressionQuery) -> dict[str, Any]:
             cold = canvases.is_empty
             trajectory = self.walk(canvases.show(question.sample), question)
             described = describe_recording(record(question, trajectory))
@@ -71,7 +71,7 @@ class EvalRunner:
 
         return answer
 
-    def walk(self, canvas: Canvas, question: Question) -> Trajectory:
+    def walk(self, canvas: Canvas, question: ExpressionQuery) -> Trajectory:
         """One walk.
 
         Raises:
@@ -92,7 +92,7 @@ class EvalRunner:
         return Trajectory(said, tuple(steps))
 
 
-def _spoilt(target: Mask, question: Question) -> GivenMask:
+def _spoilt(target: Mask, question: ExpressionQuery) -> GivenMask:
     mask = degraded(target, DeterministicRng("degraded", question.key))
     if mask is None:
         raise DataInvalid(f"the mask of `{question.expression}` is too small to be spoilt")
@@ -117,7 +117,7 @@ class EvalRuns:
     by their place in the data, with a sentence.
     """
 
-    questions: list[Question]
+    questions: list[ExpressionQuery]
     entries: list[dict[str, Any]]
     missing: list[Path]
     refused: list[tuple[str, str]]
@@ -136,7 +136,7 @@ class EvalRuns:
 def answer_all(
     data: DataSet,
     journal: Journal,
-    spread: ProcessAll[Question],
+    spread: ProcessAll[ExpressionQuery],
     tell: Tell,
     limit: int | None = None,
 ) -> EvalRuns:
@@ -144,7 +144,7 @@ def answer_all(
 
     `tell` is called with the number of walks done and to do, those of earlier runs not counted.
     """
-    wanted = list(questions(data.samples))[:limit]
+    wanted = list(expression_queries(data.samples))[:limit]
     missing = missing_images([question.sample for question in wanted])
     absent = set(missing)
     asked = [question for question in wanted if question.sample.image not in absent]

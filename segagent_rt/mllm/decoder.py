@@ -20,14 +20,14 @@ import numpy.typing as npt
 
 from segagent_rt.errors import ManifestInvalid
 from segagent_rt.mllm.grammar import Automaton, State
-from segagent_rt.mllm.language_model import Cache, Floats, LanguageModel
+from segagent_rt.mllm.language_model import Floats, KVCache, LanguageModel
 from segagent_rt.mllm.rope import Positions
 
 Scores: TypeAlias = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class TokenChoice:
     """A point where the model chose: the allowed tokens, and their logits."""
 
     state: State
@@ -44,19 +44,19 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class DecodedReply:
     """A decoded reply."""
 
     tokens: tuple[int, ...]
-    choices: tuple[Choice, ...]
+    choices: tuple[TokenChoice, ...]
     calls: int
     """Decoder calls after the one that read the prompt."""
 
 
-Pick = Callable[[Scores], int]
+Sampler = Callable[[Scores], int]
 """Index of the token to take, given logits of the allowed ones."""
 
-Until = Callable[[State], bool]
+StopAt = Callable[[State], bool]
 """Whether a reply need not go beyond a state."""
 
 
@@ -77,25 +77,25 @@ def greedy(logits: Scores) -> int:
 
 
 @dataclass(slots=True)
-class Draft:
+class DraftReply:
     """A reply, as far as it was decoded greedily.
 
     The cache holds what it follows, `start` tokens, and the first `kept` tokens of the reply.
     """
 
     start: int
-    written: Written
+    written: DecodedReply
     kept: int
 
 
 @dataclass(slots=True)
-class _Pen:
+class DecodeState:
     """A reply while it is written, up to the next choice."""
 
     automaton: Automaton
     state: State
     tokens: list[int] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
+    choices: list[TokenChoice] = field(default_factory=list)
     calls: int = 0
 
     def put(self, token: int) -> None:
@@ -110,11 +110,11 @@ class _Pen:
             self.tokens.append(token)
 
     @property
-    def written(self) -> Written:
-        return Written(tuple(self.tokens), tuple(self.choices), self.calls)
+    def written(self) -> DecodedReply:
+        return DecodedReply(tuple(self.tokens), tuple(self.choices), self.calls)
 
 
-class Writer:
+class ConstrainedDecoder:
     """Writes replies with a language model whose head is cut to the tokens of the grammar."""
 
     def __init__(self, model: LanguageModel, rows: Sequence[int]) -> None:
@@ -124,75 +124,82 @@ class Writer:
 
     def write(
         self,
-        cache: Cache,
+        cache: KVCache,
         prompt: Prompt,
         automaton: Automaton,
-        pick: Pick,
-        until: Until,
-    ) -> Written:
+        sampler: Sampler,
+        stop_at: StopAt,
+    ) -> DecodedReply:
         """Read the prompt into the cache and decode a reply as far as a state that is `until`."""
-        pen = _Pen(automaton, automaton.start)
-        pen.put_forced()
-        first, guess = len(pen.tokens), prompt.guess or tuple(pen.tokens)
+        state = DecodeState(automaton, automaton.start)
+        state.put_forced()
+        first, guess = len(state.tokens), prompt.guess or tuple(state.tokens)
         start = cache.length + prompt.embeddings.shape[1]
         embeddings = np.concatenate([prompt.embeddings, self._model.embed(guess)], axis=1)
         rows = 1 + len(guess) - first
-        logits = self._model.feed(cache, embeddings, prompt.positions, rows)
+        logits = self._model.forward(cache, embeddings, prompt.positions, rows)
         while True:
-            known = len(pen.tokens)
-            self._choose(pen, logits[known - first], pick)
-            if until(pen.state) or pen.tokens[known] not in guess[known : known + 1]:
+            known = len(state.tokens)
+            self._choose(state, logits[known - first], sampler)
+            if stop_at(state.state) or state.tokens[known] not in guess[known : known + 1]:
                 break
         cache.rewind(start + known)
-        return self._decode(cache, pen, known, (pick, until))
+        return self._decode(cache, state, known, (sampler, stop_at))
 
-    def go_on(
-        self, cache: Cache, draft: Draft, automaton: Automaton, pick: Pick, until: Until
-    ) -> Written:
+    def resume(
+        self,
+        cache: KVCache,
+        draft: DraftReply,
+        automaton: Automaton,
+        sampler: Sampler,
+        stop_at: StopAt,
+    ) -> DecodedReply:
         """As `write` where a draft was written, whose rating stays; picking greedily makes the
         draft longer."""
-        drafted, pen = draft.written, _Pen(automaton, automaton.start)
-        pen.put_forced()
+        drafted, state = draft.written, DecodeState(automaton, automaton.start)
+        state.put_forced()
         at, same = draft.kept, True
         for choice in drafted.choices:
-            if not same or until(pen.state):
+            if not same or stop_at(state.state):
                 break
-            at = len(pen.tokens)
-            pen.choices.append(choice)
+            at = len(state.tokens)
+            state.choices.append(choice)
             old = drafted.tokens[at]
             rated = automaton.past_rating(choice.state)
-            pen.put(choice.tokens[pick(choice.scores)] if rated else old)
-            same = pen.tokens[at] == old
-        if until(pen.state):
-            return pen.written
+            state.put(choice.tokens[sampler(choice.scores)] if rated else old)
+            same = state.tokens[at] == old
+        if stop_at(state.state):
+            return state.written
         kept = min(at, draft.kept)
         cache.rewind(draft.start + kept)
-        written = self._decode(cache, pen, kept, (pick, until))
-        if same and pick is greedy:
+        written = self._decode(cache, state, kept, (sampler, stop_at))
+        if same and sampler is greedy:
             draft.written, draft.kept = written, cache.length - draft.start
         else:
             draft.kept = len(drafted.tokens) if same else at
         return written
 
-    def _decode(self, cache: Cache, pen: _Pen, kept: int, how: tuple[Pick, Until]) -> Written:
+    def _decode(
+        self, cache: KVCache, state: DecodeState, kept: int, how: tuple[Sampler, StopAt]
+    ) -> DecodedReply:
         """Go on with a reply of which the cache holds the first `kept` tokens."""
-        pick, until = how
-        while not until(pen.state):
-            logits = self._model.feed(cache, self._model.embed(pen.tokens[kept:]))[0]
-            pen.calls += 1
-            kept = len(pen.tokens)
-            self._choose(pen, logits, pick)
-        return pen.written
+        sampler, stop_at = how
+        while not stop_at(state.state):
+            logits = self._model.forward(cache, self._model.embed(state.tokens[kept:]))[0]
+            state.calls += 1
+            kept = len(state.tokens)
+            self._choose(state, logits, sampler)
+        return state.written
 
-    def _choose(self, pen: _Pen, logits: Floats, pick: Pick) -> None:
-        choice = self._choice(pen.automaton, pen.state, logits)
-        pen.choices.append(choice)
-        pen.put(choice.tokens[pick(choice.scores)])
+    def _choose(self, state: DecodeState, logits: Floats, sampler: Sampler) -> None:
+        choice = self._choice(state.automaton, state.state, logits)
+        state.choices.append(choice)
+        state.put(choice.tokens[sampler(choice.scores)])
 
-    def _choice(self, automaton: Automaton, state: State, logits: Floats) -> Choice:
+    def _choice(self, automaton: Automaton, state: State, logits: Floats) -> TokenChoice:
         tokens = tuple(automaton.edges(state))
         if tokens not in self._rows:
             if missing := [token for token in tokens if token not in self._row]:
                 raise ManifestInvalid(f"head_rows lacks the token {missing[0]} of the replies")
             self._rows[tokens] = np.array([self._row[token] for token in tokens])
-        return Choice(state, tokens, logits[self._rows[tokens]])
+        return TokenChoice(state, tokens, logits[self._rows[tokens]])

@@ -21,7 +21,7 @@ from segagent_rt.bounds import Count, Layers, Tokens
 from segagent_rt.errors import EngineRefused, ManifestInvalid
 from segagent_rt.memory import check_memory
 from segagent_rt.mllm.rope import Positions, RopeSettings
-from segagent_rt.types import Array, Resident, Session
+from segagent_rt.types import Array, DeviceTensor, Session
 
 Floats = npt.NDArray[np.float32]
 
@@ -38,19 +38,19 @@ class LanguageSettings:
     deepstack: Layers = 0
 
 
-def rows_for(tokens: int) -> int:
+def cache_rows(tokens: int) -> int:
     """Rows of the cache for so many tokens."""
     return -(-tokens // 64) * 64
 
 
-Buffers = Mapping[str, Resident]
+Buffers = Mapping[str, DeviceTensor]
 """Keys and values of every layer, [1, heads, rows, head_dim] each."""
 
 LEFT = 2
 """Caches' buffers that are kept for the next picture: as many as a walk needs."""
 
 
-class Cache:
+class KVCache:
     """Keys and values of a sequence, in buffers of `capacity` rows; only the first `length` count.
 
     Going back is setting `length`: what lies behind it is overwritten by the next call. `cos` and
@@ -92,7 +92,7 @@ class LanguageModel:
         self._left: deque[tuple[int, Buffers]] = deque(maxlen=LEFT)
         self.settings = settings
 
-    def new_cache(self, tokens: int) -> Cache:
+    def new_cache(self, tokens: int) -> KVCache:
         """A cache for at least that many tokens, in the buffers of one that is gone if they fit;
         so that more do, capacities are rounded up.
 
@@ -105,9 +105,9 @@ class LanguageModel:
                 f"the model reads at most {most} tokens, and a prompt may need {tokens}",
                 hint="export it for smaller pictures",
             )
-        capacity = rows_for(tokens)
+        capacity = cache_rows(tokens)
         buffers = self._take(capacity) or self._allocate(capacity)
-        cache = Cache(buffers, capacity, self.settings.rope)
+        cache = KVCache(buffers, capacity, self.settings.rope)
         finalize(cache, self._left.append, (capacity, buffers)).atexit = False
         return cache
 
@@ -138,8 +138,8 @@ class LanguageModel:
         deeper = np.zeros((self.settings.deepstack, *words.shape[1:]), np.float32)
         return np.concatenate([words, deeper])
 
-    def feed(
-        self, cache: Cache, embeddings: Floats, positions: Positions | None = None, rows: int = 1
+    def forward(
+        self, cache: KVCache, embeddings: Floats, positions: Positions | None = None, rows: int = 1
     ) -> Floats:
         """Append tokens to the cache; returns logits of the last `rows` of them, [rows, V'], over
         the tokens that the decoder's own head was cut to.
@@ -148,8 +148,8 @@ class LanguageModel:
         """
         return self._run(cache, embeddings, positions, rows, "logits")
 
-    def feed_whole(
-        self, cache: Cache, embeddings: Floats, positions: Positions | None = None
+    def forward_full_vocab(
+        self, cache: KVCache, embeddings: Floats, positions: Positions | None = None
     ) -> Floats:
         """As `feed`; returns logits of the last token over the whole vocabulary, [1, V]."""
         assert self._head is not None
@@ -158,7 +158,12 @@ class LanguageModel:
         return logits
 
     def _run(
-        self, cache: Cache, embeddings: Floats, positions: Positions | None, rows: int, output: str
+        self,
+        cache: KVCache,
+        embeddings: Floats,
+        positions: Positions | None,
+        rows: int,
+        output: str,
     ) -> Floats:
         if positions is not None:
             cache.place(positions)

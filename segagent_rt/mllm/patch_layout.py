@@ -18,7 +18,7 @@ MASKED = -30000.0
 
 
 @dataclass(frozen=True, slots=True)
-class Axial:
+class VisionRope2D:
     """Rotary positions of patches: half of the head's frequencies turn with the row, half with the
     column."""
 
@@ -46,7 +46,7 @@ def merge_order(rows: int, columns: int, merge: int) -> tuple[Indices, Indices]:
 
 
 @dataclass(frozen=True, slots=True)
-class Windows:
+class AttentionWindows:
     """Tokens sorted into windows that attend to themselves only (Qwen2.5-VL).
 
     `order` int64 [M] sorts the tokens by window. With their patches in that order, `members`
@@ -71,7 +71,7 @@ class Windows:
         }
 
 
-def sort_windows(rows: int, columns: int, side: int, merge: int) -> Windows:
+def sort_windows(rows: int, columns: int, side: int, merge: int) -> AttentionWindows:
     """Windows of `side` x `side` tokens over `rows` x `columns` tokens of merge^2 patches each.
 
     Windows at the right and lower edge are smaller where the grid is no multiple.
@@ -85,10 +85,10 @@ def sort_windows(rows: int, columns: int, side: int, merge: int) -> Windows:
     filled = inside < counts
     members = starts + np.where(filled, inside, 0)
     mask = np.where(filled, 0, MASKED).astype(np.float32)[:, None]
-    return Windows(order, members, mask, np.flatnonzero(filled), np.argsort(order))
+    return AttentionWindows(order, members, mask, np.flatnonzero(filled), np.argsort(order))
 
 
-def table_taps(row: Indices, column: Indices, side: int) -> tuple[Indices, Floats]:
+def interpolate_positions(row: Indices, column: Indices, side: int) -> tuple[Indices, Floats]:
     """Where patches of a grid fall in a table of `side` x `side` entries whose corners are the
     grid's corners: four entries and their bilinear weights, [N, 4] each."""
     (r0, r1, rf), (c0, c1, cf) = (_axis_taps(place, side) for place in (row, column))

@@ -58,7 +58,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Squash:
+class SquareResize:
     """To a square whatever the aspect: `bicubic` as Qwen-VL does, `area` as the shipped model."""
 
     side: Side
@@ -75,7 +75,7 @@ class Squash:
 
 
 @dataclass(frozen=True, slots=True)
-class Smart:
+class SmartResize:
     """Near the image's own size and aspect: sides are multiples of `unit`, the number of pixels
     lies between `least` and `most` (Qwen2-VL's smart_resize)."""
 
@@ -119,7 +119,7 @@ class Smart:
 
 
 @dataclass(frozen=True, slots=True)
-class Crop:
+class CenterCrop:
     """The shorter side to `edge`, then the middle `side` x `side` (CLIP's processor)."""
 
     edge: Side
@@ -148,7 +148,7 @@ class Crop:
 
 
 @dataclass(frozen=True, slots=True)
-class Pad:
+class PadToSquare:
     """Padded to a square with `colour`, then to `side` x `side` (LLaVA's processor)."""
 
     side: Side
@@ -169,7 +169,7 @@ class Pad:
         return Window(-((side - width) // 2), -((side - height) // 2), (side, side))
 
 
-Resize: TypeAlias = Squash | Smart | Crop | Pad
+Resize: TypeAlias = SquareResize | SmartResize | CenterCrop | PadToSquare
 
 
 def bicubic(image: RgbImage, size: Size) -> RgbImage:

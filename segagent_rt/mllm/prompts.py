@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from segagent_rt.mllm.preprocess import Resize, Smart
+from segagent_rt.mllm.preprocess import Resize, SmartResize
 from segagent_rt.reply import AnyReplyProtocol, BoxListProtocol, ReplyProtocol
 
 SEGAGENT = (
@@ -67,7 +67,7 @@ _FORM = 'Answer "Positive point: (x, y)" or "Negative point: (x, y)", '
 _END = 'or "Finish" if nothing is wrong. '
 
 
-UNIT_28, UNIT_32 = (Smart(side, 4 * side**2, 1280 * side**2) for side in (28, 32))
+UNIT_28, UNIT_32 = (SmartResize(side, 4 * side**2, 1280 * side**2) for side in (28, 32))
 """Sizes of 4 to 1,280 visual tokens, in multiples of 28 pixels (Qwen2-VL, Qwen2.5-VL) and of 32
 pixels (Qwen3-VL)."""
 

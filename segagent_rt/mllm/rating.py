@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from segagent_rt.mllm.decoder import Choice, Written
+from segagent_rt.mllm.decoder import DecodedReply, TokenChoice
 from segagent_rt.mllm.grammar import Automaton
 
 
-def expected_iou(written: Written, automaton: Automaton) -> float | None:
+def expected_iou(written: DecodedReply, automaton: Automaton) -> float | None:
     """Expected IoU, 0..1, over the digits that the model weighed; None if replies hold no rating.
 
     The digits written are only the most likely ones; the probabilities of the others say on which
@@ -28,7 +28,7 @@ def expected_iou(written: Written, automaton: Automaton) -> float | None:
     return min(total, 100.0) / 100
 
 
-def _chances(choice: Choice, automaton: Automaton) -> dict[int, float]:
+def _chances(choice: TokenChoice, automaton: Automaton) -> dict[int, float]:
     """The chance of each digit, in the order of the tokens."""
     pairs = zip(choice.tokens, choice.chances.tolist(), strict=True)
     return {int(automaton.digits[token]): chance for token, chance in pairs}
@@ -42,7 +42,7 @@ def _first(digit: int, chances: Mapping[int, float]) -> float:
     return (few * 14.5 + many * 100.0) / (few + many) if few + many else 14.5
 
 
-def _second(digit: int, later: list[Choice], automaton: Automaton) -> float:
+def _second(digit: int, later: list[TokenChoice], automaton: Automaton) -> float:
     """Expected number given its first digit: alone, or with a second one behind it."""
     if not later:
         return float(digit)

@@ -14,7 +14,13 @@ import numpy.typing as npt
 
 from segagent_rt.bounds import Layers, Side
 from segagent_rt.errors import EngineRefused, ManifestInvalid
-from segagent_rt.mllm.patch_layout import Axial, Indices, merge_order, sort_windows, table_taps
+from segagent_rt.mllm.patch_layout import (
+    Indices,
+    VisionRope2D,
+    interpolate_positions,
+    merge_order,
+    sort_windows,
+)
 from segagent_rt.mllm.preprocess import Resize
 from segagent_rt.types import Array, RgbImage, Session, Size
 
@@ -22,7 +28,7 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class VisionOutput:
     """A picture as the language model gets it: float32 [1 + deepstack, tokens, hidden], tokens row
     by row over `grid` (rows, columns)."""
 
@@ -48,13 +54,13 @@ class VisionSettings:
     resize: Resize
     merge: Side = 1
     grid: tuple[Side, Side] | None = None
-    rope: Axial | None = None
+    rope: VisionRope2D | None = None
     window: Side | None = None
     table: Side | None = None
     deepstack: Layers = 0
 
 
-class Tower:
+class VisionEncoder:
     """Turns a picture into embeddings."""
 
     def __init__(self, session: Session, settings: VisionSettings) -> None:
@@ -68,7 +74,7 @@ class Tower:
         """
         return self._settings.resize.resize(image)
 
-    def embed(self, picture: RgbImage) -> Seen:
+    def embed(self, picture: RgbImage) -> VisionOutput:
         """Embeddings of a picture that `resize` made."""
         settings = self._settings
         if any(side % (settings.patch * settings.merge) for side in picture.shape[:2]):
@@ -77,7 +83,7 @@ class Tower:
                 f"{settings.patch} pixels, merged by {settings.merge}"
             )
         grid = picture.shape[0] // settings.patch, picture.shape[1] // settings.patch
-        order, geometry = lay_out(grid, settings)
+        order, geometry = patch_inputs(grid, settings)
         patches = cut_patches(picture, settings.patch, settings.merge)
         patches = patches if order is None else patches[order]
         names = ["image_embeds", "deepstack_embeds"][: 1 + bool(settings.deepstack)]
@@ -92,7 +98,7 @@ class Tower:
             raise EngineRefused(
                 f"the vision graph gives {embeddings.shape[1]} tokens for a grid of {shown}"
             )
-        return Seen(embeddings, shown)
+        return VisionOutput(embeddings, shown)
 
 
 def cut_patches(picture: RgbImage, patch: int, merge: int) -> Floats:
@@ -106,7 +112,7 @@ def cut_patches(picture: RgbImage, patch: int, merge: int) -> Floats:
 
 
 @lru_cache(maxsize=16)
-def lay_out(grid: Size, settings: VisionSettings) -> tuple[Indices | None, dict[str, Array]]:
+def patch_inputs(grid: Size, settings: VisionSettings) -> tuple[Indices | None, dict[str, Array]]:
     """The order in which the graph takes the tokens of a grid of patches (None: as they are), and
     its other inputs."""
     row, column = merge_order(*grid, settings.merge)
@@ -121,5 +127,5 @@ def lay_out(grid: Size, settings: VisionSettings) -> tuple[Indices | None, dict[
     if settings.rope is not None:
         feeds["rope_cos"], feeds["rope_sin"] = settings.rope.angles(row, column)
     if settings.table is not None:
-        feeds["taps"], feeds["tap_weights"] = table_taps(row, column, settings.table)
+        feeds["taps"], feeds["tap_weights"] = interpolate_positions(row, column, settings.table)
     return order, feeds

@@ -14,7 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segagent_rt.annotators import structured_output
-from segagent_rt.annotators.endpoint import Endpoint, EndpointAnnotator, conversation, weigh
+from segagent_rt.annotators.endpoint import (
+    Endpoint,
+    EndpointAnnotator,
+    choices_from_logprobs,
+    conversation,
+)
 from segagent_rt.annotators.server_profiles import SERVERS
 from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.errors import AnnotatorError, ExpressionRefused, ManifestInvalid
@@ -188,7 +193,7 @@ def test_likelihoods_become_choices(codec):
     places = spelt(codec, GOOD)
     at = next(n for n, p in enumerate(places) if p["token"] == "4")
     places[at] = place("4", **{"4": 0.3, "5": 0.1, "x": 0.6})
-    written = weigh(places, grammar, codec.decode)
+    written = choices_from_logprobs(places, grammar, codec.decode)
     assert codec.decode(written.tokens) == GOOD
     digits = {codec.decode([t]): c for t, c in zip(
         written.choices[0].tokens, written.choices[0].chances, strict=True)}  # fmt: skip
@@ -214,4 +219,4 @@ def test_likelihoods_become_choices(codec):
 def test_likelihoods_that_are_none_are_left(codec, spoil):
     grammar = codec.grammar("", (256, 256))
     places = json.loads(json.dumps(spelt(codec, GOOD)))
-    assert weigh(spoil(places), grammar, codec.decode) is None
+    assert choices_from_logprobs(spoil(places), grammar, codec.decode) is None

@@ -49,14 +49,14 @@ class Model:
         positions = a.settings.language.rope.before_text(len(lead), seen.grid)
         cache = a.model.new_cache(x.shape[1] + 40)
         state, said, places = grammar.start, [], []
-        logits = a.model.feed(cache, x, positions)[0]
+        logits = a.model.forward(cache, x, positions)[0]
         while not grammar.ended(state):
             chances = logits.astype(np.float64) - np.logaddexp.reduce(logits.astype(np.float64))
             token = self._pick(chances, rows, list(grammar.edges(state)), dice)
             places.append(self._place(token, rows, chances))
             said.append(token)
             state = grammar.edges(state)[token]
-            logits = a.model.feed(cache, a.model.embed([token]))[0]
+            logits = a.model.forward(cache, a.model.embed([token]))[0]
         reply = a.decode(said)
         assert re.fullmatch(form, reply), (form, reply)
         return reply, places

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import segagent_rt
-from segagent_rt.backends.onnxruntime import OrtBuffer, _Bound
+from segagent_rt.backends.onnxruntime import OrtBuffer, _IoBinding
 from segagent_rt.backends.session import SessionOptions
 from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.runtime import open_mllm
@@ -25,7 +25,7 @@ def language_model():
 
 
 def fed(model, cache, tokens):
-    return model.feed(cache, model.embed(tokens))
+    return model.forward(cache, model.embed(tokens))
 
 
 def test_two_sequences_in_turn_are_each_what_they_are_alone():
@@ -71,9 +71,9 @@ def test_angles_that_change_in_their_place_are_read_anew():
     cache = model.new_cache(64)
     as_text = fed(model, cache, [5, 6, 7])
     cache.rewind(0)
-    found = model.feed(cache, model.embed([5, 6, 7]), picture)
+    found = model.forward(cache, model.embed([5, 6, 7]), picture)
     other = language_model()
-    wanted = other.feed(other.new_cache(64), other.embed([5, 6, 7]), picture)
+    wanted = other.forward(other.new_cache(64), other.embed([5, 6, 7]), picture)
     assert np.array_equal(found, wanted)
     assert not np.array_equal(found, as_text)
 
@@ -95,7 +95,7 @@ class Noting:
 def test_what_is_in_its_place_is_not_bound_again(in_place):
     """A provider that copies arrays when they are bound would not see what changed in them."""
     binding, array, buffer = Noting(), np.zeros(3), OrtBuffer(None)
-    bound = _Bound(binding, ("y",), {}, in_place)
+    bound = _IoBinding(binding, ("y",), {}, in_place)
     bound.take({"x": array, "past": buffer})
     bound.take({"x": array, "past": buffer})
     assert binding.bound == ["x", "past"] + ([] if in_place else ["x"])

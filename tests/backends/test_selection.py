@@ -14,14 +14,14 @@ from segagent_rt.backends import onnxruntime
 from segagent_rt.backends.registry import AUTO, BACKENDS, kind_of
 from segagent_rt.backends.session import (
     SessionOptions,
-    first_that_works,
+    first_working,
     open_session,
     probe_backends,
-    tell,
+    report_backend,
 )
 from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.bundle.manifest import Variant
-from segagent_rt.bundle.placement import suited
+from segagent_rt.bundle.placement import compatible_graphs
 from segagent_rt.errors import BackendMissing, BackendUnavailable, EngineRefused
 
 
@@ -101,7 +101,7 @@ def test_auto_takes_the_first_that_works_and_says_so_once(decoder, compiled_in, 
 
 def test_what_is_not_installed_is_not_worth_a_warning(machine, caplog):
     caplog.set_level(logging.INFO, "segagent_rt")
-    tell("cpu", {"cuda": BackendMissing("not installed")})
+    report_backend("cpu", {"cuda": BackendMissing("not installed")})
     assert [record.levelno for record in caplog.records] == [logging.INFO]
 
 
@@ -110,7 +110,7 @@ def test_if_nothing_works_the_last_reason_is_given():
         raise EngineRefused(f"not {name}")
 
     with pytest.raises(EngineRefused, match="not cpu"):
-        first_that_works(AUTO, refuse)
+        first_working(AUTO, refuse)
 
 
 def test_backends_are_probed_by_running_something():
@@ -158,7 +158,10 @@ def test_the_same_bundle_gives_each_backend_its_own_variant(tmp_path):
         graph("gpu-fp16", "gpu", "portable"), graph("cpu-8bit", "cpu"), graph("gpu-int4", "gpu"),
         graph("gpu-safe", "gpu", "portable"), graph("plain", "any"),
     ]  # fmt: skip
-    chosen = {name: [g.name for g in suited(graphs, name)] for name in ("cpu", "cuda", "tensorrt")}
+    chosen = {
+        name: [g.name for g in compatible_graphs(graphs, name)]
+        for name in ("cpu", "cuda", "tensorrt")
+    }
     assert chosen == {
         "cpu": ["cpu-8bit", "plain", "gpu-fp16", "gpu-safe", "gpu-int4"],
         "cuda": ["gpu-int4", "gpu-fp16", "gpu-safe", "plain"],

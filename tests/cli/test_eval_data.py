@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segagent_rt.data.record import questions
+from segagent_rt.data.record import expression_queries
 from segagent_rt.data.sources import Places, open_data
 from segagent_rt.image import rle_to_mask
 from segagent_rt.scenes import make_scene
@@ -247,7 +247,7 @@ def test_scenes_can_be_written_as_a_data_set(terminal, tmp_path):
     assert path == tmp_path / "scenes" / "scenes.json"
     said = [expression.text for n in (3, 4) for expression in make_scene(n, 96).expressions]
     (found,) = open_data(str(path), Places())
-    asked = list(questions(found.samples))
+    asked = list(expression_queries(found.samples))
     assert sorted(question.expression for question in asked) == sorted(said)
     first = make_scene(3, 96)
     assert np.array_equal(found.samples[0].mask.mask(), first.mask(first.expressions[0].target))

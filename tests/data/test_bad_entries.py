@@ -16,7 +16,7 @@ from segagent_rt.data.canvas_cache import check_size
 from segagent_rt.data.coco import write_coco
 from segagent_rt.data.images import read_picture
 from segagent_rt.data.labelme import write_labelme
-from segagent_rt.data.record import Category, questions
+from segagent_rt.data.record import Category, expression_queries
 from segagent_rt.data.segagent import write_segagent
 from segagent_rt.data.sources import Places, open_data, open_trajectories, recordings_in
 from segagent_rt.draw import png
@@ -151,7 +151,7 @@ def test_nobody_is_asked_about_a_crowd(tmp_path):
     """pycocotools 2.0.11: with `iscrowd` of annotation 101 set, COCOeval counts 2 of 3 objects
     (`npig`), and marks a result that covers the crowd as ignored."""
     found = read(tmp_path, with_kinds())
-    assert [q.key for q in questions(found.samples)] == ["0.0", "0.1", "2.0"]
+    assert [q.key for q in expression_queries(found.samples)] == ["0.0", "0.1", "2.0"]
 
 
 def test_labels_of_labelme_become_categories(tmp_path):

@@ -13,7 +13,7 @@ from segagent_rt.data.folders import class_name
 from segagent_rt.data.images import ImageFolders, missing_images
 from segagent_rt.data.labelme import write_labelme
 from segagent_rt.data.read_context import ReadContext
-from segagent_rt.data.record import questions
+from segagent_rt.data.record import expression_queries
 from segagent_rt.data.refcoco import SPLITS, splits_named
 from segagent_rt.data.segagent import write_segagent
 from segagent_rt.data.sources import Places, open_all, open_data
@@ -161,7 +161,7 @@ def test_data_sets_of_one_title_are_refused_before_any_work(tmp_path):
 
 def test_questions_have_keys_that_stay(tmp_path):
     (found,) = open_data(EVERY["segagent"][0](tmp_path), Places())
-    asked = list(questions(found.samples))
+    asked = list(expression_queries(found.samples))
     assert [(q.key, q.expression) for q in asked] == [
         ("0.0", "the red circle"), ("0.1", "the largest circle"),
         ("1.0", "the blue ring"), ("2.0", "the big square"),

@@ -19,7 +19,7 @@ from segagent_rt.data.predictions import (
     write_predictions,
 )
 from segagent_rt.data.read_context import ReadContext
-from segagent_rt.data.record import Question, RunLengths, Sample
+from segagent_rt.data.record import ExpressionQuery, RunLengths, Sample
 from segagent_rt.data.tables import Overlap, rows, summary, write_tables
 from segagent_rt.errors import DataInvalid
 from segagent_rt.eval.scores import MaskChoice, measure, overlaps
@@ -48,7 +48,7 @@ def walked(drawn=DRAWN[0], clicks=4):
     sample = Sample(
         5, "meadow.jpg", Path("meadow.jpg"), RunLengths.of(drawn.mask), drawn.expressions, ""
     )
-    return trajectory, record(Question("0.0", sample, drawn.expressions[0]), trajectory)
+    return trajectory, record(ExpressionQuery("0.0", sample, drawn.expressions[0]), trajectory)
 
 
 def test_a_walk_is_written_and_read_back(tmp_path):

@@ -10,8 +10,8 @@ torch = pytest.importorskip("torch")
 
 from segagent_rt.segmenters.click_net import MAPS  # noqa: E402
 from segagent_rt_export.families.click_net.export import (  # noqa: E402
-    DecoderGraph,
-    EncoderGraph,
+    ClickDecoderGraph,
+    ClickEncoderGraph,
     export_click_net,
     fuse,
     part,
@@ -37,7 +37,7 @@ def test_parted_and_whole_draw_the_same_mask(net):
         whole = net.decoder(
             *net.encoder(image.permute(0, 3, 1, 2).float()), points, torch.sigmoid(prior)
         )
-        apart = DecoderGraph(parted)(*EncoderGraph(parted)(image), points, prior)
+        apart = ClickDecoderGraph(parted)(*ClickEncoderGraph(parted)(image), points, prior)
     for ours, theirs in zip(apart, whole, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
@@ -61,5 +61,5 @@ def test_a_click_computes_nothing_that_the_picture_alone_decides(net, tmp_path):
 def test_keys_have_length_one(net):
     image = torch.randint(0, 256, (1, SIDE, SIDE, 3), dtype=torch.uint8)
     with torch.no_grad():
-        keys = EncoderGraph(part(fuse(net)))(image)[MAPS.index("keys")]
+        keys = ClickEncoderGraph(part(fuse(net)))(image)[MAPS.index("keys")]
     np.testing.assert_allclose(np.linalg.norm(keys.numpy(), axis=1), 1, atol=1e-4)

@@ -14,7 +14,7 @@ from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.backends.tensorrt import load
 from segagent_rt.bundle.manifest import Variant
 from segagent_rt.engine_cache.key import Graph
-from segagent_rt.engine_cache.selection import Ladder
+from segagent_rt.engine_cache.selection import EngineSelector
 from segagent_rt.engine_cache.store import EngineCache
 from segagent_rt.errors import EngineRefused
 from segagent_rt_export.graphs.blocks import Module, gated_mlp
@@ -173,7 +173,7 @@ def test_an_overflow_of_large_weights_is_caught_and_fp32_takes_its_place(rungs, 
     expected = {"features": run(model, IMAGE)}
     assert np.isfinite(expected["features"]).all()
     cache = EngineCache(tmp_path / "engines")
-    ladder = Ladder(load("tensorrt"), cache)
+    ladder = EngineSelector(load("tensorrt"), cache)
     made, failed = ladder.build(graphs, [({"image": IMAGE}, expected)], lambda phase: None)
     assert made.graph == "segmenter encoder (reference)"
     assert "features: not finite" in failed["gpu-fp16"]
@@ -191,7 +191,7 @@ def test_without_fp32_below_it_the_overflow_is_an_error(rungs, machine, tmp_path
     model, graphs = rungs
     examples = [({"image": IMAGE}, {"features": run(model, IMAGE)})]
     with pytest.raises(EngineRefused, match="not finite"):
-        Ladder(load("tensorrt"), EngineCache(tmp_path / "e")).build(
+        EngineSelector(load("tensorrt"), EngineCache(tmp_path / "e")).build(
             graphs[:1], examples, lambda phase: None
         )
 

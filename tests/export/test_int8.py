@@ -21,7 +21,7 @@ from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.bundle.bundle import Part, open_bundle
 from segagent_rt.bundle.manifest import Variant
 from segagent_rt_export.gate.graph_lint import complaints
-from segagent_rt_export.gate.inputs import Scenes
+from segagent_rt_export.gate.inputs import SceneInputs
 from segagent_rt_export.gate.verdict import Gate
 from segagent_rt_export.gate.verify import verify_masks
 from segagent_rt_export.passes import integer_part
@@ -95,7 +95,7 @@ def copy(model: onnx.ModelProto) -> onnx.ModelProto:
 def run(model: onnx.ModelProto, folder: Path, integers: bool = False) -> np.ndarray:
     path = folder / "graph.onnx"
     onnx.save_model(model, str(path))
-    runtime = SessionOptions("cpu", threads=1, integers=integers)
+    runtime = SessionOptions("cpu", threads=1, integer_compute=integers)
     return np.asarray(open_session(path, runtime).run({"image": IMAGE}, ["features"])["features"])
 
 
@@ -287,7 +287,7 @@ def test_equal_weights_are_stored_once_and_come_back(tmp_path):
 
 
 def judged(part: Part) -> Any:
-    return verify_masks(part, Gate(), lambda text: None, Scenes(8))
+    return verify_masks(part, Gate(), lambda text: None, SceneInputs(8))
 
 
 def test_the_net_that_ships_draws_the_same_masks(click_net):

@@ -18,7 +18,7 @@ from segagent_rt_export.families.photo_net.export import (  # noqa: E402
     torch_checks,
 )
 from segagent_rt_export.families.photo_net.net import PhotoSegmenterNet  # noqa: E402
-from segagent_rt_export.gate.inputs import Scenes  # noqa: E402
+from segagent_rt_export.gate.inputs import SceneInputs  # noqa: E402
 from segagent_rt_export.passes.calibration import CPU  # noqa: E402
 
 pytestmark = pytest.mark.export
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.export
 SIDE = 64
 
 
-class FewScenes(Scenes):
+class FewScenes(SceneInputs):
     """Two images to measure ranges on."""
 
     def measured(self):

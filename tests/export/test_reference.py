@@ -122,7 +122,7 @@ def test_its_prompt_and_pixels_are_those_of_the_runtime(loop, tmp_path):
     positions = annotator.settings.language.rope.before_text(len(lead), seen.grid)
     after = positions.max() + 1 + np.arange(len(tail))
     positions = np.concatenate([positions, np.broadcast_to(after, (3, len(tail)))], axis=1)
-    ours = annotator.model.feed(annotator.model.new_cache(x.shape[1]), x, positions)[0]
+    ours = annotator.model.forward(annotator.model.new_cache(x.shape[1]), x, positions)[0]
     inputs = loop.inputs(picture, "the red circle")
     theirs = loop._nets.mllm(**inputs).logits[0, -1][list(annotator.settings.head_rows)].numpy()
     assert np.abs(ours - theirs).max() < 1e-3 * theirs.std()

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `export`")
 
 from segagent_rt.backends.session import open_session  # noqa: E402
 from segagent_rt_export.gate import streaming  # noqa: E402
-from segagent_rt_export.gate.streaming import CPU, Convoy, Streamed, cut  # noqa: E402
+from segagent_rt_export.gate.streaming import CPU, LockstepRunner, LockstepSession, cut  # noqa: E402
 from segagent_rt_export.graphs.builder import new_graph  # noqa: E402
 from segagent_rt_export.sources.lazy_weights import unloaded  # noqa: E402
 
@@ -58,10 +58,10 @@ def ask(session: Any, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
 
 @pytest.mark.parametrize("layers", [1, 2, LAYERS])
 def test_pieces_compute_what_the_graph_computes(chain, monkeypatch, layers):
-    monkeypatch.setattr(streaming, "PIECE", layers * LAYER)
-    whole, convoy = open_session(chain, CPU), Convoy(quiet)
-    streamed = Streamed(chain, convoy)
-    found = convoy.travel([partial(ask, streamed, seed) for seed in range(4)])
+    monkeypatch.setattr(streaming, "PARTITION_BYTES", layers * LAYER)
+    whole, runner = open_session(chain, CPU), LockstepRunner(quiet)
+    streamed = LockstepSession(chain, runner)
+    found = runner.run_all([partial(ask, streamed, seed) for seed in range(4)])
     for seed, (y, buffers) in enumerate(found):
         wanted, kept = ask(whole, seed)
         np.testing.assert_allclose(y, wanted, atol=1e-5)
@@ -80,22 +80,22 @@ def test_no_piece_is_larger_than_it_may_be(chain):
 
 
 def test_a_piece_is_loaded_once_for_everybody(chain, monkeypatch):
-    monkeypatch.setattr(streaming, "PIECE", LAYER)
-    loaded, convoy = [], Convoy(quiet)
+    monkeypatch.setattr(streaming, "PARTITION_BYTES", LAYER)
+    loaded, runner = [], LockstepRunner(quiet)
     original = streaming.open_session
     monkeypatch.setattr(
         streaming, "open_session", lambda *given: loaded.append(1) or original(*given)
     )
-    convoy.travel([partial(ask, Streamed(chain, convoy), seed) for seed in range(1)])
+    runner.run_all([partial(ask, LockstepSession(chain, runner), seed) for seed in range(1)])
     alone = len(loaded)
-    shared = Streamed(chain, convoy)
-    convoy.travel([partial(ask, shared, seed) for seed in range(6)])
+    shared = LockstepSession(chain, runner)
+    runner.run_all([partial(ask, shared, seed) for seed in range(6)])
     assert alone == len(loaded) - alone == 2 * LAYERS
 
 
 def test_a_task_that_fails_holds_nobody_up(chain):
-    convoy, ended = Convoy(quiet), []
-    session = Streamed(chain, convoy)
+    runner, ended = LockstepRunner(quiet), []
+    session = LockstepSession(chain, runner)
 
     def stumble() -> None:
         raise ValueError("stumbled")
@@ -105,16 +105,16 @@ def test_a_task_that_fails_holds_nobody_up(chain):
         ended.append(True)
 
     with pytest.raises(ValueError, match="stumbled"):
-        convoy.travel([arrive, stumble, arrive])
+        runner.run_all([arrive, stumble, arrive])
     assert ended == [True, True]
 
 
 def test_a_graph_that_cannot_be_loaded_ends_every_task(chain):
     chain.with_name("chain.onnx.data").unlink()
-    convoy = Convoy(quiet)
-    session = Streamed(chain, convoy)
+    runner = LockstepRunner(quiet)
+    session = LockstepSession(chain, runner)
     with pytest.raises(Exception, match="chain"):
-        convoy.travel([partial(ask, session, seed) for seed in range(3)])
+        runner.run_all([partial(ask, session, seed) for seed in range(3)])
 
 
 def test_a_model_without_weights_answers_as_with_them():

@@ -7,7 +7,7 @@ import pytest
 
 from segagent_rt.annotators.oracle import next_click
 from segagent_rt.bench.stepwise_decoder import StepwiseDecoder
-from segagent_rt.mllm.decoder import Writer, greedy
+from segagent_rt.mllm.decoder import ConstrainedDecoder, greedy
 from segagent_rt.runtime import load
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Request
@@ -38,7 +38,7 @@ def states(runtime, count):
 
 
 def replies(canvas, request, writer):
-    view = replace(canvas.runtime.annotator, writing=writer).look(canvas.image)
+    view = replace(canvas.runtime.annotator, decoder_class=writer).look(canvas.image)
     return view.propose([request])[0][0].reply
 
 
@@ -47,7 +47,7 @@ def test_jump_forward_equals_masked_greedy(runtime, count):
     different = [
         (fast, plain)
         for canvas, request in states(runtime, count)
-        if (fast := replies(canvas, request, Writer))
+        if (fast := replies(canvas, request, ConstrainedDecoder))
         != (plain := replies(canvas, request, StepwiseDecoder))
     ]
     assert different == []
@@ -57,7 +57,7 @@ def test_at_most_eight_calls_follow_the_prompt(runtime):
     annotator = runtime.annotator
     calls = []
 
-    class Counting(Writer):
+    class Counting(ConstrainedDecoder):
         def write(self, *arguments):
             written = super().write(*arguments)
             calls.append(written.calls)
@@ -81,7 +81,7 @@ def test_what_is_guessed_right_is_not_asked_and_what_is_not_costs_no_token(runti
         written = {}
         for guess in ((), grammar.opening, grammar.praise, other[:-4], other):
             view = annotator.look(canvas.image)
-            view._writer = Guessing(annotator.model, annotator.settings.head_rows, tuple(guess))
+            view._decoder = Guessing(annotator.model, annotator.settings.head_rows, tuple(guess))
             view.propose([request])
             written[tuple(guess)] = (view._painted or [view._clean_prefix])[0].draft.written
         plain, *guessed = written.values()
@@ -95,15 +95,15 @@ def test_what_is_guessed_right_is_not_asked_and_what_is_not_costs_no_token(runti
     assert praised > 2
 
 
-class Guessing(Writer):
+class Guessing(ConstrainedDecoder):
     """Begins with a guess of its own."""
 
     def __init__(self, model, rows, guess):
         super().__init__(model, rows)
         self.guess = guess
 
-    def write(self, cache, prompt, automaton, pick, until):
-        return super().write(cache, replace(prompt, guess=self.guess), automaton, pick, until)
+    def write(self, cache, prompt, automaton, sampler, stop_at):
+        return super().write(cache, replace(prompt, guess=self.guess), automaton, sampler, stop_at)
 
 
 def test_rewinding_the_cache_forgets_what_came_after(runtime):
@@ -154,7 +154,7 @@ def test_turning_off_from_a_draft_equals_writing_anew(runtime):
         rated = [not grammar.past_rating(c.state) for c in prefix.draft.written.choices].count(True)
         for _ in range(6):
             plan = rng.random(8) < 0.3
-            forked = view._writer.go_on(
+            forked = view._decoder.resume(
                 prefix.cache, prefix.draft, grammar, Ranked(plan), grammar.ended
             )
             other = annotator.look(canvas.image)
@@ -165,7 +165,7 @@ def test_turning_off_from_a_draft_equals_writing_anew(runtime):
 
 def test_a_rated_mask_is_gone_on_with_and_a_known_reply_costs_nothing(runtime, monkeypatch):
     calls = []
-    feed = type(runtime.annotator.model).feed
+    feed = type(runtime.annotator.model).forward
     monkeypatch.setattr(
         type(runtime.annotator.model),
         "feed",

@@ -8,10 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segagent_rt.errors import ManifestInvalid
-from segagent_rt.mllm.patch_layout import MASKED, Axial, merge_order, sort_windows, table_taps
-from segagent_rt.mllm.preprocess import Squash
+from segagent_rt.mllm.patch_layout import (
+    MASKED,
+    VisionRope2D,
+    interpolate_positions,
+    merge_order,
+    sort_windows,
+)
+from segagent_rt.mllm.preprocess import SquareResize
 from segagent_rt.mllm.rope import RopeSettings, prompt_positions
-from segagent_rt.mllm.vision_encoder import VisionSettings, cut_patches, lay_out
+from segagent_rt.mllm.vision_encoder import VisionSettings, cut_patches, patch_inputs
 
 SIZES = st.integers(1, 12)
 
@@ -55,7 +61,7 @@ def test_every_patch_is_in_one_window_and_comes_back(rows, columns, side, merge)
 
 
 def test_angles_are_of_row_and_column():
-    cos, sin = Axial(8, 100.0).angles(np.array([0, 3]), np.array([2, 1]))
+    cos, sin = VisionRope2D(8, 100.0).angles(np.array([0, 3]), np.array([2, 1]))
     wanted = [[0, 0, 2, 0.2], [3, 0.3, 1, 0.1]]
     assert np.allclose(cos, np.cos(wanted), atol=1e-6)
     assert np.allclose(sin, np.sin(wanted), atol=1e-6)
@@ -65,7 +71,7 @@ def test_angles_are_of_row_and_column():
 def test_table_golden():
     """Qwen3-VL, 2 x 4 patches over a table of 6 x 6: corners meet corners."""
     row, column = (part.reshape(-1) for part in merge_order(2, 4, 2))
-    taps, weights = table_taps(row, column, 6)
+    taps, weights = interpolate_positions(row, column, 6)
     assert taps[0].tolist()[0] == 0
     assert weights[0].tolist() == [1, 0, 0, 0]
     assert taps[7].tolist() == [35, 35, 35, 35]
@@ -78,20 +84,20 @@ def test_table_golden():
 def test_a_table_of_places_is_read_as_places(rows, columns, side):
     """If the table holds each entry's own place, interpolation gives the place asked for."""
     row, column = np.divmod(np.arange(rows * columns), columns)
-    taps, weights = table_taps(row, column, side)
+    taps, weights = interpolate_positions(row, column, side)
     assert np.allclose(weights.sum(1), 1, atol=1e-5)
     for place, last, entry in ((row, rows - 1, taps // side), (column, columns - 1, taps % side)):
         assert np.allclose((entry * weights).sum(1), place * (side - 1) / max(last, 1), atol=1e-4)
 
 
 def test_inputs_follow_the_order_of_the_windows():
-    settings = VisionSettings(14, Squash(28), 2, rope=Axial(16), window=2)
-    order, feeds = lay_out((6, 10), settings)
+    settings = VisionSettings(14, SquareResize(28), 2, rope=VisionRope2D(16), window=2)
+    order, feeds = patch_inputs((6, 10), settings)
     row, column = merge_order(6, 10, 2)
-    cos, _ = Axial(16).angles(row[order].reshape(-1), column[order].reshape(-1))
+    cos, _ = VisionRope2D(16).angles(row[order].reshape(-1), column[order].reshape(-1))
     assert np.array_equal(feeds["rope_cos"], cos)
     assert set(feeds) == {"rope_cos", "rope_sin", "windows", "window_mask", "places", "back"}
-    assert set(lay_out((6, 10), VisionSettings(14, Squash(28)))[1]) == set()
+    assert set(patch_inputs((6, 10), VisionSettings(14, SquareResize(28)))[1]) == set()
 
 
 CHUNKED = RopeSettings(16, 10000.0, "chunked", (2, 3, 3))
@@ -134,7 +140,7 @@ def test_angles_golden():
 
 @pytest.mark.parametrize("theta", [float("nan"), float("inf"), 0.0, -1e4, 0.5])
 def test_a_base_of_frequencies_that_cannot_be_is_refused(theta):
-    for make in (lambda: RopeSettings(64, theta), lambda: Axial(64, theta)):
+    for make in (lambda: RopeSettings(64, theta), lambda: VisionRope2D(64, theta)):
         with pytest.raises(ManifestInvalid, match="rope theta"):
             make()
 

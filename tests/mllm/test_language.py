@@ -7,7 +7,7 @@ import pytest
 
 from segagent_rt.errors import ManifestInvalid
 from segagent_rt.mllm.decoder import Prompt, greedy
-from segagent_rt.mllm.free_decoder import LONGEST, FreeWriter
+from segagent_rt.mllm.free_decoder import LONGEST, FreeDecoder
 from segagent_rt.mllm.language_model import LanguageModel, LanguageSettings
 from segagent_rt.mllm.rope import RopeSettings
 
@@ -61,8 +61,8 @@ def test_a_call_tells_the_decoder_the_length_and_the_angles_by_slot():
     language = model(session)
     cache = language.new_cache(10)
     assert cache.capacity == 64
-    language.feed(cache, language.embed([1, 2, 3]), text(0, 3))
-    language.feed(cache, language.embed([4, 5]), text(7, 2), rows=2)
+    language.forward(cache, language.embed([1, 2, 3]), text(0, 3))
+    language.forward(cache, language.embed([4, 5]), text(7, 2), rows=2)
     first, second = session.calls
     assert first["inputs_embeds"].shape == (1, 3, 4)
     assert first["logits_at"].tolist() == [2]
@@ -79,9 +79,9 @@ def test_text_counts_on_where_no_positions_are_given():
     language = model(session)
     cache = language.new_cache(10)
     picture = np.array([[0, 1, 1], [0, 1, 6], [0, 1, 1]])
-    language.feed(cache, language.embed([1, 2, 3, 4]), picture)
+    language.forward(cache, language.embed([1, 2, 3, 4]), picture)
     cache.rewind(3)
-    language.feed(cache, language.embed([5, 6]))
+    language.forward(cache, language.embed([5, 6]))
     wanted = np.concatenate([picture, text(7, 2)], axis=1)
     assert np.array_equal(session.calls[-1]["rope_cos"][:5], ROPE.angles(wanted)[0])
     assert np.array_equal(language.new_cache(10).sin, ROPE.angles(text(0, 64))[1])
@@ -91,9 +91,9 @@ def test_going_back_overwrites_what_lies_behind():
     session = Scripted()
     language = model(session)
     cache = language.new_cache(10)
-    language.feed(cache, language.embed([1, 2, 3]), text(0, 3))
+    language.forward(cache, language.embed([1, 2, 3]), text(0, 3))
     cache.rewind(1)
-    language.feed(cache, language.embed([6]), text(1, 1))
+    language.forward(cache, language.embed([6]), text(1, 1))
     assert session.calls[-1]["length"].tolist() == [2]
     with pytest.raises(AssertionError):
         cache.rewind(3)
@@ -106,7 +106,7 @@ def test_text_adds_nothing_behind_the_first_layers():
     assert x.shape == (3, 2, 4)
     assert np.array_equal(x[0], TABLE[[1, 2]].astype(np.float32))
     assert not x[1:].any()
-    language.feed(language.new_cache(4), x, text(0, 2))
+    language.forward(language.new_cache(4), x, text(0, 2))
     assert session.calls[0]["deepstack_embeds"].shape == (2, 2, 4)
 
 
@@ -120,7 +120,7 @@ def written(script, stops):
     decoder, head = Scripted(), Scripted(script)
     language = model(decoder, head)
     prompt = Prompt(language.embed([1, 2]), text(0, 2))
-    writer = FreeWriter(language, stops)
+    writer = FreeDecoder(language, stops)
     return writer.write(language.new_cache(200), prompt, greedy), decoder
 
 

@@ -10,13 +10,22 @@ from PIL import Image
 
 from segagent_rt.bundle.manifest import parse, to_json
 from segagent_rt.errors import ImageUnreadable
-from segagent_rt.mllm.preprocess import Crop, Pad, Resize, Smart, Squash, Window, bicubic
+from segagent_rt.mllm.preprocess import (
+    CenterCrop,
+    PadToSquare,
+    Resize,
+    SmartResize,
+    SquareResize,
+    Window,
+    bicubic,
+)
 from segagent_rt.types import Box, Click, Finish
 
 RNG = np.random.default_rng(0)
 RULES = (
-    Squash(64), Squash(64, "area"), Smart(28, 3136, 100_000), Crop(72, 64), Crop(64, 64),
-    Pad(64, (122, 116, 104)),
+    SquareResize(64), SquareResize(64, "area"), SmartResize(28, 3136, 100_000),
+    CenterCrop(72, 64), CenterCrop(64, 64),
+    PadToSquare(64, (122, 116, 104)),
 )  # fmt: skip
 
 GOLDEN = {  # (image, unit, least, most): transformers' smart_resize
@@ -37,12 +46,12 @@ GOLDEN = {  # (image, unit, least, most): transformers' smart_resize
 @pytest.mark.parametrize("case", GOLDEN)
 def test_sizes_are_smart_resizes(case):
     height, width, unit, least, most = case
-    assert Smart(unit, least, most).target((height, width)) == GOLDEN[case]
+    assert SmartResize(unit, least, most).target((height, width)) == GOLDEN[case]
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000))
 def test_any_size_becomes_a_multiple_within_the_limits(height, width):
-    rule = Smart(28, 3136, 1003520)
+    rule = SmartResize(28, 3136, 1003520)
     if max(height, width) > 200 * min(height, width):
         with pytest.raises(ImageUnreadable, match="too narrow"):
             rule.target((height, width))
@@ -66,7 +75,7 @@ def test_pictures_are_sized_and_manifests_keep_the_rule(rule):
         picture = rule.resize(RNG.integers(0, 256, (*size, 3), np.uint8))
         assert picture.dtype == np.uint8
         assert picture.flags.c_contiguous
-        if not isinstance(rule, Smart):
+        if not isinstance(rule, SmartResize):
             assert picture.shape == (64, 64, 3)
     assert parse(to_json(rule), Resize, "here") == rule
 
@@ -79,7 +88,7 @@ def test_a_mark_in_the_picture_is_where_the_window_says(rule, size):
     y, x = 60, 70
     image[y - 6 : y + 6, x - 6 : x + 6] = 255
     picture = rule.resize(image).astype(float)
-    if isinstance(rule, Pad):  # the padding is not black
+    if isinstance(rule, PadToSquare):  # the padding is not black
         picture = np.where((picture > 200).all(-1)[..., None], picture, 0)
     weight = picture.sum(-1)
     rows, columns = np.mgrid[: weight.shape[0], : weight.shape[1]]
@@ -93,7 +102,7 @@ def test_a_mark_in_the_picture_is_where_the_window_says(rule, size):
 
 
 def test_what_lies_outside_the_image_is_drawn_to_its_edge():
-    window = Pad(64, (0, 0, 0)).window((100, 160))
+    window = PadToSquare(64, (0, 0, 0)).window((100, 160))
     assert window == Window(0, -30, (160, 160))
     assert window.action(Click(5, 10, False), (100, 160)) == Click(5, 0, False)
     assert window.action(Click(159, 159, True), (100, 160)) == Click(159, 99, True)
@@ -103,5 +112,5 @@ def test_what_lies_outside_the_image_is_drawn_to_its_edge():
 
 
 def test_a_crop_shows_the_middle():
-    assert Crop(64, 64).window((100, 160)) == Window(30, 0, (100, 100))
-    assert Crop(64, 64).window((160, 100)) == Window(0, 30, (100, 100))
+    assert CenterCrop(64, 64).window((100, 160)) == Window(30, 0, (100, 100))
+    assert CenterCrop(64, 64).window((160, 100)) == Window(0, 30, (100, 100))

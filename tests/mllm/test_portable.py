@@ -11,8 +11,8 @@ from segagent_rt.backends.registry import BACKENDS
 from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.bench.parity import ParityGate, same_action
 from segagent_rt.bundle.bundle import open_bundle
-from segagent_rt.bundle.placement import suited
-from segagent_rt.mllm.vision_encoder import Tower
+from segagent_rt.bundle.placement import compatible_graphs
+from segagent_rt.mllm.vision_encoder import VisionEncoder
 from segagent_rt.runtime import open_mllm
 from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.prediction import GivenMask
@@ -57,12 +57,16 @@ def test_they_share_their_weights_and_the_bundle_stays_small(part):
 
 @pytest.mark.parametrize("role", ROLES)
 def test_each_backend_gets_the_one_that_it_can_run(part, role):
-    assert suited(part.graphs(role), "cpu")[0].name == "cpu-int8"
+    assert compatible_graphs(part.graphs(role), "cpu")[0].name == "cpu-int8"
     for backend in BACKENDS.keys() - {"cpu"}:
-        assert [graph.name for graph in suited(part.graphs(role), backend)] == ["portable"]
+        assert [graph.name for graph in compatible_graphs(part.graphs(role), backend)] == [
+            "portable"
+        ]
 
 
-@pytest.mark.parametrize("how", [SessionOptions("cpu", 1), SessionOptions("cpu", 1, integers=True)])
+@pytest.mark.parametrize(
+    "how", [SessionOptions("cpu", 1), SessionOptions("cpu", 1, integer_compute=True)]
+)
 def test_arithmetic_in_fp32_is_in_fp32_whatever_the_library_fuses(part, how):
     """By default, ONNX Runtime rounds the activations before weights of 8 bits to 8 bits, too."""
     given = {}
@@ -72,7 +76,7 @@ def test_arithmetic_in_fp32_is_in_fp32_whatever_the_library_fuses(part, how):
             given.update(feeds)
             raise InterruptedError
 
-    tower = Tower(Kept(), part.settings(MllmSettings).vision)
+    tower = VisionEncoder(Kept(), part.settings(MllmSettings).vision)
     with pytest.raises(InterruptedError):
         tower.embed(tower.resize(make_scene(FIRST, 256).image))
     graph = part.graphs("vision", "portable")[0].path

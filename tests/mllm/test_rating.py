@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segagent_rt.mllm.decoder import Choice, Written
+from segagent_rt.mllm.decoder import DecodedReply, TokenChoice
 from segagent_rt.mllm.grammar import compile_grammar
 from segagent_rt.mllm.rating import expected_iou
 from segagent_rt.reply import ReplyProtocol
@@ -27,9 +27,9 @@ def written(*chances):
         tokens = tuple(GRAMMAR.edges(state))
         shares = np.array([wanted.get(GRAMMAR.digits.get(token, "end"), 0.0) for token in tokens])
         with np.errstate(divide="ignore"):
-            choices.append(Choice(state, tokens, np.log(shares)))
+            choices.append(TokenChoice(state, tokens, np.log(shares)))
         state = GRAMMAR.edges(state)[tokens[int(shares.argmax())]]
-    return Written((), tuple(choices), 0)
+    return DecodedReply((), tuple(choices), 0)
 
 
 def test_certain_digits_are_the_rating():

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from segagent_rt.segmenters.prediction import GivenMask, LogitsPrediction
 from segagent_rt.segmenters.sam import Sam, SamEmbedding, SamPrediction, SamSettings
 from segagent_rt.segmenters.sam_frame import Frame, pixels
-from segagent_rt.types import Array, Box, Click, Resident
+from segagent_rt.types import Array, Box, Click, DeviceTensor
 
 SAM = SamSettings()
 SAM2 = SamSettings(
@@ -38,14 +38,14 @@ class Encoder:
         feeds: Mapping[str, Any],
         outputs: Sequence[str],
         *,
-        into: Mapping[str, Resident] | None = None,
+        into: Mapping[str, DeviceTensor] | None = None,
         keep: Collection[str] = (),
     ) -> dict[str, Any]:
         assert set(keep) == set(outputs)
         self.image = feeds["image"]
         return {name: f"{name} on its device" for name in outputs}
 
-    def allocate(self, shape: Sequence[int], dtype: Any) -> Resident:
+    def allocate(self, shape: Sequence[int], dtype: Any) -> DeviceTensor:
         raise NotImplementedError
 
     def close(self) -> None: ...
@@ -63,7 +63,7 @@ class DiscDecoder(Encoder):
         feeds: Mapping[str, Any],
         outputs: Sequence[str],
         *,
-        into: Mapping[str, Resident] | None = None,
+        into: Mapping[str, DeviceTensor] | None = None,
         keep: Collection[str] = (),
     ) -> dict[str, Any]:
         self.feeds = dict(feeds)

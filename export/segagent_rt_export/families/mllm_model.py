@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from segagent_rt.mllm.language_model import LanguageSettings
-from segagent_rt.mllm.preprocess import Smart
+from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt.mllm.rope import RopeSettings
 from segagent_rt.mllm.vision_encoder import VisionSettings
 from segagent_rt_export.families.mllm_config import Config
@@ -120,14 +120,14 @@ class Given:
             raise self.text.refuse("max_position_embeddings", f"prompts need {LONGEST_TEXT} tokens")
         return min(self.most_pixels, (context - LONGEST_TEXT) * unit**2)
 
-    def smart(self, unit: int, cap: int) -> Smart:
+    def smart(self, unit: int, cap: int) -> SmartResize:
         """How pictures are resized: as transformers reads the processor's limits, where the older
         `min_pixels` and `max_pixels` go before `size`, and to `cap` pixels at most."""
         size = self.processor.section("size")
         least = self.processor.size("min_pixels", size.size("shortest_edge", LEAST_PIXELS))
         most = self.processor.size("max_pixels", size.size("longest_edge", MOST_PIXELS))
         most = min(most, cap)
-        return Smart(unit, min(least, most), most)
+        return SmartResize(unit, min(least, most), most)
 
 
 def settings_of(shape: LanguageShape, rope: RopeSettings, context: int) -> LanguageSettings:

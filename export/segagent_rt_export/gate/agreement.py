@@ -40,14 +40,16 @@ LEAST = {"jump_forward_equal": 1.0, "free_equal": 0.95, "same_click": 0.97, "mio
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class AgreementState:
     """A question as it comes up in a walk."""
 
     image: RgbImage
     request: Request
 
 
-def walked_states(runtime: Runtime, count: int, first: int, side: int = 256) -> Iterator[State]:
+def walked_states(
+    runtime: Runtime, count: int, first: int, side: int = 256
+) -> Iterator[AgreementState]:
     """States of a bundle's own walks, by the default rules, over generated scenes: the clean
     picture, then its masks."""
     found, seed = 0, first
@@ -57,11 +59,11 @@ def walked_states(runtime: Runtime, count: int, first: int, side: int = 256) -> 
         walked = runtime.open(scene.image).annotate(said)
         shown = [None, *(step.prediction for step in walked.masks)]
         for prediction in shown[: count - found]:
-            yield State(scene.image, Request(prediction, said))
+            yield AgreementState(scene.image, Request(prediction, said))
         found, seed = found + len(shown), seed + 1
 
 
-def turns(annotator: Annotator, states: Iterable[State]) -> Iterator[Turn]:
+def turns(annotator: Annotator, states: Iterable[AgreementState]) -> Iterator[Turn]:
     """What an annotator says in each state, every picture looked at once."""
     image, view = None, None
     for state in states:
@@ -154,7 +156,7 @@ def measure_agreement(
     assert isinstance(shipped, MllmAnnotator)
     met = list(walked_states(runtime, states, first))
     said = list(turns(shipped, met))
-    plain = turns(replace(shipped, writing=StepwiseDecoder), met)
+    plain = turns(replace(shipped, decoder_class=StepwiseDecoder), met)
     free = list(turns(without_grammar(shipped, precision), met))
     true = list(turns(annotator, met))
     scaled = [

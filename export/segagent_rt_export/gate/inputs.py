@@ -25,7 +25,7 @@ CLICKS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class GateState:
     """A question to an MLLM: an image, an expression, and the mask so far."""
 
     name: str
@@ -35,7 +35,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class ClickedImage:
     """An image, clicks on it, and the last mask that they led the reference to."""
 
     image: RgbImage
@@ -43,16 +43,16 @@ class Drawn:
     mask: Mask
 
 
-class Material(Protocol):
+class GateInputs(Protocol):
     """Pictures for the gate, and what is done on them."""
 
     def measured(self) -> Iterator[RgbImage]:
         """Pictures on which the ranges of values are measured."""
 
-    def drawn(self, reference: Segmenter) -> Iterator[Drawn]:
+    def drawn(self, reference: Segmenter) -> Iterator[ClickedImage]:
         """What a segmenter is asked."""
 
-    def states(self, segmenter: Segmenter | None) -> Iterator[State]:
+    def states(self, segmenter: Segmenter | None) -> Iterator[GateState]:
         """What an MLLM is asked; `segmenter` is its bundle's, if there is one."""
 
     def record(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Material(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Scenes:
+class SceneInputs:
     """Generated scenes, always the same."""
 
     count: int
@@ -68,7 +68,7 @@ class Scenes:
     def measured(self) -> Iterator[RgbImage]:
         return (scene.image for scene in scenes(MEASURED, first=MEASURED_SEED))
 
-    def drawn(self, reference: Segmenter) -> Iterator[Drawn]:
+    def drawn(self, reference: Segmenter) -> Iterator[ClickedImage]:
         """One object of each scene, clicked where the reference is most wrong about it."""
         for scene in scenes(self.count):
             target = scene.mask(scene.expressions[0].target)
@@ -81,9 +81,9 @@ class Scenes:
                 clicks.append(click)
                 prediction = reference.decode(embedding, clicks, prior=prediction)
                 mask = prediction.mask()
-            yield Drawn(scene.image, tuple(clicks), mask)
+            yield ClickedImage(scene.image, tuple(clicks), mask)
 
-    def states(self, segmenter: Segmenter | None) -> Iterator[State]:
+    def states(self, segmenter: Segmenter | None) -> Iterator[GateState]:
         """Three of each scene: no mask, that of another object, and half of the right one."""
         for scene in scenes(self.count):
             meant = scene.expressions[0]
@@ -93,7 +93,7 @@ class Scenes:
             half[:, : int(np.median(np.nonzero(right)[1]))] = False
             for name, mask in (("no mask", None), ("another object", other), ("half of it", half)):
                 prediction = None if mask is None else GivenMask(mask)
-                yield State(f"scene {scene.seed}, {name}", scene.image, meant.text, prediction)
+                yield GateState(f"scene {scene.seed}, {name}", scene.image, meant.text, prediction)
 
     def record(self) -> dict[str, Any]:
         return {"pictures": "generated scenes", "judged": self.count, "measured": MEASURED}

@@ -39,7 +39,7 @@ _PROCESSORS = {
 """Image processors that need no torchvision: module below `transformers.models`, and class."""
 
 
-class Published(Protocol):
+class MllmReference(Protocol):
     """An MLLM in torch, float32, without a cache."""
 
     def picture(self, image: RgbImage) -> Tensor:
@@ -52,9 +52,9 @@ class Published(Protocol):
         """Height and width that a picture is resized to; None if all become equally large."""
 
 
-def open_published(
+def open_reference(
     folder: Path, source: MllmSource, adapter: Path | None, *, streamed: bool = False
-) -> Published:
+) -> MllmReference:
     """The model of a folder; a `streamed` one holds one module's weights at a time.
 
     An adapter is merged by peft, unless the model is streamed or peft cannot read the adapter. A
@@ -66,17 +66,17 @@ def open_published(
         stored = open_weights(folder)
         if adapter is not None:
             stored = adapt(stored, adapter, lambda name: name)
-        return QwenVlV1(OnDisk(stored), described)
+        return QwenVlV1(LazyTensors(stored), described)
     model = None
     if not streamed:
         model = load_whole(folder)
         model = model if adapter is None else merged_by_peft(model, adapter, source.family)
     if model is None:
         model = _streamed(folder, source, adapter)
-    return FromTransformers(model, folder, source)
+    return TransformersReference(model, folder, source)
 
 
-class OnDisk(Mapping[str, Tensor]):
+class LazyTensors(Mapping[str, Tensor]):
     """Tensors that are read when they are asked for."""
 
     def __init__(self, stored: Mapping[str, Stored]) -> None:
@@ -157,7 +157,7 @@ def _streamed(folder: Path, source: MllmSource, adapter: Path | None) -> Any:
     )
 
 
-class FromTransformers:
+class TransformersReference:
     """A model in transformers, asked in its own way, with its own image processor."""
 
     def __init__(self, model: Any, folder: Path, source: MllmSource) -> None:

@@ -21,7 +21,7 @@ from segagent_rt.errors import ImageUnreadable, InputError
 from segagent_rt.image import decode_image
 from segagent_rt.testing import DiscSegmenter
 from segagent_rt.types import Click, RgbImage, Segmenter
-from segagent_rt_export.gate.inputs import CLICKS, Drawn, State
+from segagent_rt_export.gate.inputs import CLICKS, ClickedImage, GateState
 
 MOST = 32
 """Pictures of a folder that are used."""
@@ -49,7 +49,7 @@ EXPRESSIONS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Photo:
+class GatePhoto:
     """A picture, uint8 [H, W, 3], and the name of its file."""
 
     name: str
@@ -57,14 +57,14 @@ class Photo:
 
 
 @dataclass(frozen=True, slots=True)
-class Photos:
+class PhotoInputs:
     """Pictures of a folder, and a hash of their files' contents, in the order of their names."""
 
-    pictures: tuple[Photo, ...]
+    pictures: tuple[GatePhoto, ...]
     sha256: str
 
     @property
-    def judged(self) -> tuple[Photo, ...]:
+    def judged(self) -> tuple[GatePhoto, ...]:
         """Every other picture, beginning with the first."""
         return self.pictures[::2]
 
@@ -72,7 +72,7 @@ class Photos:
         """The others; of a single picture, that one."""
         return (photo.image for photo in self.pictures[1::2] or self.pictures)
 
-    def drawn(self, reference: Segmenter) -> Iterator[Drawn]:
+    def drawn(self, reference: Segmenter) -> Iterator[ClickedImage]:
         """Objects begin with a click at a place; at the places after that the opposite is asked for
         of what the reference has drawn there. Its last mask is the truth."""
         for photo in self.judged:
@@ -84,9 +84,9 @@ class Photos:
                     prediction = reference.decode(embedding, clicks, prior=prediction)
                     clicks.append(Click(x, y, not prediction.mask()[y, x]))
                 prediction = reference.decode(embedding, clicks, prior=prediction)
-                yield Drawn(photo.image, tuple(clicks), prediction.mask())
+                yield ClickedImage(photo.image, tuple(clicks), prediction.mask())
 
-    def states(self, segmenter: Segmenter | None) -> Iterator[State]:
+    def states(self, segmenter: Segmenter | None) -> Iterator[GateState]:
         """Three of each photo: no mask, and those that a click at each of two places draws; discs
         if there is no segmenter."""
         for number, photo in enumerate(self.judged):
@@ -94,11 +94,11 @@ class Photos:
             disc: Segmenter = DiscSegmenter(max(1, min(photo.image.shape[:2]) // 8))
             brush = segmenter or disc
             embedding = brush.encode(photo.image)
-            yield State(f"{photo.name}, no mask", photo.image, expression, None)
+            yield GateState(f"{photo.name}, no mask", photo.image, expression, None)
             for at, place in enumerate(PLACES[:2], 1):
                 drawn = brush.decode(embedding, [Click(*_pixel(photo, at - 1), True)])
                 name = f"{photo.name}, mask at {place[0]:g}, {place[1]:g}"
-                yield State(name, photo.image, expression, drawn)
+                yield GateState(name, photo.image, expression, drawn)
 
     def record(self) -> dict[str, Any]:
         """For the manifest: how many were used, and the hash."""
@@ -110,7 +110,7 @@ class Photos:
         }
 
 
-def open_photos(folder: Path) -> Photos:
+def open_photo_inputs(folder: Path) -> PhotoInputs:
     """Read the pictures that lie in a folder itself.
 
     Raises:
@@ -124,12 +124,12 @@ def open_photos(folder: Path) -> Photos:
         raise InputError(
             f"{folder} holds no pictures", hint=f"{', '.join(PICTURES)} are read, not subfolders"
         )
-    digest, photos = hashlib.sha256(), list[Photo]()
+    digest, photos = hashlib.sha256(), list[GatePhoto]()
     for at in sorted({round(at) for at in np.linspace(0, len(found) - 1, min(len(found), MOST))}):
         content = _content(found[at])
         digest.update(hashlib.sha256(content).digest())
-        photos.append(Photo(found[at].name, _bounded(decode_image(content, str(found[at])))))
-    return Photos(tuple(photos), digest.hexdigest())
+        photos.append(GatePhoto(found[at].name, _bounded(decode_image(content, str(found[at])))))
+    return PhotoInputs(tuple(photos), digest.hexdigest())
 
 
 def _content(path: Path) -> bytes:
@@ -150,7 +150,7 @@ def _bounded(image: RgbImage) -> RgbImage:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _pixel(photo: Photo, number: int) -> tuple[int, int]:
+def _pixel(photo: GatePhoto, number: int) -> tuple[int, int]:
     """x and y of a place."""
     height, width = photo.image.shape[:2]
     across, down = PLACES[number % len(PLACES)]

@@ -13,7 +13,7 @@ from segagent_rt.mllm.prompts import PRESETS
 from segagent_rt.reply import AnyReplyProtocol, BoxListProtocol
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Box, Click, Size
-from segagent_rt_export.gate.mllm_reference import Published
+from segagent_rt_export.gate.mllm_reference import MllmReference
 from segagent_rt_export.sources.mllm import MllmSource
 
 ENOUGH = 0.5
@@ -53,7 +53,7 @@ class PresetFit:
         return {"preset_share": round(self.share, 3), "reply_begins": self.begins}
 
 
-def preset_fit(source: MllmSource, published: Published) -> PresetFit:
+def preset_fit(source: MllmSource, published: MllmReference) -> PresetFit:
     """Compare a preset's replies with those that the published model would give unconstrained.
 
     One forward pass reads an example of a reply: at each token of its fixed text the model's own
@@ -77,7 +77,9 @@ def preset_fit(source: MllmSource, published: Published) -> PresetFit:
     return PresetFit(found, begins, better)
 
 
-def _share(codec: MllmCodec, reply: AnyReplyProtocol, published: Published) -> tuple[float, str]:
+def _share(
+    codec: MllmCodec, reply: AnyReplyProtocol, published: MllmReference
+) -> tuple[float, str]:
     scene = make_scene(SCENE, SIDE)
     expression = scene.expressions[0].text
     lead, tail = replace(codec, settings=replace(codec.settings, reply=reply)).prompt(expression)

@@ -1,8 +1,8 @@
-"""Graphs that are too large for the memory, run piece by piece.
+"""Graphs that are too large for the memory, run partition by partition.
 
-A graph is cut where enough weights have come together. All questions that are being asked at the
-same time pass through a piece before the next one is loaded, so that weights are read once for all
-of them, and one piece with its activations is what lies in memory.
+A graph is cut where enough weights have come together. All calls that are made at the same time
+pass through a partition before the next one is loaded. So weights are read once for all of them,
+and only one partition with its activations is in memory.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import onnx
 from onnx import helper
 
 from segagent_rt.backends.session import SessionOptions, open_session
-from segagent_rt.types import Array, Feed, Resident, Session
+from segagent_rt.types import Array, DeviceTensor, Feed, Session
 
-PIECE = 400_000_000
+PARTITION_BYTES = 400_000_000
 """Bytes of weights in a piece; a piece holds at least one node."""
 
 CPU = SessionOptions("cpu")
@@ -35,7 +35,7 @@ Values: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class GraphPartition:
     """Neighbouring nodes of a graph: the values that they need, those that they give to later
     pieces or as outputs, and those that nobody needs after them."""
 
@@ -47,7 +47,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class GraphCall:
     """One call of a graph; `into` are buffers for some outputs, `values` what is known by now."""
 
     values: Values
@@ -55,7 +55,7 @@ class Question:
     into: Mapping[str, Array]
 
 
-class Pieces:
+class PartitionedGraph:
     """A graph on disk, cut. Its folder must be writable while it is run."""
 
     def __init__(self, path: Path, budget: int | None = None) -> None:
@@ -65,38 +65,38 @@ class Pieces:
         self._opsets = tuple(model.opset_import)
         self._version = model.ir_version
         self._outputs = {output.name for output in model.graph.output}
-        self.pieces = tuple(cut(model.graph, budget or PIECE))
+        self.graph_parts = tuple(cut(model.graph, budget or PARTITION_BYTES))
 
-    def answer(self, questions: Sequence[Question]) -> list[Values]:
+    def run_calls(self, calls: Sequence[GraphCall]) -> list[Values]:
         """Pass all questions through all pieces."""
-        for piece in self.pieces:
-            session = self._open(piece, questions[0].values)
-            for question in questions:
-                self._pass(piece, session, question)
+        for partition in self.graph_parts:
+            session = self._open(partition, calls[0].values)
+            for call in calls:
+                self._pass(partition, session, call)
             session.close()
-        return [{name: q.values[name] for name in q.outputs} for q in questions]
+        return [{name: q.values[name] for name in q.outputs} for q in calls]
 
-    def _pass(self, piece: Piece, session: Session, question: Question) -> None:
-        values, wanted = question.values, {*question.outputs, *question.into}
-        names = [n for n in piece.gives if n in wanted or n not in self._outputs]
-        values |= session.run({name: values[name] for name in piece.needs}, names)
-        for name in set(names) & set(question.into):
-            question.into[name][...] = values[name]
-        for name in piece.done_with.difference(question.outputs):
+    def _pass(self, partition: GraphPartition, session: Session, call: GraphCall) -> None:
+        values, wanted = call.values, {*call.outputs, *call.into}
+        names = [n for n in partition.gives if n in wanted or n not in self._outputs]
+        values |= session.run({name: values[name] for name in partition.needs}, names)
+        for name in set(names) & set(call.into):
+            call.into[name][...] = values[name]
+        for name in partition.done_with.difference(call.outputs):
             values.pop(name, None)
 
-    def _open(self, piece: Piece, values: Values) -> Session:
+    def _open(self, partition: GraphPartition, values: Values) -> Session:
         """Load one piece; the weights stay where they are, in the file beside the graph."""
-        inputs = [_describe(name, values[name]) for name in piece.needs]
-        outputs = [onnx.ValueInfoProto(name=name) for name in piece.gives]
-        graph = helper.make_graph(piece.nodes, "piece", inputs, outputs, piece.weights)
+        inputs = [_describe(name, values[name]) for name in partition.needs]
+        outputs = [onnx.ValueInfoProto(name=name) for name in partition.gives]
+        graph = helper.make_graph(partition.nodes, "piece", inputs, outputs, partition.weights)
         model = helper.make_model(graph, opset_imports=self._opsets, ir_version=self._version)
         path = self._path.with_name(f".{self._path.stem}-piece.onnx")
         try:
             path.write_bytes(model.SerializeToString())
             # Quantised products are much slower with weights as they lie in the file.
-            plain = not any(node.domain for node in piece.nodes)
-            return open_session(path, SessionOptions("cpu", brief=plain))
+            plain = not any(node.domain for node in partition.nodes)
+            return open_session(path, SessionOptions("cpu", skip_prepack=plain))
         finally:
             path.unlink(missing_ok=True)
 
@@ -106,7 +106,7 @@ def _describe(name: str, value: Array) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, [None] * value.ndim)
 
 
-def cut(graph: onnx.GraphProto, budget: int) -> list[Piece]:
+def cut(graph: onnx.GraphProto, budget: int) -> list[GraphPartition]:
     """The nodes of a graph, in their order, in pieces of at most `budget` bytes of weights."""
     weights = {tensor.name: tensor for tensor in graph.initializer}
     groups, held = [list[onnx.NodeProto]()], dict[str, int]()
@@ -128,11 +128,11 @@ def _piece(
     weights: Mapping[str, onnx.TensorProto],
     last: Mapping[str, int],
     outputs: Collection[str],
-) -> Piece:
+) -> GraphPartition:
     """`last` says in which piece a value is needed for the last time."""
     made = dict.fromkeys(name for node in nodes for name in node.output if name)
     used = dict.fromkeys(name for node in nodes for name in node.input if name)
-    return Piece(
+    return GraphPartition(
         tuple(nodes),
         tuple(weights[name] for name in used if name in weights),
         tuple(name for name in used if name not in weights and name not in made),
@@ -147,29 +147,29 @@ def size_of(tensor: onnx.TensorProto) -> int:
     return int(places.get("length", len(tensor.raw_data)))
 
 
-class Convoy:
-    """Tasks that go on at the same time, so that what they ask of a graph is answered together.
+class LockstepRunner:
+    """Runs tasks at the same time and batches what they ask of a graph.
 
     `tell` is told of every pass of questions through a graph.
     """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
-        self._asked: SimpleQueue[_Asked | None] = SimpleQueue()
+        self._asked: SimpleQueue[_PendingCall | None] = SimpleQueue()
         self._tell, self._passes = tell, 0
 
-    def ask(self, pieces: Pieces, question: Question) -> Values:
+    def ask(self, graph_parts: PartitionedGraph, call: GraphCall) -> Values:
         """The answer, as soon as every other task asks for something too, or has ended."""
-        asked = _Asked(pieces, question, Future())
+        asked = _PendingCall(graph_parts, call, Future())
         self._asked.put(asked)
         return asked.answer.result()
 
-    def travel(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
+    def run_all(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         """Run tasks that call `ask`; returns what they return, in their order."""
         with ThreadPoolExecutor(len(tasks)) as pool:
             ends = [pool.submit(task) for task in tasks]
             for end in ends:
                 end.add_done_callback(lambda _: self._asked.put(None))
-            going, waiting = len(tasks), list[_Asked]()
+            going, waiting = len(tasks), list[_PendingCall]()
             while going:
                 asked = self._asked.get()
                 going -= asked is None
@@ -179,14 +179,16 @@ class Convoy:
                     waiting = []
         return [end.result() for end in ends]
 
-    def _answer(self, waiting: Sequence[_Asked]) -> None:
+    def _answer(self, waiting: Sequence[_PendingCall]) -> None:
         """Answer everything that is asked, graph by graph."""
-        for pieces in dict.fromkeys(asked.pieces for asked in waiting):
-            together = [asked for asked in waiting if asked.pieces is pieces]
+        for graph_parts in dict.fromkeys(asked.graph_parts for asked in waiting):
+            together = [asked for asked in waiting if asked.graph_parts is graph_parts]
             self._passes += 1
-            self._tell(f"pass {self._passes}: {len(together)} at once through the {pieces.name}")
+            self._tell(
+                f"pass {self._passes}: {len(together)} at once through the {graph_parts.name}"
+            )
             try:
-                answers = pieces.answer([asked.question for asked in together])
+                answers = graph_parts.run_calls([asked.call for asked in together])
             except BaseException as error:
                 for asked in together:
                     asked.answer.set_exception(error)
@@ -196,13 +198,13 @@ class Convoy:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    pieces: Pieces
-    question: Question
+class _PendingCall:
+    graph_parts: PartitionedGraph
+    call: GraphCall
     answer: Future[Values]
 
 
-class Spilled:
+class MmapBuffer:
     """A buffer in a file without a name: what many questions remember takes no memory."""
 
     def __init__(self, shape: Sequence[int], dtype: npt.DTypeLike, folder: Path) -> None:
@@ -216,26 +218,27 @@ class Spilled:
         return np.asarray(self._values)
 
 
-class Streamed:
-    """A session that runs a graph in pieces, together with the other tasks of a convoy."""
+class LockstepSession:
+    """A session that runs a graph partition by partition, together with the runner's other
+    tasks."""
 
-    def __init__(self, path: Path, convoy: Convoy) -> None:
-        self._pieces, self._convoy = Pieces(path), convoy
+    def __init__(self, path: Path, runner: LockstepRunner) -> None:
+        self._pieces, self._runner = PartitionedGraph(path), runner
 
     def run(
         self,
         feeds: Mapping[str, Feed],
         outputs: Sequence[str],
         *,
-        into: Mapping[str, Resident] | None = None,
+        into: Mapping[str, DeviceTensor] | None = None,
         keep: Collection[str] = (),
     ) -> dict[str, Any]:
         assert not keep
         values = {n: f if isinstance(f, np.ndarray) else f.numpy() for n, f in feeds.items()}
         buffers = {name: buffer.numpy() for name, buffer in (into or {}).items()}
-        return self._convoy.ask(self._pieces, Question(values, tuple(outputs), buffers))
+        return self._runner.ask(self._pieces, GraphCall(values, tuple(outputs), buffers))
 
-    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Spilled:
-        return Spilled(shape, dtype, self._pieces.folder)
+    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> MmapBuffer:
+        return MmapBuffer(shape, dtype, self._pieces.folder)
 
     def close(self) -> None: ...

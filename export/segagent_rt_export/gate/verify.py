@@ -16,18 +16,18 @@ import numpy.typing as npt
 
 from segagent_rt.annotators.mllm import MllmAnnotator, MllmSettings
 from segagent_rt.bundle.bundle import Part
-from segagent_rt.engine_cache.golden_io import Watched
+from segagent_rt.engine_cache.golden_io import RecordingSession
 from segagent_rt.metrics import iou, max_error, meets
-from segagent_rt.mllm.preprocess import Smart
+from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt.runtime import open_mllm, open_segmenter
 from segagent_rt.types import (
     Array,
     Box,
     Click,
+    DeviceTensor,
     Feed,
     Mask,
     Request,
-    Resident,
     Segmenter,
     Session,
     Size,
@@ -35,10 +35,17 @@ from segagent_rt.types import (
 )
 from segagent_rt_export.families.exported_segmenter import Check
 from segagent_rt_export.gate.graph_lint import lint
-from segagent_rt_export.gate.inputs import Drawn, Material, Scenes, State, pictures, scenes
-from segagent_rt_export.gate.mllm_reference import Published
+from segagent_rt_export.gate.inputs import (
+    ClickedImage,
+    GateInputs,
+    GateState,
+    SceneInputs,
+    pictures,
+    scenes,
+)
+from segagent_rt_export.gate.mllm_reference import MllmReference
 from segagent_rt_export.gate.segmenter_reference import host_of, levels_apart, prompts_apart
-from segagent_rt_export.gate.streaming import CPU, Convoy, Streamed
+from segagent_rt_export.gate.streaming import CPU, LockstepRunner, LockstepSession
 from segagent_rt_export.gate.verdict import (
     DAMAGED,
     LEAVE_OUT,
@@ -81,7 +88,7 @@ class FiniteSession:
         feeds: Mapping[str, Feed],
         outputs: Sequence[str],
         *,
-        into: Mapping[str, Resident] | None = None,
+        into: Mapping[str, DeviceTensor] | None = None,
         keep: Collection[str] = (),
     ) -> dict[str, Any]:
         results = self._session.run(feeds, outputs, into=into, keep=keep)
@@ -90,14 +97,14 @@ class FiniteSession:
                 self._found[f"`{name}` of the graph `{self._role}`"] = None
         return results
 
-    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Resident:
+    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> DeviceTensor:
         return self._session.allocate(shape, dtype)
 
     def close(self) -> None:
         self._session.close()
 
 
-class Opened:
+class OpenedVariant:
     """A part's graphs, opened once each: some roles of one variant, all others of the reference.
 
     With a convoy they run in pieces, and what is asked of them in one `each` goes together.
@@ -109,10 +116,10 @@ class Opened:
         part: Part,
         variant: str = REFERENCE,
         roles: Collection[str] = (),
-        convoy: Convoy | None = None,
+        runner: LockstepRunner | None = None,
     ) -> None:
         self._part, self._variant, self._roles = part, variant, roles
-        self._convoy = convoy
+        self._runner = runner
         self._sessions: list[Session] = []
         self.not_finite: dict[str, None] = {}
 
@@ -129,9 +136,9 @@ class Opened:
         return [Failure(text, hint, variant, hopeless=True) for text in texts[:1]]
 
     def _open(self, part: Part, role: str, variant: str) -> Session:
-        if self._convoy is None:
+        if self._runner is None:
             return part.session(role, CPU, variant)
-        return Streamed(part.graphs(role, variant)[0].path, self._convoy)
+        return LockstepSession(part.graphs(role, variant)[0].path, self._runner)
 
     def segmenter(self) -> Segmenter:
         return open_segmenter(self._part, self)
@@ -139,12 +146,12 @@ class Opened:
     def each(self, ask: Callable[[MllmAnnotator, A], B], about: Sequence[A]) -> list[B]:
         """Ask the annotator about many things."""
         annotator = open_mllm(self._part, self)
-        if self._convoy is None:
+        if self._runner is None:
             return [ask(annotator, one) for one in about]
         # One annotator does one thing at a time.
-        return self._convoy.travel([partial(ask, _twin(annotator), one) for one in about])
+        return self._runner.run_all([partial(ask, _twin(annotator), one) for one in about])
 
-    def __enter__(self) -> Opened:
+    def __enter__(self) -> OpenedVariant:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -192,12 +199,12 @@ def _away(errors: Mapping[str, float], unit: str, gate: Gate) -> Iterator[Failur
             )
 
 
-def verify_masks(part: Part, gate: Gate, tell: Tell, material: Material) -> Verdict:
+def verify_masks(part: Part, gate: Gate, tell: Tell, material: GateInputs) -> Verdict:
     """Compare the masks of a segmenter's variants with the reference's."""
     found, failures = dict[str, Any](), list(_of_variants(part))
     if variants := _others(part):
         tell("recording what the reference draws")
-        with Opened(part) as opened:
+        with OpenedVariant(part) as opened:
             drawn = list(material.drawn(opened.segmenter()))
             failures += opened.failures()
     for variant in variants:
@@ -211,7 +218,7 @@ def _of_variants(part: Part) -> Iterator[Failure]:
     return (failure for failure in lint(part) if failure.variant is not None)
 
 
-def _shown(material: Material, variants: Sequence[str]) -> dict[str, Any]:
+def _shown(material: GateInputs, variants: Sequence[str]) -> dict[str, Any]:
     """What was compared with it."""
     return {"material": material.record()} if variants else {}
 
@@ -221,7 +228,7 @@ def graph_errors(part: Part, checks: Sequence[Check]) -> dict[str, float]:
     infinite where a number is not finite."""
     errors: dict[str, float] = {}
     for check in checks:
-        with Opened(part) as opened:
+        with OpenedVariant(part) as opened:
             found = opened(part, check.role).run(check.feeds, list(check.expected))
         worst = max(max_error(found[name], wanted) for name, wanted in check.expected.items())
         errors[check.role] = max(errors.get(check.role, 0.0), worst)
@@ -233,11 +240,11 @@ def _host(part: Part, gate: Gate) -> tuple[dict[str, float], list[str]]:
     side = part.manifest.settings["side"] * 3 // 2
     image = np.ascontiguousarray(next(scenes(1, side)).image[: side * 3 // 4])
     size, click = (image.shape[0], image.shape[1]), Click(side // 3, side // 5, True)
-    watched: dict[str, Watched] = {}
-    with Opened(part) as opened:
+    watched: dict[str, RecordingSession] = {}
+    with OpenedVariant(part) as opened:
 
         def watch(part: Part, role: str) -> Session:
-            watched[role] = Watched(opened(part, role))
+            watched[role] = RecordingSession(opened(part, role))
             return watched[role]
 
         segmenter = open_segmenter(part, watch)
@@ -263,7 +270,7 @@ def _host(part: Part, gate: Gate) -> tuple[dict[str, float], list[str]]:
     return numbers, complaints
 
 
-def _replayed(segmenter: Segmenter, drawn: Drawn) -> Mask:
+def _replayed(segmenter: Segmenter, drawn: ClickedImage) -> Mask:
     embedding, prediction = segmenter.encode(drawn.image), None
     for count in range(1, len(drawn.clicks) + 1):
         prediction = segmenter.decode(embedding, drawn.clicks[:count], prior=prediction)
@@ -272,12 +279,12 @@ def _replayed(segmenter: Segmenter, drawn: Drawn) -> Mask:
 
 
 def _segmenter_variant(
-    part: Part, variant: str, drawn: Sequence[Drawn], gate: Gate
+    part: Part, variant: str, drawn: Sequence[ClickedImage], gate: Gate
 ) -> tuple[dict[str, Any], list[Failure]]:
     images = list({id(one.image): one.image for one in drawn}.values())
 
     def measure(roles: Collection[str]) -> Measured:
-        with Opened(part, variant, roles) as opened:
+        with OpenedVariant(part, variant, roles) as opened:
             segmenter = opened.segmenter()
             ious = [iou(_replayed(segmenter, one), one.mask) for one in drawn]
         numbers = {
@@ -293,22 +300,22 @@ def _segmenter_variant(
 
 
 def verify_published(
-    part: Part, published: Published, gate: Gate, tell: Tell, *, streamed: bool = False
+    part: Part, published: MllmReference, gate: Gate, tell: Tell, *, streamed: bool = False
 ) -> Verdict:
     """Compare the reference of an MLLM's part with the published model."""
     tell("comparing the graphs with torch")
     found = [f for f in lint(part) if f.variant is None] + list(_resized_otherwise(part, published))
     if found:
         return Verdict(failures=tuple(found))
-    with Opened(part, convoy=Convoy(tell) if streamed else None) as opened:
+    with OpenedVariant(part, runner=LockstepRunner(tell) if streamed else None) as opened:
         errors = published_errors(opened, published, tell)
     return Verdict({"graphs": errors}, tuple(_away(errors, "deviations away", gate)))
 
 
-def _resized_otherwise(part: Part, published: Published) -> Iterator[Failure]:
+def _resized_otherwise(part: Part, published: MllmReference) -> Iterator[Failure]:
     """Sizes, those of large photos among them, that the runtime makes something else of."""
     resize = part.settings(MllmSettings).vision.resize
-    if not isinstance(resize, Smart):
+    if not isinstance(resize, SmartResize):
         return  # every picture becomes equally large, and the comparison of graphs shows how large
     for size in (*LARGE, *SIZES):
         wanted = published.resized(size)
@@ -329,7 +336,7 @@ def verify_replies(
     segmenter: Segmenter | None,
     gate: Gate,
     tell: Tell,
-    material: Material | None = None,
+    material: GateInputs | None = None,
     *,
     streamed: bool = False,
 ) -> Verdict:
@@ -344,19 +351,19 @@ def verify_replies(
         streamed: whether the graphs run in pieces.
     """
     found: dict[str, Any] = {}
-    material = material or Scenes(gate.scenes)
-    failures, convoy = list(_of_variants(part)), Convoy(tell) if streamed else None
+    material = material or SceneInputs(gate.scenes)
+    failures, runner = list(_of_variants(part)), LockstepRunner(tell) if streamed else None
     if variants := _others(part):
         tell("recording what the reference answers")
         recorded = list(material.states(segmenter))
-        with Opened(part, convoy=convoy) as opened:
+        with OpenedVariant(part, runner=runner) as opened:
             answers = list(zip(recorded, opened.each(_answer, recorded), strict=True))
             failures += opened.failures()
     for variant in variants:
         tell(f"comparing {variant}")
 
         def measure(roles: Collection[str], variant: str = variant) -> Measured:
-            with Opened(part, variant, roles, convoy) as opened:
+            with OpenedVariant(part, variant, roles, runner) as opened:
                 turns = opened.each(_answer, recorded)
             pairs = zip(answers, turns, strict=True)
             cases = [_case(state, said, turn, segmenter) for (state, said), turn in pairs]
@@ -367,11 +374,13 @@ def verify_replies(
     return Verdict({"variants": found} | _shown(material, variants), tuple(failures))
 
 
-def published_errors(opened: Opened, published: Published, tell: Tell) -> dict[str, float]:
+def published_errors(
+    opened: OpenedVariant, published: MllmReference, tell: Tell
+) -> dict[str, float]:
     """Errors in standard deviations of the published values: of picture embeddings, and of logits
     (prompt at once, then several tokens at once, two alone, and the rest at once)."""
     images = list(pictures(SIZES))
-    found = opened.each(_seen_and_said, images)
+    found = opened.each(_outputs_of, images)
     embeddings, logits = 0.0, 0.0
     for number, (image, ours) in enumerate(zip(images, found, strict=True), 1):
         tell(f"asking torch, picture {number} of {len(images)}")
@@ -383,7 +392,7 @@ def published_errors(opened: Opened, published: Published, tell: Tell) -> dict[s
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ReferenceOutputs:
     """What the graphs make of a picture and a text: embeddings of the picture, and the logits
     [tokens, rows] of the last tokens of `tail`; `lead` and `tail` are what surrounds the picture,
     `rows` the tokens that the logits stand for."""
@@ -395,26 +404,26 @@ class Said:
     rows: list[int]
 
 
-def _seen_and_said(annotator: MllmAnnotator, image: Array) -> Said:
+def _outputs_of(annotator: MllmAnnotator, image: Array) -> ReferenceOutputs:
     model, rope = annotator.model, annotator.settings.language.rope
     lead, tail = annotator.prompt("the mug behind the 2nd laptop")
     more = annotator.encode(" Current IOU: 45  Positive point: (12")
     seen = annotator.tower.embed(annotator.tower.resize(image))
     x = np.concatenate([model.embed(lead), seen.embeddings, model.embed(tail)], axis=1)
     cache = model.new_cache(x.shape[1] + len(more))
-    logits = [model.feed(cache, x, rope.before_text(len(lead), seen.grid))]
+    logits = [model.forward(cache, x, rope.before_text(len(lead), seen.grid))]
     for step in STEPS:
-        logits.append(model.feed(cache, model.embed(more[step]), rows=len(more[step])))
+        logits.append(model.forward(cache, model.embed(more[step]), rows=len(more[step])))
     rows = list(annotator.settings.head_rows)
-    return Said(seen.embeddings[0], np.concatenate(logits), lead, tail + more, rows)
+    return ReferenceOutputs(seen.embeddings[0], np.concatenate(logits), lead, tail + more, rows)
 
 
-def _answer(annotator: MllmAnnotator, state: State) -> Turn:
+def _answer(annotator: MllmAnnotator, state: GateState) -> Turn:
     expression = state.expression
     return annotator.look(state.image).propose([Request(state.prediction, expression)])[0][0]
 
 
-def _case(state: State, wanted: Turn, found: Turn, segmenter: Segmenter | None) -> Case:
+def _case(state: GateState, wanted: Turn, found: Turn, segmenter: Segmenter | None) -> Case:
     size = state.image.shape[0], state.image.shape[1]
     same: float | None = None
     if segmenter is not None:
@@ -423,7 +432,7 @@ def _case(state: State, wanted: Turn, found: Turn, segmenter: Segmenter | None) 
     return Case(state.name, wanted, found, size, same)
 
 
-def _mask(segmenter: Segmenter, state: State, turn: Turn) -> Mask:
+def _mask(segmenter: Segmenter, state: GateState, turn: Turn) -> Mask:
     """The mask after a turn; without a click or a box it stays as it was."""
     prior, action = state.prediction, turn.action
     if isinstance(action, (Box, Click)):

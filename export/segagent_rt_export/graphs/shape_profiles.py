@@ -15,8 +15,8 @@ import onnx
 
 from segagent_rt.annotators.mllm import MllmCodec
 from segagent_rt.bundle.manifest import Profile, Range
-from segagent_rt.mllm.language_model import rows_for
-from segagent_rt.mllm.preprocess import Smart
+from segagent_rt.mllm.language_model import cache_rows
+from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt.types import Size
 
 Span: TypeAlias = tuple[int, int, int]
@@ -37,7 +37,7 @@ def mllm_profiles(graphs: Mapping[str, Path], codec: MllmCodec) -> dict[str, tup
     visual = visual_tokens(codec)
     texts = sum(map(len, codec.prompt("")))
     rooms = [codec.room(tokens) for tokens in visual]
-    buffer = {"T": _span(*map(rows_for, rooms)), "L": SCORED}
+    buffer = {"T": _span(*map(cache_rows, rooms)), "L": SCORED}
     calls = {
         "vision": (picture,),
         "decoder": ({"S": FEW, **buffer}, {"S": (1, visual[1] + texts, rooms[2]), **buffer}),
@@ -59,7 +59,7 @@ def visual_tokens(codec: MllmCodec) -> Span:
 def _patches(codec: MllmCodec) -> Span:
     vision = codec.settings.vision
     resize, area = vision.resize, vision.patch**2
-    if not isinstance(resize, Smart):
+    if not isinstance(resize, SmartResize):
         return (resize.side**2 // area,) * 3
     rows, columns = resize.target(PHOTO)
     return resize.least // area, rows * columns // area, resize.most // area

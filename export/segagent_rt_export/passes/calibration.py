@@ -13,7 +13,7 @@ import onnx
 from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.bundle.bundle import Part
 from segagent_rt.runtime import open_segmenter
-from segagent_rt.types import Click, Feed, Resident, RgbImage, Segmenter, Session
+from segagent_rt.types import Click, DeviceTensor, Feed, RgbImage, Segmenter, Session
 from segagent_rt_export.passes.qdq_conv import QdqSelection, Ranges, ranges_of
 from segagent_rt_export.variants import REFERENCE
 
@@ -61,7 +61,7 @@ class CalibrationSession:
         feeds: Mapping[str, Feed],
         outputs: Sequence[str],
         *,
-        into: Mapping[str, Resident] | None = None,
+        into: Mapping[str, DeviceTensor] | None = None,
         keep: Collection[str] = (),
     ) -> dict[str, Any]:
         for start in range(0, len(self._values), AT_ONCE):
@@ -76,7 +76,7 @@ class CalibrationSession:
         before = self.ranges.get(name, (least, most))
         self.ranges[name] = min(before[0], float(least)), max(before[1], float(most))
 
-    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Resident:
+    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> DeviceTensor:
         return self._session.allocate(shape, dtype)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import onnx
 from segagent_rt.bundle.bundle import Part, open_part
 from segagent_rt.bundle.manifest import Variant
 from segagent_rt_export.bundle_writer import PartDraft, write_manifest
-from segagent_rt_export.gate.inputs import MEASURED, Material, Scenes
+from segagent_rt_export.gate.inputs import MEASURED, GateInputs, SceneInputs
 from segagent_rt_export.passes.calibration import calibrate_ranges
 from segagent_rt_export.passes.external_data import save_with_shared_weights
 from segagent_rt_export.passes.qdq_conv import MOST
@@ -32,7 +32,7 @@ INTEGERS = replace(SEGMENTER_VARIANTS["cpu-int8"], apart=(), outputs=True)
 
 
 def write_integer_part(
-    graphs: Mapping[str, Path], folder: Path, family: str, settings: Any, material: Material
+    graphs: Mapping[str, Path], folder: Path, family: str, settings: Any, material: GateInputs
 ) -> Part:
     """Make a part of graphs in full precision that lie in its folder: the same weights for
     arithmetic in integers, where it is fast, and in fp32 for all other places.
@@ -64,7 +64,7 @@ def write_integer_part(
     return described({"cpu-int8": fast, **stored})
 
 
-def quantise_part(part: Part, folder: Path, material: Material | None = None) -> Part:
+def quantise_part(part: Part, folder: Path, material: GateInputs | None = None) -> Part:
     """Write `reference` (fp32) and `cpu-int8` of the part into a new folder.
 
     The decoder multiplies integers, too: its prompts are drawn, not coordinates. The ranges of
@@ -77,7 +77,7 @@ def quantise_part(part: Part, folder: Path, material: Material | None = None) ->
         model = onnx.load(part.graphs(role, STORED)[0].path)
         onnx.save_model(dequantise_conv_weights(model), str(path))
     bare = _described(part, folder, [REFERENCE], graphs)
-    images = (material or Scenes(MEASURED)).measured()
+    images = (material or SceneInputs(MEASURED)).measured()
     write_variant(graphs, folder / "cpu-int8", INTEGERS, calibrate_ranges(bare, images, part.roles))
     return _described(part, folder, [REFERENCE, "cpu-int8"], graphs)
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from segagent_rt.annotators.mllm import MllmCodec, MllmSettings, prompt_codec
 from segagent_rt.errors import InputError
 from segagent_rt.mllm.grammar import compile_grammar
-from segagent_rt.mllm.preprocess import Smart
+from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt.mllm.prompts import DEFAULT_PRESETS, MAX_PIXELS, PRESETS
 from segagent_rt_export.dimensions import check_dimensions
 from segagent_rt_export.errors import CheckpointInvalid
@@ -104,7 +104,7 @@ def _expect_room(source: MllmSource) -> None:
     if needed <= most:
         return
     vision, text = settings.vision, needed - visual[2]
-    if isinstance(vision.resize, Smart) and most - text >= visual[0]:
+    if isinstance(vision.resize, SmartResize) and most - text >= visual[0]:
         pixels = (most - text) * (vision.patch * vision.merge) ** 2
         hint = f"write most_pixels = {pixels} in the recipe, for smaller pictures"
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from segagent_rt.mllm.preprocess import Smart
+from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt_export.families.mllm_model import LONGEST_TEXT
 from segagent_rt_export.sources.mllm import MllmSource
 from segagent_rt_export.targets.edge_llm import NAME, VERSION
@@ -30,7 +30,7 @@ class Sizes:
 def sizes_of(source: MllmSource) -> Sizes:
     """The largest picture that the recipe allows, and the longest text beside it."""
     resize = source.settings.vision.resize
-    picture = resize.most // resize.unit**2 if isinstance(resize, Smart) else 0
+    picture = resize.most // resize.unit**2 if isinstance(resize, SmartResize) else 0
     return Sizes(picture, picture + LONGEST_TEXT, picture + LONGEST_TEXT + REPLY)
 
 

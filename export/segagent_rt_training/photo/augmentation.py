@@ -19,7 +19,7 @@ LEAST_VISIBLE = 0.003
 
 
 @dataclass(frozen=True, slots=True)
-class Crop:
+class LabelledCrop:
     """A square crop: image uint8 [S, S, 3], labels uint8 [S/2, S/2], the visible targets, of which
     the first one is what the crop was made for, and where padding is, bool [S, S]."""
 
@@ -31,7 +31,7 @@ class Crop:
 
 def random_crop(
     source: LabelledImage, side: int, longest: tuple[float, float], rng: random.Random
-) -> Crop | None:
+) -> LabelledCrop | None:
     """A crop round a random target, or None if too little of it is visible.
 
     Args:
@@ -72,7 +72,7 @@ def random_crop(
     if wanted not in visible:
         return None
     others = tuple(v for v in visible if v != wanted)
-    return Crop(np.asarray(image), np.asarray(labels), (wanted, *others), inside == 0)
+    return LabelledCrop(np.asarray(image), np.asarray(labels), (wanted, *others), inside == 0)
 
 
 def _shift(place: float, low: float, high: float, side: int, rng: random.Random) -> float:

@@ -19,9 +19,20 @@ from segagent_rt.scenes.layout import sample_layout
 from segagent_rt.scenes.paint import paint
 from segagent_rt.scenes.rng import DeterministicRng
 from segagent_rt.types import Mask
-from segagent_rt_training.photo.augmentation import PADDING, Crop, change_colours, random_crop
+from segagent_rt_training.photo.augmentation import (
+    PADDING,
+    LabelledCrop,
+    change_colours,
+    random_crop,
+)
 from segagent_rt_training.photo.collage import cut_out, make_collage
-from segagent_rt_training.photo.photos import IGNORED, Bytes, LabelledImage, Photo, load_photos
+from segagent_rt_training.photo.photos import (
+    IGNORED,
+    Bytes,
+    LabelledImage,
+    TrainingPhoto,
+    load_photos,
+)
 
 AHEAD = 4
 """Batches that wait for the trainer."""
@@ -71,8 +82,8 @@ class Batch:
 class Sampler:
     """Draws images from photos, collages and generated scenes."""
 
-    def __init__(self, photos: list[Photo]) -> None:
-        self._groups: dict[str, list[Photo]] = {}
+    def __init__(self, photos: list[TrainingPhoto]) -> None:
+        self._groups: dict[str, list[TrainingPhoto]] = {}
         for photo in photos:
             self._groups.setdefault(GROUPS.get(photo.source, "various"), []).append(photo)
         self._photos = photos
@@ -113,7 +124,7 @@ def draw_scene(rng: random.Random) -> LabelledImage:
     return LabelledImage(image, labels, targets or (1,))
 
 
-def _choose(crop: Crop, count: int, rng: random.Random) -> list[int]:
+def _choose(crop: LabelledCrop, count: int, rng: random.Random) -> list[int]:
     """The wanted target, then others if there are any."""
     wanted, *others = crop.targets
     rest = [rng.choice(others) if others and rng.random() < 0.8 else wanted for _ in range(count)]

@@ -24,14 +24,13 @@ from segagent_rt_export.families.photo_net.export import (
     torch_checks,
 )
 from segagent_rt_export.families.photo_net.net import PhotoSegmenterNet
-from segagent_rt_export.gate.photo_inputs import Photo as GatePhoto
-from segagent_rt_export.gate.photo_inputs import Photos
+from segagent_rt_export.gate.photo_inputs import GatePhoto, PhotoInputs
 from segagent_rt_export.gate.verdict import Gate
 from segagent_rt_export.gate.verify import verify_graphs, verify_masks
 from segagent_rt_export.passes.calibration import CPU
 from segagent_rt_export.variants import REFERENCE
 from segagent_rt_training.photo.evaluation import (
-    Target,
+    HeldOutTarget,
     calibrate,
     evaluate,
     evaluation_photos,
@@ -112,16 +111,21 @@ def ship_photo(training: Path, target: Path, side: int, trial: PhotoTrial, tell:
     write_index(target, BundleIndex("photo", {"segmenter": "segmenter"}, ABOUT))
 
 
-def gate_photos(photos: Path) -> Photos:
+def gate_photos(photos: Path) -> PhotoInputs:
     """Validation photos without ShareAlike, evenly spread, for ranges of integers and the gate."""
     found = load_photos(photos, "val")
     some = found[:: max(1, len(found) // GATE_PHOTOS)][:GATE_PHOTOS]
     digest = "/".join(str(photo.entry["name"]) for photo in some)
-    return Photos(tuple(GatePhoto(p.entry["name"], p.content.image) for p in some), digest)
+    return PhotoInputs(tuple(GatePhoto(p.entry["name"], p.content.image) for p in some), digest)
 
 
 def _judge(
-    net: PhotoSegmenterNet, side: int, shipped: Part, material: Photos, folder: Path, tell: Tell
+    net: PhotoSegmenterNet,
+    side: int,
+    shipped: Part,
+    material: PhotoInputs,
+    folder: Path,
+    tell: Tell,
 ) -> dict[str, Any]:
     """Graphs in full precision against torch, and every shipped variant against those graphs."""
     shutil.copytree(shipped.folder, folder)
@@ -158,7 +162,7 @@ class _Opened:
 
 
 def _measure(part: Part, trial: PhotoTrial, tell: Tell) -> dict[str, Any]:
-    suites: dict[str, list[Target]] = {"validation_photos": validation_photos(trial.photos)}
+    suites: dict[str, list[HeldOutTarget]] = {"validation_photos": validation_photos(trial.photos)}
     if trial.held_out is not None:
         suites["held_out_photos"] = evaluation_photos(trial.held_out)
     if trial.scenes:

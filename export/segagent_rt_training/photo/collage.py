@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from segagent_rt_training.photo.augmentation import change_colours
-from segagent_rt_training.photo.photos import Bytes, LabelledImage, Photo
+from segagent_rt_training.photo.photos import Bytes, LabelledImage, TrainingPhoto
 
 CUT_SHARE = (0.01, 0.5)
 """Least and most share of its photo that an object must cover to be cut out."""
@@ -28,7 +28,7 @@ class Cutout:
     mask: Bytes
 
 
-def cut_out(photos: Sequence[Photo]) -> list[Cutout]:
+def cut_out(photos: Sequence[TrainingPhoto]) -> list[Cutout]:
     """The objects of photos that are large enough."""
     found = []
     for photo in photos:
@@ -41,7 +41,9 @@ def cut_out(photos: Sequence[Photo]) -> list[Cutout]:
     return found
 
 
-def make_collage(ground: Photo, cutouts: Sequence[Cutout], rng: random.Random) -> LabelledImage:
+def make_collage(
+    ground: TrainingPhoto, cutouts: Sequence[Cutout], rng: random.Random
+) -> LabelledImage:
     """A photo with one to `MOST_PASTED` objects over it; only the pasted ones are targets."""
     image, labels = ground.content.image.copy(), ground.content.labels.copy()
     count = rng.randint(1, MOST_PASTED)

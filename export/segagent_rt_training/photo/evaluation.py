@@ -33,7 +33,7 @@ LEAST_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class HeldOutTarget:
     """An object in an image: its mask and the pixels that count neither way, bool [H, W]."""
 
     name: str
@@ -43,7 +43,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class HeldOutResult:
     """What a segmenter made of targets.
 
     `ious` and `scores` [targets, CLICKS] are the true and the estimated IoU after each click;
@@ -71,8 +71,10 @@ class Outcome:
 
 
 def evaluate(
-    segmenter: Segmenter, targets: Sequence[Target], tell: Callable[[int], None] | None = None
-) -> Outcome:
+    segmenter: Segmenter,
+    targets: Sequence[HeldOutTarget],
+    tell: Callable[[int], None] | None = None,
+) -> HeldOutResult:
     """Click and box every target as the oracle annotator does; `tell` hears how many are done."""
     ious, scores, boxed = [], [], []
     for number, target in enumerate(targets, 1):
@@ -86,10 +88,12 @@ def evaluate(
         if tell is not None:
             tell(number)
     names = tuple(target.name for target in targets)
-    return Outcome(names, np.array(ious), np.array(scores), np.array(boxed))
+    return HeldOutResult(names, np.array(ious), np.array(scores), np.array(boxed))
 
 
-def _clicked(segmenter: Segmenter, embedding: Any, target: Target) -> list[tuple[float, float]]:
+def _clicked(
+    segmenter: Segmenter, embedding: Any, target: HeldOutTarget
+) -> list[tuple[float, float]]:
     """IoU and its estimate after each click; a mask without errors stays as it is."""
     prediction: Prediction | None = None
     mask, clicks, found = np.zeros_like(target.mask), list[Click](), list[tuple[float, float]]()
@@ -104,45 +108,45 @@ def _clicked(segmenter: Segmenter, embedding: Any, target: Target) -> list[tuple
     return found
 
 
-def counted_iou(mask: Mask, target: Target) -> float:
+def counted_iou(mask: Mask, target: HeldOutTarget) -> float:
     """IoU of a mask over the pixels that count."""
     counted = ~target.ignored
     both, either = mask & target.mask & counted, (mask | target.mask) & counted
     return float(both.sum() / max(1, either.sum()))
 
 
-def evaluation_photos(folder: Path) -> list[Target]:
+def evaluation_photos(folder: Path) -> list[HeldOutTarget]:
     """The photos of a folder whose `index.json` is a list with one mask each."""
     found = []
     for entry in parse_json((folder / "index.json").read_bytes()):
         image = load_image(folder / entry["image"])
         mask = load_image(folder / entry["mask"])[..., 0] > 127
-        found.append(Target(entry["name"], image, mask, np.zeros_like(mask)))
+        found.append(HeldOutTarget(entry["name"], image, mask, np.zeros_like(mask)))
     return found
 
 
-def validation_photos(folder: Path, *, share_alike: bool = True) -> list[Target]:
+def validation_photos(folder: Path, *, share_alike: bool = True) -> list[HeldOutTarget]:
     """One object, always the same, of each validation photo that has a large enough one."""
     rng, found = random.Random(0), []
     photos = load_photos(folder, "val", share_alike=share_alike, least_share=LEAST_SHARE)
     for photo in photos:
         labels, wanted = photo.content.labels, rng.choice(photo.content.targets)
         name = f"{photo.entry['name']}/{wanted}"
-        found.append(Target(name, photo.content.image, labels == wanted, labels == IGNORED))
+        found.append(HeldOutTarget(name, photo.content.image, labels == wanted, labels == IGNORED))
     return found
 
 
-def scenes(count: int, seed: int = 1000) -> list[Target]:
+def scenes(count: int, seed: int = 1000) -> list[HeldOutTarget]:
     """The first object that each held-out scene has an expression for."""
     found = []
     for number in range(seed, seed + count):
         scene = make_scene(number, SCENE_SIDE)
         mask = scene.mask(scene.expressions[0].target)
-        found.append(Target(f"scene {number}", scene.image, mask, np.zeros_like(mask)))
+        found.append(HeldOutTarget(f"scene {number}", scene.image, mask, np.zeros_like(mask)))
     return found
 
 
-def calibrate(outcome: Outcome) -> tuple[float, float]:
+def calibrate(outcome: HeldOutResult) -> tuple[float, float]:
     """Scale and offset of the IoU estimate's logit that minimise its mean absolute error."""
     scores = outcome.scores.clip(1e-3, 1 - 1e-3)
     logits = np.log(scores / (1 - scores))

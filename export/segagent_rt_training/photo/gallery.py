@@ -13,7 +13,7 @@ from segagent_rt.draw import draw_overlay
 from segagent_rt.io import atomic_write
 from segagent_rt.runtime import load
 from segagent_rt.types import Click, Prediction, RgbImage, Segmenter
-from segagent_rt_training.photo.evaluation import Target, counted_iou, validation_photos
+from segagent_rt_training.photo.evaluation import HeldOutTarget, counted_iou, validation_photos
 
 CLICKS = 3
 TILES, COLUMNS, TILE = 20, 5, 232
@@ -52,7 +52,7 @@ def write_gallery(photos: Path, bundle: Path, target: Path) -> list[str]:
     return [found.name.split("/")[0] for _, found, _, _ in some]
 
 
-def _clicked(segmenter: Segmenter, target: Target) -> tuple[Prediction, Sequence[Click]]:
+def _clicked(segmenter: Segmenter, target: HeldOutTarget) -> tuple[Prediction, Sequence[Click]]:
     """The mask after the oracle annotator's clicks."""
     embedding, mask = segmenter.encode(target.image), np.zeros_like(target.mask)
     clicks, prediction = list[Click](), segmenter.decode(embedding, [])

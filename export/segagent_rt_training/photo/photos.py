@@ -35,7 +35,7 @@ class LabelledImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Photo:
+class TrainingPhoto:
     """A labelled photo and its entry in the index, with licence and attribution."""
 
     content: LabelledImage
@@ -71,7 +71,7 @@ def read_index(folder: Path, split: Split, *, share_alike: bool = False) -> list
 
 def load_photos(
     folder: Path, split: Split, *, share_alike: bool = False, least_share: float = LEAST_SHARE
-) -> list[Photo]:
+) -> list[TrainingPhoto]:
     """Read the photos of a split that have a target into memory."""
     found = []
     for entry in read_index(folder, split, share_alike=share_alike):
@@ -83,6 +83,6 @@ def load_photos(
                 raise CheckpointInvalid(f"{folder / entry['image']} or its labels cannot be read")
             rgb = np.ascontiguousarray(image[..., ::-1], np.uint8)
             found.append(
-                Photo(LabelledImage(rgb, np.asarray(labels, np.uint8), tuple(large)), entry)
+                TrainingPhoto(LabelledImage(rgb, np.asarray(labels, np.uint8), tuple(large)), entry)
             )
     return found

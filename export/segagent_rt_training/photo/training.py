@@ -20,7 +20,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from segagent_rt_export.families.photo_net.efficientnet import load_imagenet_weights
-from segagent_rt_export.families.photo_net.net import ImageFeatures, PhotoSegmenterNet, Prompts
+from segagent_rt_export.families.photo_net.net import ImageFeatures, PhotoPrompts, PhotoSegmenterNet
 from segagent_rt_training.distributed import WorkerGroup, run_workers
 from segagent_rt_training.photo.batches import Batch, BatchPlan, batches_from
 from segagent_rt_training.photo.losses import mask_loss, rating_loss, true_iou
@@ -56,7 +56,7 @@ class PhotoRecipe:
 
 
 @dataclass(slots=True)
-class Progress:
+class PhotoProgress:
     """How far a training is; `seconds` is the time spent in it by all its runs."""
 
     step: int = 0
@@ -89,7 +89,7 @@ class PhotoTraining:
             betas=(0.9, 0.99),
             weight_decay=recipe.weight_decay,
         )
-        self.progress, self._runs = Progress(), list[dict[str, Any]]()
+        self.progress, self._runs = PhotoProgress(), list[dict[str, Any]]()
         if self._path.exists():
             self._resume()
         self._runs.append({"first_step": self.progress.step, "recipe": asdict(recipe)})
@@ -99,7 +99,7 @@ class PhotoTraining:
         self.net.load_state_dict(state["net"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.progress = Progress(**state["progress"])
+        self.progress = PhotoProgress(**state["progress"])
         self._runs = list(state.get("runs", ()))
 
     def save(self) -> None:
@@ -235,10 +235,10 @@ class _Annotation:
             if turn == 1 and i in self._boxed and rng.random() < 0.4:
                 self._box[i] = 0
 
-    def prompts(self) -> Prompts:
+    def prompts(self) -> PhotoPrompts:
         """All clicks so far, box and previous mask."""
         points, box = torch.from_numpy(self._points.copy()), torch.from_numpy(self._box.copy())
-        return Prompts(points, box, self._prior)
+        return PhotoPrompts(points, box, self._prior)
 
     def answer(self, logits: Tensor) -> None:
         """Take the net's mask as the previous one."""

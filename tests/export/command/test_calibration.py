@@ -19,9 +19,9 @@ from segagent_rt.types import Click
 from segagent_rt_export import pipeline
 from segagent_rt_export.gate import photo_inputs
 from segagent_rt_export.gate.inputs import CLICKS
-from segagent_rt_export.gate.photo_inputs import EXPRESSIONS, LONGEST, OBJECTS, open_photos
+from segagent_rt_export.gate.photo_inputs import EXPRESSIONS, LONGEST, OBJECTS, open_photo_inputs
 from segagent_rt_export.gate.verdict import Gate
-from segagent_rt_export.pipeline import Judge, carry_out
+from segagent_rt_export.pipeline import GatePolicy, run_export
 from segagent_rt_export.plan import make_plan
 
 pytestmark = pytest.mark.export
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: Any) -> Path:
 
 
 def test_every_other_picture_is_judged_and_the_others_measured(folder):
-    found = open_photos(folder)
+    found = open_photo_inputs(folder)
     assert [photo.name for photo in found.judged] == ["0.PNG", "2.PNG", "4.PNG"]
     assert [image.shape[:2] for image in found.measured()] == [(300, 200), (90, 90)]
     assert found.record() == {
@@ -50,31 +50,35 @@ def test_every_other_picture_is_judged_and_the_others_measured(folder):
 
 def test_one_picture_serves_both(tmp_path):
     Image.new("RGB", (40, 30), "red").save(tmp_path / "one.png")
-    found = open_photos(tmp_path)
+    found = open_photo_inputs(tmp_path)
     assert len(found.judged) == len(list(found.measured())) == 1
 
 
 def test_the_hash_is_that_of_the_contents_in_order(folder, tmp_path):
-    whole = open_photos(folder).sha256
+    whole = open_photo_inputs(folder).sha256
     for path in folder.iterdir():
         if path.is_file():
             (tmp_path / f"my {path.name}").write_bytes(path.read_bytes())
-    assert open_photos(tmp_path).sha256 == whole
+    assert open_photo_inputs(tmp_path).sha256 == whole
     (tmp_path / "my 2.PNG").unlink()
-    assert open_photos(tmp_path).sha256 != whole
+    assert open_photo_inputs(tmp_path).sha256 != whole
 
 
 def test_large_pictures_are_shrunk_and_of_many_some_are_taken(folder, tmp_path, monkeypatch):
     Image.new("RGB", (3000, 300), "blue").save(tmp_path / "wide.png")
-    (photo,) = open_photos(tmp_path).pictures
+    (photo,) = open_photo_inputs(tmp_path).pictures
     assert photo.image.shape == (102, LONGEST, 3)
     monkeypatch.setattr(photo_inputs, "MOST", 3)
-    assert [photo.name for photo in open_photos(folder).pictures] == ["0.PNG", "2.PNG", "4.PNG"]
+    assert [photo.name for photo in open_photo_inputs(folder).pictures] == [
+        "0.PNG",
+        "2.PNG",
+        "4.PNG",
+    ]
 
 
 def test_clicks_ask_for_the_opposite_of_what_is_drawn(folder):
     """With discs it can be reckoned: on the first photo none of them covers the next place."""
-    found = open_photos(folder)
+    found = open_photo_inputs(folder)
     drawn = list(found.drawn(DiscSegmenter(10)))
     assert len(drawn) == OBJECTS * len(found.judged)
     first = drawn[0]
@@ -90,7 +94,7 @@ def test_clicks_ask_for_the_opposite_of_what_is_drawn(folder):
 
 
 def test_an_mllm_is_asked_with_no_mask_and_with_two(folder):
-    states = list(open_photos(folder).states(None))
+    states = list(open_photo_inputs(folder).states(None))
     assert len(states) == 9
     assert [state.expression for state in states[::3]] == list(EXPRESSIONS[:3])
     assert [state.prediction is None for state in states[:3]] == [True, False, False]
@@ -119,7 +123,7 @@ def bundle(places, folder, recipe_text, terminal) -> Path:
 
 
 def test_the_manifest_says_what_was_used_and_inspect_prints_it(bundle, folder, terminal):
-    used = open_photos(folder).record()
+    used = open_photo_inputs(folder).record()
     parts = open_bundle(bundle).parts
     for part in parts.values():
         assert part.manifest.verified["material"] == used
@@ -176,7 +180,7 @@ def test_ranges_ten_times_off_fail_the_export_and_nothing_is_written(
         recipe("cpu-int8", segmenter="edgetam"), target, resume=False, below_gate=False
     )
     with pytest.raises(GateFailed, match=r"cpu-int8: .*; keep its encoder at higher precision"):
-        carry_out(plan, Judge(Gate(), photos=open_photos(folder)), lambda text: None)
+        run_export(plan, GatePolicy(Gate(), photos=open_photo_inputs(folder)), lambda text: None)
     assert not list(target.rglob(MANIFEST_FILE))
 
 
@@ -205,6 +209,6 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
     monkeypatch.setattr(photo_inputs, "LARGEST_FILE", 10)
     with pytest.raises(ImageUnreadable, match="more than"):
-        open_photos(tmp_path)
+        open_photo_inputs(tmp_path)
     with pytest.raises(InputError, match="no folder"):
-        open_photos(tmp_path / "a.png")
+        open_photo_inputs(tmp_path / "a.png")

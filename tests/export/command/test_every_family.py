@@ -16,7 +16,7 @@ from segagent_rt_export import plan
 from segagent_rt_export.gate import streaming
 from segagent_rt_export.gate.verdict import Gate
 from segagent_rt_export.graphs.precision import MllmPrecision, Precision
-from segagent_rt_export.pipeline import Judge, carry_out
+from segagent_rt_export.pipeline import GatePolicy, run_export
 from segagent_rt_export.plan import make_plan
 from segagent_rt_export.recipe import MllmFamily, SegmenterFamily, read_recipe, tracked_recipes
 from segagent_rt_export.variants import MLLM_VARIANTS
@@ -32,7 +32,7 @@ def export(recipe, tmp_path):
     def run(*variants: str, forgiving: bool = False, **families: str):
         target = tmp_path / "bundle"
         planned = make_plan(recipe(*variants, **families), target, resume=False, below_gate=False)
-        carry_out(planned, Judge(QUICK, forgiving), lambda text: None)
+        run_export(planned, GatePolicy(QUICK, forgiving), lambda text: None)
         return open_bundle(target)
 
     return run
@@ -79,7 +79,7 @@ def test_a_model_that_memory_cannot_hold_is_compared_piece_by_piece(export, monk
     monkeypatch.setitem(MLLM_VARIANTS, "cpu-8bit", kind)
     whole = export("cpu-8bit", mllm=family, forgiving=True).part("mllm").manifest.verified
     monkeypatch.setattr(plan, "WHOLE", 0)
-    monkeypatch.setattr(streaming, "PIECE", 20_000)
+    monkeypatch.setattr(streaming, "PARTITION_BYTES", 20_000)
     monkeypatch.setattr(streaming, "SessionOptions", lambda backend, brief: SessionOptions(backend))
     bundle = export("cpu-8bit", mllm=family, forgiving=True)
     verified = bundle.part("mllm").manifest.verified
@@ -98,5 +98,5 @@ def test_the_tracked_recipes_at_reduced_size(sources, tmp_path):
         mine.write_text(text)
         target = tmp_path / "engines" / path.stem
         planned = make_plan(read_recipe(mine), target, resume=False, below_gate=True)
-        carry_out(planned, Judge(QUICK, forgiving=True), lambda text: None)
+        run_export(planned, GatePolicy(QUICK, forgiving=True), lambda text: None)
         assert set(open_bundle(target).parts) == {"segmenter", "mllm"}

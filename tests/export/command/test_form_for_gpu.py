@@ -17,14 +17,14 @@ from segagent_rt.errors import GateFailed
 from segagent_rt_export.families.sam import export
 from segagent_rt_export.families.segmenters import FORMED
 from segagent_rt_export.gate.verdict import Gate
-from segagent_rt_export.pipeline import Judge, carry_out
+from segagent_rt_export.pipeline import GatePolicy, run_export
 from segagent_rt_export.plan import PartPlan, Plan, make_plan
 from segagent_rt_export.recipe import Recipe, read_recipe
 from tests.export.command.checkpoints import SAM_SIZES
 
 pytestmark = pytest.mark.export
 
-QUICK = Judge(Gate(scenes=2))
+QUICK = GatePolicy(Gate(scenes=2))
 SIZES = SAM_SIZES["vision_config"]
 WIDTH = SIZES["hidden_size"] // SIZES["num_attention_heads"]
 SIDES = [SIZES["window_size"], SIZES["image_size"] // 16, SIZES["window_size"]]
@@ -38,7 +38,7 @@ def planned(recipe: Recipe, target: Path) -> Plan:
 def exported(recipe: Recipe, target: Path) -> tuple[Bundle, list[str]]:
     """A bundle, and what was said while it was made."""
     said: list[str] = []
-    carry_out(planned(recipe, target), QUICK, said.append)
+    run_export(planned(recipe, target), QUICK, said.append)
     return open_bundle(target), said
 
 

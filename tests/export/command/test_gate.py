@@ -25,8 +25,8 @@ from segagent_rt.types import Box, Click, Finish, Malformed, Turn
 from segagent_rt_export import pipeline
 from segagent_rt_export.gate import streaming
 from segagent_rt_export.gate.graph_lint import complaints, unused
-from segagent_rt_export.gate.inputs import Scenes
-from segagent_rt_export.gate.mllm_reference import open_published
+from segagent_rt_export.gate.inputs import SceneInputs
+from segagent_rt_export.gate.mllm_reference import open_reference
 from segagent_rt_export.gate.verdict import Case, Gate, Verdict, shortfalls, summarise
 from segagent_rt_export.gate.verify import (
     verify_masks,
@@ -35,7 +35,7 @@ from segagent_rt_export.gate.verify import (
     verify_replies,
 )
 from segagent_rt_export.graphs import precision
-from segagent_rt_export.pipeline import Judge, carry_out
+from segagent_rt_export.pipeline import GatePolicy, run_export
 from segagent_rt_export.plan import make_plan
 from segagent_rt_export.recipe import read_recipe
 from segagent_rt_export.sources.mllm import read_source
@@ -66,12 +66,12 @@ class Made:
         return Path(shutil.copytree(self.folder, tmp_path / "spoilt"))
 
 
-def export(recipe: str, folder: Path, judge: Judge) -> Path:
+def export(recipe: str, folder: Path, judge: GatePolicy) -> Path:
     """Export a recipe's text."""
     (folder / "mine.toml").write_text(recipe)
     bundle = folder / "bundle"
     found = read_recipe(folder / "mine.toml")
-    carry_out(make_plan(found, bundle, resume=False, below_gate=False), judge, quiet)
+    run_export(make_plan(found, bundle, resume=False, below_gate=False), judge, quiet)
     return bundle
 
 
@@ -89,12 +89,12 @@ def segmenter(tmp_path_factory: Any, recipe_text: Any) -> Callable[[str], Made]:
                 # Random weights draw masks at the threshold: SimpleClick's turn with any rounding.
                 variants = ("reference",) if family == "simple_click" else VARIANTS
                 text = recipe_text(*variants, segmenter=family)
-                bundle = export(text, tmp_path_factory.mktemp(family), Judge(QUICK))
+                bundle = export(text, tmp_path_factory.mktemp(family), GatePolicy(QUICK))
             checks = seen[0].checks
 
             def verify(part: Part) -> Verdict:
                 verdict = verify_reference(part, checks, QUICK, quiet)
-                return verdict.and_also(verify_masks(part, QUICK, quiet, Scenes(QUICK.scenes)))
+                return verdict.and_also(verify_masks(part, QUICK, quiet, SceneInputs(QUICK.scenes)))
 
             made[family] = Made(bundle / "segmenter", verify)
         return made[family]
@@ -105,10 +105,10 @@ def segmenter(tmp_path_factory: Any, recipe_text: Any) -> Callable[[str], Made]:
 @pytest.fixture(scope="module")
 def mllm(tmp_path_factory: Any, recipe_text: Any, sources: Any) -> Made:
     text = recipe_text(*VARIANTS, mllm="qwen2_5_vl")
-    bundle = export(text, tmp_path_factory.mktemp("mllm"), Judge(QUICK))
+    bundle = export(text, tmp_path_factory.mktemp("mllm"), GatePolicy(QUICK))
     folder = sources("qwen2_5_vl")
     source = read_source(folder)
-    published = open_published(folder, source, None)
+    published = open_reference(folder, source, None)
 
     def verify(part: Part) -> Verdict:
         verdict = verify_published(part, published, QUICK, quiet)
@@ -226,9 +226,9 @@ def test_an_mllms_weight_scaled_wrongly(mllm, tmp_path):
 
 def test_a_wrong_weight_is_found_piece_by_piece(mllm, sources, tmp_path, monkeypatch):
     """As for models that memory cannot hold."""
-    monkeypatch.setattr(streaming, "PIECE", 20_000)
+    monkeypatch.setattr(streaming, "PARTITION_BYTES", 20_000)
     folder = sources("qwen2_5_vl")
-    published = open_published(folder, read_source(folder), None, streamed=True)
+    published = open_reference(folder, read_source(folder), None, streamed=True)
     spoilt = mllm.copy(tmp_path)
     verdicts = []
     for change in (lambda model: None, scale("", 1.02)):
@@ -278,9 +278,9 @@ def test_a_broken_quantiser_fails_the_export_or_is_recorded(recipe_text, tmp_pat
     after(monkeypatch, precision, "quantise_blocks", turned)
     text = recipe_text("cpu-8bit", mllm="qwen2_5_vl")
     with pytest.raises(GateFailed, match=r"cpu-8bit: .*; keep its decoder at higher precision"):
-        export(text, tmp_path, Judge(QUICK))
+        export(text, tmp_path, GatePolicy(QUICK))
     assert [p.name for p in (tmp_path / "bundle").iterdir()] == [".lock"]
-    bundle = export(text, tmp_path, Judge(QUICK, forgiving=True))
+    bundle = export(text, tmp_path, GatePolicy(QUICK, forgiving=True))
     verified = open_bundle(bundle).part("mllm").manifest.verified
     assert verified["gate"] == "below, allowed"
     assert "cpu-8bit" in verified["failures"][0]

@@ -11,9 +11,9 @@ import pytest
 
 from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.bundle.manifest import Range
-from segagent_rt.bundle.placement import suited
+from segagent_rt.bundle.placement import compatible_graphs
 from segagent_rt_export.gate.verdict import Gate
-from segagent_rt_export.pipeline import Judge, carry_out
+from segagent_rt_export.pipeline import GatePolicy, run_export
 from segagent_rt_export.plan import make_plan
 from segagent_rt_export.recipe import MllmFamily, SegmenterFamily
 
@@ -27,7 +27,7 @@ def part(recipe, tmp_path):
         plan = make_plan(
             recipe("gpu-fp16", "reference", **families), target, resume=False, below_gate=False
         )
-        carry_out(plan, Judge(Gate(scenes=2), False), lambda text: None)
+        run_export(plan, GatePolicy(Gate(scenes=2), False), lambda text: None)
         (found,) = open_bundle(target).parts.values()
         print(found.manifest.verified["variants"])
         return found
@@ -39,7 +39,7 @@ def part(recipe, tmp_path):
 def test_a_segmenter(part, family):
     made = part(segmenter=family)
     for role in made.roles:
-        names = [graph.name for graph in suited(made.graphs(role), "rtx")]
+        names = [graph.name for graph in compatible_graphs(made.graphs(role), "rtx")]
         assert names == ["gpu-fp16", "reference"]
 
 

@@ -33,11 +33,11 @@ def distance_of_logits(annotator: MllmAnnotator, reference: Any, image: np.ndarr
     x = np.concatenate([model.embed(lead), seen.embeddings, model.embed(tail)], axis=1)
     cache = model.new_cache(x.shape[1] + len(more))
     before = rope.before_text(len(lead), seen.grid)
-    found = [distance(model.feed_whole(cache, x, before)[0], theirs[0])]
+    found = [distance(model.forward_full_vocab(cache, x, before)[0], theirs[0])]
     cut = list(annotator.settings.head_rows)
-    rows = model.feed(cache, model.embed(more[:5]), rows=5)
+    rows = model.forward(cache, model.embed(more[:5]), rows=5)
     found.append(distance(rows, theirs[1:6][:, cut]))
     for at in range(5, len(more)):
-        row = model.feed_whole(cache, model.embed([more[at]]))[0]
+        row = model.forward_full_vocab(cache, model.embed([more[at]]))[0]
         found.append(distance(row, theirs[at + 1]))
     return max(found)

@@ -13,7 +13,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 
 from segagent_rt.errors import InputError
-from segagent_rt.mllm.preprocess import Crop, Pad, Smart, Squash
+from segagent_rt.mllm.preprocess import CenterCrop, PadToSquare, SmartResize, SquareResize
 from segagent_rt.mllm.rope import RopeSettings
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.families.chat_templates import frame_of
@@ -56,7 +56,7 @@ def test_a_published_qwen2_5_vl(tmp_path):
     assert model.tower.window == 4
     assert model.vision_settings.window == 4
     assert model.vision_settings.rope.head_dim == 80
-    assert model.vision_settings.resize == Smart(28, 3136, 512 * 512)
+    assert model.vision_settings.resize == SmartResize(28, 3136, 512 * 512)
 
 
 LIMITS: dict[str, dict[str, Any]] = {
@@ -146,7 +146,7 @@ def test_the_first_qwen_vl_needs_only_its_type(tmp_path):
     assert (model.language.inner, model.tower.inner) == (11008, 8192)
     assert model.language_settings.most_tokens == 2048
     assert model.vision_settings.grid == (16, 16)
-    assert model.vision_settings.resize == Squash(448)
+    assert model.vision_settings.resize == SquareResize(448)
 
 
 LLAVA = {"model_type": "llava", "text_config": {"model_type": "llama"}, "vision_config": {}}
@@ -159,15 +159,15 @@ def test_llava_takes_what_is_left_out_from_vicuna_and_clip(tmp_path):
     assert model.language.inner == text.intermediate_size
     assert model.language.layers == text.num_hidden_layers
     assert (model.tower.depth, model.tower.grid) == (23, 24)
-    assert model.vision_settings.resize == Crop(336, 336)
+    assert model.vision_settings.resize == CenterCrop(336, 336)
 
 
 def test_llavas_processor_decides_between_crop_pad_and_squash(tmp_path):
     mean = {"image_mean": [0.5, 0.25, 1.0]}
     found = read_model(written(tmp_path, LLAVA, {"do_pad": True} | mean)).vision_settings.resize
-    assert found == Pad(336, (127, 63, 255))
+    assert found == PadToSquare(336, (127, 63, 255))
     whole = {"size": {"height": 336, "width": 336}}
-    assert read_model(written(tmp_path, LLAVA, whole)).vision_settings.resize == Squash(336)
+    assert read_model(written(tmp_path, LLAVA, whole)).vision_settings.resize == SquareResize(336)
 
 
 def test_defaults_of_the_towers_are_transformers(tmp_path):

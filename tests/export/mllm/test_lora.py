@@ -18,7 +18,7 @@ from segagent_rt.bundle.bundle import open_part
 from segagent_rt.metrics import max_error
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.families.weight_names import common_name
-from segagent_rt_export.gate.mllm_reference import load_whole, merged_by_peft, open_published
+from segagent_rt_export.gate.mllm_reference import load_whole, merged_by_peft, open_reference
 from segagent_rt_export.gate.verdict import Gate
 from segagent_rt_export.gate.verify import verify_published
 from segagent_rt_export.sources import lora
@@ -193,7 +193,7 @@ def test_an_adapter_merged_into_the_wrong_weights_fails_the_gate(small, tmp_path
         place.mkdir()
         source = read_source(folder, Choices(adapter=adapter))
         part = open_part(open_exported(source, place, "portable").folder, "mllm")
-        published = open_published(folder, source, adapter)
+        published = open_reference(folder, source, adapter)
         found = verify_published(part, published, Gate(), lambda text: None)
         return "; ".join(map(str, found.failures))
 

@@ -10,8 +10,8 @@ import pytest
 
 from segagent_rt.mllm import vision_encoder
 from segagent_rt.mllm.language_model import LanguageModel
-from segagent_rt.mllm.patch_layout import Axial, Windows
-from segagent_rt.mllm.vision_encoder import Tower
+from segagent_rt.mllm.patch_layout import AttentionWindows, VisionRope2D
+from segagent_rt.mllm.vision_encoder import VisionEncoder
 from segagent_rt_export.sources.mllm import Choices
 from tests.export.mllm.conftest import NAMES
 from tests.export.mllm.measuring import CLOSE, distance, distance_of_logits, distance_of_picture
@@ -44,7 +44,7 @@ def test_dialects_are_equal(exported, photo, name):
     positions = one.settings.language.rope.before_text(0, seen.grid)
     count = positions.shape[1]
     ours, theirs = (
-        a.model.feed(a.model.new_cache(count + 9), seen.embeddings, positions, rows=count)
+        a.model.forward(a.model.new_cache(count + 9), seen.embeddings, positions, rows=count)
         for a in (one, other)
     )
     assert distance(ours, theirs) < CLOSE / 2
@@ -61,7 +61,9 @@ def with_rope(annotator, **changes):
 
 def with_vision(annotator, **changes):
     tower = annotator.tower
-    return replace(annotator, tower=Tower(tower._session, replace(tower._settings, **changes)))
+    return replace(
+        annotator, tower=VisionEncoder(tower._session, replace(tower._settings, **changes))
+    )
 
 
 ROPE_FAULTS = {
@@ -82,7 +84,7 @@ def test_a_wrong_position_is_noticed(small, exported, photo, fault):
 
 def test_a_wrong_angle_in_the_tower_is_noticed(small, exported, photo):
     for name in ("qwen2_vl", "qwen3_vl"):
-        wrong = with_vision(exported(name, "ort", FREE).annotator, rope=Axial(16, 9000.0))
+        wrong = with_vision(exported(name, "ort", FREE).annotator, rope=VisionRope2D(16, 9000.0))
         assert distance_of_picture(wrong, small(name).reference, photo(*SIZES[1])) > 20 * CLOSE
 
 
@@ -93,13 +95,13 @@ def test_windows_in_another_order_are_noticed(small, exported, photo, monkeypatc
     def unsorted(rows, columns, side, merge):
         windows = right(rows, columns, side, merge)
         straight = np.arange(rows * columns)
-        return Windows(straight, windows.members, windows.mask, windows.places, straight)
+        return AttentionWindows(straight, windows.members, windows.mask, windows.places, straight)
 
     monkeypatch.setattr(vision_encoder, "sort_windows", unsorted)
-    vision_encoder.lay_out.cache_clear()
+    vision_encoder.patch_inputs.cache_clear()
     annotator = exported("qwen2_5_vl", "ort", FREE).annotator
     found = distance_of_picture(annotator, small("qwen2_5_vl").reference, photo(*SIZES[1]))
-    vision_encoder.lay_out.cache_clear()
+    vision_encoder.patch_inputs.cache_clear()
     assert found > 20 * CLOSE
 
 

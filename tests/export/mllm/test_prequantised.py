@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from segagent_rt.backends.session import SessionOptions, open_session  # noqa: E402
 from segagent_rt_export.errors import CheckpointInvalid  # noqa: E402
-from segagent_rt_export.gate.mllm_reference import open_published  # noqa: E402
+from segagent_rt_export.gate.mllm_reference import open_reference  # noqa: E402
 from segagent_rt_export.graphs.builder import new_graph  # noqa: E402
 from segagent_rt_export.graphs.precision import MllmPrecision, Precision  # noqa: E402
 from segagent_rt_export.sources.gptq_awq import open_weights  # noqa: E402
@@ -156,7 +156,7 @@ def test_a_quantised_checkpoint_is_exported(pack, name, photo, tmp_path):
     source = read_source(folder)
     (tmp_path / "part").mkdir()
     annotator = open_exported(source, tmp_path / "part").annotator
-    published = open_published(folder, source, None)
+    published = open_reference(folder, source, None)
     image, (lead, tail) = photo(97, 331), annotator.prompt("the mug")
     seen = annotator.tower.embed(annotator.tower.resize(image))
     x = np.concatenate(
@@ -165,7 +165,7 @@ def test_a_quantised_checkpoint_is_exported(pack, name, photo, tmp_path):
     rope = annotator.settings.language.rope
     before = rope.before_text(len(lead), seen.grid)
     cache = annotator.model.new_cache(x.shape[1])
-    ours = annotator.model.feed(cache, x, before, rows=len(tail))
+    ours = annotator.model.forward(cache, x, before, rows=len(tail))
     theirs = published.logits(image, lead, tail)[:, list(annotator.settings.head_rows)]
     assert distance(ours, theirs) < CLOSE
 

@@ -80,13 +80,13 @@ def test_the_decoder_its_cache_and_one_more_token(opened, golden):
     x = model.embed(ids.tolist())
     x[0, start : start + 256] = golden["image_embeds"][0]
     cache = model.new_cache(len(ids) + 1)
-    logits = model.feed_whole(cache, x)
+    logits = model.forward_full_vocab(cache, x)
     assert distance(logits, golden["prefill_logits_last"]) < CLOSE
     for kind in ("key", "value"):
         kept = cache.past[f"past.2.{kind}"].numpy()[0, :, : len(ids)].transpose(1, 0, 2)
         assert distance(kept, golden[f"{kind[0]}_last"][0]) < CLOSE
     token = model.embed([int(golden["next_id"][0, 0])])
-    row = model.feed_whole(cache, token)
+    row = model.forward_full_vocab(cache, token)
     assert distance(row, golden["decode_logits"][0]) < CLOSE
 
 

@@ -129,7 +129,7 @@ def test_an_interrupted_reply_leaves_the_view_usable(exported, photo, monkeypatc
     annotator = exported("qwen2_vl").annotator
     image, request = photo(90, 120), Request(None, EXPRESSION)
     wanted = annotator.look(image).propose([request])[0][0].reply
-    view, feed = annotator.look(image), type(annotator.model).feed
+    view, feed = annotator.look(image), type(annotator.model).forward
     calls = SimpleNamespace(left=2)
 
     def stopping(self, *arguments):

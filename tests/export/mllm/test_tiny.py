@@ -51,7 +51,7 @@ def test_the_graphs_are_the_net(net, photo, tmp_path):
     positions = rope.before_text(len(lead), seen.grid)
     after = positions.max() + 1 + np.arange(len(tail))
     positions = np.concatenate([positions, np.broadcast_to(after, (3, len(tail)))], axis=1)
-    ours = annotator.model.feed(annotator.model.new_cache(x.shape[1]), x, positions)[0]
+    ours = annotator.model.forward(annotator.model.new_cache(x.shape[1]), x, positions)[0]
     bias = torch.full((x.shape[1],) * 2, -1e9).triu(1)[None, None]
     asking = torch.zeros(1, 1, dtype=torch.int64)
     hidden, _ = net.read(torch.from_numpy(x), torch.from_numpy(positions)[:, None], bias, asking)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.families.mllm_export import export_mllm_tables
 from segagent_rt_export.families.qwen_vl_v1.tiktoken import read_ranks
-from segagent_rt_export.gate.streaming import Spilled
+from segagent_rt_export.gate.streaming import MmapBuffer
 from segagent_rt_export.sources.mllm import Choices, read_source
 from segagent_rt_export.sources.shards import open_safetensors, open_shards
 from segagent_rt_export.sources.weights import Checkpoint, RowSlice, row_pieces, take
@@ -272,7 +272,7 @@ def test_a_full_disk_is_an_error_and_no_signal(small, tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"):
-        Spilled((4, 5), np.float32, tmp_path)
+        MmapBuffer((4, 5), np.float32, tmp_path)
 
 
 def test_a_rank_file_of_one_endless_token_is_refused(tmp_path):

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from segagent_rt.segmenters.click_net import MAPS, ClickNetSettings
 from segagent_rt_export.families.click_net.net import SIDE, Begun, Joint, SegmenterNet
-from segagent_rt_export.gate.inputs import MEASURED, Scenes
+from segagent_rt_export.gate.inputs import MEASURED, SceneInputs
 from segagent_rt_export.graphs.conv_norm import fuse
 from segagent_rt_export.graphs.tracing import trace
 from segagent_rt_export.passes.integer_part import write_integer_part
 
 
-class EncoderGraph(nn.Module):
+class ClickEncoderGraph(nn.Module):
     """uint8 [1, SIDE, SIDE, 3] to `MAPS`: the encoder, and what of the decoder needs no clicks.
 
     What will be added goes from graph to graph with the channels last: that is how convolutions in
@@ -34,7 +34,7 @@ class EncoderGraph(nn.Module):
         return keys, coarse.permute(0, 2, 3, 1), fine.permute(0, 2, 3, 1)
 
 
-class DecoderGraph(nn.Module):
+class ClickDecoderGraph(nn.Module):
     """What is left of the decoder, with logits, not probabilities, of the mask so far."""
 
     def __init__(self, net: SegmenterNet) -> None:
@@ -62,13 +62,13 @@ def export_click_net(net: SegmenterNet, folder: Path) -> dict[str, Path]:
     fused = cast(SegmenterNet, part(fuse(net)))
     image = torch.zeros(1, SIDE, SIDE, 3, dtype=torch.uint8)
     with torch.no_grad():
-        maps = dict(zip(MAPS, EncoderGraph(fused)(image), strict=True))
+        maps = dict(zip(MAPS, ClickEncoderGraph(fused)(image), strict=True))
     points = torch.rand(1, 3, 3).round(decimals=2)
     prior = torch.zeros(1, 1, SIDE, SIDE)
     encoder, decoder = folder / "encoder.onnx", folder / "decoder.onnx"
-    trace(EncoderGraph(fused), {"image": image}, encoder, MAPS)
+    trace(ClickEncoderGraph(fused), {"image": image}, encoder, MAPS)
     example = {**maps, "points": points, "prior_logits": prior}
-    trace(DecoderGraph(fused), example, decoder, ["logits", "iou"], {"points": 1})
+    trace(ClickDecoderGraph(fused), example, decoder, ["logits", "iou"], {"points": 1})
     return {"encoder": encoder, "decoder": decoder}
 
 
@@ -76,5 +76,5 @@ def export_segmenter(net: SegmenterNet, folder: Path) -> None:
     """The segmenter's part of the demo bundle."""
     folder.mkdir()
     graphs = export_click_net(net, folder)
-    settings, material = ClickNetSettings(side=SIDE), Scenes(MEASURED)
+    settings, material = ClickNetSettings(side=SIDE), SceneInputs(MEASURED)
     write_integer_part(graphs, folder, "click_net", settings, material)

@@ -85,7 +85,7 @@ def _over(whole: nn.Conv2d, inputs: slice) -> nn.Conv2d:
     return some
 
 
-class Residual(nn.Module):
+class ClickResidual(nn.Module):
     """Two 3 x 3 convolutions beside the identity."""
 
     def __init__(self, width: int) -> None:
@@ -97,7 +97,7 @@ class Residual(nn.Module):
         return F.relu(x + self.body(x))
 
 
-class Encoder(nn.Module):
+class ClickEncoder(nn.Module):
     """Image to two feature maps: 64 channels at stride 4, 16 channels at stride 2.
 
     The image is uint8-valued float [B, 3, SIDE, SIDE], RGB in 0..255; normalisation is inside.
@@ -111,7 +111,7 @@ class Encoder(nn.Module):
         for width, depth in zip(widths, blocks, strict=True):
             stages.append(
                 nn.Sequential(
-                    _conv(inputs, width, stride=2), *(Residual(width) for _ in range(depth))
+                    _conv(inputs, width, stride=2), *(ClickResidual(width) for _ in range(depth))
                 )
             )
             inputs = width
@@ -133,7 +133,7 @@ class Encoder(nn.Module):
         return cast(Tensor, top), self.fine(maps[0])
 
 
-class Decoder(nn.Module):
+class ClickDecoder(nn.Module):
     """Features, clicks and the mask so far to a new mask and its predicted IoU.
 
     Inputs: features [B, 64, S/4, S/4] and fine [B, 16, S/2, S/2] of the encoder; points [B, P, 3]
@@ -147,10 +147,10 @@ class Decoder(nn.Module):
         self.enter: Joint | Begun = Joint(width, 6 + 16, 40, kernel=1)
         self.mix = _conv(40, 40)
         self.down8 = _conv(40, 64, stride=2)
-        self.down16 = nn.Sequential(_conv(64, 96, stride=2), Residual(96))
-        self.down32 = nn.Sequential(_conv(96, 128, stride=2), Residual(128))
+        self.down16 = nn.Sequential(_conv(64, 96, stride=2), ClickResidual(96))
+        self.down32 = nn.Sequential(_conv(96, 128, stride=2), ClickResidual(128))
         self.up16 = nn.Sequential(_conv(128, 96, 1))
-        self.at16 = Residual(96)
+        self.at16 = ClickResidual(96)
         self.up8 = _conv(96, 64, 1)
         self.at8 = nn.Sequential(_conv(64, 64), _conv(64, 40, 1))
         self.at4 = _conv(40, 40)
@@ -216,5 +216,5 @@ class SegmenterNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = Encoder()
-        self.decoder = Decoder()
+        self.encoder = ClickEncoder()
+        self.decoder = ClickDecoder()

@@ -12,8 +12,8 @@ from segagent_rt.annotators.mllm import MllmSettings, prompt_codec
 from segagent_rt.bundle.manifest import Variant
 from segagent_rt.mllm.grammar import compile_grammar
 from segagent_rt.mllm.language_model import LanguageSettings
-from segagent_rt.mllm.patch_layout import Axial
-from segagent_rt.mllm.preprocess import Squash
+from segagent_rt.mllm.patch_layout import VisionRope2D
+from segagent_rt.mllm.preprocess import SquareResize
 from segagent_rt.mllm.rope import RopeSettings
 from segagent_rt.mllm.vision_encoder import VisionSettings
 from segagent_rt.scenes.reading import VOCABULARY
@@ -145,9 +145,9 @@ def mllm_settings(tokenizer: Tokenizer) -> MllmSettings:
         language=LanguageSettings(mllm_net.LAYERS, mllm_net.HIDDEN, 2, rope, 1024),
         vision=VisionSettings(
             mllm_net.PATCH,
-            Squash(side, "area"),
+            SquareResize(side, "area"),
             mllm_net.MERGE,
-            rope=Axial(64),
+            rope=VisionRope2D(64),
             table=mllm_net.PATCHES,
         ),
         prompt=PROMPT,

@@ -55,7 +55,7 @@ class Squeeze(nn.Module):
         return cast(Tensor, x * self.fc2(pooled).sigmoid())
 
 
-class Block(nn.Module):
+class RepVitBlock(nn.Module):
     """Mixes tokens, then channels."""
 
     def __init__(self, width: int, squeeze: bool) -> None:
@@ -74,7 +74,7 @@ class Downsample(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.pre_block = Block(inputs, squeeze=False)
+        self.pre_block = RepVitBlock(inputs, squeeze=False)
         self.spatial_downsample = ConvNorm(inputs, inputs, 3, 2, groups=inputs)
         self.channel_downsample = ConvNorm(inputs, outputs)
         self.ffn = ChannelMixer(outputs)
@@ -84,14 +84,14 @@ class Downsample(nn.Module):
         return cast(Tensor, x + self.ffn(x))
 
 
-class Stage(nn.Module):
+class RepVitStage(nn.Module):
     """Blocks of one width; every other one squeezes."""
 
     def __init__(self, inputs: int, outputs: int, depth: int) -> None:
         super().__init__()
         same = inputs == outputs
         self.downsample = nn.Identity() if same else Downsample(inputs, outputs)
-        self.blocks = nn.Sequential(*(Block(outputs, at % 2 == 0) for at in range(depth)))
+        self.blocks = nn.Sequential(*(RepVitBlock(outputs, at % 2 == 0) for at in range(depth)))
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.blocks(self.downsample(x)))
@@ -117,7 +117,7 @@ class RepVit(nn.Module):
         self.stem = Stem(widths[0])
         before = [widths[0], *widths]
         for at, (inputs, width, depth) in enumerate(zip(before, widths, depths, strict=False)):
-            self.add_module(f"stages_{at}", Stage(inputs, width, depth))
+            self.add_module(f"stages_{at}", RepVitStage(inputs, width, depth))
 
     def forward(self, image: Tensor) -> list[Tensor]:
         x, maps = self.stem(image), []
@@ -132,6 +132,6 @@ def merged_branches(net: RepVit) -> RepVit:
     """A copy for inference: one convolution wherever the checkpoint has three and batch norms."""
     net = cast(RepVit, fuse(net))
     for module in list(net.modules()):
-        if isinstance(module, Block):
+        if isinstance(module, RepVitBlock):
             module.token_mixer = cast(TokenMixer, module.token_mixer).merged()
     return net

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segagent_rt.mllm.preprocess import Crop, Pad, Squash
+from segagent_rt.mllm.preprocess import CenterCrop, PadToSquare, SquareResize
 from segagent_rt.mllm.vision_encoder import VisionSettings
 from segagent_rt_export.families.llava.clip import ClipShape
 from segagent_rt_export.families.mllm_model import Given, Model, activation_of, settings_of
@@ -53,15 +53,15 @@ def _depth(given: Given) -> int:
     return depth
 
 
-def _resize(given: Given, side: int, pixels: Pixels) -> Crop | Pad | Squash:
+def _resize(given: Given, side: int, pixels: Pixels) -> CenterCrop | PadToSquare | SquareResize:
     """LLaVA's own processor may pad; CLIP's crops, unless it is told to squash."""
     processor = given.processor
     if processor.flag("do_pad"):
         red, green, blue = (int(value * 255) for value in pixels.mean)
-        return Pad(side, (red, green, blue))
+        return PadToSquare(side, (red, green, blue))
     size = processor.section("size")
     if "height" in size.fields:
-        return Squash(side)
+        return SquareResize(side)
     if not processor.flag("do_center_crop", default=True):
         raise processor.refuse("do_center_crop", "the picture would not be a square")
-    return Crop(size.size("shortest_edge", side), side)
+    return CenterCrop(size.size("shortest_edge", side), side)

@@ -65,7 +65,7 @@ class WindowAttention(nn.Module):
         return cast(Tensor, self.proj((weights @ value).transpose(1, 2).reshape(x.shape)))
 
 
-class Mlp(nn.Module):
+class TinyVitMlp(nn.Module):
     """Two layers, four times as wide between them."""
 
     def __init__(self, width: int) -> None:
@@ -77,13 +77,13 @@ class Mlp(nn.Module):
         return cast(Tensor, self.fc2(nn.functional.gelu(self.fc1(self.norm(x)))))
 
 
-class Block(nn.Module):
+class TinyVitBlock(nn.Module):
     """Window attention, a depthwise convolution, an MLP, on [1, H, W, C]."""
 
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
         self.window = window
-        self.attn, self.mlp = WindowAttention(width, heads, window), Mlp(width)
+        self.attn, self.mlp = WindowAttention(width, heads, window), TinyVitMlp(width)
         self.local_conv = ConvNorm(width, width, 3, groups=width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class Merge(nn.Module):
         return cast(Tensor, self.conv3(gelu(self.conv2(gelu(self.conv1(x))))))
 
 
-class Stage(nn.Module):
+class TinyVitStage(nn.Module):
     """Blocks of one width, then a merge into the next stage's, on [1, C, H, W]."""
 
     def __init__(self, blocks: Sequence[nn.Module], merge: Merge | None) -> None:
@@ -128,7 +128,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attention stages work with the channels last."""
-        attends = isinstance(self.blocks[0], Block)
+        attends = isinstance(self.blocks[0], TinyVitBlock)
         x = x.permute(0, 2, 3, 1) if attends else x
         for block in self.blocks:
             x = block(x)
@@ -169,12 +169,12 @@ class TinyVit(nn.Module):
         self.layers = nn.ModuleList()
         for at, width in enumerate(shape.widths):
             blocks = [
-                Block(width, shape.heads[at], shape.windows[at]) if at else Bottleneck(width)
+                TinyVitBlock(width, shape.heads[at], shape.windows[at]) if at else Bottleneck(width)
                 for _ in range(shape.depths[at])
             ]
             strides = 1 if at + 1 == last else 2
             merge = Merge(width, shape.widths[at + 1], strides) if at < last else None
-            self.layers.append(Stage(blocks, merge))
+            self.layers.append(TinyVitStage(blocks, merge))
         self.neck = nn.Sequential(
             nn.Conv2d(shape.widths[-1], shape.outputs, 1, bias=False),
             ChannelNorm(shape.outputs),

@@ -22,7 +22,7 @@ BATCH_NORM_EPS = 1e-3
 STEM_WIDTH = 32
 
 
-class Stage(NamedTuple):
+class EfficientNetStage(NamedTuple):
     """A run of inverted residual blocks; the first one has the stride."""
 
     kernel: int
@@ -33,13 +33,13 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(3, 1, 1, 16, 1),
-    Stage(3, 2, 6, 24, 2),
-    Stage(5, 2, 6, 40, 2),
-    Stage(3, 2, 6, 80, 3),
-    Stage(5, 1, 6, 112, 3),
-    Stage(5, 2, 6, 192, 4),
-    Stage(3, 1, 6, 320, 1),
+    EfficientNetStage(3, 1, 1, 16, 1),
+    EfficientNetStage(3, 2, 6, 24, 2),
+    EfficientNetStage(5, 2, 6, 40, 2),
+    EfficientNetStage(3, 2, 6, 80, 3),
+    EfficientNetStage(5, 1, 6, 112, 3),
+    EfficientNetStage(5, 2, 6, 192, 4),
+    EfficientNetStage(3, 1, 6, 320, 1),
 )
 TAPPED = (1, 2, 4, 6)
 """The stages whose outputs the pyramid reads: strides 4, 8, 16 and 32."""
@@ -66,7 +66,7 @@ class SameConv(nn.Module):
 class InvertedResidual(nn.Module):
     """Expand, filter each channel, project; with a shortcut where the shapes allow one."""
 
-    def __init__(self, inputs: int, stage: Stage, stride: int) -> None:
+    def __init__(self, inputs: int, stage: EfficientNetStage, stride: int) -> None:
         super().__init__()
         hidden = inputs * stage.expansion
         self.expand = SameConv(inputs, hidden, 1) if stage.expansion > 1 else None

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from segagent_rt.bundle.bundle import Part
 from segagent_rt.segmenters.photo_net import MAPS, PhotoNetSettings
 from segagent_rt_export.families.exported_segmenter import Check
-from segagent_rt_export.families.photo_net.net import ImageFeatures, PhotoSegmenterNet, Prompts
-from segagent_rt_export.gate.inputs import Material
+from segagent_rt_export.families.photo_net.net import ImageFeatures, PhotoPrompts, PhotoSegmenterNet
+from segagent_rt_export.gate.inputs import GateInputs
 from segagent_rt_export.graphs.conv_norm import fuse
 from segagent_rt_export.graphs.tracing import trace
 from segagent_rt_export.passes.integer_part import write_integer_part
 
 
-class EncoderGraph(nn.Module):
+class PhotoEncoderGraph(nn.Module):
     """uint8 [1, side, side, 3] to `MAPS`; the two sums' parts with the channels last, as
     convolutions in integers make and read them."""
 
@@ -37,7 +37,7 @@ class EncoderGraph(nn.Module):
         return coarse, fine, found.coarse_keys, found.fine_keys
 
 
-class DecoderGraph(nn.Module):
+class PhotoDecoderGraph(nn.Module):
     """The decoder, with logits, not probabilities, of the mask before."""
 
     def __init__(self, net: PhotoSegmenterNet) -> None:
@@ -56,7 +56,7 @@ class DecoderGraph(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         still = coarse.permute(0, 3, 1, 2), fine.permute(0, 3, 1, 2)
         features = ImageFeatures(*still, coarse_keys, fine_keys)
-        logits, iou = self.decoder(features, Prompts(points, box, torch.sigmoid(prior_logits)))
+        logits, iou = self.decoder(features, PhotoPrompts(points, box, torch.sigmoid(prior_logits)))
         return logits, iou
 
 
@@ -74,18 +74,18 @@ def export_photo_net(net: PhotoSegmenterNet, side: int, folder: Path) -> dict[st
     folded = fold_norms(net)
     image, prompts = example_image(side), example_prompts(side)
     with torch.no_grad():
-        maps = dict(zip(MAPS, EncoderGraph(folded)(image), strict=True))
+        maps = dict(zip(MAPS, PhotoEncoderGraph(folded)(image), strict=True))
     graphs = {role: folder / f"{role}.onnx" for role in ("encoder", "decoder")}
-    trace(EncoderGraph(folded), {"image": image}, graphs["encoder"], MAPS)
+    trace(PhotoEncoderGraph(folded), {"image": image}, graphs["encoder"], MAPS)
     trace(
-        DecoderGraph(folded), {**maps, **prompts}, graphs["decoder"], ["logits", "iou"],
+        PhotoDecoderGraph(folded), {**maps, **prompts}, graphs["decoder"], ["logits", "iou"],
         {"points": 1},
     )  # fmt: skip
     fold_pads(graphs["encoder"])
     return graphs
 
 
-def export_segmenter(net: PhotoSegmenterNet, side: int, folder: Path, material: Material) -> Part:
+def export_segmenter(net: PhotoSegmenterNet, side: int, folder: Path, material: GateInputs) -> Part:
     """Write a part with the net in integers, and the same weights for arithmetic in fp32.
 
     Args:
@@ -104,10 +104,10 @@ def torch_checks(net: PhotoSegmenterNet, side: int) -> Sequence[Check]:
     net = copy.deepcopy(net).eval()
     image, prompts = example_image(side), example_prompts(side)
     with torch.no_grad():
-        maps = EncoderGraph(net)(image)
-        logits, iou = DecoderGraph(net)(*maps, *prompts.values())
+        maps = PhotoEncoderGraph(net)(image)
+        logits, iou = PhotoDecoderGraph(net)(*maps, *prompts.values())
         # The graphs' sums are folded with the norms behind them, so the decoder is fed with those.
-        folded = dict(zip(MAPS, EncoderGraph(fold_norms(net))(image), strict=True))
+        folded = dict(zip(MAPS, PhotoEncoderGraph(fold_norms(net))(image), strict=True))
     shown = {name: value.numpy() for name, value in {**folded, **prompts}.items()}
     keys = {n: m.numpy() for n, m in zip(MAPS, maps, strict=True) if n.endswith("keys")}
     return (

@@ -45,7 +45,7 @@ def upsample(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
-class Residual(nn.Module):
+class PhotoResidual(nn.Module):
     """A dilated 3 x 3 convolution and a 1 x 1 convolution beside the identity."""
 
     def __init__(self, width: int, dilation: int = 1) -> None:
@@ -122,7 +122,7 @@ class Pyramid(nn.Module):
         )
 
 
-class Prompts(NamedTuple):
+class PhotoPrompts(NamedTuple):
     """What a decoding is asked, in pixels of the encoded image.
 
     `points` [B, N, 3] holds x, y and a label: 1 positive, 0 negative, -1 no click. `box` [B, 4]
@@ -135,7 +135,7 @@ class Prompts(NamedTuple):
     prior: Tensor
 
 
-class Decoder(nn.Module):
+class PhotoDecoder(nn.Module):
     """Features and prompts to logits [B, 1, H/2, W/2] and the predicted IoU [B] in 0..1."""
 
     def __init__(self) -> None:
@@ -143,13 +143,13 @@ class Decoder(nn.Module):
         self.cells = CellFold()
         self.enter8, self.norm8 = nn.Conv2d(PROMPT_MAPS, COARSE, 3, 2, 1), nn.BatchNorm2d(COARSE)
         self.clicked = nn.Linear(2 * COARSE_KEYS + FINE_KEYS, COARSE)
-        self.first8 = nn.Sequential(Residual(COARSE), Residual(COARSE, 2))
+        self.first8 = nn.Sequential(PhotoResidual(COARSE), PhotoResidual(COARSE, 2))
         self.down16 = conv_relu(COARSE, DEEP, stride=2)
-        self.before16 = Residual(DEEP)
+        self.before16 = PhotoResidual(DEEP)
         self.pooled = nn.Linear(2 * DEEP, DEEP)
-        self.after16 = nn.Sequential(Residual(DEEP, 2), Residual(DEEP, 4))
+        self.after16 = nn.Sequential(PhotoResidual(DEEP, 2), PhotoResidual(DEEP, 4))
         self.up8 = conv_norm(DEEP, COARSE, 1)
-        self.last8 = nn.Sequential(Residual(COARSE), Residual(COARSE))
+        self.last8 = nn.Sequential(PhotoResidual(COARSE), PhotoResidual(COARSE))
         self.up4 = nn.Conv2d(COARSE, FINE, 1)
         self.enter4, self.norm4 = nn.Conv2d(PROMPT_MAPS, FINE, 3, padding=1), nn.BatchNorm2d(FINE)
         self.last4 = nn.Sequential(conv_relu(FINE, FINE), conv_relu(FINE, FINE))
@@ -158,7 +158,7 @@ class Decoder(nn.Module):
             nn.Linear(DEEP + 2 * FINE + EVIDENCE, 64), nn.ReLU(), nn.Linear(64, 1)
         )
 
-    def forward(self, features: ImageFeatures, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    def forward(self, features: ImageFeatures, prompts: PhotoPrompts) -> tuple[Tensor, Tensor]:
         coarse, fine, coarse_keys, fine_keys = features
         # 1. Draw the prompts as maps at stride 4.
         with torch.autocast("cpu", enabled=False):
@@ -232,7 +232,7 @@ def click_maps(points: Tensor, coarse_keys: Tensor, fine_keys: Tensor) -> tuple[
     """Clicks as maps, and the mean features at the positive ones.
 
     Args:
-        points: [B, N, 3], see `Prompts`.
+        points: [B, N, 3], see `PhotoPrompts`.
         coarse_keys: [B, 32, h/2, w/2] of length 1.
         fine_keys: [B, 24, h, w] of length 1.
 
@@ -283,7 +283,7 @@ class PhotoSegmenterNet(nn.Module):
         super().__init__()
         self.encoder = EfficientNetLite0()
         self.pyramid = Pyramid()
-        self.decoder = Decoder()
+        self.decoder = PhotoDecoder()
 
     def encode(self, image: Tensor) -> ImageFeatures:
         """All that depends on the image alone; `image` as of `EfficientNetLite0`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from segagent_rt.mllm.patch_layout import Axial
+from segagent_rt.mllm.patch_layout import VisionRope2D
 from segagent_rt.mllm.rope import RopeSettings
 from segagent_rt.mllm.vision_encoder import VisionSettings
 from segagent_rt_export.families.mllm_model import Given, Model, activation_of, settings_of
@@ -102,7 +102,7 @@ def _model(
         tower.patch,
         given.smart(unit, cap),
         tower.merge,
-        rope=Axial(tower.width // tower.heads, theta),
+        rope=VisionRope2D(tower.width // tower.heads, theta),
         **geometry,
     )
     settings = settings_of(language, rope, context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segagent_rt.mllm.preprocess import Squash
+from segagent_rt.mllm.preprocess import SquareResize
 from segagent_rt.mllm.rope import RopeSettings
 from segagent_rt.mllm.vision_encoder import VisionSettings
 from segagent_rt_export.families.mllm_model import Given, Model, settings_of
@@ -43,6 +43,8 @@ def qwen_vl(given: Given) -> Model:
     rope = RopeSettings(language.heads.width, config.number("rotary_emb_base", 10000.0))
     # longer sequences would need logarithmic scaling of queries, and another base
     context = config.size("seq_length", 2048)
-    seen = VisionSettings(patch, Squash(tower.grid * patch), grid=(tower.queries, tower.queries))
+    seen = VisionSettings(
+        patch, SquareResize(tower.grid * patch), grid=(tower.queries, tower.queries)
+    )
     settings = settings_of(language, rope, context)
     return Model("qwen_vl", tower, language, seen, settings, given.tied)

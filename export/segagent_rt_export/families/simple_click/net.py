@@ -90,7 +90,7 @@ class Backbone(nn.Module):
         everywhere, window = shape.grid**2, (shape.grid // shape.windows) ** 2
         self.blocks = nn.Sequential(
             *(
-                Block(shape, everywhere if number % shape.group == 0 else window)
+                SimpleClickBlock(shape, everywhere if number % shape.group == 0 else window)
                 for number in range(1, shape.depth + 1)
             )
         )
@@ -114,22 +114,22 @@ def as_map(rows: Tensor, windows: int, grid: int) -> Tensor:
     return split.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, grid, grid)
 
 
-class Block(nn.Module):
+class SimpleClickBlock(nn.Module):
     """A transformer block, normalising first; `run` rows attend to each other."""
 
     def __init__(self, shape: NetShape, run: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(shape.width, eps=1e-6)
-        self.attn = Attention(shape.width, shape.heads, run)
+        self.attn = SimpleClickAttention(shape.width, shape.heads, run)
         self.norm2 = nn.LayerNorm(shape.width, eps=1e-6)
-        self.mlp = Mlp(shape.width, shape.hidden)
+        self.mlp = SimpleClickMlp(shape.width, shape.hidden)
 
     def forward(self, rows: Tensor) -> Tensor:
         rows = rows + self.attn(self.norm1(rows))
         return cast(Tensor, rows + self.mlp(self.norm2(rows)))
 
 
-class Attention(nn.Module):
+class SimpleClickAttention(nn.Module):
     """Self-attention; the rows of `qkv` are queries, keys, values, each head by head."""
 
     def __init__(self, width: int, heads: int, run: int) -> None:
@@ -147,7 +147,7 @@ class Attention(nn.Module):
         return cast(Tensor, self.proj(mixed.transpose(1, 2).reshape(-1, rows.shape[-1])))
 
 
-class Mlp(nn.Module):
+class SimpleClickMlp(nn.Module):
     """Two linear layers and a GELU between them."""
 
     def __init__(self, width: int, hidden: int) -> None:
