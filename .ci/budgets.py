@@ -9,11 +9,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FILE_LINES = 400
-LOOP_LINES = 45
-CORE_LINES, ADAPTER_LINES = 2000, 1000
-ADAPTERS = ("annotators", "backends", "mllm", "segmenters")
-"""Folders whose files are each for one family or library: nobody reads them all."""
+LIMITS = {
+    "core": 2000,  # the modules at the top: loop, search, types, replies, images, results, runtime
+    "annotators": 1000,
+    "backends": 1200,  # with the session layer
+    "bundle": 1000,
+    "engine_cache": 1000,
+    "mllm": 1000,
+    "segmenters": 1000,
+}
 APART = {"cli", "eval", "bench", "serve", "scenes", "data", "assets"}
+"""Packages that are not needed to understand how a mask is made."""
+APART_FILES = {"doctor.py", "testing.py", "batch.py", "video.py"}
 
 
 def code_lines(path: Path) -> int:
@@ -35,17 +42,17 @@ def code_lines(path: Path) -> int:
 def main() -> int:
     """Print what is over budget."""
     problems = []
-    totals = dict.fromkeys(("core", *ADAPTERS), 0)
+    totals = dict.fromkeys(LIMITS, 0)
     for package in ("segagent_rt", "export", "benchmarks", "tests", ".ci"):
         for path in sorted((ROOT / package).rglob("*.py")):
             count = code_lines(path)
             parts = path.relative_to(ROOT).parts
-            if package == "segagent_rt" and not APART & set(parts):
-                totals[parts[1] if parts[1] in ADAPTERS else "core"] += count
+            if package == "segagent_rt" and not (APART & set(parts) or parts[-1] in APART_FILES):
+                totals[parts[1] if parts[1] in LIMITS else "core"] += count
             if count > FILE_LINES:
                 problems.append(f"{path.relative_to(ROOT)} has {count} code lines of {FILE_LINES}")
     for name, total in totals.items():
-        limit = CORE_LINES if name == "core" else ADAPTER_LINES
+        limit = LIMITS[name]
         print(f"{name}: {total} code lines of {limit}")
         if total > limit:
             problems.append(f"{name} is over its budget")
