@@ -191,7 +191,7 @@ def test_refusals_come_before_any_work(places, terminal, tmp_path, monkeypatch, 
     refused(terminal("export"), "name a recipe")
     refused(terminal("export", "pear"), "there is no recipe `pear`", "--list")
     recipe = places / "pair.toml"
-    refused(terminal("export", recipe, "--only", "head"), "--only takes segmenter or mllm")
+    refused(terminal("export", recipe, "--only", "head"), "'head' is not one of")
     refused(terminal("export", recipe, "--variant", "fast", "-o", target), "`fast` is unknown")
     text = recipe_text("cpu-8bit", mllm="qwen2_5_vl")
     wrong = tmp_path / "wrong.toml"
@@ -202,7 +202,7 @@ def test_refusals_come_before_any_work(places, terminal, tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr("segagent_rt.cli.export.find_spec", lambda name: None)
         done = terminal("export", recipe, "-o", target)
-        refused(done, "needs packages that are not installed", "segagent-rt[export]")
+        refused(done, "needs packages that are not installed", "[export]")
     with monkeypatch.context() as patch:
         patch.setattr(plan, "free_memory", lambda: 1000)
         refused(terminal("export", recipe, "-o", target), "GB of memory", "--only")
