@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FILE_LINES = 400
+LOOP_LINES = 45
 LIMITS = {
     "core": 2000,  # the modules at the top: loop, search, types, replies, images, results, runtime
     "annotators": 1000,
