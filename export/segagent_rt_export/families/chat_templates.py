@@ -74,12 +74,19 @@ def frame_of(folder: Path, family: str, tokenizer: Tokenizer) -> str:
     user = CHATS[family].partition(PICTURES[family])[2].partition(HOLE)[0]
     plain = f"{_opening(family)}{PICTURES[family]}{user}{HOLE}"
     pieces = [{"type": "image"}, {"type": "text", "text": HOLE}]
-    frames = [_render(folder, template, content) for content in (pieces, plain)]
-    for frame in frames:
+    failures: list[CheckpointInvalid] = []
+    for content in (pieces, plain):
+        try:
+            frame = _render(folder, template, content)
+        except CheckpointInvalid as error:
+            failures.append(error)
+            continue
         if frame.count(PICTURES[family]) == frame.count(HOLE) == 1:
             return _checked(folder, frame if frame.startswith(begun) else begun + frame)
+    if len(failures) == 2:
+        raise failures[0]
     raise CheckpointInvalid(
-        f"{folder}: the chat template does not show one picture and one text: {frames[0][:80]!r}",
+        f"{folder}: the chat template does not show one picture and one text",
         hint="copy the chat template of the model that this one was trained from",
     )
 
