@@ -24,11 +24,9 @@ from segagent_rt.bundle.manifest import Profile, Range
 from segagent_rt.errors import BackendMissing, BackendUnavailable, EngineRefused, OutputError
 from segagent_rt.io import atomic_write
 
-WORKSPACE = 2 << 30
-"""The most scratch memory that one layer may ask for, bytes."""
-
-UNKNOWN = (1, 4, 32)
-"""Least, typical and largest length of an axis that no profile names."""
+BATCH, POINTS = (1, 2, 2), (1, 4, 32)
+"""Least, typical and largest length of an axis that no profile names: the first one of images,
+which come alone or with their mirror image, and any other, which counts clicks."""
 
 Progress = Callable[[str], None]
 """Told each phase of a build as it begins."""
@@ -107,7 +105,8 @@ class Library:
         if not parser.parse_from_file(str(graph)):
             raise self._refused(graph, _parse_problems(parser))
         config = builder.create_builder_config()
-        config.set_memory_pool_limit(self._trt.MemoryPoolType.WORKSPACE, WORKSPACE)
+        if (most := _workspace()) is not None:
+            config.set_memory_pool_limit(self._trt.MemoryPoolType.WORKSPACE, most)
         monitor = _monitor(self._trt, progress)
         config.progress_monitor = monitor
         self._add_profiles(builder, network, config, profiles)
@@ -168,10 +167,14 @@ class Library:
         return EngineSession(engine, device, name, Contexts(engine, kernels))
 
     def _refused(self, graph: Path, problems: Sequence[str]) -> EngineRefused:
-        return EngineRefused(
-            f"{self.version} does not take {graph.name}: {_reason(problems)}",
-            hint="export the bundle again with this version's exporter",
-        )
+        hint = "export the bundle again with this version's exporter"
+        if any("OutOfMemory" in text or "out of memory" in text for text in problems):
+            hint = (
+                "a layer needs more memory than this GPU has to spare: export a smaller variant, "
+                "or with fewer most_pixels in the recipe"
+            )
+        text = f"{self.version} does not take {graph.name}: {_reason(problems)}"
+        return EngineRefused(text, hint=hint)
 
 
 class Contexts:
@@ -203,9 +206,25 @@ class Contexts:
         self._cache = self._engine = None
 
 
+def _workspace() -> int | None:
+    """The most scratch memory that one layer may ask for, in bytes: half of this GPU's memory,
+    which engines, processor and screen may share. None, which is the library's own limit, where
+    there is no GPU and a graph is only tried."""
+    try:
+        return gpu().memory // 2
+    except BackendUnavailable:
+        return None
+
+
 def _unknown(shape: Sequence[int]) -> Range:
-    spans = (tuple(n if side == -1 else side for side in shape) for n in UNKNOWN)
-    return Range(*spans)
+    """The range of an input, from its shape in the graph; -1 stands for axes of any length."""
+    found = []
+    for batch, points in zip(BATCH, POINTS, strict=True):
+        lengths = [batch if at == 0 and len(shape) == 4 else points for at in range(len(shape))]
+        found.append(
+            tuple(n if side == -1 else side for n, side in zip(lengths, shape, strict=True))
+        )
+    return Range(*found)
 
 
 def _parse_problems(parser: Any) -> list[str]:

@@ -90,10 +90,13 @@ def compatible_graphs(graphs: Sequence[Graph], backend: str) -> list[Graph]:
     kinds = get_backend(backend).takes
     if found := [graph for kind in kinds for graph in graphs if kind_of(graph.variant) == kind]:
         return found
-    if error := backend_problem(backend):
-        raise error
+    raise backend_problem(backend) or nothing_for(graphs, backend)
+
+
+def nothing_for(graphs: Sequence[Graph], backend: str) -> BundleMissing:
+    """The error for a role that has no graph which a backend takes."""
     has = ", ".join(f"{graph.name} ({graph.variant.device})" for graph in graphs)
-    raise BundleMissing(
-        f"{graphs[0].path.parent} has no {graphs[0].role} for {backend}",
+    return BundleMissing(
+        f"{graphs[0].path.parent.parent} has no {graphs[0].role} for {backend}",
         hint=f"it has {has}; `segagent-rt export RECIPE --variant gpu-fp16` writes one for GPUs",
     )

@@ -10,7 +10,7 @@ import typer
 
 from segagent_rt.cli import console
 from segagent_rt.cli.parameters import BundleArgument, QuietOption
-from segagent_rt.errors import BatchFailed, EngineRefused, GateFailed
+from segagent_rt.errors import BatchFailed, BundleMissing, EngineRefused, GateFailed
 
 if TYPE_CHECKING:
     from segagent_rt.backends.tensorrt import Library
@@ -66,30 +66,36 @@ def _library(backend: str) -> Library:
 def _try_all(bundle: Bundle, library: Library) -> None:
     """Parse and build every graph that the library may be given, and keep nothing."""
     from segagent_rt.backends.registry import get_backend, kind_of
+    from segagent_rt.bundle.placement import nothing_for
 
-    refused = total = 0
+    refused, total, missing = list[EngineRefused](), 0, list[BundleMissing]()
     for part, role in _roles(bundle):
-        for graph in part.graphs(role):
-            if kind_of(graph.variant) not in get_backend(library.backend).takes:
+        graphs = part.graphs(role)
+        taken = [g for g in graphs if kind_of(g.variant) in get_backend(library.backend).takes]
+        for graph in graphs:
+            if graph not in taken:
                 console.show_row(graph, f"not for {library.backend}")
                 continue
-            total += 1
             start = time.monotonic()
             try:
                 _check_memory(part, graph)
                 built = library.build(graph.path, graph.profiles, b"", _telling(str(graph)))
             except EngineRefused as error:
-                refused += 1
+                refused.append(error)
                 console.show_row(graph, "refused", error)
                 continue
             seconds = time.monotonic() - start
             size = f"{len(built.plan) / 1e6:.1f} MB"
             console.show_row(graph, "accepted", size, f"{seconds:.1f} s")
+        total += len(taken)
+        if not taken:
+            missing.append(nothing_for(graphs, library.backend))
     if refused:
         raise BatchFailed(
-            f"{library.version} refused {refused} of {total} graphs",
-            hint="export the bundle again with this version's exporter",
+            f"{library.version} refused {len(refused)} of {total} graphs", hint=refused[0].hint
         )
+    if missing:
+        raise missing[0]
 
 
 def _build_all(bundle: Bundle, library: Library) -> None:
@@ -99,19 +105,24 @@ def _build_all(bundle: Bundle, library: Library) -> None:
     from segagent_rt.engine_cache.golden_io import record_golden
     from segagent_rt.engine_cache.selection import EngineSelector
     from segagent_rt.engine_cache.store import EngineCache
-    from segagent_rt.errors import BundleMissing
 
-    selector, failures = EngineSelector(library, EngineCache(cache_folder() / "engines")), []
+    selector, failures = (
+        EngineSelector(library, EngineCache(cache_folder() / "engines")),
+        list[str](),
+    )
+    missing = list[BundleMissing]()
     for part in bundle.parts.values():
         try:
-            examples = record_golden(part, library.backend)
+            graphs = {
+                role: compatible_graphs(part.graphs(role), library.backend) for role in part.roles
+            }
         except BundleMissing as error:
+            missing.append(error)
             console.show_row(part.manifest.kind, "nothing to build", error)
             continue
-        for role in part.roles:
-            candidates = list(
-                _affordable(part, compatible_graphs(part.graphs(role), library.backend))
-            )
+        examples = record_golden(part, library.backend)
+        for role, suitable in graphs.items():
+            candidates = list(_affordable(part, suitable))
             name = f"{part.manifest.kind} {role}"
             try:
                 made, failed = selector.build(candidates, examples[role], _telling(name))
@@ -127,6 +138,8 @@ def _build_all(bundle: Bundle, library: Library) -> None:
             f"no engine of {', '.join(failures)} can be used",
             hint="--backend auto takes another backend for what has no engine",
         )
+    if missing:
+        raise missing[0]
 
 
 def _roles(bundle: Bundle) -> Iterator[tuple[Part, str]]:

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from segagent_rt.backends.tensorrt import UNKNOWN, WORKSPACE, Machine
+from segagent_rt.backends.tensorrt import BATCH, POINTS, Machine
 from segagent_rt.bundle.manifest import (
     PartName,
     Profile,
@@ -56,7 +56,7 @@ class EngineKey:
 
 def engine_key(graph: Graph, machine: Machine) -> EngineKey:
     """The key of a graph's engine on a machine."""
-    recipe = hash_of([to_json(graph.profiles), UNKNOWN, WORKSPACE])[:12]
+    recipe = hash_of([to_json(graph.profiles), BATCH, POINTS])[:12]
     return EngineKey(graph.digest, recipe, **to_json(machine))
 
 

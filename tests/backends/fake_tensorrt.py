@@ -34,6 +34,8 @@ class Trouble:
     dies_in_build: bool = False
     slow_seconds: float = 0.0
     builds: list[str] = field(default_factory=list)
+    workspaces: list[int] = field(default_factory=list)
+    reason: str = "false"
 
 
 trouble = Trouble()
@@ -146,7 +148,7 @@ class OnnxParser:
 
 class ParserError:
     def desc(self):
-        return "false"
+        return trouble.reason
 
     def node_operator(self):
         return "MatMulNBits"
@@ -177,6 +179,7 @@ class IBuilderConfig:
 
     def set_memory_pool_limit(self, pool, size):
         assert pool is MemoryPoolType.WORKSPACE
+        trouble.workspaces.append(size)
 
     def add_optimization_profile(self, profile):
         self.profiles.append(profile.shapes)

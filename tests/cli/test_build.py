@@ -7,6 +7,7 @@ import json
 import pytest
 
 from segagent_rt import memory
+from segagent_rt.backends import driver
 from segagent_rt.bundle.store import cache_folder
 from segagent_rt.errors import BackendUnavailable
 from tests.backends import fake_tensorrt
@@ -86,12 +87,39 @@ def test_a_refused_graph_fails_the_dry_run_after_all_were_tried(bundle, terminal
     assert "refused 1 of 4 graphs" in done.err
 
 
-def test_graphs_for_the_cpu_are_not_tried(tmp_path, terminal, machine):
+@pytest.mark.parametrize("options", [["--dry-run"], []])
+def test_a_bundle_without_graphs_for_gpus_says_how_to_get_some(
+    tmp_path, terminal, machine, options
+):
     bundle = write_bundle(tmp_path / "cpu", ["plain"], device="cpu")
-    done = terminal("build", bundle, "--backend", "tensorrt", "--dry-run")
-    assert done.out.splitlines()[0] == "segmenter encoder (plain)\tnot for tensorrt"
-    done = terminal("build", bundle, "--backend", "tensorrt")
-    assert done.out.startswith("segmenter\tnothing to build")
+    done = terminal("build", bundle, "--backend", "tensorrt", *options)
+    assert done.code == 1
+    line = (
+        "segmenter encoder (plain)\tnot for tensorrt" if options else "segmenter\tnothing to build"
+    )
+    assert done.out.startswith(line)
+    assert "has no encoder for tensorrt" in done.err
+    assert "`segagent-rt export RECIPE --variant gpu-fp16` writes one for GPUs" in done.err
+    assert fake_tensorrt.trouble.builds == []
+
+
+def test_a_layer_may_use_half_of_the_gpus_memory(bundle, terminal, machine):
+    terminal("build", bundle, "--backend", "tensorrt", "--dry-run")
+    assert set(fake_tensorrt.trouble.workspaces) == {driver.gpu().memory // 2}
+    fake_tensorrt.trouble.workspaces.clear()
+    machine(None)  # only a trial, so the library's own limit
+    terminal("build", bundle, "--backend", "tensorrt", "--dry-run")
+    assert fake_tensorrt.trouble.workspaces == []
+
+
+def test_a_graph_that_needs_too_much_memory_has_a_hint_of_its_own(bundle, terminal):
+    fake_tensorrt.trouble.refuses.add("encoder.safe.onnx")
+    fake_tensorrt.trouble.reason = (
+        "Error Code 2: OutOfMemory (Requested size was 2454951360 bytes.)"
+    )
+    done = terminal("build", bundle, "--dry-run")
+    assert done.code == 4
+    assert "hint: a layer needs more memory than this GPU has to spare" in done.err
 
 
 def test_too_little_memory_is_said_before_the_build(bundle, terminal, monkeypatch):

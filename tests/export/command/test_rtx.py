@@ -6,11 +6,17 @@ compute what they should is not shown here, and needs a GPU.
 
 from __future__ import annotations
 
+import json
 import typing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import Qwen2_5_VLConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionTransformerPretrainedModel,
+)
 
 from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.errors import EngineRefused
@@ -27,9 +33,11 @@ from segagent_rt_export.graphs.precision import MllmPrecision, Precision
 from segagent_rt_export.graphs.shape_profiles import mllm_profiles
 from segagent_rt_export.passes.weight_quant import write_variant
 from segagent_rt_export.recipe import MllmFamily, SegmenterFamily, SegmenterRecipe
-from segagent_rt_export.sources.mllm import read_source
+from segagent_rt_export.sources.mllm import read_model, read_source
 from segagent_rt_export.sources.weights import StateDict
 from segagent_rt_export.variants import SEGMENTER_VARIANTS
+from tests.export.mllm.test_families import QWEN25_3B, QWEN25_PIXELS
+from tests.export.simple_click import made_up
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra `rtx`")
 
@@ -121,3 +129,31 @@ def test_an_mllm(library, sources, tmp_path, family, name):
     profiles = mllm_profiles(graphs, source.codec)
     for role, path in graphs.items():
         build(library, path, profiles[role])
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "fp16"])
+def test_a_tower_of_qwen2_5_vl_at_its_true_width(library, sources, tmp_path, scheme):
+    """Two of its 32 layers, for pictures of up to 1,280 visual tokens: attention over all patches
+    takes more scratch memory than 2 GiB."""
+    vision = QWEN25_3B["vision_config"] | {"depth": 2, "fullatt_block_indexes": [1]}
+    (tmp_path / "config.json").write_text(json.dumps(QWEN25_3B | {"vision_config": vision}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(QWEN25_PIXELS))
+    model = read_model(tmp_path, 1280 * 28 * 28)
+    described = Qwen2_5_VLConfig(vision_config=vision).vision_config
+    state = Qwen2_5_VisionTransformerPretrainedModel(described).state_dict()
+    with new_graph(tmp_path / "vision.onnx", "portable") as g:
+        model.tower.build(g, StateDict(state), Precision(scheme))
+    small = read_source(sources("qwen2_5_vl"))
+    codec = replace(small, settings=replace(small.settings, vision=model.vision_settings)).codec
+    paths = {"vision": tmp_path / "vision.onnx"}
+    build(library, paths["vision"], mllm_profiles(paths, codec)["vision"])
+
+
+@pytest.mark.slow
+def test_a_simple_click_vit_l_at_its_true_width(library, tmp_path):
+    """Four of its 24 layers; the net that the paper's figures are of."""
+    sizes = made_up.Sizes(1024, 4, 16, 14, (192, 384, 768, 1536), 256)
+    source = made_up.save(tmp_path / "vit_l.pth", made_up.content(sizes))
+    recipe = SegmenterRecipe("simple_click", str(source), ("gpu-fp16", "reference"))
+    exported = export_segmenter(recipe, source, tmp_path)
+    build(library, exported.graphs["net"])
