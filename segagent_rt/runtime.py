@@ -23,7 +23,7 @@ from segagent_rt.annotators.mllm import (
 from segagent_rt.backends.checked_session import CheckedSession, Shape
 from segagent_rt.backends.cores import oversubscribed
 from segagent_rt.backends.session import SessionOptions as Where
-from segagent_rt.bundle.bundle import Bundle, Part, open_bundle
+from segagent_rt.bundle.bundle import Bundle, Part, open_bundle, open_photo_bundle
 from segagent_rt.bundle.integrity import unusable
 from segagent_rt.bundle.placement import Placement
 from segagent_rt.errors import ClickOutside, ManifestInvalid, RuntimeClosed
@@ -58,17 +58,27 @@ def load(
     backend: str = "auto",
     threads: int | None = None,
     endpoint: Endpoint | None = None,
+    photo: bool = False,
 ) -> Runtime:
-    """Open a bundle for use; the shipped one if none is named. Graphs are loaded when first used.
+    """Open a bundle for use; a shipped one if none is named. Graphs are loaded when first used.
 
-    With an endpoint, the MLLM is asked there and its graphs are not loaded; with an endpoint that
-    has a preset, the bundle needs no MLLM.
+    Args:
+        bundle: a folder or a name; the demo bundle if left out, or, with `photo` or an endpoint,
+            the segmenter for photos.
+        backend: where graphs run.
+        threads: of the CPU; every core if left out.
+        endpoint: asks the MLLM there, so its graphs are not loaded; with an endpoint that has a
+            preset, the bundle needs no MLLM.
+        photo: whether clicks and boxes on any image come instead of words about the demo's scenes.
 
     Raises:
         BundleError: there is no such bundle, or it is damaged.
     """
-    opened = open_bundle(bundle)
     elsewhere = endpoint is not None and endpoint.preset is not None
+    if bundle is None and (photo or endpoint is not None):
+        opened = open_photo_bundle(with_mllm=endpoint is not None and not elsewhere)
+    else:
+        opened = open_bundle(bundle)
     for part in opened.parts.values():
         if not (elsewhere and part.manifest.kind == "mllm"):
             part.verify_once()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,7 +38,7 @@ from segagent_rt.bundle.manifest import (
 )
 from segagent_rt.bundle.onnx_files import external_files
 from segagent_rt.bundle.placement import OpenedGraph, open_role
-from segagent_rt.bundle.store import cache_folder, find_bundle
+from segagent_rt.bundle.store import PHOTO, cache_folder, find_bundle
 from segagent_rt.engine_cache.key import Graph
 from segagent_rt.errors import BundleMissing, ManifestInvalid
 from segagent_rt.types import Array, Session
@@ -255,6 +255,18 @@ def open_bundle(where: str | Path | None = None) -> Bundle:
     index: BundleIndex = read_json(folder / BUNDLE_FILE, BundleIndex)
     parts = {name: open_part(folder / path, name) for name, path in index.parts.items()}
     return Bundle(folder, index, parts)
+
+
+def open_photo_bundle(*, with_mllm: bool = False) -> Bundle:
+    """The shipped segmenter for photos; with the demo bundle's MLLM if it is asked for.
+
+    Raises:
+        BundleError: the installation lacks it, or it is damaged.
+    """
+    bundle = open_bundle(PHOTO)
+    if with_mllm:
+        bundle = replace(bundle, parts={**bundle.parts, "mllm": open_bundle().part("mllm")})
+    return bundle
 
 
 def open_part(folder: Path, kind: PartName) -> Part:

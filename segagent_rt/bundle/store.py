@@ -13,8 +13,9 @@ from segagent_rt.bundle.manifest import (
 )
 from segagent_rt.errors import BundleMissing
 
-SHIPPED = "tiny"
-"""The bundle that is used when none is named."""
+SHIPPED, PHOTO = "tiny", "photo"
+"""The bundles in the package: the demo bundle, which is used when none is named, and the segmenter
+for photos."""
 
 
 def cache_folder() -> Path:
@@ -44,17 +45,14 @@ def _homeless_cache() -> Path:
 
 def find_bundle(where: str | Path | None) -> Path:
     """The folder of a bundle, by path or name; raises `BundleMissing` if there is none."""
-    package = Path(__file__).parents[1]
-    shipped = [package / "assets" / SHIPPED, package.parent / "engines" / SHIPPED]
-    if where is None:
-        tried = shipped
-    else:
-        tried = [Path(where), Path("engines") / where]
-        tried += shipped if str(where) == SHIPPED else []
+    package, name = Path(__file__).parents[1], SHIPPED if where is None else str(where)
+    tried = [] if where is None else [Path(where), Path("engines") / where]
+    if name in (SHIPPED, PHOTO):
+        tried += [package / "assets" / name, package.parent / "engines" / name]
     for folder in tried:
         if os.path.isfile(folder / BUNDLE_FILE):  # noqa: PTH113 (is_file raises for some names)
             return folder
     raise BundleMissing(
-        f"there is no bundle `{where or SHIPPED}`",
+        f"there is no bundle `{name}`",
         hint="make one with `segagent-rt export`, or leave --bundle out to use the shipped one",
     )

@@ -23,11 +23,17 @@ def command(
     output: OutputOption = Path("segagent-demo"),
     bundle: BundleOption = None,
     seed: Annotated[int, typer.Option(help="Another seed gives another image.")] = SEED,
+    photo: Annotated[
+        bool, typer.Option("--photo", help="A photo and clicks instead of a scene and words.")
+    ] = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Draws a scene, segments one object by its expression, and writes mask and overlay."""
+    if photo:
+        _photo(output, bundle, overwrite=overwrite, as_json=as_json)
+        return
     from segagent_rt.cli import run
     from segagent_rt.draw import png
     from segagent_rt.io import write_result
@@ -53,3 +59,35 @@ def command(
         console.say(f'  segagent-rt run {image} "{other.text}" -o {output}')
     console.say(f"  segagent-rt run your-photo.jpg --click +120,80 -o {output}")
     console.say("  segagent-rt --help")
+
+
+def _photo(output: Path, bundle: str | None, *, overwrite: bool, as_json: bool) -> None:
+    """Segment an object of the packaged photo by given clicks."""
+    from segagent_rt.bundle.bundle import open_photo_bundle
+    from segagent_rt.cli import run
+    from segagent_rt.cli.parameters import parse_click
+    from segagent_rt.image import load_image
+    from segagent_rt.io import parse_json, write_result
+    from segagent_rt.results import ResultFiles
+    from segagent_rt.runtime import load
+    from segagent_rt.types import Trajectory
+
+    packaged = open_photo_bundle().folder
+    about_photo = parse_json((packaged / "demo.json").read_bytes())
+    content = (packaged / "demo.jpg").read_bytes()
+    image = output / "photo.jpg"
+    files = ResultFiles.plan(output, image, 1, overwrite=overwrite)
+    write_result(image, content, overwrite=overwrite)
+    options = " ".join(f"--click {text}" for text in about_photo["clicks"])
+    console.say(f"segagent-rt run {image} {options} -o {output}")
+    clicks, pixels = [parse_click(text) for text in about_photo["clicks"]], load_image(content)
+    with load(bundle, photo=True) as runtime:
+        made = runtime.open(pixels).segment(clicks)
+        found = [Trajectory("", tuple(run.steps_by_hand(clicks, None, made)))]
+        about = run.about_run(image, pixels, runtime)
+    run.finish(files, pixels, found, about, as_json=as_json)
+    console.say(f"\nthe photo:    {image} ({about_photo['attribution']})")
+    console.say(f"the overlay:  {files.paths[-1]}")
+    console.say("\nnext:")
+    console.say(f"  segagent-rt run your-photo.jpg --click +120,80 -o {output}")
+    console.say(f"  segagent-rt run your-photo.jpg --box 40,30,200,180 -o {output}")

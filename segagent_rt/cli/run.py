@@ -138,10 +138,12 @@ def command(
     pixels = load_image(image, max_megapixels, value_range=parse_range(value_range))
     seconds = None if deadline_ms is None else deadline_ms / 1000
     config = SearchConfig(StoppingRules(max_clicks, deadline=seconds), candidates, temperature)
-    with load(bundle, backend=backend, threads=threads, endpoint=where) as runtime:
+    with load(
+        bundle, backend=backend, threads=threads, endpoint=where, photo=shown_by_hand
+    ) as runtime:
         if shown_by_hand:
             made = runtime.open(pixels).segment(clicks, box=area)
-            found = [Trajectory("", tuple(_as_steps(clicks, area, made)))]
+            found = [Trajectory("", tuple(steps_by_hand(clicks, area, made)))]
         else:
             found = annotate(runtime, pixels, texts, config, all_objects=all_objects)
             files = files.with_count(len(found))
@@ -230,7 +232,8 @@ def check_found(results: Sequence[dict[str, Any]]) -> None:
     raise (NoMaskFound if len(failed) == len(results) else BatchFailed)(text, hint=hint)
 
 
-def _as_steps(clicks: list[Click], box: Box | None, prediction: Prediction) -> Iterator[Step]:
+def steps_by_hand(clicks: list[Click], box: Box | None, prediction: Prediction) -> Iterator[Step]:
+    """The steps of a mask that clicks and a box alone have made."""
     if not clicks:
         yield Step(prediction=prediction, box=box)
     for click in clicks:

@@ -16,6 +16,9 @@ from segagent_rt.types import Click, Prediction, RgbImage, Segmenter
 from segagent_rt_training.photo.evaluation import HeldOutTarget, counted_iou, validation_photos
 
 CLICKS = 3
+EVERYDAY = "coco_"
+"""How names of photos of everyday life begin; others show facades, rocks and Mars."""
+
 TILES, COLUMNS, TILE = 20, 5, 232
 """Results shown, in a row, and pixels of a tile's side."""
 
@@ -24,7 +27,7 @@ JPEG_QUALITY = 76
 
 
 def write_gallery(photos: Path, bundle: Path, target: Path) -> list[str]:
-    """Write the picture; photos under a ShareAlike licence are left out.
+    """Write the picture, of COCO's photos; those under a ShareAlike licence are left out.
 
     Args:
         photos: the folder of the training photos.
@@ -37,6 +40,8 @@ def write_gallery(photos: Path, bundle: Path, target: Path) -> list[str]:
     results = []
     with load(bundle) as runtime:
         for object_ in validation_photos(photos, share_alike=False):
+            if not object_.name.startswith(EVERYDAY):
+                continue
             prediction, clicks = _clicked(runtime.segmenter, object_)
             results.append((counted_iou(prediction.mask(), object_), object_, prediction, clicks))
     results.sort(key=lambda result: -result[0])
