@@ -453,13 +453,13 @@ def open_prompt_codec(part: Part) -> MllmCodec:
     Raises:
         BundleError: its tokenizer does not fit its settings.
     """
-    from tokenizers import Tokenizer
+    from segagent_rt.mllm.tokenizer import parse_tokenizer
 
     if part.manifest.family not in MLLMS:
         raise _unknown(part)
     settings, text = part.settings(MllmSettings), part.text("tokenizer.json")
     with unusable(part.folder / "tokenizer.json"):
-        codec = prompt_codec(Tokenizer.from_str(text), settings)
+        codec = prompt_codec(parse_tokenizer(text), settings)
         codec.prompt("")  # the picture has a place in it
         codec.grammar("x", (1, 1))
     return codec

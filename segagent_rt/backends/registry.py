@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from segagent_rt.bundle.manifest import Variant
-from segagent_rt.errors import BackendUnavailable
+from segagent_rt.errors import BackendUnavailable, install_hint
 
 Kind: TypeAlias = Literal["cpu", "any", "ort", "portable"]
 """What a variant is made for: the CPU, anything, or GPUs, these by the dialect of its graphs."""
@@ -18,7 +18,7 @@ class Backend:
 
     Attributes:
         library: the module that runs graphs.
-        install: what brings it.
+        source: what brings it; `{}` stands for the command that installs the extra.
         takes: the kinds of variants it runs, best first.
         nvidia: whether an NVIDIA driver must be there.
         provider: what it is called in ONNX Runtime.
@@ -28,13 +28,19 @@ class Backend:
     """
 
     library: Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
-    install: str
+    source: str
     takes: tuple[Kind, ...]
+    extra: str = ""
     nvidia: bool = False
     provider: str = ""
     plugin: str | None = None
     memory: Literal["cpu", "cuda"] = "cpu"
     learns: bool = False
+
+    @property
+    def install(self) -> str:
+        """What brings the library, for a hint."""
+        return self.source.format(install_hint(self.extra)) if self.extra else self.source
 
     @property
     def builds(self) -> bool:
@@ -55,10 +61,10 @@ BACKENDS = {
         provider="CUDAExecutionProvider", memory="cuda",
     ),
     "tensorrt": Backend(
-        "tensorrt", 'pip install "segagent-rt[tensorrt]"; a Jetson has it from JetPack', _TENSORRT,
+        "tensorrt", "{}; a Jetson has it from JetPack", _TENSORRT, "tensorrt",
         nvidia=True, learns=True,
     ),
-    "rtx": Backend("tensorrt_rtx", 'pip install "segagent-rt[rtx]"', _TENSORRT, nvidia=True),
+    "rtx": Backend("tensorrt_rtx", "{}", _TENSORRT, "rtx", nvidia=True),
     "tensorrt-ep": Backend(
         "onnxruntime", _SWAP, _TENSORRT, nvidia=True,
         provider="TensorrtExecutionProvider", memory="cuda",

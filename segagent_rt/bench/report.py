@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from segagent_rt.data.reading import read_json
 from segagent_rt.errors import InputError
-from segagent_rt.io import parse_json
 
 Document: TypeAlias = Mapping[str, Any]
 Curve: TypeAlias = list[tuple[float, float]]
@@ -48,10 +48,7 @@ def read_results(folder: Path) -> list[Result]:
     """
     results = []
     for path in sorted(folder.glob("*.json")):
-        try:
-            document = parse_json(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read: {error}", hint="measure it again") from None
+        document = read_json(path)
         if not isinstance(document, dict):
             raise InputError(f"{path} is no document of a benchmark", hint="move it elsewhere")
         results.append(Result(path.stem, document))

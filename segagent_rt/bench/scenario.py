@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Literal, TypeAlias
 from segagent_rt.bench.packaged import packaged
 from segagent_rt.bundle.manifest import parse
 from segagent_rt.errors import InputError, ManifestInvalid
+from segagent_rt.io import open_regular, read_bounded
 from segagent_rt.loop import StoppingRules
 from segagent_rt.scenes import Scene, make_scene
 
@@ -18,6 +20,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+MAX_BYTES = 1 << 20
+"""Of a scenario's file."""
 
 Kind: TypeAlias = Literal["one", "many", "sequence", "endurance", "deadline", "ablation", "growth"]
 
@@ -70,17 +75,19 @@ def read_scenario(where: str | Path) -> Scenario:
     """
     known = packaged_scenarios()
     path = known.get(str(where), Path(where))
-    try:
-        content = tomllib.loads(path.read_text("utf-8"))
-        scenario: Scenario = parse({**content, "name": path.stem}, Scenario, str(path))
-        _check(scenario)
-    except OSError:
+    if not os.path.lexists(path):
         raise InputError(
             f"there is no scenario `{where}`", hint="packaged ones: " + ", ".join(known)
-        ) from None
+        )
+    try:
+        with open_regular(path) as stream:
+            text = read_bounded(stream, MAX_BYTES, str(path)).decode("utf-8")
+        content = tomllib.loads(text)
+        scenario: Scenario = parse({**content, "name": path.stem}, Scenario, str(path))
+        _check(scenario)
     except ManifestInvalid as error:
         raise InputError(f"not a scenario: {error}", hint="compare a packaged one") from None
-    except ValueError as error:  # not UTF-8, not TOML, or a figure out of bounds
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or out of bounds
         raise InputError(
             f"{path} is not a scenario: {error}", hint="compare a packaged one"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -174,10 +175,15 @@ def _report(made: list[Made], as_json: bool) -> None:
             replaced = [f"{each.replaced} of them replaced"] if each.replaced else []
             console.show_row(each.path, count, console.counted(each.clicks, "click"), *replaced)
     problems = dict.fromkeys(problem for each in made for problem in each.problems)
+    _tell_problems(problems, "object without a trajectory", "objects without a trajectory")
+
+
+def _tell_problems(problems: Collection[str], one: str, many: str) -> None:
+    """Name what failed, and raise `BatchFailed` if anything did."""
     for problem in problems:
         console.warn(problem)
     if problems:
-        raise BatchFailed(f"{console.counted(len(problems), 'object')} without a trajectory")
+        raise BatchFailed(console.counted(len(problems), one, many))
 
 
 def _judge(found: Replayed, as_json: bool) -> None:
@@ -193,3 +199,4 @@ def _judge(found: Replayed, as_json: bool) -> None:
             f"only {100 * found.share:.1f} % of the trajectories replay to the same masks",
             hint="were they made with this bundle's segmenter?",
         )
+    _tell_problems(found.problems, "trajectory was not replayed", "trajectories were not replayed")

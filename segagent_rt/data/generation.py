@@ -20,6 +20,7 @@ from segagent_rt.data.trajectories import (
     write_trajectories,
 )
 from segagent_rt.data.work_items import ProcessAll, ProcessItem, complete
+from segagent_rt.errors import DataInvalid, InputError
 from segagent_rt.io import check_replaceable
 from segagent_rt.runtime import Runtime
 from segagent_rt.scenes.rng import DeterministicRng
@@ -132,12 +133,16 @@ def generate(
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """Of how many trajectories and masks a replay gives every pixel again."""
+    """Of how many trajectories and masks a replay gives every pixel again.
+
+    `problems` says which trajectories could not be replayed; they are not counted.
+    """
 
     trajectories: int
     same_trajectories: int
     masks: int
     same_masks: int
+    problems: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -148,13 +153,21 @@ def replay(demonstrations: Sequence[Demonstration], runtime: Runtime, tell: Tell
     """Click every trajectory again.
 
     Raises:
-        ImageUnreadable: a picture is not there.
+        DataInvalid: none of them has a picture that can be read.
     """
-    canvases, same, whole = CanvasCache(runtime), 0, 0
+    canvases, same, whole, masks = CanvasCache(runtime), 0, 0, 0
+    problems = list[str]()
     for done, demonstration in enumerate(demonstrations, 1):
-        found = same_masks(demonstration, _bench(canvases, demonstration.sample))
-        same += found
-        whole += found == len(demonstration.clicks)
+        try:
+            found = same_masks(demonstration, _bench(canvases, demonstration.sample))
+        except InputError as error:
+            problems.append(str(error))
+        else:
+            same += found
+            whole += found == len(demonstration.clicks)
+            masks += len(demonstration.clicks)
         tell(done, len(demonstrations))
-    masks = sum(len(demonstration.clicks) for demonstration in demonstrations)
-    return Replayed(len(demonstrations), whole, masks, same)
+    if problems and len(problems) == len(demonstrations):
+        raise DataInvalid(f"no trajectory can be replayed: {problems[0]}")
+    done = len(demonstrations) - len(problems)
+    return Replayed(done, whole, masks, same, tuple(problems))

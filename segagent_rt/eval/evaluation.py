@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,11 @@ class Evaluation:
         }
         recordings = answered.recordings
         found = report.write_figures(recordings, self.choice, heading["max_clicks"], about)
+        not_drawn = list[str]()
         if self.pictures:
             images = [question.sample.image for question in answered.questions]
-            report.draw(recordings, images, self.choice)
-        return {**found, "milliseconds": timings}
+            not_drawn = report.draw(recordings, images, self.choice)
+        return {**found, "milliseconds": timings, "not_drawn": not_drawn}
 
     def score(self, title: str, recordings: list[Recording]) -> dict[str, Any]:
         """Figures and tables of walks that were recorded elsewhere or earlier."""
@@ -96,8 +97,10 @@ def check_complete(figures: list[dict[str, Any]]) -> None:
     """Raise `BatchFailed` if a picture was missing or a question refused, and name them."""
     missing = [name for each in figures for name in each.get("missing", ())]
     refused = [text for each in figures for text in each.get("refused", ())]
-    if missing or refused:
-        raise BatchFailed(_told(missing, refused), hint=_HINT if missing else None)
+    not_drawn = [text for each in figures for text in each.get("not_drawn", ())]
+    if missing or refused or not_drawn:
+        hint = _HINT if missing else None
+        raise BatchFailed(_told(missing, refused, not_drawn), hint=hint)
 
 
 def _and_why(answered: EvalRuns) -> str:
@@ -106,15 +109,16 @@ def _and_why(answered: EvalRuns) -> str:
     return f"no question could be answered; {told}" if told else "there is no question"
 
 
-def _told(missing: list[str], refused: list[str]) -> str:
+def _told(missing: list[str], refused: list[str], not_drawn: Sequence[str] = ()) -> str:
     parts = (
         ("pictures are not there", missing),
         ("questions could not be put", refused),
+        ("pictures could not be drawn", not_drawn),
     )
     return "; ".join(f"{len(all_)} {what} ({_first(all_)})" for what, all_ in parts if all_)
 
 
-def _first(names: list[str]) -> str:
+def _first(names: Sequence[str]) -> str:
     more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 

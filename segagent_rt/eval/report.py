@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segagent_rt.data.canvas_cache import check_size
 from segagent_rt.data.images import read_picture
 from segagent_rt.data.predictions import Recording, write_predictions
 from segagent_rt.data.record import RunLengths
 from segagent_rt.data.tables import write_tables
 from segagent_rt.draw import draw_overlay, png
+from segagent_rt.errors import InputError
 from segagent_rt.eval.latency import latencies
 from segagent_rt.eval.loop_runs import EvalRuns
 from segagent_rt.eval.scores import MaskChoice, Measured, figures, measure, overlaps
@@ -75,12 +77,20 @@ class Report:
 
     def draw(
         self, recordings: Sequence[Recording], images: Sequence[Path], choice: MaskChoice
-    ) -> None:
-        """A picture of each chosen mask."""
+    ) -> list[str]:
+        """A picture of each chosen mask; returns why some could not be drawn."""
+        problems = list[str]()
         for number, (recording, image) in enumerate(zip(recordings, images, strict=True), 1):
             at = select(recording, choice.rule, choice.click)
-            shown = _picture(measure(recording), at, read_picture(image))
+            try:
+                pixels = read_picture(image)
+                check_size(pixels.shape, recording.size, image)
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            shown = _picture(measure(recording), at, pixels)
             self._write(self.folder / f"{self.title}.pictures" / f"{number:05d}.png", shown)
+        return problems
 
 
 def _picture(measured: Measured, at: int | None, pixels: Any) -> bytes:

@@ -44,6 +44,8 @@ WRONG = {
     "no clicks": b'kind = "one"\nclicks = 0',
     "no expressions": b'kind = "many"\nexpressions = []',
     "a negative share": b'kind = "deadline"\nshares = [-0.5]',
+    "too deep": b"kind = " + b"[" * 50_000,
+    "too long": b"#" * ((1 << 20) + 1),
     "a date": b'kind = "one"\nscenes = 2020-01-01',
 }
 
@@ -66,3 +68,5 @@ def test_a_name_that_nobody_knows_names_those_that_are_known(tmp_path):
     assert "one-full" in str(caught.value.hint)
     with pytest.raises(InputError):
         read_scenario(tmp_path)
+    with pytest.raises(InputError, match="not a regular file"):
+        read_scenario("/dev/zero")

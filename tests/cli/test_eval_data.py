@@ -69,6 +69,18 @@ def test_the_shipped_mllm_answers_and_its_walks_are_kept(terminal, tmp_path):
     assert (tmp_path / "objects.json").read_text() == json.dumps(segagent_document()), "data stays"
 
 
+def test_a_picture_that_was_damaged_since_is_not_drawn_and_named(terminal, tmp_path):
+    how = ("eval", segagent(tmp_path), "-o", tmp_path, "--max-clicks", 1, "--json")
+    assert terminal(*how).code == 0
+    (tmp_path / "meadow.jpg").write_bytes(b"no picture")
+    done = terminal(*how, "--visualize")
+    assert done.code == 4
+    assert "3 pictures could not be drawn" in done.err
+    (found,) = json.loads(done.out)["results"]
+    assert len(found["not_drawn"]) == 3
+    assert [path.name for path in (tmp_path / "objects.pictures").iterdir()] == ["00004.png"]
+
+
 def test_several_candidates_are_tried_and_it_is_said(terminal, tmp_path):
     how = ("--candidates", 2, "--temperature", 0.5, "--max-clicks", 1, "--limit", 2)
     (found,) = figures(terminal("eval", segagent(tmp_path), *how, "-o", tmp_path / "out", "--json"))

@@ -56,6 +56,22 @@ def test_every_start_makes_one_more(terminal, tmp_path):
     ], "as a data set, every object once"
 
 
+def test_a_bad_picture_does_not_end_a_replay(terminal, tmp_path):
+    terminal("trajectories", segagent(tmp_path), *QUICK, "-o", tmp_path)
+    path = tmp_path / "objects.trajectories.json"
+    (tmp_path / "meadow.jpg").write_bytes(b"no picture")
+    done = terminal("trajectories", path, "--check", "--json")
+    assert done.code == 4
+    assert "2 trajectories were not replayed" in done.err
+    found = json.loads(done.out)
+    assert found["trajectories"] == found["same_trajectories"] == 1
+    assert len(found["problems"]) == 2
+    (tmp_path / "harbour.jpg").unlink()
+    done = terminal("trajectories", path, "--check")
+    assert done.code == 1
+    assert "no trajectory can be replayed" in done.err
+
+
 def test_masks_that_do_not_replay_fail_the_gate(terminal, tmp_path):
     """A planted fault: one pixel of one mask."""
     terminal("trajectories", segagent(tmp_path), *QUICK, "-o", tmp_path)

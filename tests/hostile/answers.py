@@ -169,9 +169,7 @@ _OPEN = ExitStack()
 
 @lru_cache(maxsize=1)
 def _server() -> Stub:
-    from segagent_rt.annotators import posting
+    from segagent_rt.annotators import http_client
 
-    posting.PAUSE = 0.0
+    http_client.PAUSE = 0.0
     return _OPEN.enter_context(running())
-
-

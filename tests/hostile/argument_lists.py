@@ -146,5 +146,3 @@ def _case(words: list[str], codes: object) -> Case:
 
     name = ascii(" ".join(word[:40] + "…" * (len(word) > 40) for word in words))
     return Case(name, action, codes)  # type: ignore[arg-type]
-
-

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from segagent_rt.bundle import open_bundle
+from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.draw import png
 from segagent_rt.scenes import make_scene
 from tests.hostile.case import (
@@ -120,7 +120,9 @@ def _indices() -> Iterator[Case]:
                 f"{path} of {name}", lambda b, p=path, c=content: (b / p).write_bytes(c), REFUSED
             )
         yield _case(
-            f"tokenizer of {name}", lambda b, c=content: put(b, "mllm", "tokenizer.json", c), REFUSED
+            f"tokenizer of {name}",
+            lambda b, c=content: put(b, "mllm", "tokenizer.json", c),
+            REFUSED,
         )
 
 
@@ -132,7 +134,8 @@ def _graphs() -> Iterator[Case]:
                 rng = random.Random(f"{name} {number}")
                 work = damaged_bytes if number % 2 else lambda r, c: flipped(r, c, 5)
                 yield _case(
-                    f"{name} damaged {number}", change_file(part, name, lambda c, r=rng, w=work: w(r, c))
+                    f"{name} damaged {number}",
+                    change_file(part, name, lambda c, r=rng, w=work: w(r, c)),
                 )
     for part, name in (("mllm", "vision.onnx.data"), ("mllm", "decoder.onnx.data")):
         for number in range(3):
@@ -269,7 +272,18 @@ def _places() -> Iterator[Case]:
 
 def _external() -> Iterator[Case]:
     """Files and parts outside the bundle, by manifest and by graph."""
-    for name in ("/etc/passwd", "../x", "a\0b", "a" * 5000, "", ".", "\\x", "C:x", "\ud800", "\x1b[2J"):
+    for name in (
+        "/etc/passwd",
+        "../x",
+        "a\0b",
+        "a" * 5000,
+        "",
+        ".",
+        "\\x",
+        "C:x",
+        "\ud800",
+        "\x1b[2J",
+    ):
 
         def graph(bundle: Path, name: str = name) -> None:
             path = bundle / "mllm/manifest.json"
@@ -304,5 +318,3 @@ def _renamed_weights(graph: bytes, name: str) -> bytes:
 
     place = field(1, b"location") + field(2, name.encode("utf-8", "surrogatepass"))
     return graph + field(7, field(5, field(8, b"more") + field(13, place)))
-
-

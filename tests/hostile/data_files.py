@@ -161,7 +161,9 @@ def _pictures() -> Iterator[Case]:
             for path in sorted(folder.rglob("*.png")):
                 path.write_bytes(b"\x89PNG")
 
-        yield _case(f"{kind} with masks of nothing", kind, masks, ("convert", "--to", "coco", "-o", "out"))
+        yield _case(
+            f"{kind} with masks of nothing", kind, masks, ("convert", "--to", "coco", "-o", "out")
+        )
 
 
 def _places() -> Iterator[Case]:
@@ -189,4 +191,3 @@ def _places() -> Iterator[Case]:
             commands = (command, *FURTHER[kind])
             each = commands[at % len(commands)]
             yield _case(f"a picture of {kind} is {name}", kind, picture, each)
-

@@ -296,10 +296,14 @@ def _socket(path: Path) -> None:
 
 
 def cases() -> list[Case]:
-    return list(_cases())
+    arrays = [_array(name, make, REFUSED) for name, make in REFUSED_ARRAYS.items()]
+    arrays += [_array(name, make, (0,)) for name, make in READ_ARRAYS.items()]
+    marked = [_mask(name, content, codes) for name, (content, codes) in masks().items()]
+    placed = [_placed(name, put) for name, put in odd_places().items()]
+    return [*_files(), *arrays, *marked, *placed]
 
 
-def _cases() -> Iterator[Case]:
+def _files() -> Iterator[Case]:
     good = good_pictures()
     for name, content in good.items():
         rng = random.Random(name)
@@ -316,14 +320,6 @@ def _cases() -> Iterator[Case]:
             yield _file(f"{name} named {ending}", content, REFUSED, ending)
     for ending, name in (("jpg", "png"), ("eps", "png"), ("svg", "jpeg"), ("txt", "gif")):
         yield _file(f"{name} named {ending}", good[name], (0, 5), ending)
-    for name, make in REFUSED_ARRAYS.items():
-        yield _array(name, make, REFUSED)
-    for name, make in READ_ARRAYS.items():
-        yield _array(name, make, (0,))
-    for name, (content, codes) in masks().items():
-        yield _mask(name, content, codes)
-    for name, put in odd_places().items():
-        yield _placed(name, put)
 
 
 def _file(name: str, content: bytes, codes: Any = EITHER, ending: str = "png") -> Case:

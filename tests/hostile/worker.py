@@ -110,7 +110,7 @@ def _captured(case: Case, folder: Path) -> tuple[str, int | None]:
 
 def _check_results(folder: Path) -> list[str]:
     """Nothing is left half written, and no document of ours has a NaN."""
-    from segagent_rt.files import parse_json
+    from segagent_rt.io import parse_json
 
     problems = [f"{path} was left" for path in folder.rglob("*.partial")]
     for path in folder.glob("out/*.json"):

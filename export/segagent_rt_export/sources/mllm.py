@@ -15,6 +15,7 @@ from segagent_rt.errors import InputError
 from segagent_rt.mllm.grammar import compile_grammar
 from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt.mllm.prompts import DEFAULT_PRESETS, MAX_PIXELS, PRESETS
+from segagent_rt.mllm.tokenizer import parse_tokenizer
 from segagent_rt_export.dimensions import check_dimensions
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.families.chat_templates import HOLE, PICTURES, frame_of
@@ -163,8 +164,8 @@ def _open_tokenizer(folder: Path) -> Tokenizer:
     if path.is_file():
         content = read_bounded(path, LARGEST_TOKENIZER)
         try:
-            return Tokenizer.from_buffer(content)
-        except Exception as error:  # the library raises nothing more precise
+            return parse_tokenizer(content.decode("utf-8"))
+        except ValueError as error:
             raise CheckpointInvalid(f"{path} is no tokenizer: {str(error)[:120]}") from None
     if ranks.is_file():
         return build_tokenizer(read_ranks(ranks))
