@@ -27,11 +27,13 @@ class Case:
         action: called with an empty folder; returns the arguments of a command that is run in this
             folder, or None if it called the library itself.
         codes: exit codes that are right. An error of the library counts as its exit code.
+        seconds: of processor time after which it counts as hanging.
     """
 
     name: str
     action: Action
     codes: Collection[int] = EITHER
+    seconds: float = 10.0
 
 
 ODD_VALUES: tuple[Any, ...] = (

@@ -88,7 +88,7 @@ def _segmenter(name: str, change: Callable[[Path], object], codes: Any = CODES) 
         change(checkpoint)
         _export_segmenter(folder, "sam", checkpoint)
 
-    return Case(f"sam: {name}", action, codes)
+    return Case(f"sam: {name}", action, codes, seconds=40.0)  # tracing a good one takes 11 s
 
 
 def _pickled(name: str, content: bytes | Callable[[Path], object], codes: Any = REFUSED) -> Case:
@@ -125,7 +125,7 @@ def _configs() -> Iterator[Case]:
         yield make(f"config {number}", damage)
     for name, value in (
         ("num_hidden_layers", 10**9), ("num_attention_heads", 10**9), ("hidden_size", 2**31),
-        ("num_key_value_heads", 0), ("vocab_size", -1), ("rope_theta", float("nan")),
+        ("num_key_value_heads", 0), ("rope_theta", float("nan")),
         ("num_hidden_layers", 1e308), ("rms_norm_eps", float("inf")), ("head_dim", "x"),
         ("max_position_embeddings", 10**400),
     ):  # fmt: skip
@@ -143,7 +143,9 @@ def _configs() -> Iterator[Case]:
     for at, (name, content) in enumerate(DEEP.items()):
         path = ("config.json", "tokenizer.json", "preprocessor_config.json")[at % 3]
         yield _mllm(
-            f"{path} of {name}", lambda f, p=path, c=content: (f / p).write_bytes(c), REFUSED
+            f"{path} of {name}",
+            lambda f, p=path, c=content: (f / p).write_bytes(c),
+            CODES if name == "nan" else REFUSED,
         )
     for path in ("tokenizer.json", "preprocessor_config.json"):
         for number in range(6):
@@ -247,20 +249,26 @@ def _pickles() -> Iterator[Case]:
     yield _pickled("a named pipe", os.mkfifo)
     yield _pickled("an endless device", lambda path: path.symlink_to("/dev/zero"))
     for number in range(6):
-        rng = random.Random(f"mobile_sam {number}")
-
-        def damage(path: Path, rng: Any = rng) -> None:
-            content = (good() / "mobile_sam" / "mobile_sam.pt").read_bytes()
-            tail = len(content) - 20_000
-            ends = number_of(rng)
-            head = damaged_bytes(rng, content[:3000]) + content[3000:]
-            path.write_bytes(head if ends else content[:tail] + damaged_bytes(rng, content[tail:]))
-
-        yield _pickled(f"mobile_sam damaged {number}", damage, CODES)
+        yield _damaged_pickle(number)
 
 
-def number_of(rng: random.Random) -> bool:
-    return rng.random() < 0.5
+def _damaged_pickle(number: int) -> Case:
+    """Damage at the start or at the end, where the directory is; the weights are in between."""
+    rng = random.Random(f"mobile_sam {number}")
+
+    def action(folder: Path) -> None:
+        from segagent_rt_export.sources.segmenter import read_original
+
+        content = (good() / "mobile_sam" / "mobile_sam.pt").read_bytes()
+        at = 3000 if number % 2 else len(content) - 20_000
+        first, last = content[:at], content[at:]
+        path = folder / "model.pt"
+        path.write_bytes(
+            damaged_bytes(rng, first) + last if number % 2 else first + damaged_bytes(rng, last)
+        )
+        read_original(path)
+
+    return Case(f"pickle: mobile_sam damaged {number}", action, CODES)
 
 
 def _adapters() -> Iterator[Case]:

@@ -14,6 +14,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits are meas
 KINDS = {"bundles": 200, "images": 300, "data_files": 60, "argument_lists": 60, "answers": 100}
 """How many cases there are at least."""
 
+CHECKPOINTS = 100
+
 SAMPLE = 8
 
 
@@ -25,10 +27,20 @@ def test_a_sample_is_refused_as_it_should_be(kind, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.export
+def test_checkpoints_are_refused_as_they_should_be(tmp_path):
+    check_all("checkpoints", CHECKPOINTS, tmp_path)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_whole_corpus_is_refused_as_it_should_be(kind, tmp_path):
+    check_all(kind, KINDS[kind], tmp_path)
+
+
+def check_all(kind, least, folder):
     names = [case.name for case in cases_of(kind)]
-    assert len(set(names)) == len(names) >= KINDS[kind]
-    report = run_cases(kind, range(len(names)), tmp_path)
+    assert len(set(names)) == len(names) >= least
+    report = run_cases(kind, range(len(names)), folder)
     print(f"{kind}: {len(names)} cases, peak {report.peak}, slowest {report.slowest}")
     assert not report.problems, "\n".join(report.problems)
