@@ -22,6 +22,12 @@ def own_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def segagent_golden() -> Path:
+    """Numbers that SegAgent's own code produced; see the README there."""
+    return Path(__file__).parent / "golden" / "segagent"
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of golden data and photos, outside the project."""
     folder = Path(os.environ.get("SEGAGENT_SHARED", ROOT.parent / "shared"))

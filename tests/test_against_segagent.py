@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,15 +16,10 @@ from segagent_rt.reply import ReplyProtocol
 from segagent_rt.types import Click, Finish, Malformed
 
 
-@pytest.fixture(scope="module")
-def golden(shared: Path) -> Path:
-    return shared / "segagent"
-
-
-def test_the_next_click_is_the_same_in_every_case(golden):
+def test_the_next_click_is_the_same_in_every_case(segagent_golden):
     """All 40, plateaus included. One documented difference: with nothing left to correct SegAgent
     returns a negative click at (0, 0), we return none."""
-    cases = np.load(golden / "clicker" / "cases.npz")
+    cases = np.load(segagent_golden / "clicker" / "cases.npz")
     nothing_left = 0
     for number, (row, column, positive) in enumerate(cases["expected"].tolist()):
         height, width = cases[f"shape_{number:02d}"].tolist()
@@ -48,9 +42,10 @@ def test_the_next_click_is_the_same_in_every_case(golden):
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_the_painted_picture_is_the_same_to_the_last_bit(golden, number):
+def test_the_painted_picture_is_the_same_to_the_last_bit(shared, number):
     """Overlay, JPEG file, and what the MLLM's processor makes of it."""
-    folder, stored = golden / "overlay", np.load(golden / "overlay" / "jpeg_resize.npz")
+    folder = shared / "segagent" / "overlay"
+    stored = np.load(folder / "jpeg_resize.npz")
     image = load_image(folder / f"{number}_input.png")
     with Image.open(folder / f"{number}_mask.png") as picture:
         mask = np.asarray(picture) > 0
@@ -78,11 +73,11 @@ def wanted(result):
     return result["is_positive"], tuple(min(round(1000 * n), 999) for n in place)
 
 
-def test_replies_are_read_as_there_or_as_the_corpus_says_is_sane(golden):
+def test_replies_are_read_as_there_or_as_the_corpus_says_is_sane(segagent_golden):
     """66 texts. Differences from SegAgent's parser are those that the corpus names, each with its
     reason: floats, other brackets or letter case, line breaks, captions that contain an action,
     numbers outside of the image."""
-    replies = json.loads((golden / "replies" / "corpus.json").read_text())["replies"]
+    replies = json.loads((segagent_golden / "replies" / "corpus.json").read_text())["replies"]
     different = []
     for reply in replies:
         best = reply["ref"] if reply["robust"] is None else reply["robust"]
@@ -94,8 +89,8 @@ def test_replies_are_read_as_there_or_as_the_corpus_says_is_sane(golden):
     assert different == [26, 27, 28, 29, 35, 36, 37, 44, 45, 48, 53, 55, 57, 59, 61]
 
 
-def test_ratings_of_replies_are_those_of_segagents_rule(golden):
-    replies = json.loads((golden / "replies" / "corpus.json").read_text())["replies"]
+def test_ratings_of_replies_are_those_of_segagents_rule(segagent_golden):
+    replies = json.loads((segagent_golden / "replies" / "corpus.json").read_text())["replies"]
     for reply in replies:
         rule, ours = reply["iou_ref_rule"], ReplyProtocol().read(reply["text"], (1000, 1000)).iou
         if rule is not None and "Current IOU" in reply["text"]:

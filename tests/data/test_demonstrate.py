@@ -141,9 +141,9 @@ class Recorded:
 
 
 @pytest.mark.parametrize("name", ["trace_iou098.json", "trace_iou_low.json"])
-def test_the_trajectories_of_segagents_own_code_come_out(shared, name):
+def test_the_trajectories_of_segagents_own_code_come_out(segagent_golden, name):
     """Clicks, masks, IoUs and ends, given the masks of its segmenter."""
-    folder = shared / "segagent" / "trajectories"
+    folder = segagent_golden / "trajectories"
     thresholds = json.loads((folder / "meta.json").read_text())["thresholds"]
     document = json.loads((folder / name).read_text())
     limits = Limits(thresholds["max_clicks"], thresholds[name])

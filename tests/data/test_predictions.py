@@ -29,8 +29,8 @@ from tests.data.datasets import DRAWN
 
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> Path:
-    return shared / "segagent" / "eval"
+def golden(segagent_golden: Path) -> Path:
+    return segagent_golden / "eval"
 
 
 def read(path: Path):

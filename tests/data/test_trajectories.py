@@ -41,10 +41,11 @@ def test_written_and_read_back(tmp_path):
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_records_of_segagent_come_out_as_they_went_in(shared, name):
-    folder = shared / "segagent" / "trajectories"
-    before = json.loads((folder / name).read_text())["data"]
-    found = read({"data": before}, name, folder)
+def test_records_of_segagent_come_out_as_they_went_in(segagent_golden, tmp_path, name):
+    before = json.loads((segagent_golden / "trajectories" / name).read_text())["data"]
+    for old in before:
+        (tmp_path / old["image_name"]).touch()
+    found = read({"data": before}, name, tmp_path)
     for old, demonstration in zip(before, found, strict=True):
         new = describe_demonstration(demonstration)
         assert demonstration.sample.image.is_file()
@@ -53,9 +54,9 @@ def test_records_of_segagent_come_out_as_they_went_in(shared, name):
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_each_click_of_segagent_is_the_one_we_would_make(shared, name):
+def test_each_click_of_segagent_is_the_one_we_would_make(segagent_golden, name):
     """The simulated annotator and the IoU, on every recorded state."""
-    folder = shared / "segagent" / "trajectories"
+    folder = segagent_golden / "trajectories"
     for demonstration in read(json.loads((folder / name).read_text()), name, folder):
         target = demonstration.sample.mask.mask()
         clicked = np.zeros_like(target)
