@@ -14,7 +14,7 @@ from segagent_rt.types import DeviceTensor, Feed, Session
 
 
 @dataclass(frozen=True, slots=True)
-class GraphCall:
+class TimedCall:
     """A graph ran from `start` to `end`, by the clock of `time.perf_counter`."""
 
     graph: str
@@ -26,19 +26,19 @@ class GraphCall:
 class GraphProfiler:
     """Notes the calls of the sessions that it wraps, whichever thread makes them."""
 
-    _calls: list[GraphCall] = field(default_factory=list)
+    _calls: list[TimedCall] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def wrap(self, graph: str, session: Session) -> Session:
         """The same session, measured."""
         return ProfiledSession(session, graph, self)
 
-    def add(self, call: GraphCall) -> None:
+    def add(self, call: TimedCall) -> None:
         """Note a call that has ended."""
         with self._lock:
             self._calls.append(call)
 
-    def take(self) -> list[GraphCall]:
+    def take(self) -> list[TimedCall]:
         """The calls that ended since the last time."""
         with self._lock:
             taken, self._calls = self._calls, []
@@ -65,7 +65,7 @@ class ProfiledSession:
         try:
             return self.session.run(feeds, outputs, into=into, keep=keep)
         finally:
-            self.meter.add(GraphCall(self.graph, start, time.perf_counter()))
+            self.meter.add(TimedCall(self.graph, start, time.perf_counter()))
 
     def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> DeviceTensor:
         return self.session.allocate(shape, dtype)
@@ -74,7 +74,7 @@ class ProfiledSession:
         self.session.close()
 
 
-def seconds_by_graph(calls: Sequence[GraphCall]) -> dict[str, float]:
+def seconds_by_graph(calls: Sequence[TimedCall]) -> dict[str, float]:
     """Seconds inside each graph."""
     seconds: dict[str, float] = {}
     for call in calls:
@@ -82,7 +82,7 @@ def seconds_by_graph(calls: Sequence[GraphCall]) -> dict[str, float]:
     return seconds
 
 
-def count_by_graph(calls: Sequence[GraphCall]) -> dict[str, int]:
+def count_by_graph(calls: Sequence[TimedCall]) -> dict[str, int]:
     """How often each graph ran."""
     counts: dict[str, int] = {}
     for call in calls:
@@ -90,7 +90,7 @@ def count_by_graph(calls: Sequence[GraphCall]) -> dict[str, int]:
     return counts
 
 
-def covered_seconds(calls: Sequence[GraphCall]) -> float:
+def covered_seconds(calls: Sequence[TimedCall]) -> float:
     """Seconds in which at least one graph ran; calls side by side count once."""
     total, until = 0.0, float("-inf")
     for call in sorted(calls, key=lambda call: call.start):

@@ -3,8 +3,8 @@
 import numpy as np
 
 from segagent_rt.bench.profiling import (
-    GraphCall,
     GraphProfiler,
+    TimedCall,
     count_by_graph,
     covered_seconds,
     seconds_by_graph,
@@ -16,10 +16,10 @@ from segagent_rt.scenes import make_scene
 
 def test_overlapping_calls_count_once_and_gaps_do_not_count():
     calls = [
-        GraphCall("a", 0.0, 2.0),
-        GraphCall("b", 1.0, 1.5),
-        GraphCall("b", 1.5, 3.0),
-        GraphCall("a", 5.0, 6.0),
+        TimedCall("a", 0.0, 2.0),
+        TimedCall("b", 1.0, 1.5),
+        TimedCall("b", 1.5, 3.0),
+        TimedCall("a", 5.0, 6.0),
     ]
     assert covered_seconds(calls) == 4.0
     assert seconds_by_graph(calls) == {"a": 3.0, "b": 2.0}
