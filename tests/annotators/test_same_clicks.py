@@ -28,7 +28,7 @@ def url():
 
 
 def walked(scenes: range, endpoint: Endpoint | None):
-    with segagent_rt.load(backend="cpu", threads=1, endpoint=endpoint) as runtime:
+    with segagent_rt.load("tiny", backend="cpu", threads=1, endpoint=endpoint) as runtime:
         for seed in scenes:
             scene = make_scene(seed, 320)
             yield runtime.open(scene.image).annotate(scene.expressions[0].text)
