@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnnotationItem",
     "Box",
     "Canvas",
     "Click",
+    "ObjectPrompt",
+    "Result",
     "Runtime",
     "SegagentError",
     "StoppingRules",
@@ -29,13 +32,17 @@ __all__ = [
 if TYPE_CHECKING:
     from segagent_rt.errors import SegagentError
     from segagent_rt.loop import StoppingRules
+    from segagent_rt.results import Result
     from segagent_rt.runtime import Canvas, Runtime, load
-    from segagent_rt.types import Box, Click, Trajectory
+    from segagent_rt.types import AnnotationItem, Box, Click, ObjectPrompt, Trajectory
 
 _HOMES = {
+    "AnnotationItem": "types",
     "Box": "types",
     "Canvas": "runtime",
     "Click": "types",
+    "ObjectPrompt": "types",
+    "Result": "results",
     "Runtime": "runtime",
     "SegagentError": "errors",
     "StoppingRules": "loop",
@@ -54,3 +61,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, and those that every module has."""
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

@@ -29,6 +29,7 @@ OWN_FILES = ".segagent-files"
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _PNG_HEAD_SIZE = 33
 _PNG_SEAL = b"tEXtSoftware\0segagent-rt sha256:"
+_PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{16}\.partial")
 _JSON_SEAL = re.compile(rb'\{"segagent_rt": "sha256:([0-9a-f]{64})",')
 
 
@@ -103,6 +104,20 @@ def atomic_write(path: Path, content: bytes) -> None:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise _refused(path, error) from error
+
+
+def remove_partials(folder: Path, names: tuple[str, ...]) -> None:
+    """Delete what `atomic_write` left half written when its process was killed.
+
+    Args:
+        folder: it need not be there.
+        names: beginnings of the names of the files that were being written.
+    """
+    begins = tuple(_short(name) for name in names)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = _PARTIAL.fullmatch(path.name)
+        if match is not None and match[1].startswith(begins) and not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def write_result(path: Path, content: bytes, *, overwrite: bool = False, seal: bool = True) -> None:
@@ -237,6 +252,8 @@ def _own_line(path: Path, content: bytes) -> bytes:
 def _list_as_own(path: Path, content: bytes) -> None:
     """Note a file before it is written, so that a killed run does not lose track of it."""
     listing = path.with_name(OWN_FILES)
+    if _own_line(path, content) in (_read(listing) or b"").splitlines():
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)

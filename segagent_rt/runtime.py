@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,18 +26,21 @@ from segagent_rt.backends.session import SessionOptions as Where
 from segagent_rt.bundle.bundle import Bundle, Part, open_bundle, open_photo_bundle
 from segagent_rt.bundle.integrity import unusable
 from segagent_rt.bundle.placement import Placement
-from segagent_rt.errors import ClickOutside, ManifestInvalid, RuntimeClosed
+from segagent_rt.errors import ClickOutside, InputError, ManifestInvalid, RuntimeClosed
 from segagent_rt.image import load_image
 from segagent_rt.lazy_future import LazyFuture
 from segagent_rt.loop import StoppingRules
 from segagent_rt.mllm.language_model import LanguageModel
 from segagent_rt.mllm.vision_encoder import VisionEncoder
+from segagent_rt.results import Result, about_run
 from segagent_rt.search import SearchConfig
 from segagent_rt.timing import Stopwatch
 from segagent_rt.types import (
+    AnnotationItem,
     Annotator,
     Box,
     Click,
+    ObjectPrompt,
     Prediction,
     RgbImage,
     Segmenter,
@@ -195,6 +198,50 @@ class Runtime:
         self.check_usable()
         return Canvas(self, load_image(image, value_range=value_range))
 
+    def annotate_many(
+        self,
+        items: Iterable[AnnotationItem | tuple[Any, str]],
+        *,
+        config: SearchConfig | None = None,
+        all_objects: bool = False,
+        on_error: Callable[[Any, InputError], object] | None = None,
+    ) -> Iterator[Result]:
+        """Segment objects in many images, one image after the other.
+
+        Args:
+            items: images with what is asked of each; a pair of an image and an expression will do.
+                They are taken one at a time, so a generator may make them.
+            config: how widely to search and when to stop; one candidate if left out.
+            all_objects: a result for every object that an expression matches, if the annotator
+                lists several.
+            on_error: called with the image and the error if an image cannot be read or a prompt is
+                refused; the next image follows. Without it the error is raised.
+
+        Yields:
+            A result for each object, also if it has no mask, as soon as its image is done.
+
+        Raises:
+            InputError: an image cannot be read, or a prompt is refused, and there is no `on_error`.
+        """
+        for number, item in enumerate(items, 1):
+            if not isinstance(item, AnnotationItem):
+                item = AnnotationItem(item[0], (ObjectPrompt(item[1]),))
+            try:
+                canvas = self.open(item.image)
+                found = canvas.annotate_prompts(
+                    item.prompts, config=config, all_objects=all_objects
+                )
+            except InputError as error:
+                if on_error is None:
+                    raise
+                on_error(item.image, error)
+                continue
+            named = isinstance(item.image, (str, Path))
+            source = str(item.image) if named else f"image-{number}"
+            about = about_run(source, canvas.image, self)
+            for at, trajectory in enumerate(found, 1):
+                yield Result(canvas.image, trajectory, source, at, about)
+
     def close(self) -> None:
         """Release the graphs; once more does nothing, nor does it in another process."""
         if self._process != os.getpid():
@@ -324,6 +371,57 @@ class Canvas:
         """
         first = self.annotate(expression, rules=rules)
         return [first, *self.further_objects(first)]
+
+    def annotate_prompts(
+        self,
+        prompts: Iterable[ObjectPrompt],
+        *,
+        config: SearchConfig | None = None,
+        all_objects: bool = False,
+        priors: Sequence[Prediction | None] = (),
+        watch: Callable[[Iterator[Step]], Iterable[Step]] = iter,
+    ) -> list[Trajectory]:
+        """Segment several objects, each by words or by hand.
+
+        Args:
+            prompts: what says which objects are meant.
+            config: how widely to search and when to stop; one candidate if left out.
+            all_objects: also segment the further objects that the first look lists.
+            priors: masks to start from, one for each prompt.
+            watch: passes the steps of each prompt on as they are made, for instance to show them.
+
+        Returns:
+            A trajectory for each prompt, followed by those of its further objects.
+
+        Raises:
+            ExpressionRefused: the annotator cannot take an expression.
+            ClickOutside: a click or a box does not lie in the image.
+        """
+        asked = [
+            each if each.by_hand else self.runtime.annotator.check(each.expression)
+            for each in prompts
+        ]
+        found = list[Trajectory]()
+        for number, prompt in enumerate(asked):
+            prior = priors[number] if priors else None
+            if isinstance(prompt, ObjectPrompt):
+                steps = watch(self._steps_by_hand(prompt, prior))
+                found.append(Trajectory(prompt.expression, tuple(steps)))
+                continue
+            how = config or SearchConfig(candidates=1)
+            steps = watch(self.search_steps(prompt, config=how, prior=prior))
+            found.append(Trajectory(prompt, tuple(steps)))
+            if all_objects:
+                found += self.further_objects(found[-1])
+        return found
+
+    def _steps_by_hand(self, prompt: ObjectPrompt, prior: Prediction | None) -> Iterator[Step]:
+        """The clicks as steps; each has the mask after the last one."""
+        made = self.segment(prompt.clicks, box=prompt.box, prior=prior)
+        if not prompt.clicks:
+            yield Step(prediction=made, box=prompt.box)
+        for click in prompt.clicks:
+            yield Step(click, made, box=prompt.box)
 
     def further_objects(self, found: Trajectory) -> list[Trajectory]:
         """Segment the boxes that the annotator listed behind the one that `found` is about."""

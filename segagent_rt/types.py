@@ -111,7 +111,15 @@ class Prediction(Protocol):
 
 
 Stop: TypeAlias = Literal[
-    "accepted", "finished", "malformed", "budget", "unchanged", "no gain", "one-shot", "deadline"
+    "accepted",
+    "finished",
+    "malformed",
+    "budget",
+    "unchanged",
+    "no gain",
+    "one-shot",
+    "deadline",
+    "tracked",
 ]
 
 
@@ -205,6 +213,39 @@ class Trajectory:
     def rating(self) -> float | None:
         """The annotator's rating of the returned mask, 0..1."""
         return None if self.best is None else self.best.rating
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectPrompt:
+    """What says which object is meant: an expression, or clicks and a box.
+
+    Attributes:
+        expression: the object in words. Beside clicks or a box it only names the object.
+        clicks: in pixels of the image; the annotator is not asked.
+        box: in pixels of the image; the annotator is not asked.
+    """
+
+    expression: str = ""
+    clicks: tuple[Click, ...] = ()
+    box: Box | None = None
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether the object is shown by clicks or a box."""
+        return bool(self.clicks) or self.box is not None
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotationItem:
+    """An image and the objects to segment in it.
+
+    Attributes:
+        image: a path, or whatever else `load_image` takes.
+        prompts: what says which objects are meant.
+    """
+
+    image: Any
+    prompts: tuple[ObjectPrompt, ...]
 
 
 @dataclass(frozen=True, slots=True)

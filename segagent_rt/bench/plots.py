@@ -13,8 +13,8 @@ from matplotlib import pyplot
 
 from segagent_rt.bench.report import (
     PARTS,
+    BenchmarkResult,
     Curve,
-    Result,
     by_click,
     growth,
     over_time,
@@ -25,7 +25,7 @@ from segagent_rt.bench.report import (
 SIZE = (7.5, 3.5)
 
 
-def draw(results: Sequence[Result]) -> dict[str, bytes]:
+def draw(results: Sequence[BenchmarkResult]) -> dict[str, bytes]:
     """Every plot of a report, as SVG, by its path."""
     clicks, time = by_click(results), over_time(results)
     draughts = {

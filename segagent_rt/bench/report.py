@@ -28,7 +28,7 @@ same masks after them, no lower accuracy.
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class BenchmarkResult:
     """A document with the name of its file."""
 
     name: str
@@ -40,7 +40,7 @@ class Result:
         return found or {self.name: self.document}
 
 
-def read_results(folder: Path) -> list[Result]:
+def read_results(folder: Path) -> list[BenchmarkResult]:
     """Every document in a folder, by name.
 
     Raises:
@@ -51,7 +51,7 @@ def read_results(folder: Path) -> list[Result]:
         document = read_json(path)
         if not isinstance(document, dict):
             raise InputError(f"{path} is no document of a benchmark", hint="move it elsewhere")
-        results.append(Result(path.stem, document))
+        results.append(BenchmarkResult(path.stem, document))
     if not results:
         raise InputError(
             f"there are no results in {folder}",
@@ -60,7 +60,7 @@ def read_results(folder: Path) -> list[Result]:
     return results
 
 
-def stage_stacks(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+def stage_stacks(results: Sequence[BenchmarkResult]) -> dict[str, dict[str, float]]:
     """Median milliseconds of each part of a walk, by what was measured."""
     stacks = {}
     for label, figures in _measured(results):
@@ -71,7 +71,7 @@ def stage_stacks(results: Sequence[Result]) -> dict[str, dict[str, float]]:
     return stacks
 
 
-def by_click(results: Sequence[Result]) -> dict[str, Curve]:
+def by_click(results: Sequence[BenchmarkResult]) -> dict[str, Curve]:
     """Median milliseconds of a click over its number."""
     curves = {}
     for label, figures in _measured(results):
@@ -81,7 +81,7 @@ def by_click(results: Sequence[Result]) -> dict[str, Curve]:
     return curves
 
 
-def over_time(results: Sequence[Result]) -> dict[str, Curve]:
+def over_time(results: Sequence[BenchmarkResult]) -> dict[str, Curve]:
     """Mean IoU of the mask that is ready after so many milliseconds."""
     curves = {}
     for label, figures in _measured(results):
@@ -92,7 +92,7 @@ def over_time(results: Sequence[Result]) -> dict[str, Curve]:
     return curves
 
 
-def growth(results: Sequence[Result]) -> dict[str, Curve]:
+def growth(results: Sequence[BenchmarkResult]) -> dict[str, Curve]:
     """Median milliseconds over what grows, by its name."""
     return {
         f"{label}: {name}": [(float(figure), spread["p50"]) for figure, spread in curve.items()]
@@ -101,7 +101,7 @@ def growth(results: Sequence[Result]) -> dict[str, Curve]:
     }
 
 
-def plots(results: Sequence[Result]) -> dict[str, str]:
+def plots(results: Sequence[BenchmarkResult]) -> dict[str, str]:
     """The plots that these results give: path relative to the page, and caption."""
     wanted = {
         "plots/stages.svg": ("Stages of a walk", stage_stacks),
@@ -112,7 +112,7 @@ def plots(results: Sequence[Result]) -> dict[str, str]:
     return {path: caption for path, (caption, found) in wanted.items() if found(results)}
 
 
-def page(results: Sequence[Result]) -> str:
+def page(results: Sequence[BenchmarkResult]) -> str:
     """The page as Markdown."""
     lines = [HEAD]
     lines += [f"![{caption}]({path})\n" for path, caption in plots(results).items()]
@@ -127,7 +127,7 @@ def page(results: Sequence[Result]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _measured(results: Sequence[Result]) -> Iterator[tuple[str, Document]]:
+def _measured(results: Sequence[BenchmarkResult]) -> Iterator[tuple[str, Document]]:
     for result in results:
         for name, figures in result.scenarios().items():
             yield f"{result.name}: {name}", figures

@@ -85,11 +85,14 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
-def progress(title: str) -> Report:
+def progress(title: str, *, in_logs: bool = True) -> Report:
     """What tells how far a long run is: `12 of 340, 3 min left`.
 
-    On a terminal one line changes; in a log, lines follow each other at longer intervals.
+    On a terminal one line changes; in a log, lines follow each other at longer intervals, or there
+    are none.
     """
+    if not in_logs and not _on_terminal():
+        return lambda done, total: None
     start, said = time.monotonic(), -EVERY_LINE
     tell = phases(title)
 
@@ -128,6 +131,12 @@ def phases(title: str = "", *, every: float = 0.0) -> Callable[[str], None]:
             say(f"{prefix}{phase}")
 
     return tell
+
+
+def clear_line() -> None:
+    """Remove a line of progress from a terminal, so that data can be printed there."""
+    if _on_terminal() and not _quiet:
+        typer.echo(f"\r{'':78s}\r", err=True, nl=False)
 
 
 def end_line() -> None:

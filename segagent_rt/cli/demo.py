@@ -34,24 +34,25 @@ def command(
     if photo:
         _photo(output, bundle, overwrite=overwrite, as_json=as_json)
         return
-    from segagent_rt.cli import run
+    from segagent_rt.cli.run_output import finish, shown
     from segagent_rt.draw import png
     from segagent_rt.io import write_result
-    from segagent_rt.results import ResultFiles
+    from segagent_rt.results import ResultFiles, SaveOptions, about_run
     from segagent_rt.runtime import load
     from segagent_rt.scenes import make_scene
-    from segagent_rt.search import SearchConfig
+    from segagent_rt.types import ObjectPrompt
 
     image = output / "scene.png"
-    files = ResultFiles.plan(output, image, 1, overwrite=overwrite)
+    files = ResultFiles.plan(output, image, 1, saved=SaveOptions(overwrite=overwrite))
     scene = make_scene(seed)
     write_result(image, png(scene.image), overwrite=overwrite)
     text = scene.expressions[0].text
     console.say(f'segagent-rt run {image} "{text}" -o {output}')
     with load(bundle) as runtime:
-        found = run.annotate(runtime, scene.image, [text], SearchConfig(candidates=1))
-        about = run.about_run(image, scene.image, runtime)
-    run.finish(files, scene.image, found, about, as_json=as_json)
+        canvas = runtime.open(scene.image)
+        found = canvas.annotate_prompts([ObjectPrompt(text)], watch=shown)
+        about = about_run(image, scene.image, runtime)
+    finish(files, scene.image, found, about, as_json=as_json)
     console.say(f"\nthe image:    {image}")
     console.say(f"the overlay:  {files.paths[-1]}")
     console.say("\nnext:")
@@ -64,28 +65,27 @@ def command(
 def _photo(output: Path, bundle: str | None, *, overwrite: bool, as_json: bool) -> None:
     """Segment an object of the packaged photo by given clicks."""
     from segagent_rt.bundle.bundle import open_photo_bundle
-    from segagent_rt.cli import run
     from segagent_rt.cli.parameters import parse_click
+    from segagent_rt.cli.run_output import finish
     from segagent_rt.image import load_image
     from segagent_rt.io import parse_json, write_result
-    from segagent_rt.results import ResultFiles
+    from segagent_rt.results import ResultFiles, SaveOptions, about_run
     from segagent_rt.runtime import load
-    from segagent_rt.types import Trajectory
+    from segagent_rt.types import ObjectPrompt
 
     packaged = open_photo_bundle().folder
     about_photo = parse_json((packaged / "demo.json").read_bytes())
     content = (packaged / "demo.jpg").read_bytes()
     image = output / "photo.jpg"
-    files = ResultFiles.plan(output, image, 1, overwrite=overwrite)
+    files = ResultFiles.plan(output, image, 1, saved=SaveOptions(overwrite=overwrite))
     write_result(image, content, overwrite=overwrite)
     options = " ".join(f"--click {text}" for text in about_photo["clicks"])
     console.say(f"segagent-rt run {image} {options} -o {output}")
-    clicks, pixels = [parse_click(text) for text in about_photo["clicks"]], load_image(content)
+    clicks, pixels = tuple(map(parse_click, about_photo["clicks"])), load_image(content)
     with load(bundle, photo=True) as runtime:
-        made = runtime.open(pixels).segment(clicks)
-        found = [Trajectory("", tuple(run.steps_by_hand(clicks, None, made)))]
-        about = run.about_run(image, pixels, runtime)
-    run.finish(files, pixels, found, about, as_json=as_json)
+        found = runtime.open(pixels).annotate_prompts([ObjectPrompt("", clicks)])
+        about = about_run(image, pixels, runtime)
+    finish(files, pixels, found, about, as_json=as_json)
     console.say(f"\nthe photo:    {image} ({about_photo['attribution']})")
     console.say(f"the overlay:  {files.paths[-1]}")
     console.say("\nnext:")

@@ -49,19 +49,21 @@ def command(
     The mask stays as it is if no click makes one that is rated higher.
     """
     check_options(context)
-    from segagent_rt.cli.run import about_run, finish, shown
+    from segagent_rt.cli.run_output import finish, shown
     from segagent_rt.data.canvas_cache import check_size
     from segagent_rt.data.masks import load_mask
     from segagent_rt.image import load_image
     from segagent_rt.loop import StoppingRules
-    from segagent_rt.results import ResultFiles
+    from segagent_rt.results import ResultFiles, SaveOptions, about_run
     from segagent_rt.runtime import load
     from segagent_rt.search import SearchConfig
     from segagent_rt.segmenters.prediction import GivenMask
     from segagent_rt.types import Trajectory
 
     (expression,) = check_text([expression])
-    files = ResultFiles.plan(output, image, 1, kind=".refined", overwrite=overwrite)
+    files = ResultFiles.plan(
+        output, image, 1, kind=".refined", saved=SaveOptions(overwrite=overwrite)
+    )
     pixels = load_image(image, value_range=parse_range(value_range))
     prior = GivenMask(load_mask(mask, mask_label))
     check_size(pixels.shape, prior.full.shape, image)

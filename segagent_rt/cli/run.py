@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from segagent_rt.cli import console
 from segagent_rt.cli.parameters import (
     DATA,
+    RESULTS,
     SEARCH,
     AllowHostOption,
     BackendOption,
@@ -21,9 +24,9 @@ from segagent_rt.cli.parameters import (
     MaxClicksOption,
     ModelOption,
     OutputOption,
-    OverwriteOption,
     PresetOption,
     QuietOption,
+    RestartOption,
     ServerOption,
     TemperatureOption,
     ThreadsOption,
@@ -33,36 +36,71 @@ from segagent_rt.cli.parameters import (
     check_text,
     endpoint_of,
     finite,
+    one_of,
     parse_box,
     parse_click,
     parse_range,
 )
-from segagent_rt.errors import BatchFailed, NoMaskFound
+from segagent_rt.cli.run_output import finish, show_batch, shown
+from segagent_rt.errors import Cancelled
 from segagent_rt.image import MAX_MEGAPIXELS
-from segagent_rt.types import Box, Click, Prediction, Step, Trajectory
+from segagent_rt.types import ObjectPrompt
 
 if TYPE_CHECKING:
-    from segagent_rt.results import ResultFiles
+    from segagent_rt.batch import BatchOptions
     from segagent_rt.runtime import Runtime
-    from segagent_rt.search import SearchConfig
 
-WORDS = "expressions"
-ONLY_WITH = dict.fromkeys(
-    (
-        "max_clicks", "candidates", "temperature", "deadline_ms", "endpoint", "model", "server",
-        "timeout", "allow_host", "preset", "all_objects",
+WORDS, HAND, LIST, VIDEO = "expressions", "--click and --box", "--from", "--video"
+ONLY_WITH = {
+    **dict.fromkeys(
+        (
+            "max_clicks", "candidates", "temperature", "deadline_ms", "endpoint", "model", "server",
+            "timeout", "allow_host", "preset",
+        ),
+        (WORDS, LIST),
     ),
-    (WORDS,),
-)  # fmt: skip
+    "all_objects": (WORDS, LIST),
+}  # fmt: skip
 
 
 def command(
     context: typer.Context,
-    image: Annotated[Path, typer.Argument(help="An image.", show_default=False, readable=False)],
-    expressions: Annotated[
+    arguments: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(help='What to cut out: "the red circle".', show_default=False),
+        typer.Argument(
+            metavar="INPUT|EXPRESSION",
+            help="The first one is an image, a folder, a pattern in quotes, or - for standard "
+            "input. Others that end as images do (.jpg, .png, ...) are further images. The rest "
+            'are expressions: "the red circle". With --from or --video the first one may be an '
+            "expression, too.",
+            show_default=False,
+        ),
     ] = None,
+    from_list: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--from",
+            help="A list of images: text (path, tab, expression), JSONL (image, expression, "
+            "clicks, box) or COCO; - for standard input.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    video: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="A video, or a folder of its frames; masks go on from frame to frame.",
+            readable=False,
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    look_every: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="In a video, the model is asked on every Nth frame only.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = 10,
     click: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
@@ -86,7 +124,15 @@ def command(
     ] = False,
     bundle: BundleOption = None,
     output: OutputOption = Path(),
-    overwrite: OverwriteOption = False,
+    save: Annotated[
+        str,
+        typer.Option(
+            help="What to save beside the JSON document: mask, overlay, cutout (RGBA, cropped to "
+            "the object), coco, yolo, labelme.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = "mask,overlay",
+    overwrite: RestartOption = False,
     max_clicks: MaxClicksOption = 7,
     candidates: CandidatesOption = 1,
     temperature: TemperatureOption = 1.0,
@@ -119,169 +165,175 @@ def command(
     """Writes NAME.segagent.json, NAME.segagent.mask.png and NAME.segagent.overlay.png.
 
     With several expressions the masks are NAME.segagent.1.mask.png and so on. The exit code is 5 if
-    no mask was found.
+    no mask was found. Of many images, segagent-run.jsonl is a summary; a run that was stopped goes
+    on if it is repeated, and the exit code is 4 if some images failed.
     """
-    clicks, area = [parse_click(text) for text in click or ()], parse_box(box)
-    shown_by_hand = bool(clicks or area)
-    if shown_by_hand == bool(expressions):
-        raise typer.BadParameter("give either expressions, or --click and --box")
-    check_options(context, "--click and --box" if shown_by_hand else WORDS, ONLY_WITH)
+    sources, texts = tell_apart(arguments or [], named=from_list is None and video is None)
+    prompts = _prompts(texts, click, box, required=from_list is None)
+    mode = HAND if click or box else WORDS if texts else LIST
+    check_options(context, mode, ONLY_WITH)
+    check_options(context, VIDEO if video else "images", {"look_every": (VIDEO,)})
+    if video is not None and (all_objects or sources or from_list):
+        raise typer.BadParameter("--video goes with neither --all nor --from nor images")
     where = endpoint_of(endpoint, model, server, timeout, allow_host, preset)
-    from segagent_rt.image import load_image
+    from segagent_rt.batch import BatchOptions
     from segagent_rt.loop import StoppingRules
-    from segagent_rt.results import ResultFiles
     from segagent_rt.runtime import load
     from segagent_rt.search import SearchConfig
 
-    texts = check_text(expressions or [])
-    files = ResultFiles.plan(output, image, max(1, len(texts)), overwrite=overwrite)
-    pixels = load_image(image, max_megapixels, value_range=parse_range(value_range))
     seconds = None if deadline_ms is None else deadline_ms / 1000
-    config = SearchConfig(StoppingRules(max_clicks, deadline=seconds), candidates, temperature)
-    with load(
-        bundle, backend=backend, threads=threads, endpoint=where, photo=shown_by_hand
-    ) as runtime:
-        if shown_by_hand:
-            made = runtime.open(pixels).segment(clicks, box=area)
-            found = [Trajectory("", tuple(steps_by_hand(clicks, area, made)))]
-        else:
-            found = annotate(runtime, pixels, texts, config, all_objects=all_objects)
-            files = files.with_count(len(found))
+    options = BatchOptions(
+        SearchConfig(StoppingRules(max_clicks, deadline=seconds), candidates, temperature),
+        all_objects,
+        _kinds(save),
+        max_megapixels,
+        parse_range(value_range),
+        overwrite,
+    )
+    start = partial(load, bundle, backend=backend, threads=threads, endpoint=where)
+    if video is not None:
+        _run_video(start, video, prompts, options, output, look_every, as_json=as_json)
+    elif from_list is None and len(sources) == 1 and _is_one(sources[0]):
+        _run_one(start, sources[0], prompts, options, output, as_json=as_json)
+    else:
+        _run_images(start, sources, from_list, prompts, options, output, as_json=as_json)
+
+
+def tell_apart(arguments: Sequence[str], *, named: bool) -> tuple[list[str], list[str]]:
+    """Images and expressions: an image ends as images do, and the first argument is one anyway.
+
+    Args:
+        arguments: of the command line.
+        named: whether the first argument is an image, a folder or a pattern in any case.
+
+    Raises:
+        typer.BadParameter: there is no argument, and no other option names an image.
+    """
+    from segagent_rt.inputs import looks_like_picture
+
+    if named and not arguments:
+        raise typer.BadParameter("give an image, a folder, --from or --video")
+    first, rest = (list(arguments[:1]), arguments[1:]) if named else ([], arguments)
+    images = [each for each in rest if looks_like_picture(each)]
+    return first + images, [each for each in rest if not looks_like_picture(each)]
+
+
+def _prompts(
+    texts: list[str], click: list[str] | None, box: str | None, *, required: bool
+) -> list[ObjectPrompt]:
+    """What is asked of every image.
+
+    Raises:
+        typer.BadParameter: nothing, or both expressions and clicks.
+    """
+    clicks, area = tuple(parse_click(text) for text in click or ()), parse_box(box)
+    by_hand = bool(clicks or area)
+    if (by_hand and texts) or (required and not by_hand and not texts):
+        raise typer.BadParameter("give either expressions, or --click and --box")
+    return (
+        [ObjectPrompt("", clicks, area)] if by_hand else list(map(ObjectPrompt, check_text(texts)))
+    )
+
+
+def _kinds(save: str) -> tuple[str, ...]:
+    from segagent_rt.result_formats import SaveKind
+
+    return tuple(
+        dict.fromkeys(one_of(SaveKind, each.strip(), "--save") for each in save.split(","))
+    )
+
+
+def _is_one(source: str) -> bool:
+    from segagent_rt.inputs import stands_for_many
+
+    return not stands_for_many(source)
+
+
+def _run_one(
+    start: Callable[..., Runtime],
+    source: str,
+    prompts: Sequence[ObjectPrompt],
+    options: BatchOptions,
+    output: Path,
+    *,
+    as_json: bool,
+) -> None:
+    from segagent_rt.image import load_image
+    from segagent_rt.results import ResultFiles, SaveOptions, about_run
+
+    image = Path(source)
+    saved = SaveOptions(options.kinds, options.overwrite)
+    files = ResultFiles.plan(output, image, len(prompts), saved=saved)
+    pixels = load_image(image, options.max_megapixels, value_range=options.value_range)
+    with start(photo=prompts[0].by_hand) as runtime:
+        found = runtime.open(pixels).annotate_prompts(
+            prompts,
+            config=options.config,
+            all_objects=options.all_objects,
+            watch=iter if prompts[0].by_hand else shown,
+        )
+        files = files.with_count(len(found))
         about = about_run(image, pixels, runtime)
+    further = sum(len(each.further_boxes) for each in found)
+    if further and not options.all_objects:
+        console.say(f"  {console.counted(further, 'further object')}: --all segments them, too")
     finish(files, pixels, found, about, as_json=as_json)
 
 
-def annotate(
-    runtime: Runtime,
-    pixels: Any,
-    texts: list[str],
-    config: SearchConfig,
+def _run_images(
+    start: Callable[..., Runtime],
+    sources: Sequence[str],
+    from_list: str | None,
+    prompts: Sequence[ObjectPrompt],
+    options: BatchOptions,
+    output: Path,
     *,
-    all_objects: bool = False,
-) -> list[Trajectory]:
-    """Segment each expression, and report the steps on stderr."""
-    asked = [runtime.annotator.check(text) for text in texts]
-    canvas, found = runtime.open(pixels), list[Trajectory]()
-    for text in asked:
-        first = Trajectory(text, tuple(shown(canvas.search_steps(text, config=config))))
-        found.append(first)
-        if all_objects:
-            found += canvas.further_objects(first)
-        elif further := len(first.further_boxes):
-            console.say(f"  {console.counted(further, 'further object')}: --all segments them, too")
-    return found
-
-
-def about_run(image: Path, pixels: Any, runtime: Runtime) -> dict[str, Any]:
-    """What a result document says of the image and of what ran."""
-    from segagent_rt.bundle.manifest import to_json
-
-    return {
-        "image": str(image),
-        "height": pixels.shape[0],
-        "width": pixels.shape[1],
-        "bundle": runtime.bundle.index.name,
-        "digest": runtime.bundle.digest,
-        "backends": to_json(runtime.placements),
-        "endpoint": to_json(runtime.endpoint),
-    }
-
-
-def finish(
-    files: ResultFiles,
-    pixels: Any,
-    found: list[Trajectory],
-    about: dict[str, Any],
-    *,
-    as_json: bool = False,
+    as_json: bool,
 ) -> None:
-    """Write the files, print what was found, and fail if there is no mask.
+    from segagent_rt.batch import BatchFolder, annotate_images
+    from segagent_rt.inputs import gather_items, read_list
 
-    Raises:
-        NoMaskFound: no expression has a mask.
-        BatchFailed: some have none.
-    """
-    from segagent_rt.draw import undrawable
-
-    document = files.write(pixels, found, about)
-    for trajectory in found:
-        if left_out := undrawable(trajectory.expression):
-            console.say(f"no font here has `{left_out}`: the overlay's caption leaves it out")
-    if as_json:
-        console.show_json(document)
-    else:
-        for result in document["results"]:
-            console.show_row(*row(files.folder, result))
-    check_found(document["results"])
+    if "-" in sources:
+        raise typer.BadParameter("- stands for one image, and goes with no others")
+    items = gather_items(sources, read_list(from_list) if from_list else (), prompts)
+    tell = console.progress("images", in_logs=False)
+    by_hand = all(prompt.by_hand for item in items for prompt in item.prompts)
+    with (
+        start(photo=by_hand) as runtime,
+        _resumable(),
+        BatchFolder(output, options, runtime) as batch,
+    ):
+        outcomes = annotate_images(runtime, items, batch, tell)
+        show_batch(outcomes, batch, lost_is_fine=False, as_json=as_json)
 
 
-def check_found(results: Sequence[dict[str, Any]]) -> None:
-    """Raise `NoMaskFound` if no result has a mask, `BatchFailed` if some have none."""
-    from segagent_rt.results import why_no_mask
+def _run_video(
+    start: Callable[..., Runtime],
+    path: Path,
+    prompts: Sequence[ObjectPrompt],
+    options: BatchOptions,
+    output: Path,
+    look_every: int,
+    *,
+    as_json: bool,
+) -> None:
+    from segagent_rt.batch import BatchFolder
+    from segagent_rt.video import Video, annotate_video
 
-    failed = [(result, why) for result in results if (why := why_no_mask(result)) is not None]
-    if not failed:
-        return
-    stop = failed[0][0]["stop"]
-    hint = {
-        None: "give other clicks",
-        "deadline": "give it more time with --deadline-ms",
-        "malformed": "was the bundle exported with the preset that the model was trained for?",
-    }.get(stop, "say it in other words, or show the object with --click")
-    text = "; ".join(why for _, why in failed)
-    raise (NoMaskFound if len(failed) == len(results) else BatchFailed)(text, hint=hint)
-
-
-def steps_by_hand(clicks: list[Click], box: Box | None, prediction: Prediction) -> Iterator[Step]:
-    """The steps of a mask that clicks and a box alone have made."""
-    if not clicks:
-        yield Step(prediction=prediction, box=box)
-    for click in clicks:
-        yield Step(click, prediction, box=box)
-
-
-def shown(steps: Iterator[Step]) -> Iterator[Step]:
-    """Pass the steps on, and report each on stderr."""
-    number = 0
-    for step in steps:
-        rated = "" if step.rating is None else f"  rated {step.rating:.2f}"
-        if step.click is not None:
-            number += 1
-            sign = "+" if step.click.positive else "-"
-            at = f"{sign}({step.click.x}, {step.click.y}){' restarted' if step.restarted else ''}"
-            console.say(f"  click {number}: {at}{rated}")
-        elif step.box is not None:
-            box = step.box
-            console.say(f"  box: ({box.x0}, {box.y0}) to ({box.x1}, {box.y1}){rated}")
-        elif step.given:
-            console.say(f"  given mask{rated}")
-        if step.stop is not None:
-            console.say(f"  {step.stop}")
-        yield step
+    video = Video(path, options.max_megapixels)
+    tell = console.progress("frames", in_logs=False)
+    with (
+        start(photo=prompts[0].by_hand) as runtime,
+        _resumable(),
+        BatchFolder(output, options, runtime) as batch,
+    ):
+        outcomes = annotate_video(runtime, video, prompts, batch, tell, look_every=look_every)
+        show_batch(outcomes, batch, lost_is_fine=True, as_json=as_json)
 
 
-def row(folder: Path, result: dict[str, Any]) -> list[str]:
-    """The mask's file, its rating, the clicks, why it ended, the expression."""
-    return [
-        str(folder / result["files"]["mask"]) if "files" in result else "no mask",
-        rating_of(result),
-        _prompts_of(result),
-        result["stop"] or "given",
-        result["expression"],
-    ]
-
-
-def _prompts_of(result: dict[str, Any]) -> str:
-    """What the mask was made of: a box, clicks, or both."""
-    clicks = console.counted(len(result["clicks"]), "click")
-    boxed = any(step["box"] for step in result["steps"])
-    return clicks if not boxed else f"a box and {clicks}" if result["clicks"] else "a box"
-
-
-def rating_of(result: dict[str, Any]) -> str:
-    """The MLLM's rating of the mask, 0 to 1, or else the segmenter's own estimate."""
-    if result["predicted_iou"] is not None:
-        return f"{result['predicted_iou']:.2f}"
-    if result["estimated_iou"] is not None:
-        return f"{result['estimated_iou']:.2f} estimated"
-    return "unrated"
+@contextmanager
+def _resumable() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Cancelled("interrupted", hint="run the same command again to go on") from None

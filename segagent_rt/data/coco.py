@@ -18,6 +18,7 @@ from segagent_rt.data.record import Category, Sample, bounding_box
 from segagent_rt.data.segagent import image_name
 from segagent_rt.errors import DataInvalid
 from segagent_rt.io import json_bytes, write_result
+from segagent_rt.types import Size
 
 
 def looks_like_coco(document: Any) -> bool:
@@ -40,7 +41,7 @@ def read_coco(document: Any, name: str, context: ReadContext) -> list[Sample]:
         with context.entry():
             where = f"{name}, annotation {number}"
             image = identifier(field(record, "image_id", object, where), f"{where}: `image_id`")
-            said = _expressions(record, instances.category(record, where), where)
+            said = expressions_of(record, instances.category(record, where), where)
             samples.append(instances.sample(number, image, said, where, context))
     return samples
 
@@ -134,7 +135,12 @@ def _category(record: Any, number: int | str, name: str) -> Category:
     return Category(named, number, above if isinstance(above, str) else None)
 
 
-def _expressions(record: Any, category: Category | None, where: str) -> tuple[str, ...]:
+def expressions_of(record: Any, category: Category | None, where: str) -> tuple[str, ...]:
+    """What an annotation says of its object: its captions, else its category's name.
+
+    Raises:
+        DataInvalid: neither is there.
+    """
     if "caption" in record:
         return captions(record["caption"], f"{where}: `caption`")
     if category is None:
@@ -152,24 +158,33 @@ def write_coco(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write samples as annotations, their expressions as `caption`.
-
-    Ids are kept if no two are the same; else annotations are numbered from 1.
-
-    Args:
-        path: of the file.
-        samples: the objects.
-        categories: all that are to be listed, also those of no sample.
-        overwrite: also replace a file that we did not write.
+    """Write samples as annotations; see `coco_document`.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    sizes = {sample.file_name: sample.size for sample in samples}
+    write_result(path, json_bytes(coco_document(samples, categories)), overwrite=overwrite)
+
+
+def coco_document(
+    samples: Sequence[Sample],
+    categories: Iterable[Category] = (),
+    images: Mapping[str, Size] | None = None,
+) -> dict[str, Any]:
+    """Samples as annotations, their expressions as `caption`.
+
+    Ids are kept if no two are the same; else annotations are numbered from 1.
+
+    Args:
+        samples: the objects.
+        categories: all that are to be listed, also those of no sample.
+        images: names and sizes of images that are to be listed first, also without a sample.
+    """
+    sizes = {**(images or {}), **{sample.file_name: sample.size for sample in samples}}
     pictures = {name: at for at, name in enumerate(sizes, 1)}
     unique = len({sample.id for sample in samples}) == len(samples)
     classes = _numbered([*categories, *(sample.category or OBJECT for sample in samples)])
-    document = {
+    return {
         "images": [
             {"id": at, "file_name": name, "height": sizes[name][0], "width": sizes[name][1]}
             for name, at in pictures.items()
@@ -185,7 +200,6 @@ def write_coco(
         ],
         "categories": [{**known.json(), "id": number} for known, number in classes.items()],
     }
-    write_result(path, json_bytes(document), overwrite=overwrite)
 
 
 OBJECT = Category("object")

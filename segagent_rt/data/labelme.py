@@ -139,24 +139,35 @@ def _placed(shape: Any, points: list[tuple[float, float]], size: Size, where: st
 
 
 def write_labelme(path: Path, samples: Sequence[Sample], *, overwrite: bool = False) -> None:
-    """Write the objects of one image, each as a mask, which keeps every pixel.
-
-    An object of several expressions is written under its first; an empty mask is left out.
+    """Write the objects of one image beside it; see `labelme_document`.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    height, width = samples[0].size
-    document: dict[str, Any] = {
+    image = PurePosixPath(samples[0].file_name.replace("\\", "/")).name
+    document = labelme_document(samples, image, samples[0].size)
+    write_result(path, json_bytes(document, indent=2), overwrite=overwrite)
+
+
+def labelme_document(samples: Sequence[Sample], image: str, size: Size) -> dict[str, Any]:
+    """The objects of one image, each as a mask, which keeps every pixel.
+
+    An object of several expressions is written under its first; an empty mask is left out.
+
+    Args:
+        samples: the objects.
+        image: path of the image from the folder of the file.
+        size: of the image.
+    """
+    return {
         "version": VERSION,
         "flags": {},
         "shapes": [_shape(sample) for sample in samples if sample.mask.mask().any()],
-        "imagePath": PurePosixPath(samples[0].file_name.replace("\\", "/")).name,
+        "imagePath": image,
         "imageData": None,
-        "imageHeight": height,
-        "imageWidth": width,
+        "imageHeight": size[0],
+        "imageWidth": size[1],
     }
-    write_result(path, json_bytes(document, indent=2), overwrite=overwrite)
 
 
 def _shape(sample: Sample) -> dict[str, Any]:
