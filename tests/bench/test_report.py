@@ -3,7 +3,7 @@
 import pytest
 
 from segagent_rt.bench.report import (
-    Result,
+    BenchmarkResult,
     by_click,
     over_time,
     page,
@@ -25,8 +25,8 @@ WALKS = {
     "miou": 0.91,
 }
 HEAD = {"schema": 1, "machine": {"processor": "a chip", "cores": 2}, "bundle": {"name": "tiny"}}
-ONE = Result("one", HEAD | {"scenarios": {"one": WALKS}})
-DEADLINE = Result(
+ONE = BenchmarkResult("one", HEAD | {"scenarios": {"one": WALKS}})
+DEADLINE = BenchmarkResult(
     "late",
     HEAD | {
         "scenarios": {
@@ -44,7 +44,7 @@ DEADLINE = Result(
 
 def race(parity):
     ratio = {"median": 8.25, "p10": 8.0, "p90": 9.0, "n": 7} if parity else None
-    return Result(
+    return BenchmarkResult(
         "against",
         HEAD | {
             "clicks": 7, "reference": {"torch": "2"}, "parity": parity,
@@ -82,7 +82,9 @@ def test_graphs_are_shown_beside_their_floor():
         "call_ms": 8.123456,
         "percent": 24.62,
     }
-    text = page([Result("one", ONE.document | {"roofline": {"one": {"mllm vision": graph}}})])
+    text = page(
+        [BenchmarkResult("one", ONE.document | {"roofline": {"one": {"mllm vision": graph}}})]
+    )
     assert "| mllm vision | 4.0 | 0.5 | 2.0 | 8.12 | 24.62 % |" in text
 
 
@@ -100,7 +102,7 @@ def test_a_race_without_parity_shows_no_ratio():
 
 def test_other_documents_with_percentiles_are_tables_too():
     """As `benchmarks/cold.py` writes them."""
-    text = page([Result("cold", {"run": {"wall_ms": spread(900.0)}, "clicks": 2})])
+    text = page([BenchmarkResult("cold", {"run": {"wall_ms": spread(900.0)}, "clicks": 2})])
     assert "| run.wall_ms | 900.0 |" in text
 
 
