@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,9 +12,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-
-RECORDED = ("unshare", "-rn", "strace", "-f", "-qq", "--seccomp-bpf")
-"""Without a network, and with a recorder of system calls."""
 
 
 def isolated(*command: str, home: Path, trace: Path) -> subprocess.CompletedProcess[str]:
@@ -61,8 +59,9 @@ COMMANDS = {
     "demo": ["demo", "-o", "out"],
     "doctor": ["doctor"],
     "inspect": ["inspect", "--verify"],
-    "eval": ["eval", "--limit", "1", "-o", "out"],
-    "score": ["score", "scene.png", "--help"],
+    "eval": ["eval", "--scenes", "2"],
+    "score": ["score", "scene.png", "mask.png", "the largest object"],
+    "convert": ["convert", "objects.json", "--to", "coco", "-o", "out"],
     "bench": ["bench", "--help"],
     "export": ["export", "--list"],
 }
@@ -80,6 +79,40 @@ def test_no_command_opens_a_socket(tmp_path, name, scene_of_this_folder):
     assert calls == []
     assert not list(home.rglob("*icrosoft*"))
     assert not list(home.rglob("deviceid"))
+
+
+RECORDER = """
+import json, sys
+calls = []
+sys.addaudithook(lambda name, _: calls.append(name) if name.startswith("socket.") else None)
+from segagent_rt.cli import main
+codes = []
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["segagent-rt", *words]
+    try:
+        main()
+    except SystemExit as ended:
+        codes.append(ended.code or 0)
+print(json.dumps([codes, calls]), file=sys.stderr)
+"""
+
+
+def test_no_command_asks_python_for_a_socket(tmp_path, scene_of_this_folder):
+    """As above, for machines without namespaces: Python tells of every socket and name."""
+    home = tmp_path / "home"
+    shutil.copytree(scene_of_this_folder, home)
+    words = json.dumps(list(COMMANDS.values()))
+    done = subprocess.run(
+        [sys.executable, "-c", RECORDER, words],
+        env={**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT)},
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    codes, calls = json.loads(done.stderr.splitlines()[-1])
+    assert codes == [0] * len(COMMANDS), done.stderr
+    assert calls == []
 
 
 @needs_namespaces
@@ -113,7 +146,10 @@ def test_telemetry_is_off_before_its_libraries_are_imported():
 def scene_of_this_folder(tmp_path_factory):
     from segagent_rt.draw import png
     from segagent_rt.scenes import make_scene
+    from tests.data import datasets
 
-    folder = tmp_path_factory.mktemp("scene")
-    (folder / "scene.png").write_bytes(png(make_scene(7, 96).image))
+    folder, scene = tmp_path_factory.mktemp("scene"), make_scene(7, 96).image
+    (folder / "scene.png").write_bytes(png(scene))
+    (folder / "mask.png").write_bytes(png(scene[..., 0] > 128))
+    datasets.segagent(folder)
     return folder

@@ -40,25 +40,25 @@ def cases_of(kind: str) -> list[Case]:
     return cases
 
 
-def run_cases(kind: str, numbers: Sequence[int], root: Path, workers: int = WORKERS) -> Report:
-    """Run some cases of a kind. A process that hangs or dies is replaced."""
-    cases = cases_of(kind)
-    names = [case.name for case in cases]
-    waiting: SimpleQueue[int] = SimpleQueue()
-    for number in numbers:
-        waiting.put(number)
+def run_cases(chosen: Sequence[tuple[str, int]], root: Path, workers: int = WORKERS) -> Report:
+    """Run cases, each given by its kind and number. A process that hangs or dies is replaced."""
+    cases = {kind: cases_of(kind) for kind, _ in chosen}
+    waiting: SimpleQueue[tuple[str, int]] = SimpleQueue()
+    for each in chosen:
+        waiting.put(each)
     report = Report()
 
     def work() -> None:
         worker = None
         try:
             while True:
-                number = waiting.get_nowait()
-                worker = worker or _Worker(kind, root)
-                problems, peak, seconds = worker.run(number, cases[number].seconds)
-                report.problems += [f"{kind}: {names[number]}: {each}" for each in problems]
-                report.peak = max(report.peak, (peak, names[number]))
-                report.slowest = max(report.slowest, (seconds, names[number]))
+                kind, number = waiting.get_nowait()
+                case = cases[kind][number]
+                worker = worker or _Worker(root)
+                problems, peak, seconds = worker.run((kind, number), case.seconds)
+                report.problems += [f"{kind}: {case.name}: {each}" for each in problems]
+                report.peak = max(report.peak, (peak, case.name))
+                report.slowest = max(report.slowest, (seconds, case.name))
                 if not worker.alive:
                     worker = None
         except Empty:
@@ -66,27 +66,27 @@ def run_cases(kind: str, numbers: Sequence[int], root: Path, workers: int = WORK
                 worker.end()
 
     with ThreadPoolExecutor(workers) as pool:
-        for done in [pool.submit(work) for _ in range(min(workers, len(numbers)))]:
+        for done in [pool.submit(work) for _ in range(min(workers, len(chosen)))]:
             done.result()
     return report
 
 
 class _Worker:
-    def __init__(self, kind: str, root: Path) -> None:
+    def __init__(self, root: Path) -> None:
         from tests.hostile.worker import serve
 
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, kind, str(root)), daemon=True)
+        self._process = context.Process(target=serve, args=(theirs, str(root)), daemon=True)
         self._process.start()
         theirs.close()
-        assert self._connection.poll(300), f"the process for {kind} does not start"
+        assert self._connection.poll(300), "the process does not start"
         self._connection.recv()
         self.alive = True
 
-    def run(self, number: int, most: float) -> tuple[list[str], int, float]:
+    def run(self, asked: tuple[str, int], most: float) -> tuple[list[str], int, float]:
         """What is wrong, the peak of memory in bytes, the seconds of processor time."""
-        self._connection.send(number)
+        self._connection.send(asked)
         start, began = time.monotonic(), self._seconds()
         while not self._connection.poll(0.1):
             used = self._seconds() - began

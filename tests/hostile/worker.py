@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import traceback
+from functools import lru_cache
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,19 +27,18 @@ many more than they use."""
 _STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def serve(connection: Connection, kind: str, root: str) -> None:
-    """Answer each number of a case with a list of what is wrong, and the bytes it took."""
+def serve(connection: Connection, root: str) -> None:
+    """Answer each kind and number of a case with a list of what is wrong, and the bytes it took."""
     os.environ["SEGAGENT_CACHE"] = str(Path(root, "cache"))
     resource.setrlimit(resource.RLIMIT_AS, (STOPPED_AT, STOPPED_AT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    module = import_module(f"tests.hostile.{kind}")
-    if getattr(module, "KEEPS_GRAPHS", True):
-        _keep_graphs()
-    cases = module.cases()
+    _keep_graphs()
+    cases = lru_cache(lambda kind: import_module(f"tests.hostile.{kind}").cases())
     _run(Case("warm-up", lambda folder: ["--version"], (0,)), Path(root))
     connection.send("ready")
-    while (number := connection.recv()) is not None:
-        connection.send(_run(cases[number], Path(root)))
+    while (asked := connection.recv()) is not None:
+        kind, number = asked
+        connection.send(_run(cases(kind)[number], Path(root)))
 
 
 def _run(case: Case, root: Path) -> tuple[list[str], int]:
