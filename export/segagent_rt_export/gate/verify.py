@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from segagent_rt.annotators.mllm import MllmAnnotator, MllmSettings
 from segagent_rt.bundle.bundle import Part
 from segagent_rt.engine_cache.golden_io import RecordingSession
+from segagent_rt.errors import EngineRefused
 from segagent_rt.metrics import iou, max_error, meets
 from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt.runtime import open_mllm, open_segmenter
@@ -24,8 +24,6 @@ from segagent_rt.types import (
     Array,
     Box,
     Click,
-    DeviceTensor,
-    Feed,
     Mask,
     Request,
     Segmenter,
@@ -70,45 +68,14 @@ STEPS = (slice(0, 5), slice(5, 6), slice(6, 7), slice(7, None))
 """Tokens that are read at once behind a filled cache."""
 
 Tell: TypeAlias = Callable[[str], None]
-Measured: TypeAlias = tuple[dict[str, Any], list[Failure]]
-"""Figures of a variant, and what its outputs say against it."""
-
 A = TypeVar("A")
 B = TypeVar("B")
-
-
-class FiniteSession:
-    """A session that notes in `found` which outputs held numbers that are not finite."""
-
-    def __init__(self, session: Session, role: str, found: dict[str, None]) -> None:
-        self._session, self._role, self._found = session, role, found
-
-    def run(
-        self,
-        feeds: Mapping[str, Feed],
-        outputs: Sequence[str],
-        *,
-        into: Mapping[str, DeviceTensor] | None = None,
-        keep: Collection[str] = (),
-    ) -> dict[str, Any]:
-        results = self._session.run(feeds, outputs, into=into, keep=keep)
-        for name in set(results).difference(keep):
-            if not np.isfinite(results[name]).all():
-                self._found[f"`{name}` of the graph `{self._role}`"] = None
-        return results
-
-    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> DeviceTensor:
-        return self._session.allocate(shape, dtype)
-
-    def close(self) -> None:
-        self._session.close()
 
 
 class OpenedVariant:
     """A part's graphs, opened once each: some roles of one variant, all others of the reference.
 
     With a convoy they run in pieces, and what is asked of them in one `each` goes together.
-    `not_finite` names the outputs that held numbers that are not finite.
     """
 
     def __init__(
@@ -121,19 +88,11 @@ class OpenedVariant:
         self._part, self._variant, self._roles = part, variant, roles
         self._runner = runner
         self._sessions: list[Session] = []
-        self.not_finite: dict[str, None] = {}
 
     def __call__(self, part: Part, role: str) -> Session:
         variant = self._variant if role in self._roles else REFERENCE
-        session = FiniteSession(self._open(part, role, variant), role, self.not_finite)
-        self._sessions.append(session)
-        return session
-
-    def failures(self, *, variant: str | None = None) -> list[Failure]:
-        """What the outputs say against the reference, or against a variant."""
-        hint = DAMAGED if variant is None else OVERFLOW
-        texts = [f"the output {output} is not finite" for output in self.not_finite]
-        return [Failure(text, hint, variant, hopeless=True) for text in texts[:1]]
+        self._sessions.append(self._open(part, role, variant))
+        return self._sessions[-1]
 
     def _open(self, part: Part, role: str, variant: str) -> Session:
         if self._runner is None:
@@ -175,6 +134,8 @@ def verify_reference(part: Part, checks: Sequence[Check], gate: Gate, tell: Tell
     if not verdict.passed:
         return verdict
     verdict = verify_graphs(part, checks, gate)
+    if verdict.refused is not None and verdict.refused.hopeless:
+        return verdict
     tell("comparing what the net is shown")
     numbers, complaints = _host(part, gate)
     return verdict.and_also(Verdict({"host": numbers}, tuple(map(Failure, complaints))))
@@ -204,14 +165,22 @@ def verify_masks(part: Part, gate: Gate, tell: Tell, material: GateInputs) -> Ve
     found, failures = dict[str, Any](), list(_of_variants(part))
     if variants := _others(part):
         tell("recording what the reference draws")
-        with OpenedVariant(part) as opened:
-            drawn = list(material.drawn(opened.segmenter()))
-            failures += opened.failures()
+        try:
+            with OpenedVariant(part) as opened:
+                drawn = list(material.drawn(opened.segmenter()))
+        except EngineRefused as error:
+            return Verdict(failures=(*failures, _not_finite(part, error)))
     for variant in variants:
         tell(f"comparing {variant}")
         found[variant], complaints = _segmenter_variant(part, variant, drawn, gate)
         failures += complaints
     return Verdict({"variants": found} | _shown(material, variants), tuple(failures))
+
+
+def _not_finite(part: Part, error: EngineRefused, variant: str | None = None) -> Failure:
+    """What the runtime says when it refuses the outputs of a graph, which no option allows."""
+    text = str(error).replace(f"{part.folder} ", "")
+    return Failure(text, DAMAGED if variant is None else OVERFLOW, variant, hopeless=True)
 
 
 def _of_variants(part: Part) -> Iterator[Failure]:
@@ -283,7 +252,7 @@ def _segmenter_variant(
 ) -> tuple[dict[str, Any], list[Failure]]:
     images = list({id(one.image): one.image for one in drawn}.values())
 
-    def measure(roles: Collection[str]) -> Measured:
+    def measure(roles: Collection[str]) -> dict[str, Any]:
         with OpenedVariant(part, variant, roles) as opened:
             segmenter = opened.segmenter()
             ious = [iou(_replayed(segmenter, one), one.mask) for one in drawn]
@@ -294,7 +263,7 @@ def _segmenter_variant(
         }
         if set(roles) & set(part.manifest.variants[variant].integers):
             numbers["range_misfit"] = round(range_mismatch(part, variant, images), 2)
-        return numbers, opened.failures(variant=variant)
+        return numbers
 
     return _judged(part, variant, measure, gate)
 
@@ -307,8 +276,11 @@ def verify_published(
     found = [f for f in lint(part) if f.variant is None] + list(_resized_otherwise(part, published))
     if found:
         return Verdict(failures=tuple(found))
-    with OpenedVariant(part, runner=LockstepRunner(tell) if streamed else None) as opened:
-        errors = published_errors(opened, published, tell)
+    try:
+        with OpenedVariant(part, runner=LockstepRunner(tell) if streamed else None) as opened:
+            errors = published_errors(opened, published, tell)
+    except EngineRefused as error:
+        return Verdict(failures=(_not_finite(part, error),))
     return Verdict({"graphs": errors}, tuple(_away(errors, "deviations away", gate)))
 
 
@@ -356,18 +328,19 @@ def verify_replies(
     if variants := _others(part):
         tell("recording what the reference answers")
         recorded = list(material.states(segmenter))
-        with OpenedVariant(part, runner=runner) as opened:
-            answers = list(zip(recorded, opened.each(_answer, recorded), strict=True))
-            failures += opened.failures()
+        try:
+            with OpenedVariant(part, runner=runner) as opened:
+                answers = list(zip(recorded, opened.each(_answer, recorded), strict=True))
+        except EngineRefused as error:
+            return Verdict(failures=(*failures, _not_finite(part, error)))
     for variant in variants:
         tell(f"comparing {variant}")
 
-        def measure(roles: Collection[str], variant: str = variant) -> Measured:
+        def measure(roles: Collection[str], variant: str = variant) -> dict[str, Any]:
             with OpenedVariant(part, variant, roles, runner) as opened:
                 turns = opened.each(_answer, recorded)
             pairs = zip(answers, turns, strict=True)
-            cases = [_case(state, said, turn, segmenter) for (state, said), turn in pairs]
-            return summarise(cases), opened.failures(variant=variant)
+            return summarise([_case(state, said, turn, segmenter) for (state, said), turn in pairs])
 
         found[variant], complaints = _judged(part, variant, measure, gate)
         failures += complaints
@@ -448,15 +421,18 @@ def _others(part: Part) -> list[str]:
 
 
 def _judged(
-    part: Part, variant: str, measure: Callable[[Collection[str]], Measured], gate: Gate
+    part: Part, variant: str, measure: Callable[[Collection[str]], dict[str, Any]], gate: Gate
 ) -> tuple[dict[str, Any], list[Failure]]:
     """Measure a variant; if it falls short, find out which of its graphs is to blame."""
     roles = [role for role in part.roles if role in part.manifest.variants[variant].graphs]
-    numbers, failures = measure(roles)
-    short = list(shortfalls(numbers, gate))
-    if failures or not short:
-        return numbers, failures
-    alone = {role: measure([role])[0] for role in roles}
+    try:
+        numbers = measure(roles)
+        short = list(shortfalls(numbers, gate))
+        alone = {role: measure([role]) for role in roles} if short else {}
+    except EngineRefused as error:
+        return {}, [_not_finite(part, error, variant)]
+    if not short:
+        return numbers, []
     blamed = min(alone, key=lambda role: _goodness(alone[role]))
     numbers["blamed"] = blamed
     advice = f"keep its {blamed} at higher precision"
