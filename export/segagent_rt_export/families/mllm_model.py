@@ -123,11 +123,16 @@ class Given:
     def smart(self, unit: int, cap: int) -> SmartResize:
         """How pictures are resized: as transformers reads the processor's limits, where the older
         `min_pixels` and `max_pixels` go before `size`, and to `cap` pixels at most."""
-        size = self.processor.section("size")
-        least = self.processor.size("min_pixels", size.size("shortest_edge", LEAST_PIXELS))
-        most = self.processor.size("max_pixels", size.size("longest_edge", MOST_PIXELS))
+        least, most = pixel_limits(self.processor)
         most = min(most, cap)
         return SmartResize(unit, min(least, most), most)
+
+
+def pixel_limits(processor: Config) -> tuple[int, int]:
+    """Fewest and most pixels of a picture, as transformers reads them."""
+    size = processor.section("size")
+    least = processor.size("min_pixels", size.size("shortest_edge", LEAST_PIXELS))
+    return least, processor.size("max_pixels", size.size("longest_edge", MOST_PIXELS))
 
 
 def settings_of(shape: LanguageShape, rope: RopeSettings, context: int) -> LanguageSettings:

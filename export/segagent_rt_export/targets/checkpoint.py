@@ -14,7 +14,8 @@ import numpy.typing as npt
 from segagent_rt_export.bundle_writer import write_json
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.families.chat_templates import read_template
-from segagent_rt_export.families.mllm_config import Config
+from segagent_rt_export.families.mllm_config import Config, open_processor
+from segagent_rt_export.families.mllm_model import pixel_limits
 from segagent_rt_export.families.weight_names import common_name, rename
 from segagent_rt_export.graphs.builder import Weight
 from segagent_rt_export.sources.lora import HEAD, Adapted, adapt
@@ -55,6 +56,19 @@ def write_checkpoint(source: Path, adapter: Path | None, family: str, folder: Pa
         _write_weights(changed, folder / WEIGHTS)
     if wide:
         write_json(folder / "config.json", _halved(read_object(source / "config.json")))
+
+
+def limit_pictures(folder: Path, least: int, most: int) -> None:
+    """Let a server resize pictures as a bundle does: between `least` and `most` pixels."""
+    if pixel_limits(open_processor(folder)) == (least, most):
+        return
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        content = read_object(folder / name) if (folder / name).is_file() else {}
+        found = content if name.startswith("pre") else content.get("image_processor")
+        if isinstance(found, dict) and (found or name.startswith("pre")):
+            found |= {"min_pixels": least, "max_pixels": most}
+            found["size"] = {"shortest_edge": least, "longest_edge": most}
+            write_json(folder / name, content)
 
 
 def _merged(

@@ -14,6 +14,7 @@ from segagent_rt.bundle.manifest import MANIFEST_FILE, FileRecord
 from segagent_rt.bundle.store import cache_folder
 from segagent_rt.errors import OutputError
 from segagent_rt.io import check_writable
+from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt_export.bundle_writer import file_records, new_part, tool_versions, write_json
 from segagent_rt_export.errors import RecipeInvalid, ToolFailed, TooLittleRoom
 from segagent_rt_export.plan import read_mllm
@@ -21,7 +22,7 @@ from segagent_rt_export.recipe import MllmRecipe, Recipe
 from segagent_rt_export.sources.locations import locate
 from segagent_rt_export.sources.mllm import MllmSource
 from segagent_rt_export.sources.shards import open_shards, read_object
-from segagent_rt_export.targets.checkpoint import expect_half, write_checkpoint
+from segagent_rt_export.targets.checkpoint import expect_half, limit_pictures, write_checkpoint
 from segagent_rt_export.targets.commands import Target, as_text, commands, sizes_of
 from segagent_rt_export.targets.edge_llm import NAME, Tool, open_tool
 from segagent_rt_export.targets.graph_check import GraphFacts, check_graph
@@ -92,6 +93,9 @@ def prepare(recipe: Recipe, target: Target, folder: Path, tell: Tell) -> Served:
     with new_part(folder) as scratch:
         tell("writing the checkpoint")
         write_checkpoint(place, adapter, recipe.mllm.family, scratch / "checkpoint")
+        resize = source.settings.vision.resize
+        if isinstance(resize, SmartResize):
+            limit_pictures(scratch / "checkpoint", resize.least, resize.most)
         if tool is None:
             (scratch / "trtllm.yaml").write_text(YAML, "utf-8")
             graphs, words = dict[str, GraphFacts](), None

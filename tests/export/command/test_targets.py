@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 from torch import bfloat16, float16, float32
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from segagent_rt_export.sources.mllm import read_source
 from segagent_rt_export.sources.shards import open_shards
@@ -213,6 +214,18 @@ def test_weights_that_nobody_changes_are_copied_byte_by_byte(
     copied = tmp_path / "out" / "checkpoint"
     for name in files(source):
         assert (copied / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_a_server_makes_pictures_as_large_as_a_bundle_would(
+    checkpoint, recipe_file, terminal, tmp_path
+):
+    source = checkpoint("qwen2_vl", bfloat16)
+    recipe = recipe_file("qwen2_vl", source, "most_pixels = 50000\n")
+    done = terminal("export", recipe, "--target", "trtllm", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    theirs = Qwen2VLImageProcessorPil.from_pretrained(tmp_path / "out" / "checkpoint")
+    assert theirs.size["longest_edge"] == 50000
+    assert theirs.size["shortest_edge"] == 56 * 56
 
 
 @pytest.mark.parametrize(
