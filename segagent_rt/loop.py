@@ -28,7 +28,7 @@ from segagent_rt.types import (
 )
 
 RETRY_SAMPLES = 4
-"""First clicks sampled at a time; more hardly find more objects (docs/decisions.md)."""
+"""First clicks sampled at a time (docs/decisions/retry-first-click.md)."""
 
 
 def iter_steps(

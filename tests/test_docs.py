@@ -1,4 +1,4 @@
-"""Pages about machines that we do not have say of each claim where it was shown."""
+"""A number in the docs names the file or the command that it is from; named paths exist."""
 
 from __future__ import annotations
 
@@ -15,12 +15,46 @@ PAGES = ("jetson", "rtx", "servers")
 PLACE = re.compile(r"`((?:tests|benchmarks|export|\.ci)/?[\w./-]*)`")
 MEASURED = re.compile(r"\d\s*(?:ms|µs|fps|FPS|tok/s|tokens/s|GB/s|W|J|x faster|%)(?!\w)")
 UNSHOWN = ("not run", "not measured")
-SHOWN = re.compile(
-    r"benchmarks/results/[\w.*-]+\.json|`(?:segagent-rt|python) [^`]+`"
-    r"|`(?:tests|benchmarks|segagent_rt)/[\w./-]+`|no command repeats|not measured"
+SOURCE = re.compile(r"benchmarks/results/[\w.*-]+\.json|`([^`\n]+)`")
+ALL = sorted(
+    path.relative_to(ROOT / "docs").with_suffix("").as_posix()
+    for path in (ROOT / "docs").rglob("*.md")
 )
-"""What a paragraph with figures names: their file, their command, the code that holds a bar."""
-ALL = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
+OURS = ("segagent_rt/", "export/", "tests/", "benchmarks/", "engines/", "docs/", ".ci/")
+"""Folders of the checkout: whatever is named below them exists."""
+GONE = re.compile(r"no command repeats|is not kept")
+
+
+def sources(paragraph: str) -> list[str]:
+    """Files of results, code and commands that a paragraph names, and that there are."""
+    found = []
+    for match in SOURCE.finditer(paragraph):
+        name = (match[1] or match[0]).strip()
+        words = name.split()
+        if words[0] == "taskset":
+            words = words[words.index("python") :]
+        if words[:1] == ["segagent-rt"]:
+            there = len(words) > 1 and (ROOT / f"segagent_rt/cli/{words[1]}.py").is_file()
+        elif words[:3] == ["python", "-m", "segagent_rt_training"]:
+            there = True
+        elif words[:1] == ["python"]:
+            there = len(words) > 1 and (ROOT / words[1]).is_file()
+        else:
+            place = name.startswith(OURS) or "benchmarks/results/" in name
+            there = place and any(ROOT.glob(name.rstrip("/")))
+        if there:
+            found.append(name)
+    return found
+
+
+def paragraphs(page: str) -> list[str]:
+    """Paragraphs of a page; a table goes with the text before and after it."""
+    blocks = [block for block in re.split(r"\n\s*\n", text(page)) if block.strip()]
+    joined = []
+    for at, block in enumerate(blocks):
+        near = blocks[max(at - 1, 0) : at + 2] if block.startswith("|") else [block]
+        joined.append("\n\n".join(near))
+    return joined
 
 
 def text(page: str) -> str:
@@ -53,9 +87,40 @@ def test_no_figure_stands_without_the_file_that_it_is_from(page):
 
 
 @pytest.mark.parametrize("page", ALL)
-def test_every_paragraph_with_figures_says_where_they_are_from(page):
-    for paragraph in re.split(r"\n\s*\n", text(page)):
-        assert not MEASURED.search(paragraph) or SHOWN.search(paragraph), paragraph
+def test_a_number_names_its_source(page):
+    for paragraph in paragraphs(page):
+        assert not MEASURED.search(paragraph) or sources(paragraph), paragraph
+
+
+@pytest.mark.parametrize("page", ALL)
+def test_no_number_is_given_without_a_way_to_repeat_it(page):
+    assert not GONE.search(text(page))
+
+
+@pytest.mark.parametrize("page", ALL)
+def test_lines_end_at_100_columns(page):
+    prose = re.sub(r"^```.*?^```|^\|.*?$", "", text(page), flags=re.DOTALL | re.MULTILINE)
+    assert [line for line in prose.splitlines() if len(line) > 100] == []
+    assert [line for line in text(page).splitlines() if len(line) > 160] == []
+
+
+@pytest.mark.parametrize("page", ALL)
+def test_paths_and_links_exist(page):
+    for name in re.findall(r"`([\w.*/-]+)`", text(page)):
+        if name.startswith(OURS) and not name.startswith("engines/"):
+            assert any(ROOT.glob(name.rstrip("/"))), name
+    folder = (ROOT / "docs" / page).parent
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text(page)):
+        assert (folder / link).exists(), link
+
+
+def test_decisions_are_few_and_short():
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    index = (ROOT / "docs" / "decisions" / "README.md").read_text("utf-8")
+    assert len(pages) <= 13
+    for page in pages:
+        assert len(page.read_text("utf-8").splitlines()) <= 50, page.name
+        assert page.name in index or page.name == "README.md"
 
 
 def test_every_section_of_the_benchmark_page_is_a_result_file():
@@ -66,9 +131,11 @@ def test_every_section_of_the_benchmark_page_is_a_result_file():
             assert (ROOT / "benchmarks" / "results" / f"{name}.json").is_file(), name
 
 
-def test_a_figure_without_a_place_is_seen():
-    assert not SHOWN.search("A click takes 54 ms on two cores.")
-    assert SHOWN.search("A click takes 54 ms (`segagent-rt bench -s one-full`).")
+def test_a_number_without_a_source_is_seen():
+    assert not sources("A click takes 54 ms on two cores (`fast`).")
+    assert not sources("A click takes 54 ms (`benchmarks/results/missing.json`).")
+    assert not sources("A click takes 54 ms (`segagent-rt unknown`).")
+    assert sources("A click takes 54 ms (`segagent-rt bench -s one-full`).")
 
 
 def test_the_check_sees_figures():
@@ -94,5 +161,5 @@ def test_boards_are_those_of_the_table(page, shared):
 
 
 def test_servers_are_those_of_the_table():
-    lines = re.findall(r"^\| `([a-z][\w.-]*)` \| .*", text("servers"), re.M)
-    assert lines == list(SERVERS)
+    named = [row[0].strip("`") for row in rows("servers", "Kinds of servers")]
+    assert named == list(SERVERS)

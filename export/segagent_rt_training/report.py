@@ -153,32 +153,45 @@ def _page(rows: dict[str, list[dict[str, Any]]], verified: Mapping[str, Any]) ->
     by_click = {"model": turns, "simulated annotator": main["oracle_miou_by_click"]}
     return "\n".join(
         [
-            "# How the models that ship were trained",
+            "# How the demo models were trained",
             "",
-            "Written by `python -m segagent_rt_training report`. Figures are of the bundle as "
-            f"shipped, on {main['scenes']} scenes of generator `{main['generator']}` from seed "
-            f"{main['seed']}, which no training has seen.",
+            "`python -m segagent_rt_training report` writes this page. The figures describe the "
+            "shipped demo",
+            f"bundle on {main['scenes']} scenes of the generator `{main['generator']}`, from seed "
+            f"{main['seed']}. Training never used them.",
+            "`segagent-rt inspect tiny --all` prints the same figures.",
+            "[Data](data.md#what-eval-writes) explains them.",
+            "",
+            "## Cost",
             *_table(
-                ["stage", "pictures", "CPU-minutes of its first process"],
+                ["stage", "pictures", "CPU-minutes of the first process"],
                 [[k, log[-1]["seen"], log[-1]["cpu_minutes"]] for k, log in rows.items()],
             ),
             "",
-            "![curves](training/curves.svg)",
+            "![Training curves by stage](training/curves.svg)",
+            "",
+            "## Quality",
             *_table(["figure", "value"], figures.items()),
+            "",
+            "First clicks by type of expression:",
             *_table(["expression", "first click inside"], main["first_click_hit_by_type"].items()),
+            "",
+            "mIoU after a fixed number of clicks:",
             *_table(
-                ["mIoU after clicks", *range(1, len(turns) + 1)],
+                ["clicks", *range(1, len(turns) + 1)],
                 [[who, *(f"{v:.3f}" for v in values)] for who, values in by_click.items()],
             ),
             "",
-            "Against the weights before export, over states of the bundle's own walks "
-            "(`same_click`: same sign, within 15/1000; `free_equal`: without the grammar the same "
-            "reply):",
+            "## Agreement with the weights before export",
+            "",
+            "The states come from the bundle's own loops. `same_click` means the same sign within "
+            "15/1000 of",
+            "the side. `free_equal` means the same reply without the grammar.",
             *_table(["figure", "value"], judged.items()),
             "",
-            "The worst of the first scenes:",
+            "## Worst scenes",
             "",
-            "![failures](training/failures.jpg)",
+            "![The returned masks with the lowest IoU](training/failures.jpg)",
             "",
         ]
     )

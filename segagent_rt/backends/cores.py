@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 FEW = 2
 """With so many, encoding beside the MLLM takes longer than encoding behind it
-(docs/decisions.md); with more that was not measured."""
+(docs/decisions/threads.md); with more that was not measured."""
 
 
 def usable_cores() -> int:

@@ -21,7 +21,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (243, 243, 243),
     "black": (22, 22, 22),
 }
-"""RGB. No green: the mask shown to the annotator is green, see docs/decisions.md."""
+"""RGB. No green: the mask shown to the annotator is green, see docs/decisions/demo-training.md."""
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "heart")
 SIZES: dict[str, tuple[float, float]] = {"small": (16, 20), "medium": (26, 31), "large": (40, 50)}
