@@ -73,9 +73,8 @@ class Listened:
 
 def listen(place: Place) -> Listened:
     """Load the bundle."""
-    runtime, meter, ear = load(place.bundle, backend="cpu"), GraphProfiler(), Ear()
-    runtime.watch = meter.wrap
-    _ = runtime.segmenter
+    meter, ear = GraphProfiler(), Ear()
+    runtime = load(place.bundle, backend="cpu", wrap=meter.wrap)
     annotator = runtime.annotator
     assert isinstance(annotator, MllmAnnotator)
     annotator.decoder_class = ear.writer()

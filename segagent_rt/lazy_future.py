@@ -1,4 +1,4 @@
-"""A result that whoever first asks for it computes, under the deadline that holds there."""
+"""A future without a thread: whoever first asks for the result computes it, under its deadline."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 
 class LazyFuture(Future[Any]):
-    """A future that no other thread works on. If the work fails, the next to ask tries again."""
+    """A future that no other thread works on. If the work fails, the next caller tries again."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         super().__init__()
-        self._work, self._turn = work, Lock()
+        self._work, self._lock = work, Lock()
 
     def result(self, timeout: float | None = None) -> Any:
-        with self._turn:
+        with self._lock:
             if not self.done():
                 self.set_result(self._work())
         return super().result(timeout)

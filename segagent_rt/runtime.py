@@ -1,16 +1,14 @@
-"""The doorway: a bundle becomes a runtime, an image a canvas, an expression a mask."""
+"""The main interface: `load` a bundle, `open` an image, `annotate` an expression."""
 
 from __future__ import annotations
 
 import contextvars
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from segagent_rt import loop, search
 from segagent_rt.annotators.mllm import (
@@ -25,8 +23,15 @@ from segagent_rt.backends.cores import oversubscribed
 from segagent_rt.backends.session import SessionOptions as Where
 from segagent_rt.bundle.bundle import Bundle, Part, open_bundle, open_photo_bundle
 from segagent_rt.bundle.integrity import unusable
+from segagent_rt.bundle.manifest import PartName
 from segagent_rt.bundle.placement import Placement
-from segagent_rt.errors import ClickOutside, InputError, ManifestInvalid, RuntimeClosed
+from segagent_rt.errors import (
+    BundleError,
+    ClickOutside,
+    InputError,
+    ManifestInvalid,
+    RuntimeClosed,
+)
 from segagent_rt.image import load_image
 from segagent_rt.lazy_future import LazyFuture
 from segagent_rt.loop import StoppingRules
@@ -55,60 +60,84 @@ if TYPE_CHECKING:
     from segagent_rt.annotators.endpoint import Endpoint
 
 
+WrapSession: TypeAlias = Callable[[str, Session], Session]
+"""Given the part and role of a session ("mllm decoder"), and the session: the one to use."""
+
+
 def load(
     bundle: str | Path | None = None,
     *,
     backend: str = "auto",
     threads: int | None = None,
     endpoint: Endpoint | None = None,
-    photo: bool = False,
+    parts: Collection[PartName] | None = None,
+    wrap: WrapSession | None = None,
 ) -> Runtime:
-    """Open a bundle for use; a shipped one if none is named. Graphs are loaded when first used.
+    """Open a bundle and load its graphs.
 
     Args:
-        bundle: a folder or a name; the demo bundle if left out, or, with `photo` or an endpoint,
-            the segmenter for photos.
-        backend: where graphs run.
-        threads: of the CPU; every core if left out.
-        endpoint: asks the MLLM there, so its graphs are not loaded; with an endpoint that has a
+        bundle: a folder or a name, such as "photo" for the shipped segmenter of photos; if None,
+            the demo bundle, or, with an endpoint, the segmenter of photos.
+        backend: where graphs run; `auto` takes the best one that works here.
+        threads: CPU threads of each graph; None for all cores.
+        endpoint: a server that runs the MLLM; its graphs are not loaded here then. If it has a
             preset, the bundle needs no MLLM.
-        photo: whether clicks and boxes on any image come instead of words about the demo's scenes.
+        parts: what to load; None for all parts of the bundle.
+        wrap: puts a wrapper around every session, for instance to measure it.
 
     Raises:
         BundleError: there is no such bundle, or it is damaged.
+        BackendError: the backend does not work here.
     """
-    elsewhere = endpoint is not None and endpoint.preset is not None
-    if bundle is None and (photo or endpoint is not None):
-        opened = open_photo_bundle(with_mllm=endpoint is not None and not elsewhere)
+    preset = endpoint is not None and endpoint.preset is not None
+    if bundle is None and endpoint is not None:
+        opened = open_photo_bundle(with_mllm=not preset)
     else:
         opened = open_bundle(bundle)
     for part in opened.parts.values():
-        if not (elsewhere and part.manifest.kind == "mllm"):
+        if not (preset and part.manifest.kind == "mllm"):
             part.verify_once()
-    return Runtime(opened, Where(backend, threads), endpoint)
+    return Runtime(opened, Where(backend, threads), endpoint, parts=parts, wrap=wrap)
 
 
-@dataclass
 class Runtime:
     """A bundle with its graphs: `open` images, then close it or use it in a `with` block.
 
     Threads may share one. It belongs to the process that loaded it; others load their own.
+
+    Attributes:
+        bundle: the bundle that it was loaded from.
+        where: backend and threads.
+        endpoint: the server that runs the MLLM, if one does.
+        placements: where each graph runs, by part and role.
     """
 
-    bundle: Bundle
-    where: Where
-    endpoint: Endpoint | None = None
-    placements: dict[str, Placement] = field(default_factory=dict)
-    """Where each graph that was loaded runs, by part and role."""
-    watch: Callable[[str, Session], Session] | None = None
-    """Puts a meter around each session that is loaded, given part and role."""
-    _sessions: list[Session] = field(default_factory=list)
-    _process: int = field(default_factory=os.getpid)
-    _closed: bool = False
-    _lock: threading.RLock = field(default_factory=threading.RLock)
-    _segmenter: Segmenter | None = None
-    _annotator: Annotator | None = None
-    _threads: ThreadPoolExecutor | None = None
+    def __init__(
+        self,
+        bundle: Bundle,
+        where: Where,
+        endpoint: Endpoint | None = None,
+        *,
+        parts: Collection[PartName] | None = None,
+        wrap: WrapSession | None = None,
+    ) -> None:
+        self.bundle, self.where, self.endpoint = bundle, where, endpoint
+        self.placements = dict[str, Placement]()
+        self._wrap, self._sessions = wrap, list[Session]()
+        self._process, self._closed = os.getpid(), False
+        self._segmenter: Segmenter | None = None
+        self._annotator: Annotator | None = None
+        there = {*bundle.parts, *(() if endpoint is None else ("mllm",))}
+        wanted = there if parts is None else parts
+        try:
+            if "segmenter" in wanted:
+                self._segmenter = open_segmenter(bundle.part("segmenter"), self._open)
+            if "mllm" in wanted:
+                self._annotator = self._open_annotator()
+        except BaseException:
+            self._close_sessions()
+            raise
+        self._encoder_thread = self._spare_thread()
 
     def check_usable(self) -> None:
         """Find out whether images can be opened.
@@ -126,31 +155,61 @@ class Runtime:
 
     @property
     def segmenter(self) -> Segmenter:
-        """The bundle's segmenter, loaded when it is first asked for.
+        """The bundle's segmenter.
 
         Raises:
-            BundleError: it cannot be used.
+            BundleError: the bundle has none, or it was not loaded.
             RuntimeClosed: the runtime is closed, or belongs to another process.
         """
         self.check_usable()
-        with self._lock:
-            if self._segmenter is None:
-                self._segmenter = open_segmenter(self.bundle.part("segmenter"), self._open)
-            return self._segmenter
+        if self._segmenter is None:
+            raise self.not_loaded("segmenter")
+        return self._segmenter
 
     @property
     def annotator(self) -> Annotator:
-        """The bundle's MLLM, here or behind the endpoint, loaded when it is first asked for.
+        """The bundle's MLLM, here or behind the endpoint.
 
         Raises:
-            BundleError: it cannot be used.
+            BundleError: the bundle has none, or it was not loaded.
             RuntimeClosed: the runtime is closed, or belongs to another process.
         """
         self.check_usable()
-        with self._lock:
-            if self._annotator is None:
-                self._annotator = self._open_annotator()
-            return self._annotator
+        if self._annotator is None:
+            raise self.not_loaded("mllm")
+        return self._annotator
+
+    def open(self, image: Any, *, value_range: tuple[float, float] | None = None) -> Canvas:
+        """Put an image on a canvas, and start to encode it.
+
+        Args:
+            image: a path, `-`, bytes, a Pillow image, or an array; see `load_image`.
+            value_range: the values that stand for black and white in float and 16-bit images.
+
+        Raises:
+            ImageUnreadable: no image can be read from it.
+            RuntimeClosed: the runtime is closed, or belongs to another process.
+        """
+        self.check_usable()
+        pixels = load_image(image, value_range=value_range)
+        embedding = None if self._segmenter is None else self._encode(self._segmenter, pixels)
+        view = None if self._annotator is None else self._annotator.look(pixels)
+        return Canvas(self, pixels, embedding, view)
+
+    def _encode(self, segmenter: Segmenter, pixels: RgbImage) -> Future[Any]:
+        """The embedding, computed in the spare thread from now on; without one, by the first who
+        asks for it."""
+        encode = partial(segmenter.encode, pixels)
+        if self._encoder_thread is None:
+            return LazyFuture(encode)
+        return self._encoder_thread.submit(contextvars.copy_context().run, encode)
+
+    def _spare_thread(self) -> ThreadPoolExecutor | None:
+        """A thread that encodes while the MLLM looks; None where both would share too few cores."""
+        backends = {placement.backend for placement in self.placements.values()}
+        if self.endpoint is None and backends <= {"cpu"} and oversubscribed(self.where.threads):
+            return None
+        return ThreadPoolExecutor(1, thread_name_prefix="segmenter")
 
     def _open_annotator(self) -> Annotator:
         if self.endpoint is None:
@@ -164,39 +223,25 @@ class Runtime:
             codec = preset_codec(self.endpoint.preset)
         return EndpointAnnotator(codec, self.endpoint)
 
-    @property
-    def _crowded(self) -> bool:
-        """Whether the graphs that are loaded have too few cores to run two at a time."""
-        backends = {placement.backend for placement in self.placements.values()}
-        return self.endpoint is None and backends <= {"cpu"} and oversubscribed(self.where.threads)
-
-    @property
-    def _pool(self) -> ThreadPoolExecutor:
-        with self._lock:
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(1, thread_name_prefix="segmenter")
-            return self._threads
-
     def _open(self, part: Part, role: str) -> Session:
         opened = part.open(role, self.where)
         self._sessions.append(opened.session)
         name = f"{part.manifest.kind} {role}"
         self.placements[name] = opened.placement
-        return opened.session if self.watch is None else self.watch(name, opened.session)
+        return opened.session if self._wrap is None else self._wrap(name, opened.session)
 
-    def open(self, image: Any, *, value_range: tuple[float, float] | None = None) -> Canvas:
-        """Put an image on a canvas.
-
-        Args:
-            image: a path, `-`, bytes, a Pillow image, or an array; see `load_image`.
-            value_range: the values that stand for black and white in float and 16-bit images.
+    def not_loaded(self, part: PartName) -> BundleError:
+        """The error for a part that was not loaded.
 
         Raises:
-            ImageUnreadable: no picture can be read from it.
-            RuntimeClosed: the runtime is closed, or belongs to another process.
+            BundleError: the bundle does not have it.
         """
-        self.check_usable()
-        return Canvas(self, load_image(image, value_range=value_range))
+        self.bundle.part(part)
+        return BundleError(f"the {part} was not loaded", hint="name it in `parts` of load")
+
+    def _close_sessions(self) -> None:
+        while self._sessions:
+            self._sessions.pop().close()
 
     def annotate_many(
         self,
@@ -244,15 +289,12 @@ class Runtime:
 
     def close(self) -> None:
         """Release the graphs; once more does nothing, nor does it in another process."""
-        if self._process != os.getpid():
+        if self._process != os.getpid() or self._closed:
             return
-        with self._lock:
-            self._closed = True
-            pool, self._threads = self._threads, None
-        if pool is not None:
-            pool.shutdown()
-        while self._sessions:
-            self._sessions.pop().close()
+        self._closed = True
+        if self._encoder_thread is not None:
+            self._encoder_thread.shutdown()
+        self._close_sessions()
 
     def __reduce__(self) -> NoReturn:
         raise RuntimeClosed(
@@ -267,47 +309,45 @@ class Runtime:
         self.close()
 
 
-@dataclass
 class Canvas:
-    """One image and all that is computed of it once, however many expressions are asked."""
+    """One image, encoded once for all expressions and clicks.
 
-    runtime: Runtime
-    image: RgbImage
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _embedding: Future[Any] | None = None
-    _view: View | None = None
+    Attributes:
+        runtime: the runtime that opened it.
+        image: uint8 [H, W, 3], RGB.
+    """
+
+    def __init__(
+        self, runtime: Runtime, image: RgbImage, embedding: Future[Any] | None, view: View | None
+    ) -> None:
+        self.runtime, self.image = runtime, image
+        self._embedding, self._view = embedding, view
 
     @property
     def embedding(self) -> Future[Any]:
-        """The segmenter's embedding, computed in another thread from now on; where that would only
-        slow the MLLM down, when it is asked for.
+        """The segmenter's embedding of the image; it may still be computed.
 
         Raises:
+            BundleError: no segmenter was loaded.
             RuntimeClosed: the runtime is closed, or belongs to another process.
         """
-        segmenter = self.runtime.segmenter
-        with self._lock:
-            if self._embedding is None:
-                encode = partial(segmenter.encode, self.image)
-                if self.runtime._crowded:
-                    self._embedding = LazyFuture(encode)
-                else:
-                    run = contextvars.copy_context().run
-                    self._embedding = self.runtime._pool.submit(run, encode)
-            return self._embedding
+        self.runtime.check_usable()
+        if self._embedding is None:
+            raise self.runtime.not_loaded("segmenter")
+        return self._embedding
 
     @property
     def view(self) -> View:
         """The image as the annotator sees it.
 
         Raises:
+            BundleError: no MLLM was loaded.
             RuntimeClosed: the runtime is closed, or belongs to another process.
         """
-        annotator = self.runtime.annotator
-        with self._lock:
-            if self._view is None:
-                self._view = annotator.look(self.image)
-            return self._view
+        self.runtime.check_usable()
+        if self._view is None:
+            raise self.runtime.not_loaded("mllm")
+        return self._view
 
     def annotate(
         self,

@@ -107,8 +107,9 @@ def test_a_graph_that_is_closed_says_so():
 
 def test_threads_share_one_runtime_and_load_each_graph_once():
     loaded, barrier = [], threading.Barrier(4)
-    with segagent_rt.load(threads=1) as runtime:
-        runtime.watch = lambda name, session: loaded.append(name) or session
+    with segagent_rt.load(
+        threads=1, wrap=lambda name, session: loaded.append(name) or session
+    ) as runtime:
         found = []
 
         def work():

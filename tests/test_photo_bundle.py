@@ -50,12 +50,12 @@ def test_the_manifest_says_how_good_the_segmenter_is_photo_by_photo(part):
     ("options", "parts"),
     [
         ({}, {"segmenter": "click_net", "mllm": "qwen3_vl"}),
-        ({"photo": True}, {"segmenter": "photo_net"}),
+        ({"bundle": "photo"}, {"segmenter": "photo_net"}),
         (
             {"endpoint": Endpoint("http://localhost:1", "m")},
             {"segmenter": "photo_net", "mllm": "qwen3_vl"},
         ),
-        ({"bundle": "tiny", "photo": True}, {"segmenter": "click_net", "mllm": "qwen3_vl"}),
+        ({"bundle": "tiny"}, {"segmenter": "click_net", "mllm": "qwen3_vl"}),
     ],
 )
 def test_the_shipped_segmenter_suits_the_task(options, parts):
@@ -68,7 +68,7 @@ def test_the_shipped_segmenter_suits_the_task(options, parts):
 @pytest.fixture(scope="module")
 def canvas():
     photo = load_image(open_photo_bundle().folder / "demo.jpg")
-    with load(photo=True, threads=2) as runtime:
+    with load("photo", threads=2) as runtime:
         yield runtime.open(photo)
 
 

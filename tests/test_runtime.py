@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.bundle.manifest import BundleIndex, FileRecord, Manifest, Variant, to_json
-from segagent_rt.errors import EngineRefused, ManifestInvalid
+from segagent_rt.errors import BundleError, EngineRefused, ManifestInvalid
 from segagent_rt.io import atomic_write
 from segagent_rt.runtime import SAMS, load
 from segagent_rt.scenes import make_scene
@@ -147,5 +148,31 @@ def test_an_expression_is_walked_with_an_mllm_of_another_bundle(tmp_path):
 
 def test_a_family_of_the_future_is_named(tmp_path):
     write_disc_bundle(tmp_path, "sam_9", SamSettings(side=SIDE))
-    with load(tmp_path, backend="cpu") as runtime, pytest.raises(ManifestInvalid, match="sam_9"):
-        _ = runtime.segmenter
+    with pytest.raises(ManifestInvalid, match="sam_9"):
+        load(tmp_path, backend="cpu")
+
+
+def test_only_the_parts_that_are_named_are_loaded():
+    """No graph is loaded, and no thread is started, by looking at an attribute."""
+    with load(parts=("segmenter",), threads=1) as runtime:
+        assert {name.split()[0] for name in runtime.placements} == {"segmenter"}
+        canvas = runtime.open(np.zeros((64, 64, 3), np.uint8))
+        assert canvas.segment([Click(5, 5, True)]).mask().shape == (64, 64)
+        for use in (lambda: runtime.annotator, lambda: canvas.view):
+            with pytest.raises(BundleError, match="the mllm was not loaded"):
+                use()
+    with load(parts=()) as runtime:
+        assert runtime.placements == {}
+
+
+def test_opening_an_image_starts_to_encode_it(monkeypatch):
+    monkeypatch.setattr("segagent_rt.backends.cores.usable_cores", lambda: 4)
+    with load(threads=1) as runtime:
+        started = threading.Event()
+        encode = runtime.segmenter.encode
+        monkeypatch.setattr(
+            type(runtime.segmenter), "encode", lambda _, image: started.set() or encode(image)
+        )
+        canvas = runtime.open(make_scene(7, 64).image)
+        assert started.wait(10)
+        assert canvas.embedding is canvas.embedding

@@ -240,7 +240,7 @@ def test_on_the_shipped_models_one_candidate_is_the_loop(runtime):
 def test_on_the_shipped_models_a_search_reads_one_prompt_for_each_mask(runtime, monkeypatch):
     """1 + steps * candidates images are looked at, and each is read into the cache once."""
     looks, reads = [], []
-    embed, feed = type(runtime.annotator.tower).embed, type(runtime.annotator.model).forward
+    embed, forward = type(runtime.annotator.tower).embed, type(runtime.annotator.model).forward
     monkeypatch.setattr(
         type(runtime.annotator.tower),
         "embed",
@@ -248,8 +248,8 @@ def test_on_the_shipped_models_a_search_reads_one_prompt_for_each_mask(runtime, 
     )
     monkeypatch.setattr(
         type(runtime.annotator.model),
-        "feed",
-        lambda model, *given: reads.append(given[1].shape[1]) or feed(model, *given),
+        "forward",
+        lambda model, *given: reads.append(given[1].shape[1]) or forward(model, *given),
     )
     scene = make_scene(4, 128)
     config = SearchConfig(StoppingRules(2, accept_above=None), candidates=3)

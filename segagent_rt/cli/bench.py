@@ -90,9 +90,7 @@ def command(
         check_replaceable([output], overwrite=overwrite)
     meter = GraphProfiler()
     start = time.perf_counter()
-    with load(bundle, backend=backend, threads=threads) as runtime:
-        runtime.watch = meter.wrap
-        _ = runtime.segmenter, runtime.annotator
+    with load(bundle, backend=backend, threads=threads, wrap=meter.wrap) as runtime:
         loaded, machine = time.perf_counter() - start, describe_machine()
         ceilings = measure_ceilings()
         document: dict[str, Any] = {

@@ -65,6 +65,7 @@ def command(
 def _photo(output: Path, bundle: str | None, *, overwrite: bool, as_json: bool) -> None:
     """Segment an object of the packaged photo by given clicks."""
     from segagent_rt.bundle.bundle import open_photo_bundle
+    from segagent_rt.bundle.store import PHOTO
     from segagent_rt.cli.parameters import parse_click
     from segagent_rt.cli.run_output import finish
     from segagent_rt.image import load_image
@@ -82,7 +83,7 @@ def _photo(output: Path, bundle: str | None, *, overwrite: bool, as_json: bool) 
     options = " ".join(f"--click {text}" for text in about_photo["clicks"])
     console.say(f"segagent-rt run {image} {options} -o {output}")
     clicks, pixels = tuple(map(parse_click, about_photo["clicks"])), load_image(content)
-    with load(bundle, photo=True) as runtime:
+    with load(bundle or PHOTO, parts=["segmenter"]) as runtime:
         found = runtime.open(pixels).annotate_prompts([ObjectPrompt("", clicks)])
         about = about_run(image, pixels, runtime)
     finish(files, pixels, found, about, as_json=as_json)

@@ -203,8 +203,10 @@ def command(
     if opened:
         rules = StoppingRules(max_clicks, accept_above=None, retry_below=None, patience=patience)
         walker = EvalRunner(SearchConfig(rules, candidates, temperature), annotator, start)
-        with load(bundle, backend=backend, threads=threads) as runtime:
-            figures += _walk(opened, asked, walker, runtime, cluster_of(ray, workers))
+        cluster = cluster_of(ray, workers)
+        here = walker.parts if cluster.address is None else ()  # on a cluster, the workers load
+        with load(bundle, backend=backend, threads=threads, parts=here) as runtime:
+            figures += _walk(opened, asked, walker, runtime, cluster)
     if as_json:
         console.show_json({"results": figures})
     else:
@@ -232,7 +234,7 @@ def _walk(
     """Every file was read before the first walk: a mistake in the last one shows at once."""
     from segagent_rt.data.ray_pool import distribute
 
-    with distribute(cluster, runtime, walker.answerer) as spread:
+    with distribute(cluster, runtime, walker.answerer, walker.parts) as spread:
         return [
             asked.walk(each, walker.heading(each, runtime), spread, console.progress(each.title))
             for each in opened

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -177,6 +176,7 @@ def command(
         raise typer.BadParameter("--video goes with neither --all nor --from nor images")
     where = endpoint_of(endpoint, model, server, timeout, allow_host, preset)
     from segagent_rt.batch import BatchOptions
+    from segagent_rt.bundle.store import PHOTO
     from segagent_rt.loop import StoppingRules
     from segagent_rt.runtime import load
     from segagent_rt.search import SearchConfig
@@ -190,7 +190,17 @@ def command(
         parse_range(value_range),
         overwrite,
     )
-    start = partial(load, bundle, backend=backend, threads=threads, endpoint=where)
+
+    def start(by_hand: bool) -> Runtime:
+        """Load what clicks and boxes, or words, need."""
+        return load(
+            bundle or (PHOTO if by_hand else None),
+            backend=backend,
+            threads=threads,
+            endpoint=where,
+            parts=["segmenter"] if by_hand else None,
+        )
+
     if video is not None:
         _run_video(start, video, prompts, options, output, look_every, as_json=as_json)
     elif from_list is None and len(sources) == 1 and _is_one(sources[0]):
@@ -250,7 +260,7 @@ def _is_one(source: str) -> bool:
 
 
 def _run_one(
-    start: Callable[..., Runtime],
+    start: Callable[[bool], Runtime],
     source: str,
     prompts: Sequence[ObjectPrompt],
     options: BatchOptions,
@@ -265,7 +275,7 @@ def _run_one(
     saved = SaveOptions(options.kinds, options.overwrite)
     files = ResultFiles.plan(output, image, len(prompts), saved=saved)
     pixels = load_image(image, options.max_megapixels, value_range=options.value_range)
-    with start(photo=prompts[0].by_hand) as runtime:
+    with start(prompts[0].by_hand) as runtime:
         found = runtime.open(pixels).annotate_prompts(
             prompts,
             config=options.config,
@@ -281,7 +291,7 @@ def _run_one(
 
 
 def _run_images(
-    start: Callable[..., Runtime],
+    start: Callable[[bool], Runtime],
     sources: Sequence[str],
     from_list: str | None,
     prompts: Sequence[ObjectPrompt],
@@ -299,7 +309,7 @@ def _run_images(
     tell = console.progress("images", in_logs=False)
     by_hand = all(prompt.by_hand for item in items for prompt in item.prompts)
     with (
-        start(photo=by_hand) as runtime,
+        start(by_hand) as runtime,
         _resumable(),
         BatchFolder(output, options, runtime) as batch,
     ):
@@ -308,7 +318,7 @@ def _run_images(
 
 
 def _run_video(
-    start: Callable[..., Runtime],
+    start: Callable[[bool], Runtime],
     path: Path,
     prompts: Sequence[ObjectPrompt],
     options: BatchOptions,
@@ -323,7 +333,7 @@ def _run_video(
     video = Video(path, options.max_megapixels)
     tell = console.progress("frames", in_logs=False)
     with (
-        start(photo=prompts[0].by_hand) as runtime,
+        start(prompts[0].by_hand) as runtime,
         _resumable(),
         BatchFolder(output, options, runtime) as batch,
     ):

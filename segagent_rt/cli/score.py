@@ -100,7 +100,7 @@ def command(
 
         check_writable(output.parent)
         check_replaceable([output], overwrite=overwrite)
-    with load(bundle, backend=backend, threads=threads) as runtime:
+    with load(bundle, backend=backend, threads=threads, parts=["mllm"]) as runtime:
         if annotations is None:
             rating = _one(runtime, alone, mask_label, parse_range(value_range))
             if as_json:

@@ -34,6 +34,9 @@ from segagent_rt.data.demonstrate import AfterLoss
 from segagent_rt.errors import BatchFailed, GateFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from segagent_rt.bundle.manifest import PartName
     from segagent_rt.data.generation import Made, Replayed
     from segagent_rt.data.sources import DataSet
 
@@ -137,7 +140,9 @@ def command(
     from segagent_rt.runtime import load
 
     places, cluster = Places(root, images, skip_bad, mask_label), cluster_of(ray, workers)
-    with load(bundle, backend=backend, threads=threads) as runtime:
+    parts: Collection[PartName] | None = ["segmenter"] if star is None else None
+    here = parts if cluster.address is None else ()  # on a cluster, the workers load
+    with load(bundle, backend=backend, threads=threads, parts=here) as runtime:
         if check:
             found = [shown for name in data for shown in open_trajectories(name, places)]
             _judge(replay(found, runtime, tell("replayed")), as_json)
@@ -147,14 +152,14 @@ def command(
         starts = [one_of(StartKind, kind, "--start") for kind in start or ["empty"]]
         how = Generation(limits, tuple(dict.fromkeys(starts)), seed, restart=overwrite)
         opened = open_all(data, places)
-        with distribute(cluster, runtime, how.demonstrator) as spread:
+        with distribute(cluster, runtime, how.demonstrator, parts) as spread:
             made = [
                 generate(each, runtime, how, _file(output, each), spread, tell(each.title))
                 for each in opened
             ]
         if star is not None:
             more = Round(replace(limits, most=star), restart=overwrite)
-            with distribute(cluster, runtime, more.walker) as spread:
+            with distribute(cluster, runtime, more.walker, parts) as spread:
                 made += [
                     add_round(each, first, runtime, more, spread, tell(f"{each.title}, StaR+"))
                     for each, first in zip(opened, made, strict=True)

@@ -11,12 +11,13 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeAlias
 
+from segagent_rt.bundle.manifest import PartName
 from segagent_rt.data.work_items import (
     Outcome,
     P,
@@ -54,7 +55,12 @@ class Cluster:
 
 
 @contextmanager
-def distribute(cluster: Cluster, runtime: Runtime, prepare: Prepare[P]) -> Iterator[ProcessAll[P]]:
+def distribute(
+    cluster: Cluster,
+    runtime: Runtime,
+    prepare: Prepare[P],
+    parts: Collection[PartName] | None = None,
+) -> Iterator[ProcessAll[P]]:
     """What has pieces done on a cluster, or in this process.
 
     Raises:
@@ -68,7 +74,7 @@ def distribute(cluster: Cluster, runtime: Runtime, prepare: Prepare[P]) -> Itera
         import ray
     except ModuleNotFoundError:
         raise ExtraMissing("eval --ray", "ray") from None
-    copy = RuntimeCopy.of(runtime)
+    copy = RuntimeCopy.of(runtime, parts)
     try:
         _join(ray, cluster.address, (cluster.workers or 0) * copy.threads)
         workers = _room(ray, cluster.workers, copy.threads)
@@ -92,11 +98,13 @@ class RuntimeCopy:
     digest: str
     backend: str
     threads: int
+    parts: tuple[PartName, ...] | None = None
 
     @classmethod
-    def of(cls, runtime: Runtime) -> RuntimeCopy:
+    def of(cls, runtime: Runtime, parts: Collection[PartName] | None = None) -> RuntimeCopy:
         bundle, where = runtime.bundle, runtime.where
-        return cls(bundle.folder.resolve(), bundle.digest, where.backend, where.threads or 1)
+        names = None if parts is None else tuple(parts)
+        return cls(bundle.folder.resolve(), bundle.digest, where.backend, where.threads or 1, names)
 
     def load(self) -> Runtime:
         """Open it.
@@ -104,7 +112,7 @@ class RuntimeCopy:
         Raises:
             BundleError: the bundle is not there, or another one is.
         """
-        runtime = load(self.folder, backend=self.backend, threads=self.threads)
+        runtime = load(self.folder, backend=self.backend, threads=self.threads, parts=self.parts)
         if runtime.bundle.digest != self.digest:
             raise BundleError(f"{self.folder} holds another bundle on a worker's machine")
         return runtime

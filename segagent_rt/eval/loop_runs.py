@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from segagent_rt.annotators.oracle import OracleAnnotator
+from segagent_rt.bundle.manifest import PartName
 from segagent_rt.data.canvas_cache import CanvasCache
 from segagent_rt.data.images import missing_images
 from segagent_rt.data.journal import Journal, Tell
@@ -38,6 +40,11 @@ class EvalRunner:
     annotator: AnnotatorName = "mllm"
     start: StartName = "nothing"
 
+    @property
+    def parts(self) -> Collection[PartName] | None:
+        """The parts of a bundle that it needs; None for all."""
+        return ["segmenter"] if self.annotator == "oracle" else None
+
     def heading(self, data: DataSet, runtime: Runtime) -> dict[str, Any]:
         """What a journal of such walks is about: what decides their content."""
         rules = self.search.rules
@@ -58,7 +65,7 @@ class EvalRunner:
     def answerer(self, runtime: Runtime) -> ProcessItem[ExpressionQuery]:
         """What answers questions, one after the other: a walk and how long it took, for a journal.
 
-        The first walk loads the graphs; it is marked as cold.
+        The first run of a process warms the graphs up; it is marked as cold.
         """
         canvases = CanvasCache(runtime)
 

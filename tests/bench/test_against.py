@@ -18,8 +18,7 @@ LENIENT = ParityGate(accuracy=1.0)
 @pytest.fixture(scope="module")
 def race():
     meter = GraphProfiler()
-    with load(threads=1) as runtime:
-        runtime.watch = meter.wrap
+    with load(threads=1, wrap=meter.wrap) as runtime:
         yield lambda **twin: Comparison(runtime, meter, Twin(runtime, **twin), SCENARIO)
 
 

@@ -22,8 +22,7 @@ FRAME = {"kind", "scenes", "seed", "joules"}
 @pytest.fixture(scope="module")
 def measured():
     meter = GraphProfiler()
-    with load(threads=1) as runtime:
-        runtime.watch = meter.wrap
+    with load(threads=1, wrap=meter.wrap) as runtime:
         yield lambda scenario: run_scenario(runtime, meter, scenario, lambda _: None)
 
 

@@ -32,8 +32,7 @@ def test_every_graph_of_a_runtime_is_met_and_answers_are_the_same():
     text = scene.expressions[0].text
     with load(threads=1) as plain:
         wanted = plain.open(scene.image).annotate(text)
-    with load(threads=1) as runtime:
-        runtime.watch = meter.wrap
+    with load(threads=1, wrap=meter.wrap) as runtime:
         found = runtime.open(scene.image).annotate(text)
     assert found.clicks == wanted.clicks
     assert np.array_equal(found.prediction.mask(), wanted.prediction.mask())

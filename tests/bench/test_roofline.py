@@ -54,7 +54,6 @@ def test_a_profile_tells_the_arithmetic_of_the_shipped_graphs():
 
 def test_weights_beside_a_graph_count_too():
     with load(threads=1) as runtime:
-        _ = runtime.segmenter, runtime.annotator
         sizes = weight_bytes(runtime)
         folder = runtime.bundle.folder
     decoder = [folder / "mllm" / name for name in ("decoder.onnx", "decoder.onnx.data")]

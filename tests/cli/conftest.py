@@ -21,7 +21,7 @@ def kept_open():
     load, opened = runtimes.load, {}
 
     def load_once(bundle=None, **options):
-        key = (str(bundle), *options.items())
+        key = f"{bundle} {options}"
         if key not in opened:
             opened[key] = load(bundle, **options)
             opened[key].close = lambda: None

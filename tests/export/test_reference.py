@@ -151,8 +151,7 @@ def test_pictures_pass_through_a_file(loop):
 
 def test_both_click_alike_and_so_the_ratio_is_told(training, loop):
     meter = GraphProfiler()
-    with load(training[1], threads=1) as runtime:
-        runtime.watch = meter.wrap
+    with load(training[1], threads=1, wrap=meter.wrap) as runtime:
         found = Comparison(runtime, meter, loop, SCENARIO).run(lambda _: None, LENIENT)
     assert found["parity"] is True
     assert found["parity_figures"]["same_clicks"] == 1.0
@@ -165,8 +164,7 @@ def test_both_click_alike_and_so_the_ratio_is_told(training, loop):
 def test_a_model_that_talks_nonsense_is_not_compared(training, tmp_path):
     nonsense = finish_training(tmp_path / "nonsense", new_mllm())
     meter = GraphProfiler()
-    with load(training[1], threads=1) as runtime:
-        runtime.watch = meter.wrap
+    with load(training[1], threads=1, wrap=meter.wrap) as runtime:
         other = open_reference_loop(runtime.bundle, nonsense, 1)
         found = Comparison(runtime, meter, other, SCENARIO).run(lambda _: None, LENIENT)
     assert found["parity"] is False

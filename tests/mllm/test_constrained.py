@@ -165,11 +165,11 @@ def test_turning_off_from_a_draft_equals_writing_anew(runtime):
 
 def test_a_rated_mask_is_gone_on_with_and_a_known_reply_costs_nothing(runtime, monkeypatch):
     calls = []
-    feed = type(runtime.annotator.model).forward
+    forward = type(runtime.annotator.model).forward
     monkeypatch.setattr(
         type(runtime.annotator.model),
-        "feed",
-        lambda self, *arguments: calls.append(arguments[1].shape[1]) or feed(self, *arguments),
+        "forward",
+        lambda self, *arguments: calls.append(arguments[1].shape[1]) or forward(self, *arguments),
     )
     for canvas, request in states(runtime, 8):
         if request.prediction is None:
