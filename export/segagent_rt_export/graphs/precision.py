@@ -128,6 +128,22 @@ class Precision:
         )
 
 
+def per_channel_int8(values: Weight, most: int = 127) -> tuple[Weight, Weight]:
+    """Round a weight with one scale for each output channel.
+
+    Args:
+        values: float32 [channels, ...].
+        most: the code of a channel's largest weight.
+
+    Returns:
+        Codes int8 of the same shape, and scales float32 [channels].
+    """
+    rest = tuple(range(1, values.ndim))
+    scales = np.maximum(np.abs(values).max(rest), 1e-12).astype(np.float32) / most
+    codes = np.rint(values / scales.reshape(-1, *[1] * (values.ndim - 1))).astype(np.int8)
+    return codes, scales
+
+
 @dataclass(frozen=True, slots=True)
 class MllmPrecision:
     """Precisions of an MLLM's two large graphs."""

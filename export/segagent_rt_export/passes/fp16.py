@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from segagent_rt_export.passes.prune_unused import replace_nodes
+
 PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 
 
@@ -44,11 +46,7 @@ def convert_products_to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
         product.attribute.extend(node.attribute)
         nodes.append(product)
         nodes.append(helper.make_node("Cast", product.output, [out], to=TensorProto.FLOAT))
-    del graph.node[:]
-    graph.node.extend(nodes)
-    read = {name for node in nodes for name in node.input}
-    for name in [name for name in floats if name not in read]:
-        graph.initializer.remove(floats[name])
+    replace_nodes(graph, nodes)
     return model
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
+from segagent_rt_export.passes.prune_unused import replace_nodes
+
 OPSET = 20
 """The first with Gelu. What these graphs are made of means the same in it as in torch's 18."""
 
@@ -56,7 +58,4 @@ def _keep_needed(graph: onnx.GraphProto, nodes: list[NodeProto]) -> None:
         if needed & set(node.output):
             needed |= set(node.input)
             kept.append(node)
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in needed]:
-        graph.initializer.remove(tensor)
+    replace_nodes(graph, reversed(kept))

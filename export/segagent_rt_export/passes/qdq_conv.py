@@ -13,6 +13,9 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
+from segagent_rt_export.graphs.precision import per_channel_int8
+from segagent_rt_export.passes.prune_unused import replace_nodes
+
 Ranges: TypeAlias = Mapping[str, tuple[float, float]]
 """The least and the largest number that a value takes, by the value's name."""
 
@@ -200,9 +203,7 @@ class _QdqWriter:
         """Its weight by a scale for each output channel, its bias by that times the input's."""
         x, weight, bias = node.input[0], node.input[1], [*node.input[2:]]
         values = numpy_helper.to_array(weights[weight]).astype(np.float32)
-        most = np.abs(values).max(tuple(range(1, values.ndim)))
-        scale = np.maximum(most, 1e-12).astype(np.float32) / MOST
-        codes = np.rint(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(np.int8)
+        codes, scale = per_channel_int8(values, MOST)
         node.input[1] = self._constant(weight, codes, scale, node.output[0])
         if bias:
             finer = self._scales[x][0] * scale
@@ -226,10 +227,5 @@ class _QdqWriter:
         self._graph.initializer.append(numpy_helper.from_array(values, name))
 
     def finish(self) -> None:
-        """Put the nodes into the graph, and forget weights that nobody reads any more."""
-        graph = self._graph
-        del graph.node[:]
-        graph.node.extend(self._nodes)
-        read = {name for node in graph.node for name in node.input}
-        for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
-            graph.initializer.remove(tensor)
+        """Put the nodes into the graph."""
+        replace_nodes(self._graph, self._nodes)

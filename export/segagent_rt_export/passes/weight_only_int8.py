@@ -6,6 +6,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from segagent_rt_export.graphs.precision import per_channel_int8
+from segagent_rt_export.passes.prune_unused import replace_nodes
+
 LEAST = 1024
 """Smaller weights are not worth a scale for each channel."""
 
@@ -25,17 +28,13 @@ def quantise_conv_weights(model: onnx.ModelProto, most: int = 127) -> onnx.Model
         if tensor is not None and name not in packed and np.prod(tensor.dims) >= LEAST:
             packed.add(name)
             nodes.append(_unpacked(graph, numpy_helper.to_array(tensor), name, most))
-            graph.initializer.remove(tensor)
         nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(nodes)
+    replace_nodes(graph, nodes)
     return model
 
 
 def _unpacked(graph: onnx.GraphProto, values: np.ndarray, name: str, most: int) -> onnx.NodeProto:
-    rest = tuple(range(1, values.ndim))
-    scale = np.maximum(np.abs(values).max(rest), 1e-12).astype(np.float32) / most
-    codes = np.rint(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(np.int8)
+    codes, scale = per_channel_int8(values, most)
     graph.initializer.extend(
         [
             numpy_helper.from_array(codes, f"{name}_codes"),
@@ -58,8 +57,5 @@ def dequantise_conv_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         codes, scale = (numpy_helper.to_array(tensors[name]) for name in node.input)
         weight = codes * scale.reshape(-1, *[1] * (codes.ndim - 1))
         graph.initializer.append(numpy_helper.from_array(weight.astype(np.float32), node.output[0]))
-        for name in node.input:
-            graph.initializer.remove(tensors[name])
-    del graph.node[:]
-    graph.node.extend(kept)
+    replace_nodes(graph, kept)
     return model

@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from segagent_rt_export.graphs.precision import Precision, quantise_blocks
+from segagent_rt_export.graphs.precision import Precision, per_channel_int8, quantise_blocks
 from segagent_rt_export.graphs.tracing import INLINE_LIMIT
 from segagent_rt_export.passes.fp16 import convert_products_to_fp16
 from segagent_rt_export.passes.fuse_gelu import fuse_gelu
+from segagent_rt_export.passes.prune_unused import replace_nodes
 from segagent_rt_export.passes.qdq_conv import Ranges, quantise_convolutions
 from segagent_rt_export.passes.weight_only_int8 import LEAST, quantise_conv_weights
 from segagent_rt_export.variants import SegmenterVariant
@@ -86,14 +87,8 @@ class _MatrixQuantiser:
             self._blocks(node, tensor)
 
     def finish(self) -> None:
-        """Put the nodes into the graph, and forget weights that nobody reads any more."""
-        graph = self._model.graph
-        del graph.node[:]
-        graph.node.extend(self._nodes)
-        read = {name for node in graph.node for name in node.input}
-        for name in self._stored:
-            if name not in read:
-                graph.initializer.remove(self._weights[name])
+        """Put the nodes into the graph."""
+        replace_nodes(self._model.graph, self._nodes)
         domains = {opset.domain for opset in self._model.opset_import}
         if any(node.domain == LIBRARY for node in self._nodes) and LIBRARY not in domains:
             self._model.opset_import.append(helper.make_opsetid(LIBRARY, 1))
@@ -122,8 +117,8 @@ class _MatrixQuantiser:
         name, x, out = tensor.name, node.input[0], node.output[0]
         if name not in self._stored:
             matrix = numpy_helper.to_array(tensor)
-            scale = np.maximum(np.abs(matrix).max(0), 1e-12).astype(np.float32) / 127
-            self._store(name, codes=np.rint(matrix / scale).astype(np.int8), scales=scale)
+            codes, scale = per_channel_int8(matrix.T)
+            self._store(name, codes=codes.T, scales=scale)
             self._stored[name] = (matrix.shape[0], matrix.shape[1])
         if x not in self._quantised:
             self._quantised.add(x)
