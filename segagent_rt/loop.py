@@ -205,7 +205,7 @@ class StoppingRules:
         stop_after_box: stop after a first look that gave a box if nobody rates the mask. Models
             that ground objects in boxes were not trained to click.
         deadline: seconds after which a running call is interrupted, and the best mask so far is
-            the result.
+            the result. They are counted from the first look; graphs are loaded before it.
     """
 
     max_clicks: int = 7

@@ -1,7 +1,9 @@
-"""Outputs of foreign graphs, checked before anything is computed with them."""
+"""Sessions are used where they can be, and outputs of foreign graphs are checked before anything
+is computed with them."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -9,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from segagent_rt.errors import EngineRefused
+from segagent_rt.errors import EngineRefused, RuntimeClosed
 from segagent_rt.types import DeviceTensor, Feed, Session
 
 Shape: TypeAlias = tuple[int | str, ...]
@@ -71,6 +73,24 @@ class CheckedSession:
 
     def close(self) -> None:
         self.session.close()
+
+
+def check_process(loaded_in: int, name: str) -> None:
+    """A session does not outlive a fork: its threads and its device stay with the parent.
+
+    Raises:
+        RuntimeClosed: this is not the process with the number `loaded_in`.
+    """
+    if loaded_in != os.getpid():
+        raise RuntimeClosed(
+            f"{name} was loaded before a fork, and does not run after it",
+            hint="load the bundle in each process, or start processes with `spawn`",
+        )
+
+
+def closed(name: str) -> RuntimeClosed:
+    """The error about a session that is closed."""
+    return RuntimeClosed(f"{name} is closed", hint="load the bundle again")
 
 
 def _fits(found: tuple[int, ...], shape: Shape, lengths: dict[str, int]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
@@ -12,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from segagent_rt.backends.checked_session import check_process, closed
 from segagent_rt.backends.cuda import Cuda, CudaGraphCache, DeviceArray, PinnedBuffer
 from segagent_rt.errors import EngineRefused
 from segagent_rt.timing import current_deadline
@@ -75,6 +77,7 @@ class EngineSession:
         self._stream = cuda.stream()
         self._replays = CudaGraphCache(cuda, self._stream)
         self._lock = threading.Lock()
+        self._process = os.getpid()
 
     @property
     def inputs(self) -> list[str]:
@@ -89,8 +92,11 @@ class EngineSession:
         keep: Collection[str] = (),
     ) -> dict[str, Any]:
         deadline = current_deadline()
+        check_process(self._process, self._name)
         # Nothing stops a GPU in the middle of a call; but the next one is not begun.
         with self._lock, deadline.stopping(lambda: None) if deadline else nullcontext():
+            if self._engine is None:
+                raise closed(self._name)
             given = [self._give(self._tensors[name], feed) for name, feed in feeds.items()]
             profile = self._profile(given)
             targets = {name: _ours(buffer) for name, buffer in (into or {}).items()}
@@ -221,14 +227,18 @@ class EngineSession:
         return array
 
     def close(self) -> None:
+        if self._process != os.getpid():
+            return
         with self._lock:
+            if self._engine is None:
+                return
             self._replays.close()
             self._source.close()
             self._contexts.clear()
             for staging in self._staging.values():
                 staging.close()
             self._cuda.end(self._stream)
-            del self._engine
+            self._engine = None
 
 
 def _bind(context: Any, tensors: Sequence[_BoundTensor]) -> None:

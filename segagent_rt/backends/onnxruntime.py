@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from segagent_rt.backends.checked_session import check_process, closed
 from segagent_rt.backends.cores import thread_count
 from segagent_rt.backends.driver import gpu
 from segagent_rt.backends.registry import Backend, get_backend
@@ -30,7 +31,6 @@ from segagent_rt.errors import (
     BackendUnavailable,
     EngineRefused,
     Interrupted,
-    RuntimeClosed,
     SegagentError,
 )
 from segagent_rt.timing import current_deadline
@@ -71,13 +71,9 @@ class OrtSession:
         Raises:
             RuntimeClosed: it is closed, or its threads were left behind in another process.
         """
-        if self._process != os.getpid():
-            raise RuntimeClosed(
-                "a graph that was loaded before a fork does not run after it",
-                hint="load the bundle in each process, or start processes with `spawn`",
-            )
+        check_process(self._process, self._name)
         if self._held is None:
-            raise RuntimeClosed(f"the graph {self._name} is closed", hint="load the bundle again")
+            raise closed(self._name)
         return self._held
 
     @property

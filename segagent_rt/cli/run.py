@@ -141,7 +141,7 @@ def command(
             min=0,
             max=86_400_000,
             callback=finite,
-            help="Stop after so long; the best mask so far is the result.",
+            help="Stop so long after the graphs are loaded; the best mask so far is the result.",
             rich_help_panel=SEARCH,
         ),
     ] = None,

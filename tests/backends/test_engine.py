@@ -9,7 +9,7 @@ from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.backends.tensorrt import load
 from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.bundle.manifest import Range
-from segagent_rt.errors import BackendUnavailable, EngineRefused, Interrupted
+from segagent_rt.errors import BackendUnavailable, EngineRefused, Interrupted, RuntimeClosed
 from segagent_rt.segmenters.click_net import MAPS
 from segagent_rt.timing import Deadline
 from tests.backends import fake_cuda
@@ -170,6 +170,13 @@ def test_a_full_gpu_is_said_in_words(machine, negation):
 def test_no_call_is_begun_after_the_deadline(negation):
     with Deadline(0.0).active(), pytest.raises(Interrupted):
         negation.run({"x": np.zeros(1, np.float32)}, ["y"])
+
+
+def test_an_engine_that_is_closed_says_so(negation):
+    negation.close()
+    negation.close()
+    with pytest.raises(RuntimeClosed, match="is closed"):
+        negation.run({"x": np.ones(1, np.float32)}, ["y"])
 
 
 def test_numbers_are_not_made_integers_in_silence(negation, engine):
