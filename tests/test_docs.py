@@ -114,6 +114,36 @@ def test_paths_and_links_exist(page):
         assert (folder / link).exists(), link
 
 
+@pytest.mark.parametrize("page", ["README", "CONTRIBUTING", "SECURITY"])
+def test_links_of_the_first_pages_lead_to_files_and_sections(page):
+    for link, section in re.findall(
+        r"\]\(([^)#:]+)(?:#([^)]*))?\)", (ROOT / f"{page}.md").read_text("utf-8")
+    ):
+        assert (ROOT / link).exists(), link
+        titles = re.findall(r"^#+ (.*)$", (ROOT / link).read_text("utf-8"), re.M) if section else []
+        names = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+        assert not section or section in names, (link, section)
+
+
+def test_the_architecture_page_lists_every_package():
+    listed = [row[0].strip("`") for row in rows("architecture", "Packages")]
+    packages = {
+        path.parent.relative_to(ROOT).as_posix()
+        for top in ("segagent_rt", "export/segagent_rt_export", "export/segagent_rt_training")
+        for path in (ROOT / top).rglob("__init__.py")
+    }
+    families = {name for name in packages if "/families/" in name}
+    assert sorted(listed) == sorted(packages - families)
+
+
+def test_every_where_is_question_is_answered_by_a_definition():
+    found = rows("architecture", "Where is ...?")
+    assert len(found) == 12
+    for question, file, name in found:
+        code = (ROOT / file.strip("`")).read_text("utf-8")
+        assert re.search(rf"^\s*(?:def|class) {name.strip('`')}\b", code, re.M), question
+
+
 def test_decisions_are_few_and_short():
     pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
     index = (ROOT / "docs" / "decisions" / "README.md").read_text("utf-8")
