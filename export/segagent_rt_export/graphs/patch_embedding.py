@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -11,13 +10,6 @@ from segagent_rt_export.graphs.blocks import Module
 from segagent_rt_export.graphs.builder import GraphBuilder, Weight
 from segagent_rt_export.graphs.precision import Precision
 from segagent_rt_export.sources.weights import Weights
-
-
-class TowerShape(Protocol):
-    """A family's tower: its sizes, and how to build it."""
-
-    def build(self, g: GraphBuilder, weights: Weights, precision: Precision) -> None:
-        """Add the tower to a graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +33,31 @@ class Pixels:
         folded = (wide * scale[:, None, None]).reshape(len(kernel), -1)
         patches = g.input("patches", np.float32, ["N", folded.shape[1]])
         return Precision().linear(g, patches, folded, offset)
+
+
+@dataclass(frozen=True, slots=True)
+class TowerShape:
+    """A family's vision tower: its sizes, and how to build it.
+
+    Attributes:
+        depth: layers.
+        width: size of the hidden states.
+        inner: size between the two products of an MLP.
+        heads: attention heads.
+        output: the language model's width.
+        pixels: what the processor does to pixels.
+    """
+
+    depth: int
+    width: int
+    inner: int
+    heads: int
+    output: int
+    pixels: Pixels
+
+    def build(self, g: GraphBuilder, weights: Weights, precision: Precision) -> None:
+        """Add the tower to a graph."""
+        raise NotImplementedError
 
 
 CLIP_PIXELS = Pixels((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

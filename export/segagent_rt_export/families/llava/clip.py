@@ -15,22 +15,16 @@ from segagent_rt_export.graphs.blocks import (
     split_heads,
 )
 from segagent_rt_export.graphs.builder import GraphBuilder
-from segagent_rt_export.graphs.patch_embedding import Pixels
+from segagent_rt_export.graphs.patch_embedding import TowerShape
 from segagent_rt_export.graphs.precision import Precision
 from segagent_rt_export.sources.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
-class ClipShape:
+class ClipShape(TowerShape):
     """Sizes of the tower; `depth` counts the layers below the features, `grid` patches along a
     side."""
 
-    depth: int
-    width: int
-    inner: int
-    heads: int
-    output: int
-    pixels: Pixels
     grid: int
     patch: int = 14
     epsilon: float = 1e-5

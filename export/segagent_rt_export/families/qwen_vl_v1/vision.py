@@ -18,7 +18,7 @@ from segagent_rt_export.graphs.blocks import (
     split_heads,
 )
 from segagent_rt_export.graphs.builder import GraphBuilder, Weight
-from segagent_rt_export.graphs.patch_embedding import Pixels
+from segagent_rt_export.graphs.patch_embedding import TowerShape
 from segagent_rt_export.graphs.precision import Precision
 from segagent_rt_export.sources.weights import Weights
 
@@ -27,16 +27,10 @@ RESAMPLER_HEAD = 128
 
 
 @dataclass(frozen=True, slots=True)
-class QwenV1Shape:
+class QwenV1Shape(TowerShape):
     """Sizes of the tower; `grid` is the number of patches along a side, `queries` that of the
     resampler's tokens along a side."""
 
-    depth: int
-    width: int
-    inner: int
-    heads: int
-    output: int
-    pixels: Pixels
     grid: int = 32
     queries: int = 16
     patch: int = 14
