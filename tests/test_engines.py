@@ -154,10 +154,10 @@ from tests.backends.machine import plug_in
 plug_in(pytest.MonkeyPatch(), FakeDriver())
 fake_tensorrt.trouble.slow_seconds = {slow}
 fake_tensorrt.trouble.dies_in_build = {dies}
-ladder = Ladder(load("tensorrt"), EngineCache(Path({cache!r})))
+selector = EngineSelector(load("tensorrt"), EngineCache(Path({cache!r})))
 rungs = segmenter(Path({bundle!r})).graphs("encoder")
 print("begin", flush=True)
-record, _ = ladder.build(rungs, [], lambda phase: print(phase, flush=True))
+record, _ = selector.build(rungs, [], lambda phase: print(phase, flush=True))
 print("builds", len(fake_tensorrt.trouble.builds), record.passed, flush=True)
 """
 
