@@ -159,7 +159,7 @@ def _export(recipe: str, bundle: str, scenes: str) -> dict[str, Any]:
 
     start, seconds = time.perf_counter(), dict[str, float]()
 
-    def tell(text: str) -> None:
+    def report_progress(text: str) -> None:
         seconds[text] = round(time.perf_counter() - start, 1)
         print(f"{seconds[text]:8.1f} s  {text}", file=sys.stderr)
 
@@ -167,7 +167,7 @@ def _export(recipe: str, bundle: str, scenes: str) -> dict[str, Any]:
     for line in describe(plan):
         print(line, file=sys.stderr)
     check_room(plan)
-    run_export(plan, GatePolicy(Gate(scenes=int(scenes)), forgiving=True), tell)
+    run_export(plan, GatePolicy(Gate(scenes=int(scenes)), forgiving=True), report_progress)
     verified = json.loads((Path(bundle) / "mllm/manifest.json").read_text())["verified"]
     worst = max(verified["graphs"].values())
     if not worst <= Gate().graph_error:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from segagent_rt import __version__
-from segagent_rt.data.journal import Journal, Tell
+from segagent_rt.data.journal import CountReporter, Journal
 from segagent_rt.data.reading import expect
 from segagent_rt.data.reading import field as field_of
 from segagent_rt.errors import AnnotatorError, InputError
@@ -297,7 +297,10 @@ class _PlannedImage:
 
 
 def annotate_images(
-    runtime: Runtime, items: Sequence[AnnotationItem], batch: BatchFolder, tell: Tell
+    runtime: Runtime,
+    items: Sequence[AnnotationItem],
+    batch: BatchFolder,
+    report_progress: CountReporter,
 ) -> Iterator[ImageOutcome]:
     """Segment every image that is not finished yet.
 
@@ -305,7 +308,7 @@ def annotate_images(
         runtime: what segments; its graphs are loaded only if there is anything to do.
         items: images by their paths.
         batch: the folder of the results, entered.
-        tell: called with the number of images done and to do, finished ones not counted.
+        report_progress: called with the number of images done and to do, finished ones not counted.
 
     Yields:
         An outcome for each image in order, finished ones included.
@@ -338,7 +341,7 @@ def annotate_images(
                 raise
             outcome = ImageOutcome(str(each.item.image), problem=str(error))
         done += 1
-        tell(done, len(todo))
+        report_progress(done, len(todo))
         yield batch.add(outcome)
 
 

@@ -6,7 +6,7 @@ Masks are bool [H, W], images uint8 [H, W, 3] in RGB order, sizes (height, width
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -18,6 +18,9 @@ RgbImage: TypeAlias = npt.NDArray[np.uint8]
 Size: TypeAlias = tuple[int, int]
 Array: TypeAlias = npt.NDArray[Any]
 Seconds: TypeAlias = Mapping[str, float]
+
+ProgressReporter: TypeAlias = Callable[[str], None]
+"""Is called with a sentence about what a long run does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from segagent_rt.batch import BatchFolder, ImageOutcome, describe_prompts, file_digest, load_for
-from segagent_rt.data.journal import Tell
+from segagent_rt.data.journal import CountReporter
 from segagent_rt.errors import ImageUnreadable, SegagentWarning
 from segagent_rt.image import MAX_MEGAPIXELS, load_image, rle_to_mask
 from segagent_rt.inputs import find_pictures
@@ -247,7 +247,7 @@ def annotate_video(
     video: Video,
     prompts: Sequence[ObjectPrompt],
     batch: BatchFolder,
-    tell: Tell,
+    report_progress: CountReporter,
     *,
     look_every: int,
 ) -> Iterator[ImageOutcome]:
@@ -286,5 +286,5 @@ def annotate_video(
             document = batch.write(key, files, canvas.image, found, about)
         masks = (result["mask"] for result in document["results"])
         previous = [None if mask is None else rle_to_mask(mask) for mask in masks]
-        tell(number + 1, max(total, number + 1))
+        report_progress(number + 1, max(total, number + 1))
         yield batch.add(ImageOutcome.of(document, files))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from os.path import relpath
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -25,7 +25,7 @@ from segagent_rt.bundle.manifest import (
 )
 from segagent_rt.errors import GateFailed, ManifestInvalid, OutputError, SegagentWarning
 from segagent_rt.runtime import open_segmenter
-from segagent_rt.types import Segmenter
+from segagent_rt.types import ProgressReporter, Segmenter
 from segagent_rt_export.bundle_writer import (
     PartDraft,
     copy_part,
@@ -58,8 +58,6 @@ from segagent_rt_export.recipe import MllmRecipe, SegmenterRecipe, VariantName
 from segagent_rt_export.sources.locations import origin_of
 from segagent_rt_export.sources.mllm import MllmSource, counted
 from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
-
-Tell: TypeAlias = Callable[[str], None]
 
 ZERO_SHOT = ("qwen2.5-vl-clicks", "qwen3-vl-clicks", "box-then-clicks")
 """Presets that ask models for clicks which were never trained to make them."""
@@ -105,7 +103,7 @@ class GatePolicy:
         return {name: reasons for name, reasons in failed.items() if name in wanted}
 
 
-def run_export(plan: Plan, policy: GatePolicy, tell: Tell) -> None:
+def run_export(plan: Plan, policy: GatePolicy, report_progress: ProgressReporter) -> None:
     """Export what the plan says is pending, then write the bundle's index.
 
     Raises:
@@ -118,7 +116,7 @@ def run_export(plan: Plan, policy: GatePolicy, tell: Tell) -> None:
         with _alone(plan.target):
             for part in plan.parts:
                 if part.finished is None:
-                    _make(part, places, policy, tell)
+                    _make(part, places, policy, report_progress)
                 elif part.state == "reused":
                     copy_part(open_part(part.finished, part.name), part.target)
             index_parts(plan, places)
@@ -151,9 +149,14 @@ def _tidy(target: Path, name: PartName) -> None:
         shutil.rmtree(left)
 
 
-def _make(part: PartPlan, places: Mapping[PartName, Path], policy: GatePolicy, tell: Tell) -> None:
+def _make(
+    part: PartPlan,
+    places: Mapping[PartName, Path],
+    policy: GatePolicy,
+    report_progress: ProgressReporter,
+) -> None:
     def say(text: str) -> None:
-        tell(f"{part.name}: {text}")
+        report_progress(f"{part.name}: {text}")
 
     with new_part(part.target) as folder:
         if isinstance(part.recipe, SegmenterRecipe):
@@ -175,7 +178,9 @@ def index_parts(plan: Plan, places: Mapping[PartName, Path]) -> None:
     write_index(target, BundleIndex(plan.recipe.name, paths, plan.recipe.about))
 
 
-def make_segmenter(part: PartPlan, folder: Path, policy: GatePolicy, tell: Tell) -> None:
+def make_segmenter(
+    part: PartPlan, folder: Path, policy: GatePolicy, report_progress: ProgressReporter
+) -> None:
     """Write a segmenter's part into a folder.
 
     Raises:
@@ -185,38 +190,42 @@ def make_segmenter(part: PartPlan, folder: Path, policy: GatePolicy, tell: Tell)
     # 1. The graphs in fp32, compared with torch.
     whole = folder / REFERENCE
     whole.mkdir()
-    tell("tracing the graphs")
+    report_progress("tracing the graphs")
     exported = export_segmenter(part.recipe, part.source, whole)
     names = _with_reference(part.recipe.variants)
     variants = {str(name): _segmenter_variant(name, exported) for name in names}
     bare = _described(folder, _draft(part, exported, {REFERENCE: variants[REFERENCE]}))
-    verdict = verify_reference(bare, exported.checks, policy.gate, tell)
+    verdict = verify_reference(bare, exported.checks, policy.gate, report_progress)
     if exported.for_gpu:
-        verdict = verdict.and_also(_verify_form(part, exported, folder, policy, tell))
+        verdict = verdict.and_also(_verify_form(part, exported, folder, policy, report_progress))
     policy.require("segmenter", verdict)
     # 2. The variants, compared with them.
     ranges: Mapping[str, Ranges] | None = None
     roles = {role for variant in variants.values() for role in variant.integers}
     if roles:
-        tell("measuring the ranges of values")
+        report_progress("measuring the ranges of values")
         ranges = calibrate_ranges(bare, policy.inputs.measured(), roles)
     for name in names:
         if name != REFERENCE:
-            tell(f"storing {name}")
+            report_progress(f"storing {name}")
             kind = SEGMENTER_VARIANTS[name]
             write_variant(exported.graphs_for(kind.device), folder / name, kind, ranges)
     if exported.for_gpu:
         shutil.rmtree(whole / FOR_GPU)
     draft = _draft(part, exported, variants)
-    compared = verify_masks(_described(folder, draft), policy.gate, tell, policy.inputs)
+    compared = verify_masks(_described(folder, draft), policy.gate, report_progress, policy.inputs)
     _finish(part, folder, draft, policy, verdict.and_also(compared))
 
 
 def _verify_form(
-    part: PartPlan, exported: ExportedSegmenter, folder: Path, policy: GatePolicy, tell: Tell
+    part: PartPlan,
+    exported: ExportedSegmenter,
+    folder: Path,
+    policy: GatePolicy,
+    report_progress: ProgressReporter,
 ) -> Verdict:
     """Compare with torch what variants for GPUs are made of."""
-    tell("comparing the graphs in their form for GPUs with torch")
+    report_progress("comparing the graphs in their form for GPUs with torch")
     graphs = {role: p.relative_to(folder).as_posix() for role, p in exported.for_gpu.items()}
     whole = _draft(part, exported, {REFERENCE: Variant("gpu", "fp32", graphs, "portable")})
     checks = [check for check in exported.checks if check.role in graphs]
@@ -239,7 +248,11 @@ def _draft(part: PartPlan, exported: ExportedSegmenter, variants: dict[str, Vari
 
 
 def make_mllm(
-    part: PartPlan, folder: Path, segmenter: Path | None, policy: GatePolicy, tell: Tell
+    part: PartPlan,
+    folder: Path,
+    segmenter: Path | None,
+    policy: GatePolicy,
+    report_progress: ProgressReporter,
 ) -> None:
     """Write an MLLM's part into a folder.
 
@@ -250,8 +263,8 @@ def make_mllm(
     assert source is not None
     assert isinstance(recipe, MllmRecipe)
     # 1. The graphs in fp32, compared with torch.
-    whole = {str(REFERENCE): _write_variant(source, REFERENCE, folder, tell)}
-    tell("writing the embeddings")
+    whole = {str(REFERENCE): _write_variant(source, REFERENCE, folder, report_progress)}
+    report_progress("writing the embeddings")
     export_mllm_tables(source, folder)
     provenance = {**source.provenance, **origin_of(part.source), "order": part.order}
     if part.adapter is not None:
@@ -259,7 +272,7 @@ def make_mllm(
     draft = PartDraft("mllm", source.family, source.settings, whole, provenance)
     opened, streamed = _described(folder, draft), too_large(part)
     published = open_reference(part.source, source, part.adapter, streamed=streamed)
-    verdict = verify_published(opened, published, policy.gate, tell, streamed=streamed)
+    verdict = verify_published(opened, published, policy.gate, report_progress, streamed=streamed)
     fit = preset_fit(source, published)
     if warning := fit.warning(recipe.preset or "of its family"):
         warnings.warn(warning, SegagentWarning, stacklevel=2)
@@ -267,11 +280,13 @@ def make_mllm(
     policy.require("mllm", verdict)
     # 2. The variants, compared with them.
     names = [name for name in recipe.variants if name != REFERENCE]
-    more = {str(name): _write_variant(source, name, folder, tell) for name in names}
+    more = {str(name): _write_variant(source, name, folder, report_progress) for name in names}
     draft = replace(draft, variants=more | whole)
     masks = None if segmenter is None else _open_segmenter(segmenter)
     opened = _described(folder, draft)
-    compared = verify_replies(opened, masks, policy.gate, tell, policy.inputs, streamed=streamed)
+    compared = verify_replies(
+        opened, masks, policy.gate, report_progress, policy.inputs, streamed=streamed
+    )
     quality = "not measured"
     if recipe.preset in ZERO_SHOT:
         quality += "; the model was not trained for this task"
@@ -280,10 +295,12 @@ def make_mllm(
     )
 
 
-def _write_variant(source: MllmSource, name: VariantName, folder: Path, tell: Tell) -> Variant:
+def _write_variant(
+    source: MllmSource, name: VariantName, folder: Path, report_progress: ProgressReporter
+) -> Variant:
     kind = MLLM_VARIANTS[name]
     (folder / name).mkdir()
-    watched = counted(source, tell, f"writing {name}")
+    watched = counted(source, report_progress, f"writing {name}")
     paths = export_mllm_graphs(watched, folder / name, kind.arithmetic, kind.dialect)
     graphs = {role: f"{name}/{path.name}" for role, path in paths.items()}
     profiles = mllm_profiles(paths, source.codec) if kind.dialect == "portable" else {}

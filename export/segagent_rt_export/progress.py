@@ -19,9 +19,9 @@ class Progress:
         done: how much is finished for good; `show` counts from here.
     """
 
-    def __init__(self, tell: Callable[[str], None], what: str, total: int) -> None:
+    def __init__(self, report_progress: Callable[[str], None], what: str, total: int) -> None:
         self.done = 0
-        self._tell, self._what, self._total = tell, what, max(total, 1)
+        self._report_progress, self._what, self._total = report_progress, what, max(total, 1)
         self._start: tuple[float, int] | None = None
         self._told = -1
 
@@ -32,7 +32,7 @@ class Progress:
         step = STEPS * done // self._total
         if step > self._told:
             self._told = step
-            self._tell(f"{self._what}, {step / STEPS:.0%}{self._left(now, done)}")
+            self._report_progress(f"{self._what}, {step / STEPS:.0%}{self._left(now, done)}")
 
     def _left(self, now: float, done: int) -> str:
         """What was there at the beginning, as after an interrupted download, took no time."""

@@ -109,7 +109,7 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
         from segagent_rt_training.photo.bundle import PhotoTrial, ship_photo
 
         trial = PhotoTrial(photos, held_out, scenes, not allow_below_gate)
-        ship_photo(folder, output or Path("engines/photo"), side, trial, _tell)
+        ship_photo(folder, output or Path("engines/photo"), side, trial, _report_progress)
     elif what == "photo-gallery":
         from segagent_rt_training.photo.gallery import write_gallery
 
@@ -121,7 +121,7 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
             folder,
             output or Path("engines/tiny"),
             Trial(scenes, scenes, not allow_below_gate),
-            _tell,
+            _report_progress,
         )
     elif what == "report":
         write_report(folder, output or Path("engines/tiny"), Path("docs"))
@@ -131,7 +131,7 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
         train(TrainingPlan(what, folder, seed, scale, processes, rounds, start, files, images))  # type: ignore[arg-type]
 
 
-def _tell(what: str) -> None:
+def _report_progress(what: str) -> None:
     typer.echo(what, err=True)
 
 

@@ -35,7 +35,9 @@ class Trial:
     gated: bool = True
 
 
-def ship(training: Path, target: Path, trial: Trial, tell: Callable[[str], None]) -> None:
+def ship(
+    training: Path, target: Path, trial: Trial, report_progress: Callable[[str], None]
+) -> None:
     """Write the bundle to `target`, its figures in its manifests.
 
     Raises:
@@ -44,14 +46,14 @@ def ship(training: Path, target: Path, trial: Trial, tell: Callable[[str], None]
     stage = last_stage(training)
     with new_part(target) as folder:
         bundle = folder / "bundle"
-        tell(f"export {stage}")
+        report_progress(f"export {stage}")
         write_demo_bundle(*trained_nets(training, stage), bundle)
         with load(bundle) as runtime:
-            tell(f"compare {trial.states} replies with the weights before export")
+            report_progress(f"compare {trial.states} replies with the weights before export")
             agreement = _agreement(runtime, training, stage, trial.states)
             if trial.gated:
                 check_gate(agreement)
-            figures = evaluate(runtime, trial.scenes, tell)
+            figures = evaluate(runtime, trial.scenes, report_progress)
         origin = provenance(training)
         seen = {"oracle_miou_by_click": figures["scenes"]["oracle_miou_by_click"]}
         _describe(bundle / "segmenter" / MANIFEST_FILE, origin, seen)
@@ -69,11 +71,13 @@ def _agreement(runtime: Runtime, training: Path, stage: str, states: int) -> dic
     )
 
 
-def evaluate(runtime: Runtime, scenes: int, tell: Callable[[str], None]) -> dict[str, Any]:
+def evaluate(
+    runtime: Runtime, scenes: int, report_progress: Callable[[str], None]
+) -> dict[str, Any]:
     """Figures on held-out scenes, and first clicks without or with a wrong expression."""
 
     def run(ablate: Any, rules: StoppingRules) -> dict[str, Any]:
-        tell(f"evaluate {scenes} scenes, expressions {ablate}")
+        report_progress(f"evaluate {scenes} scenes, expressions {ablate}")
         suite = SceneSuite(scenes, EVAL_SEED, ablate=ablate)
         return evaluate_scenes(runtime, suite, rules, lambda _: None)
 

@@ -42,7 +42,7 @@ class Optimisations:
 
 
 def run_ablation(
-    runtime: Runtime, scenario: Scenario, tell: Callable[[str], None]
+    runtime: Runtime, scenario: Scenario, report_progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Seconds with all optimisations, and for each how many times as long the loop takes without.
 
@@ -59,7 +59,7 @@ def run_ablation(
             seconds = walk.timed(scene.image, query_of(scene), query_of(scene, 1))
             if number >= scenario.warm_up:
                 taken[name].append(seconds)
-        tell(f"{scenario.name}: {number + 1}")
+        report_progress(f"{scenario.name}: {number + 1}")
     without = {n: ratio_percentiles(s, taken[ALL]) for n, s in taken.items() if n != ALL}
     return {"total": percentiles(taken[ALL]), "times_as_long_without": without}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -27,11 +27,9 @@ from segagent_rt.loop import StoppingRules
 from segagent_rt.metrics import iou
 from segagent_rt.runtime import Runtime
 from segagent_rt.scenes import Scene
-from segagent_rt.types import Request, RgbImage, Trajectory
+from segagent_rt.types import ProgressReporter, Request, RgbImage, Trajectory
 
 DECODER = "mllm decoder"
-
-Tell = Callable[[str], None]
 
 
 class ReferenceRunner(Protocol):
@@ -73,19 +71,21 @@ class Comparison:
     contender: ReferenceRunner
     scenario: Scenario
 
-    def run(self, tell: Tell, gate: ParityGate | None = None) -> dict[str, Any]:
+    def run(
+        self, report_progress: ProgressReporter, gate: ParityGate | None = None
+    ) -> dict[str, Any]:
         """The document of a comparison. Ratios are None where the gate is not passed."""
         laps = []
         for number, scene in enumerate(self.scenario.draw()):
             laps.append(self._lap(scene, number))
-            tell(f"{self.scenario.name}: {number + 1}")
+            report_progress(f"{self.scenario.name}: {number + 1}")
         laps = laps[self.scenario.warm_up :]
         gate = gate or ParityGate()
         states, replies = list[ParityState](), ReplyChecks([], [], [])
         for lap in laps:
             states += replay(self.runtime.open(lap.scene.image), lap.theirs.found, gate)
             self._check_replies(lap, replies)
-            tell(f"{self.scenario.name}: comparing")
+            report_progress(f"{self.scenario.name}: comparing")
         return {
             "scenario": self.scenario.name,
             "clicks": self.scenario.clicks,

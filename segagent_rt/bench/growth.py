@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -15,8 +15,7 @@ from segagent_rt.bench.stats import percentiles
 from segagent_rt.loop import StoppingRules
 from segagent_rt.runtime import Runtime
 from segagent_rt.scenes import Scene
-
-Tell = Callable[[str], None]
+from segagent_rt.types import ProgressReporter
 
 SIDES = (512, 1024, 2048, 3464)
 """Images of 0.26 to 12 megapixels."""
@@ -46,7 +45,7 @@ class Point:
         return time.perf_counter() - start
 
 
-def grow(runtime: Runtime, scenario: Scenario, tell: Tell) -> dict[str, Any]:
+def grow(runtime: Runtime, scenario: Scenario, report_progress: ProgressReporter) -> dict[str, Any]:
     """Milliseconds over each of four figures, all else as usual; `steepest` is the most that time
     grew faster than the figure between two neighbours (above 1: superlinear)."""
     usual = Point(runtime, scenario.side)
@@ -56,19 +55,21 @@ def grow(runtime: Runtime, scenario: Scenario, tell: Tell) -> dict[str, Any]:
         "clicks": {str(n): replace(usual, clicks=n) for n in CLICKS},
         "expressions": {str(n): replace(asked, expressions=n) for n in EXPRESSIONS},
     }
-    curves = {name: _curve(name, points, scenario, tell) for name, points in growing.items()}
+    curves = {
+        name: _curve(name, points, scenario, report_progress) for name, points in growing.items()
+    }
     steepest = {name: _steepest(curve) for name, curve in curves.items()}
     with ExitStack() as stack:
         others = {
             str(count): replace(usual, runtime=stack.enter_context(_with_threads(runtime, count)))
             for count in range(1, _cores(runtime) + 1)
         }
-        threads = _curve("threads", others, scenario, tell)
+        threads = _curve("threads", others, scenario, report_progress)
     return {"growth": curves | {"threads": threads}, "steepest": steepest}
 
 
 def _curve(
-    name: str, points: Mapping[str, Point], scenario: Scenario, tell: Tell
+    name: str, points: Mapping[str, Point], scenario: Scenario, report_progress: ProgressReporter
 ) -> dict[str, dict[str, Any]]:
     """All points in turn for one scene, then for the next: a machine that slows down slows all."""
     drawn = [replace(scenario, side=p.side).draw(p.expressions) for p in points.values()]
@@ -76,7 +77,7 @@ def _curve(
         [point.seconds(scene) for point, scene in zip(points.values(), scenes, strict=True)]
         for scenes in zip(*drawn, strict=True)
     ][scenario.warm_up :]
-    tell(f"{scenario.name}: {name}")
+    report_progress(f"{scenario.name}: {name}")
     return {
         key: percentiles(list(row))
         for key, row in zip(points, zip(*times, strict=True), strict=True)

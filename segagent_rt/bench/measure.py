@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -29,8 +29,7 @@ from segagent_rt.bench.stats import percentiles
 from segagent_rt.metrics import iou
 from segagent_rt.runtime import Canvas, Runtime
 from segagent_rt.scenes import Scene
-
-Tell = Callable[[str], None]
+from segagent_rt.types import ProgressReporter
 
 SETTLED = 50
 """Images after which a process should need no more memory."""
@@ -39,7 +38,7 @@ DIFFERENT = 64
 
 
 def run_scenario(
-    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, tell: Tell
+    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, report_progress: ProgressReporter
 ) -> dict[str, Any]:
     """Run one scenario; figures in milliseconds unless they say otherwise."""
     work = {
@@ -48,34 +47,36 @@ def run_scenario(
         "ablation": _ablation, "growth": _growth,
     }[scenario.kind]  # fmt: skip
     with EnergyMeter(find_meter()) as energy:
-        found = work(runtime, meter, scenario, tell)
+        found = work(runtime, meter, scenario, report_progress)
     joules = None if energy.joules is None else round(energy.joules, 2)
     return {
         "kind": scenario.kind, "scenes": scenario.scenes, "seed": scenario.seed, "joules": joules,
     } | found  # fmt: skip
 
 
-def _one(runtime: Runtime, meter: GraphProfiler, scenario: Scenario, tell: Tell) -> dict[str, Any]:
+def _one(
+    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, report_progress: ProgressReporter
+) -> dict[str, Any]:
     """`first` is the first walk after the graphs were loaded."""
     walks = list[LoopRun]()
     for scene in scenario.draw():
         canvas = runtime.open(scene.image)
         walks.append(timed_run(canvas, meter, scenario.rules, query_of(scene)))
-        tell(f"{scenario.name}: {len(walks)}")
+        report_progress(f"{scenario.name}: {len(walks)}")
     return {"first": _ms(walks[0].seconds)} | figures(walks[scenario.warm_up :])
 
 
 def _sequence(
-    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, tell: Tell
+    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, report_progress: ProgressReporter
 ) -> dict[str, Any]:
     """Frames come one after the other; the graphs and their buffers stay."""
-    found = _one(runtime, meter, scenario, tell)
+    found = _one(runtime, meter, scenario, report_progress)
     found["frames_per_second"] = round(1000 / found["total"]["p50"], 2)
     return found
 
 
 def _endurance(
-    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, tell: Tell
+    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, report_progress: ProgressReporter
 ) -> dict[str, Any]:
     """Image after image, nothing kept of any: does memory stay? The same few scenes come again."""
     scenes = list(islice(scenario.draw(), DIFFERENT))
@@ -84,7 +85,7 @@ def _endurance(
         scene = scenes[number % len(scenes)]
         record = timed_run(runtime.open(scene.image), meter, scenario.rules, query_of(scene))
         seconds[number], resident[number] = record.seconds, resident_bytes() or 0
-        tell(f"{scenario.name}: {number + 1}")
+        report_progress(f"{scenario.name}: {number + 1}")
     first, later = resident[:SETTLED], resident[SETTLED:]
     known = len(later) > 0 and first[-1] > 0
     return {
@@ -99,7 +100,9 @@ def _thinned(values: npt.NDArray[np.float64]) -> list[float]:
     return [round(float(value), 1) for value in values[:: -max(len(values) // 20, 1)][::-1]]
 
 
-def _many(runtime: Runtime, meter: GraphProfiler, scenario: Scenario, tell: Tell) -> dict[str, Any]:
+def _many(
+    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, report_progress: ProgressReporter
+) -> dict[str, Any]:
     """N expressions on one canvas, and the same on a fresh canvas each, in turn."""
     out = {}
     for count in scenario.expressions:
@@ -109,7 +112,7 @@ def _many(runtime: Runtime, meter: GraphProfiler, scenario: Scenario, tell: Tell
             if number >= scenario.warm_up:
                 shared.append(times[0])
                 fresh.append(times[1])
-            tell(f"{scenario.name} {count}: {number + 1}")
+            report_progress(f"{scenario.name} {count}: {number + 1}")
         out[str(count)] = {
             "shared": percentiles(shared),
             "fresh": percentiles(fresh),
@@ -139,19 +142,19 @@ def _timed(canvases: Iterable[Canvas], asked: Sequence[BenchQuery], scenario: Sc
 
 
 def _ablation(
-    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, tell: Tell
+    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, report_progress: ProgressReporter
 ) -> dict[str, Any]:
-    return run_ablation(runtime, scenario, tell)
+    return run_ablation(runtime, scenario, report_progress)
 
 
 def _growth(
-    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, tell: Tell
+    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, report_progress: ProgressReporter
 ) -> dict[str, Any]:
-    return grow(runtime, scenario, tell)
+    return grow(runtime, scenario, report_progress)
 
 
 def _deadline(
-    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, tell: Tell
+    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, report_progress: ProgressReporter
 ) -> dict[str, Any]:
     """The loop run to its end, then stopped at shares of its median time."""
     scenes = list(scenario.draw())
@@ -165,7 +168,7 @@ def _deadline(
         limit = share * usual
         ended = [_until(runtime, scenario, limit, scene) for scene in scenes[scenario.warm_up :]]
         shares[str(share)] = _deadline_figures(limit, ended)
-        tell(f"{scenario.name} {share:.0%}")
+        report_progress(f"{scenario.name} {share:.0%}")
     return {"whole": figures(whole), "shares": shares}
 
 

@@ -105,7 +105,7 @@ def command(
         if against:
             document |= _compare(runtime, meter, chosen[0], weights)
         else:
-            found = {s.name: run_scenario(runtime, meter, s, _tell) for s in chosen}
+            found = {s.name: run_scenario(runtime, meter, s, _report_progress) for s in chosen}
             document["scenarios"] = found
             sizes, flops = weight_bytes(runtime), flops_per_call(runtime, next(chosen[0].draw()))
             document["roofline"] = {
@@ -131,7 +131,7 @@ def _compare(runtime: Any, meter: Any, scenario: Any, weights: Path | None) -> d
     from segagent_rt.bench.compare_reference import Comparison
 
     contender = open_reference_loop(runtime.bundle, weights, runtime.where.threads)
-    return Comparison(runtime, meter, contender, scenario).run(_tell)
+    return Comparison(runtime, meter, contender, scenario).run(_report_progress)
 
 
 def open_reference_loop(bundle: Any, weights: Path | None, threads: int | None) -> Any:
@@ -158,7 +158,7 @@ def open_reference_loop(bundle: Any, weights: Path | None, threads: int | None) 
     return module.open_reference(bundle, weights, threads)
 
 
-_tell = console.phases(every=console.EVERY_LINE)
+_report_progress = console.phases(every=console.EVERY_LINE)
 
 ONLY_WITH = dict.fromkeys(
     ("bundle", "scenario", "against", "weights", "output", "overwrite", "backend", "threads"),

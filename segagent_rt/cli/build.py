@@ -173,6 +173,6 @@ def _check_memory(part: Part, graph: Graph) -> None:
 
 def _telling(what: str) -> Callable[[str], None]:
     """Progress on stderr, seldom in a log."""
-    tell = console.phases(f"building the {what}", every=console.EVERY_LINE)
-    tell("begun")
-    return tell
+    report_progress = console.phases(f"building the {what}", every=console.EVERY_LINE)
+    report_progress("begun")
+    return report_progress

@@ -69,14 +69,16 @@ def telling_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         show_other = warnings.showwarning
 
-        def tell(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        def report_progress(
+            message: Warning | str, category: type[Warning], *place: Any, **more: Any
+        ) -> None:
             if issubclass(category, SegagentWarning):
                 warn(f"warning: {message}")
             else:
                 show_other(message, category, *place, **more)
 
         warnings.simplefilter("always", SegagentWarning)
-        warnings.showwarning = tell
+        warnings.showwarning = report_progress
         yield
 
 
@@ -94,7 +96,7 @@ def progress(title: str, *, in_logs: bool = True) -> Report:
     if not in_logs and not _on_terminal():
         return lambda done, total: None
     start, said = time.monotonic(), -EVERY_LINE
-    tell = phases(title)
+    report_progress = phases(title)
 
     def report(done: int, total: int) -> None:
         nonlocal said
@@ -103,7 +105,7 @@ def progress(title: str, *, in_logs: bool = True) -> Report:
             return
         said = passed
         left = passed / done * (total - done) if done else 0.0
-        tell(f"{done} of {total}, {in_words(left)} left")
+        report_progress(f"{done} of {total}, {in_words(left)} left")
         if done == total:
             end_line()
 
@@ -119,7 +121,7 @@ def phases(title: str = "", *, every: float = 0.0) -> Callable[[str], None]:
     """
     prefix, said = f"{title}: " if title else "", float("-inf")
 
-    def tell(phase: str) -> None:
+    def report_progress(phase: str) -> None:
         nonlocal said
         if not _on_terminal() and time.monotonic() - said < every:
             return
@@ -130,7 +132,7 @@ def phases(title: str = "", *, every: float = 0.0) -> Callable[[str], None]:
         elif not _quiet:
             say(f"{prefix}{phase}")
 
-    return tell
+    return report_progress
 
 
 def clear_line() -> None:

@@ -113,10 +113,12 @@ def _training(
     chosen = training.check_preset(preset or target.preset, PRESETS)
     check_replaceable((output / name for name in target.files), overwrite=overwrite)
     shown = list(training.trainable(open_trajectories(data, places), context))
-    context.tell(data, len(shown))
-    tell = console.progress(Path(data).stem)
+    context.report_progress(data, len(shown))
+    report_progress = console.progress(Path(data).stem)
     taught = list(
-        training.conversation_samples(shown, chosen, output, tell, problems, overwrite=overwrite)
+        training.conversation_samples(
+            shown, chosen, output, report_progress, problems, overwrite=overwrite
+        )
     )
     if not taught:
         raise DataInvalid(f"{data} gives no sample: {'; '.join(problems[:1])}")

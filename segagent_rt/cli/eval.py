@@ -248,8 +248,8 @@ def _on_scenes(
 
     scenes, seed, ablate = which
     suite = SceneSuite(scenes, seed, ablate=ablate)
-    tell = console.progress("scenes")
-    return evaluate_scenes(runtime, suite, rules, lambda done: tell(done, scenes))
+    report_progress = console.progress("scenes")
+    return evaluate_scenes(runtime, suite, rules, lambda done: report_progress(done, scenes))
 
 
 def text(figures: dict[str, Any]) -> str:

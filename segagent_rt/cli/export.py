@@ -113,7 +113,7 @@ def command(
     photos = None if calibration is None else open_photo_inputs(calibration)
     if download:
         wanted = found if target == "bundle" else found.narrowed("mllm", ())
-        fetch_missing(wanted.sources, _tell)
+        fetch_missing(wanted.sources, _report_progress)
     if target != "bundle":
         _prepare(found, target, output)
         return
@@ -125,7 +125,7 @@ def command(
     for line in describe(plan):
         console.say(line)
     check_room(plan)
-    run_export(plan, GatePolicy(forgiving=below_gate, photos=photos), _tell)
+    run_export(plan, GatePolicy(forgiving=below_gate, photos=photos), _report_progress)
     _report(plan)
 
 
@@ -134,7 +134,7 @@ def _prepare(recipe: Recipe, target: str, output: Path | None) -> None:
     from segagent_rt_export.targets.prepare import prepare
 
     folder = output or Path("engines") / f"{recipe.name}-{target}"
-    served = prepare(recipe, target, folder, _tell)  # type: ignore[arg-type]
+    served = prepare(recipe, target, folder, _report_progress)  # type: ignore[arg-type]
     console.end_line()
     console.show_row("folder", folder)
     for what, command in served.commands.items():
@@ -151,7 +151,7 @@ def _list() -> None:
         console.show_row(found.name, families, found.about)
 
 
-_tell = console.phases()
+_report_progress = console.phases()
 
 
 def _report(plan: Plan) -> None:

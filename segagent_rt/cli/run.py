@@ -306,14 +306,14 @@ def _run_images(
     if "-" in sources:
         raise typer.BadParameter("- stands for one image, and goes with no others")
     items = gather_items(sources, read_list(from_list) if from_list else (), prompts)
-    tell = console.progress("images", in_logs=False)
+    report_progress = console.progress("images", in_logs=False)
     by_hand = all(prompt.by_hand for item in items for prompt in item.prompts)
     with (
         start(by_hand) as runtime,
         _resumable(),
         BatchFolder(output, options, runtime) as batch,
     ):
-        outcomes = annotate_images(runtime, items, batch, tell)
+        outcomes = annotate_images(runtime, items, batch, report_progress)
         show_batch(outcomes, batch, lost_is_fine=False, as_json=as_json)
 
 
@@ -331,13 +331,15 @@ def _run_video(
     from segagent_rt.video import Video, annotate_video
 
     video = Video(path, options.max_megapixels)
-    tell = console.progress("frames", in_logs=False)
+    report_progress = console.progress("frames", in_logs=False)
     with (
         start(prompts[0].by_hand) as runtime,
         _resumable(),
         BatchFolder(output, options, runtime) as batch,
     ):
-        outcomes = annotate_video(runtime, video, prompts, batch, tell, look_every=look_every)
+        outcomes = annotate_video(
+            runtime, video, prompts, batch, report_progress, look_every=look_every
+        )
         show_batch(outcomes, batch, lost_is_fine=True, as_json=as_json)
 
 

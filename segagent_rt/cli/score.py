@@ -150,7 +150,7 @@ def _rate(runtime: Any, path: Path, places: Places) -> tuple[Any, list[Rated]]:
         )
     context = places.context(path.parent)
     samples = read_coco(document, path.name, context)
-    context.tell(path.name, len(samples), sum(sample.crowd for sample in samples))
+    context.report_progress(path.name, len(samples), sum(sample.crowd for sample in samples))
     return document, list(rate_all(samples, runtime, console.progress(path.stem)))
 
 

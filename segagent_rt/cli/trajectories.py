@@ -128,7 +128,7 @@ def command(
     With --star, <data>.star.trajectories.json holds them again, and the MLLM's own walks, in which
     the annotator's clicks replace those that made a mask no better.
     """
-    tell = console.progress
+    report_progress = console.progress
     check_options(context, "--check" if check else MAKING, ONLY_WITH)
     from segagent_rt.data.demonstrate import Limits
     from segagent_rt.data.generation import Generation, generate, replay
@@ -145,7 +145,7 @@ def command(
     with load(bundle, backend=backend, threads=threads, parts=here) as runtime:
         if check:
             found = [shown for name in data for shown in open_trajectories(name, places)]
-            _judge(replay(found, runtime, tell("replayed")), as_json)
+            _judge(replay(found, runtime, report_progress("replayed")), as_json)
             return
         check_writable(output)
         limits = Limits(max_clicks, good, least_gain, after_loss)
@@ -154,14 +154,18 @@ def command(
         opened = open_all(data, places)
         with distribute(cluster, runtime, how.demonstrator, parts) as spread:
             made = [
-                generate(each, runtime, how, _file(output, each), spread, tell(each.title))
+                generate(
+                    each, runtime, how, _file(output, each), spread, report_progress(each.title)
+                )
                 for each in opened
             ]
         if star is not None:
             more = Round(replace(limits, most=star), restart=overwrite)
             with distribute(cluster, runtime, more.walker, parts) as spread:
                 made += [
-                    add_round(each, first, runtime, more, spread, tell(f"{each.title}, StaR+"))
+                    add_round(
+                        each, first, runtime, more, spread, report_progress(f"{each.title}, StaR+")
+                    )
                     for each, first in zip(opened, made, strict=True)
                 ]
     _report(made, as_json)

@@ -9,7 +9,7 @@ from typing import Any
 
 from segagent_rt.data.canvas_cache import CanvasCache
 from segagent_rt.data.demonstrate import EncodedImage, Limits, begin, demonstrate, same_masks
-from segagent_rt.data.journal import Journal, Tell
+from segagent_rt.data.journal import CountReporter, Journal
 from segagent_rt.data.record import Sample
 from segagent_rt.data.sources import DataSet
 from segagent_rt.data.trajectories import (
@@ -109,7 +109,7 @@ def generate(
     how: Generation,
     path: Path,
     spread: ProcessAll[Task],
-    tell: Tell,
+    report_progress: CountReporter,
 ) -> Made:
     """Write the trajectories of a data set to `path`; its journal lies beside it.
 
@@ -123,7 +123,7 @@ def generate(
     tasks = how.tasks(data)
     noted = path.with_suffix(".journal.jsonl")
     with Journal(noted, heading, check=check_record, overwrite=how.restart) as journal:
-        problems = complete(journal, tasks, spread, tell)
+        problems = complete(journal, tasks, spread, report_progress)
         records = [journal.done[task.key] for task in tasks if task.key in journal.done]
     write_trajectories(path, records, heading, overwrite=how.restart)
     clicks = sum(len(record["clicks_list"]) for record in records)
@@ -149,7 +149,9 @@ class Replayed:
         return self.same_trajectories / self.trajectories if self.trajectories else 1.0
 
 
-def replay(demonstrations: Sequence[Demonstration], runtime: Runtime, tell: Tell) -> Replayed:
+def replay(
+    demonstrations: Sequence[Demonstration], runtime: Runtime, report_progress: CountReporter
+) -> Replayed:
     """Click every trajectory again.
 
     Raises:
@@ -166,7 +168,7 @@ def replay(demonstrations: Sequence[Demonstration], runtime: Runtime, tell: Tell
             same += found
             whole += found == len(demonstration.clicks)
             masks += len(demonstration.clicks)
-        tell(done, len(demonstrations))
+        report_progress(done, len(demonstrations))
     if problems and len(problems) == len(demonstrations):
         raise DataInvalid(f"no trajectory can be replayed: {problems[0]}")
     done = len(demonstrations) - len(problems)

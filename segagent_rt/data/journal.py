@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from segagent_rt.errors import DataInvalid, OutputError
 from segagent_rt.io import check_writable, dump_json, parse_json
 
-Tell: TypeAlias = Callable[[int, int], None]
+CountReporter: TypeAlias = Callable[[int, int], None]
 """Called with the number of pieces done and to do, those of earlier runs not counted."""
 
 

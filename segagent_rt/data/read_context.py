@@ -58,7 +58,7 @@ class ReadContext:
                 ) from error
             self.skipped.append(str(error))
 
-    def tell(self, title: str, read: int, crowds: int = 0) -> None:
+    def report_progress(self, title: str, read: int, crowds: int = 0) -> None:
         """Warn of everything that a reader of the results should know.
 
         Args:

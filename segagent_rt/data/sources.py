@@ -124,7 +124,7 @@ def _read(
     title: str, read: Callable[[Path, ReadContext], list[Sample]], path: Path, context: ReadContext
 ) -> DataSet:
     samples = read(path, context)
-    context.tell(title, len(samples), sum(sample.crowd for sample in samples))
+    context.report_progress(title, len(samples), sum(sample.crowd for sample in samples))
     return DataSet(title, samples, tuple(context.categories), tuple(context.skipped))
 
 
@@ -156,7 +156,7 @@ def recordings_in(name: str, places: Places) -> list[Recording] | None:
         return None
     context = places.context(path.parent)
     recordings = read_predictions(document, path.name, context)
-    context.tell(path.name, len(recordings))
+    context.report_progress(path.name, len(recordings))
     return recordings
 
 
@@ -174,7 +174,7 @@ def open_trajectories(name: str, places: Places) -> list[Demonstration]:
         )
     context = places.context(path.parent)
     found = read_trajectories(document, path.name, context)
-    context.tell(path.name, len(found))
+    context.report_progress(path.name, len(found))
     return found
 
 

@@ -18,7 +18,7 @@ from segagent_rt.annotators.oracle import next_click
 from segagent_rt.data.canvas_cache import CanvasCache
 from segagent_rt.data.demonstrate import Attempt, EncodedImage, Limits, TrajectoryBuilder
 from segagent_rt.data.generation import Made
-from segagent_rt.data.journal import Journal, Tell
+from segagent_rt.data.journal import CountReporter, Journal
 from segagent_rt.data.reading import field, read_json
 from segagent_rt.data.record import ExpressionQuery, RunLengths, Sample, expression_queries
 from segagent_rt.data.sources import DataSet
@@ -142,7 +142,7 @@ def add_round(
     runtime: Runtime,
     how: Round,
     spread: ProcessAll[ExpressionQuery],
-    tell: Tell,
+    report_progress: CountReporter,
 ) -> Made:
     """Write the trajectories that were made already and those of a round into one more file.
 
@@ -159,7 +159,7 @@ def add_round(
     asked = list(expression_queries(data.samples))
     noted = path.with_suffix(".journal.jsonl")
     with Journal(noted, heading, check=_check_walk, overwrite=how.restart) as journal:
-        problems = complete(journal, asked, spread, tell)
+        problems = complete(journal, asked, spread, report_progress)
         walks = [journal.done[question.key] for question in asked if question.key in journal.done]
     first = read_json(made.path)
     records = [*first["data"], *(record for walk in walks for record in walk["records"])]

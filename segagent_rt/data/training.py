@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from segagent_rt.data.canvas_cache import check_size
 from segagent_rt.data.images import read_picture
-from segagent_rt.data.journal import Tell
+from segagent_rt.data.journal import CountReporter
 from segagent_rt.data.read_context import ReadContext
 from segagent_rt.data.record import corners
 from segagent_rt.data.trajectories import Demonstration
@@ -74,7 +74,7 @@ def conversation_samples(
     demonstrations: Sequence[Demonstration],
     preset: Preset[ReplyProtocol],
     folder: Path,
-    tell: Tell,
+    report_progress: CountReporter,
     problems: list[str],
     *,
     overwrite: bool = False,
@@ -87,7 +87,7 @@ def conversation_samples(
         demonstrations: the trajectories.
         preset: form of the question and the reply.
         folder: of the training data.
-        tell: called with the number of trajectories done and of all.
+        report_progress: called with the number of trajectories done and of all.
         problems: takes a sentence about each picture that is missing, damaged or of another size.
         overwrite: also replace a file that we did not write.
     """
@@ -112,7 +112,7 @@ def conversation_samples(
                 yield ConversationSample(
                     picture, preset.instruction.replace("{expression}", said), reply
                 )
-        tell(at + 1, len(demonstrations))
+        report_progress(at + 1, len(demonstrations))
 
 
 def _jpeg(pixels: RgbImage) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from segagent_rt.data.journal import Journal, Tell
+from segagent_rt.data.journal import CountReporter, Journal
 from segagent_rt.data.record import Sample
 from segagent_rt.errors import InputError
 
@@ -54,11 +54,12 @@ def sequentially(do: ProcessItem[P]) -> ProcessAll[P]:
 
 
 def complete(
-    journal: Journal, items: Sequence[P], spread: ProcessAll[P], tell: Tell
+    journal: Journal, items: Sequence[P], spread: ProcessAll[P], report_progress: CountReporter
 ) -> Mapping[str, str]:
     """Have everything done that the journal does not hold yet; returns what failed, by key.
 
-    `tell` is called with the number of pieces done and to do, those of earlier runs not counted.
+    `report_progress` is called with the number of pieces done and to do, those of earlier runs not
+    counted.
     """
     todo = [item for item in items if item.key not in journal.done]
     problems = dict[str, str]()
@@ -67,7 +68,7 @@ def complete(
             problems[outcome.key] = outcome.problem or ""
         else:
             journal.append(outcome.key, outcome.content)
-        tell(done, len(todo))
+        report_progress(done, len(todo))
     return problems
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segagent_rt.data.journal import Journal, Tell
+from segagent_rt.data.journal import CountReporter, Journal
 from segagent_rt.data.predictions import Recording
 from segagent_rt.data.record import ExpressionQuery
 from segagent_rt.data.sources import DataSet
@@ -44,7 +44,7 @@ class Evaluation:
         data: DataSet,
         heading: dict[str, Any],
         spread: ProcessAll[ExpressionQuery],
-        tell: Tell,
+        report_progress: CountReporter,
     ) -> dict[str, Any]:
         """Have walked what is not done yet, and write all files; returns the figures.
 
@@ -59,7 +59,7 @@ class Evaluation:
         report.check((".predictions.json", ".timings.json", ".figures.json"))
         path = report.path(".journal.jsonl")
         with Journal(path, heading, check=check_entry, overwrite=self.restart) as journal:
-            answered = answer_all(data, journal, spread, tell, self.limit)
+            answered = answer_all(data, journal, spread, report_progress, self.limit)
         if not answered.questions:
             raise DataInvalid(f"{data.title}: {_and_why(answered)}", hint=_HINT)
         timings = report.write_walks(answered)

@@ -11,7 +11,7 @@ from segagent_rt.annotators.oracle import OracleAnnotator
 from segagent_rt.bundle.manifest import PartName
 from segagent_rt.data.canvas_cache import CanvasCache
 from segagent_rt.data.images import missing_images
-from segagent_rt.data.journal import Journal, Tell
+from segagent_rt.data.journal import CountReporter, Journal
 from segagent_rt.data.predictions import Recording, describe_recording, read_recording, record
 from segagent_rt.data.reading import expect, field
 from segagent_rt.data.record import ExpressionQuery, expression_queries
@@ -144,18 +144,19 @@ def answer_all(
     data: DataSet,
     journal: Journal,
     spread: ProcessAll[ExpressionQuery],
-    tell: Tell,
+    report_progress: CountReporter,
     limit: int | None = None,
 ) -> EvalRuns:
     """Have every question answered, or the first `limit` of them, that the journal does not hold.
 
-    `tell` is called with the number of walks done and to do, those of earlier runs not counted.
+    `report_progress` is called with the number of walks done and to do, those of earlier runs not
+    counted.
     """
     wanted = list(expression_queries(data.samples))[:limit]
     missing = missing_images([question.sample for question in wanted])
     absent = set(missing)
     asked = [question for question in wanted if question.sample.image not in absent]
-    problems = complete(journal, asked, spread, tell)
+    problems = complete(journal, asked, spread, report_progress)
     refused = [(q.sample.source, problems[q.key]) for q in asked if q.key in problems]
     answered = [question for question in asked if question.key in journal.done]
     return EvalRuns(answered, [journal.done[q.key] for q in answered], missing, refused)

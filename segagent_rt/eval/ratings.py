@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from segagent_rt.data.canvas_cache import CanvasCache
-from segagent_rt.data.journal import Tell
+from segagent_rt.data.journal import CountReporter
 from segagent_rt.data.record import Sample
 from segagent_rt.errors import InputError
 from segagent_rt.runtime import Canvas, Runtime
@@ -47,8 +47,11 @@ def rate(canvas: Canvas, mask: Mask, expressions: Sequence[str]) -> float:
     return float(np.mean(ratings))
 
 
-def rate_all(samples: Sequence[Sample], runtime: Runtime, tell: Tell) -> Iterator[Rated]:
-    """Every sample but crowds with its rating; `tell` is called with the number done and of all."""
+def rate_all(
+    samples: Sequence[Sample], runtime: Runtime, report_progress: CountReporter
+) -> Iterator[Rated]:
+    """Every sample but crowds with its rating; `report_progress` is called with the number done and
+    of all."""
     canvases, samples = CanvasCache(runtime), [sample for sample in samples if not sample.crowd]
     for done, sample in enumerate(samples, 1):
         try:
@@ -56,7 +59,7 @@ def rate_all(samples: Sequence[Sample], runtime: Runtime, tell: Tell) -> Iterato
             yield Rated(sample, rating)
         except InputError as error:
             yield Rated(sample, None, str(error))
-        tell(done, len(samples))
+        report_progress(done, len(samples))
 
 
 def filtered(

@@ -66,14 +66,18 @@ class SceneSuite:
 
 
 def evaluate_scenes(
-    runtime: Runtime, suite: SceneSuite, rules: StoppingRules, tell: Callable[[int], None]
+    runtime: Runtime,
+    suite: SceneSuite,
+    rules: StoppingRules,
+    report_progress: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Run the suite; returns the figures. `tell` is called with the number of scenes done."""
+    """Run the suite; returns the figures. `report_progress` is called with the number of scenes
+    done."""
     start = time.perf_counter()
     results = []
     for done, (scene, expression) in enumerate(_questions(suite), 1):
         results.append(_one(runtime, scene, expression, rules))
-        tell(done)
+        report_progress(done)
     about = {
         "scenes": suite.scenes,
         "seed": suite.seed,

@@ -150,12 +150,12 @@ def size_of(tensor: onnx.TensorProto) -> int:
 class LockstepRunner:
     """Runs tasks at the same time and batches what they ask of a graph.
 
-    `tell` is told of every pass of questions through a graph.
+    `report_progress` is told of every pass of questions through a graph.
     """
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
+    def __init__(self, report_progress: Callable[[str], None]) -> None:
         self._asked: SimpleQueue[_PendingCall | None] = SimpleQueue()
-        self._tell, self._passes = tell, 0
+        self._report_progress, self._passes = report_progress, 0
 
     def ask(self, graph_parts: PartitionedGraph, call: GraphCall) -> Values:
         """The answer, as soon as every other task asks for something too, or has ended."""
@@ -184,7 +184,7 @@ class LockstepRunner:
         for graph_parts in dict.fromkeys(asked.graph_parts for asked in waiting):
             together = [asked for asked in waiting if asked.graph_parts is graph_parts]
             self._passes += 1
-            self._tell(
+            self._report_progress(
                 f"pass {self._passes}: {len(together)} at once through the {graph_parts.name}"
             )
             try:

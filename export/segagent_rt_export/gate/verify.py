@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from segagent_rt.types import (
     Box,
     Click,
     Mask,
+    ProgressReporter,
     Request,
     Segmenter,
     Session,
@@ -67,7 +68,6 @@ LARGE = ((1000, 1400), (1080, 1920), (4032, 3024), (40, 30), (2000, 90))
 STEPS = (slice(0, 5), slice(5, 6), slice(6, 7), slice(7, None))
 """Tokens that are read at once behind a filled cache."""
 
-Tell: TypeAlias = Callable[[str], None]
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -127,16 +127,18 @@ def _twin(annotator: MllmAnnotator) -> MllmAnnotator:
     )  # fmt: skip
 
 
-def verify_reference(part: Part, checks: Sequence[Check], gate: Gate, tell: Tell) -> Verdict:
+def verify_reference(
+    part: Part, checks: Sequence[Check], gate: Gate, report_progress: ProgressReporter
+) -> Verdict:
     """Compare a segmenter's reference with torch, and its host rules with the authors'."""
-    tell("comparing the graphs with torch")
+    report_progress("comparing the graphs with torch")
     verdict = Verdict(failures=tuple(f for f in lint(part) if f.variant is None))
     if not verdict.passed:
         return verdict
     verdict = verify_graphs(part, checks, gate)
     if verdict.refused is not None and verdict.refused.hopeless:
         return verdict
-    tell("comparing what the net is shown")
+    report_progress("comparing what the net is shown")
     numbers, complaints = _host(part, gate)
     return verdict.and_also(Verdict({"host": numbers}, tuple(map(Failure, complaints))))
 
@@ -160,18 +162,20 @@ def _away(errors: Mapping[str, float], unit: str, gate: Gate) -> Iterator[Failur
             )
 
 
-def verify_masks(part: Part, gate: Gate, tell: Tell, material: GateInputs) -> Verdict:
+def verify_masks(
+    part: Part, gate: Gate, report_progress: ProgressReporter, material: GateInputs
+) -> Verdict:
     """Compare the masks of a segmenter's variants with the reference's."""
     found, failures = dict[str, Any](), list(_of_variants(part))
     if variants := _others(part):
-        tell("recording what the reference draws")
+        report_progress("recording what the reference draws")
         try:
             with OpenedVariant(part) as opened:
                 drawn = list(material.drawn(opened.segmenter()))
         except EngineRefused as error:
             return Verdict(failures=(*failures, _not_finite(part, error)))
     for variant in variants:
-        tell(f"comparing {variant}")
+        report_progress(f"comparing {variant}")
         found[variant], complaints = _segmenter_variant(part, variant, drawn, gate)
         failures += complaints
     return Verdict({"variants": found} | _shown(material, variants), tuple(failures))
@@ -269,16 +273,23 @@ def _segmenter_variant(
 
 
 def verify_published(
-    part: Part, published: MllmReference, gate: Gate, tell: Tell, *, streamed: bool = False
+    part: Part,
+    published: MllmReference,
+    gate: Gate,
+    report_progress: ProgressReporter,
+    *,
+    streamed: bool = False,
 ) -> Verdict:
     """Compare the reference of an MLLM's part with the published model."""
-    tell("comparing the graphs with torch")
+    report_progress("comparing the graphs with torch")
     found = [f for f in lint(part) if f.variant is None] + list(_resized_otherwise(part, published))
     if found:
         return Verdict(failures=tuple(found))
     try:
-        with OpenedVariant(part, runner=LockstepRunner(tell) if streamed else None) as opened:
-            errors = published_errors(opened, published, tell)
+        with OpenedVariant(
+            part, runner=LockstepRunner(report_progress) if streamed else None
+        ) as opened:
+            errors = published_errors(opened, published, report_progress)
     except EngineRefused as error:
         return Verdict(failures=(_not_finite(part, error),))
     return Verdict({"graphs": errors}, tuple(_away(errors, "deviations away", gate)))
@@ -307,7 +318,7 @@ def verify_replies(
     part: Part,
     segmenter: Segmenter | None,
     gate: Gate,
-    tell: Tell,
+    report_progress: ProgressReporter,
     material: GateInputs | None = None,
     *,
     streamed: bool = False,
@@ -318,15 +329,18 @@ def verify_replies(
         part: holds the reference and all variants.
         segmenter: turns clicks into the masks that are compared, if there is one.
         gate: where the line is.
-        tell: is told what is going on.
+        report_progress: is told what is going on.
         material: what is asked about; generated scenes if left out.
         streamed: whether the graphs run in pieces.
     """
     found: dict[str, Any] = {}
     material = material or SceneInputs(gate.scenes)
-    failures, runner = list(_of_variants(part)), LockstepRunner(tell) if streamed else None
+    failures, runner = (
+        list(_of_variants(part)),
+        LockstepRunner(report_progress) if streamed else None,
+    )
     if variants := _others(part):
-        tell("recording what the reference answers")
+        report_progress("recording what the reference answers")
         recorded = list(material.states(segmenter))
         try:
             with OpenedVariant(part, runner=runner) as opened:
@@ -334,7 +348,7 @@ def verify_replies(
         except EngineRefused as error:
             return Verdict(failures=(*failures, _not_finite(part, error)))
     for variant in variants:
-        tell(f"comparing {variant}")
+        report_progress(f"comparing {variant}")
 
         def measure(roles: Collection[str], variant: str = variant) -> dict[str, Any]:
             with OpenedVariant(part, variant, roles, runner) as opened:
@@ -348,7 +362,7 @@ def verify_replies(
 
 
 def published_errors(
-    opened: OpenedVariant, published: MllmReference, tell: Tell
+    opened: OpenedVariant, published: MllmReference, report_progress: ProgressReporter
 ) -> dict[str, float]:
     """Errors in standard deviations of the published values: of picture embeddings, and of logits
     (prompt at once, then several tokens at once, two alone, and the rest at once)."""
@@ -356,7 +370,7 @@ def published_errors(
     found = opened.each(_outputs_of, images)
     embeddings, logits = 0.0, 0.0
     for number, (image, ours) in enumerate(zip(images, found, strict=True), 1):
-        tell(f"asking torch, picture {number} of {len(images)}")
+        report_progress(f"asking torch, picture {number} of {len(images)}")
         seen = published.picture(image).numpy()
         embeddings = max(embeddings, max_error(ours.seen, seen, seen.std()))
         theirs = published.logits(image, ours.lead, ours.tail)[-len(ours.logits) :]

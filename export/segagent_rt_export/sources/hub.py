@@ -24,15 +24,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, TypeAlias
+from typing import IO, Any, Literal, Protocol
 
 from huggingface_hub import get_token
 
+from segagent_rt.types import ProgressReporter
 from segagent_rt_export.errors import CheckpointInvalid, SourceMissing, TooLittleRoom
 from segagent_rt_export.files import read_bounded
 from segagent_rt_export.progress import Progress
-
-Tell: TypeAlias = Callable[[str], None]
 
 TIMEOUT, BLOCK, LONGEST_LISTING = 30.0, 1 << 20, 50_000_000
 """Seconds without an answer, bytes read at once, bytes of a list of files."""
@@ -137,7 +136,7 @@ class ModelScope:
 HUBS: Mapping[str, Hub] = {"hf": HuggingFace(), "ms": ModelScope()}
 
 
-def download(model: HubModel, folder: Path, tell: Tell) -> None:
+def download(model: HubModel, folder: Path, report_progress: ProgressReporter) -> None:
     """Put a model's files into a folder, which appears when all of them are there.
 
     What an interrupted download left is used, if the revision still has the same content.
@@ -145,7 +144,7 @@ def download(model: HubModel, folder: Path, tell: Tell) -> None:
     Args:
         model: what to download; the newest revision if it names none.
         folder: must not exist yet.
-        tell: is told the progress.
+        report_progress: is told the progress.
 
     Raises:
         SourceMissing: the hub cannot be reached, refuses, or sent something else than it said.
@@ -169,7 +168,7 @@ def download(model: HubModel, folder: Path, tell: Tell) -> None:
             f"{model} takes {left / 1e9:.1f} GB of the disk that holds {folder}, {free / 1e9:.1f} "
             "GB are free"
         )
-    progress = Progress(tell, f"downloading {model}", sum(f.size for f in files))
+    progress = Progress(report_progress, f"downloading {model}", sum(f.size for f in files))
     for file in files:
         if not (partial / file.name).exists():
             _fetch(model, file, partial, progress)

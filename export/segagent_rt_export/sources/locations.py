@@ -58,7 +58,7 @@ def command_for(model: HubModel) -> str:
     return _COMMANDS[model.hub].format(revision=revision, **named)
 
 
-def fetch_missing(sources: Iterable[str], tell: Callable[[str], None]) -> None:
+def fetch_missing(sources: Iterable[str], report_progress: Callable[[str], None]) -> None:
     """Download the hubs' models among these that are not here yet.
 
     Raises:
@@ -68,7 +68,7 @@ def fetch_missing(sources: Iterable[str], tell: Callable[[str], None]) -> None:
     for text in sources:
         model = parse_source(text)
         if isinstance(model, HubModel) and downloaded(model) is None:
-            download(model, folder_of(model), tell)
+            download(model, folder_of(model), report_progress)
 
 
 def parse_source(text: str) -> HubModel | Path:

@@ -122,14 +122,14 @@ def _expect_room(source: MllmSource) -> None:
     )
 
 
-def counted(source: MllmSource, tell: Callable[[str], None], what: str) -> MllmSource:
+def counted(source: MllmSource, report_progress: Callable[[str], None], what: str) -> MllmSource:
     """The same source, telling how much of its weights has been read."""
     tensors = source.weights.tensors
 
     def weigh(tensor: Stored) -> int:
         return math.prod(tensor.shape)
 
-    progress = Progress(tell, what, sum(map(weigh, tensors.values())))
+    progress = Progress(report_progress, what, sum(map(weigh, tensors.values())))
     return replace(
         source, weights=replace(source.weights, tensors=Counted(tensors, weigh, progress))
     )

@@ -63,7 +63,7 @@ class Tool:
             )
 
 
-def open_tool(cache: Path, tell: Callable[[str], None]) -> Tool:
+def open_tool(cache: Path, report_progress: Callable[[str], None]) -> Tool:
     """The environment below `cache`, made if it is not there. Takes minutes and the network then.
 
     Raises:
@@ -80,18 +80,18 @@ def open_tool(cache: Path, tell: Callable[[str], None]) -> Tool:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if not (folder / READY).is_file():
-            _make(folder, tell)
+            _make(folder, report_progress)
     return _opened(folder)
 
 
-def _make(folder: Path, tell: Callable[[str], None]) -> None:
+def _make(folder: Path, report_progress: Callable[[str], None]) -> None:
     if (free := shutil.disk_usage(folder.parent).free) < ROOM:
         raise TooLittleRoom(
             f"the environment of {NAME} takes {ROOM / 1e9:.0f} GB of the disk that holds "
             f"{folder.parent}, {free / 1e9:.1f} GB are free",
             hint="free some, or let SEGAGENT_CACHE name a folder on another disk",
         )
-    tell(f"making an environment for {NAME} {VERSION} in {folder}")
+    report_progress(f"making an environment for {NAME} {VERSION} in {folder}")
     log = folder.with_name(f"{folder.name}.log")
     shutil.rmtree(folder, ignore_errors=True)
     steps: tuple[list[str | Path], ...] = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from segagent_rt.bundle.store import cache_folder
 from segagent_rt.errors import OutputError
 from segagent_rt.io import check_writable
 from segagent_rt.mllm.preprocess import SmartResize
+from segagent_rt.types import ProgressReporter
 from segagent_rt_export.bundle_writer import file_records, new_part, tool_versions, write_json
 from segagent_rt_export.errors import RecipeInvalid, ToolFailed, TooLittleRoom
 from segagent_rt_export.plan import read_mllm
@@ -35,8 +36,6 @@ FAMILIES: Mapping[Target, tuple[str, ...]] = {
 
 YAML = "guided_decoding_backend: xgrammar\n"
 """What TensorRT-LLM must be told to hold replies to the form of a click."""
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,9 @@ class Served:
     kind: str = "served"
 
 
-def prepare(recipe: Recipe, target: Target, folder: Path, tell: Tell) -> Served:
+def prepare(
+    recipe: Recipe, target: Target, folder: Path, report_progress: ProgressReporter
+) -> Served:
     """Prepare what `target`'s server loads, in `folder`, which appears when all of it is there.
 
     Raises:
@@ -89,9 +90,9 @@ def prepare(recipe: Recipe, target: Target, folder: Path, tell: Tell) -> Served:
     adapter = None if recipe.mllm.adapter is None else locate(recipe.mllm.adapter, beside)
     source = read_mllm(recipe.mllm, place, adapter)
     _check_room(place, folder, copies=2 if target == "edge-llm" else 1)
-    tool = open_tool(cache_folder(), tell) if target == "edge-llm" else None
+    tool = open_tool(cache_folder(), report_progress) if target == "edge-llm" else None
     with new_part(folder) as scratch:
-        tell("writing the checkpoint")
+        report_progress("writing the checkpoint")
         write_checkpoint(place, adapter, recipe.mllm.family, scratch / "checkpoint")
         resize = source.settings.vision.resize
         if isinstance(resize, SmartResize):
@@ -101,7 +102,9 @@ def prepare(recipe: Recipe, target: Target, folder: Path, tell: Tell) -> Served:
             graphs, words = dict[str, GraphFacts](), None
         else:
             words = write_vocabulary(scratch, recipe.mllm, source)
-            graphs = _export(tool, scratch, folder.with_name(f"{folder.name}.log"), words, tell)
+            graphs = _export(
+                tool, scratch, folder.with_name(f"{folder.name}.log"), words, report_progress
+            )
         lines = commands(target, recipe.name, folder, sizes_of(source))
         served = Served(
             target=target, recipe=recipe.name, family=recipe.mllm.family, source=place.name,
@@ -161,11 +164,11 @@ def write_vocabulary(scratch: Path, recipe: MllmRecipe, source: MllmSource) -> i
 
 
 def _export(
-    tool: Tool, scratch: Path, log: Path, words: int | None, tell: Tell
+    tool: Tool, scratch: Path, log: Path, words: int | None, report_progress: ProgressReporter
 ) -> dict[str, GraphFacts]:
     """Let the exporter work, and believe nothing: both graphs must be whole, and of its version."""
     expect_half(scratch / "checkpoint")
-    tell(f"{NAME} exports; this takes minutes")
+    report_progress(f"{NAME} exports; this takes minutes")
     log.parent.mkdir(parents=True, exist_ok=True)
     output = scratch / "onnx"
     tool.export(scratch / "checkpoint", output, scratch / "vocabulary", log)

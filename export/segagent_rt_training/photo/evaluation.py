@@ -73,9 +73,10 @@ class HeldOutResult:
 def evaluate(
     segmenter: Segmenter,
     targets: Sequence[HeldOutTarget],
-    tell: Callable[[int], None] | None = None,
+    report_progress: Callable[[int], None] | None = None,
 ) -> HeldOutResult:
-    """Click and box every target as the oracle annotator does; `tell` hears how many are done."""
+    """Click and box every target as the oracle annotator does; `report_progress` hears how many are
+    done."""
     ious, scores, boxed = [], [], []
     for number, target in enumerate(targets, 1):
         embedding = segmenter.encode(target.image)
@@ -85,8 +86,8 @@ def evaluate(
         x, y, width, height = cv2.boundingRect(target.mask.view(np.uint8))
         box = Box(x, y, x + width - 1, y + height - 1)
         boxed.append(counted_iou(segmenter.decode(embedding, [], box=box).mask(), target))
-        if tell is not None:
-            tell(number)
+        if report_progress is not None:
+            report_progress(number)
     names = tuple(target.name for target in targets)
     return HeldOutResult(names, np.array(ious), np.array(scores), np.array(boxed))
 
