@@ -54,7 +54,7 @@ def write_report(folder: Path, bundle: Path, docs: Path, scenes: int = 200) -> N
         loop = _loop(runtime, scenes)
     (pictures / "failures.jpg").write_bytes(_jpeg(worst))
     (docs / "loop.png").write_bytes(png(loop))
-    (docs / "training.md").write_text(_page(rows, manifest.verified), "utf-8")
+    (docs / "training.md").write_text(training_page(rows, manifest.verified), "utf-8")
 
 
 def _jpeg(picture: RgbImage) -> bytes:
@@ -143,7 +143,18 @@ def _montage(tiles: Sequence[RgbImage], columns: int) -> RgbImage:
     return np.concatenate([row for row in rows if row.shape == rows[0].shape])
 
 
-def _page(rows: dict[str, list[dict[str, Any]]], verified: Mapping[str, Any]) -> str:
+def training_page(
+    rows: Mapping[str, Sequence[Mapping[str, Any]]], verified: Mapping[str, Any]
+) -> str:
+    """The text of docs/training.md.
+
+    Args:
+        rows: the log of each stage; the last row has `seen` pictures and `cpu_minutes`.
+        verified: the figures in the manifest of the MLLM.
+
+    Returns:
+        Markdown, with a line break at the end.
+    """
     main, ablations, agreement = (verified[k] for k in ("scenes", "ablations", "agreement"))
     figures = {name: main[name] for name in SHOWN}
     figures["Spearman over random masks"] = main["random_masks"]["spearman"]
