@@ -10,7 +10,12 @@ from segagent_rt.backends.driver import gpu
 from segagent_rt.backends.tensorrt import load
 from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.bundle.manifest import Range
-from segagent_rt.errors import BackendMissing, BackendUnavailable, EngineRefused
+from segagent_rt.errors import (
+    BackendMissing,
+    BackendUnavailable,
+    EngineRefused,
+    install_hint,
+)
 from tests.backends import fake_cuda, fake_tensorrt
 from tests.backends.fake_driver import FakeDriver
 from tests.backends.machine import forget
@@ -74,7 +79,7 @@ def test_a_library_that_is_not_there_is_named_with_what_brings_it(machine, monke
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(BackendMissing, match="tensorrt_rtx is not installed") as caught:
         load("rtx")
-    assert "segagent-rt[rtx]" in caught.value.hint
+    assert caught.value.hint == install_hint("rtx")
 
 
 def test_without_cuda_python_engines_are_not_loaded(machine, monkeypatch):
