@@ -211,7 +211,7 @@ def test_a_builder_killed_while_it_writes_leaves_nothing_that_loads(tmp_path):
     """Killed again and again at other moments, between the plan and the record too."""
     program = (
         f"import sys; from pathlib import Path; sys.path.insert(0, {str(ROOT)!r});"
-        f"from tests.test_engines import *; cache = EngineCache(Path({str(tmp_path)!r}));"
+        f"from tests.test_engine_cache import *; cache = EngineCache(Path({str(tmp_path)!r}));"
         "print('go', flush=True)\n"
         "while True: cache.put(RECORD, {'plan': os.urandom(1 << 22), 'npz': b'x'})"
     )
