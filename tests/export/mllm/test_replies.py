@@ -139,7 +139,7 @@ def test_an_interrupted_reply_leaves_the_view_usable(exported, photo, monkeypatc
         return feed(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(annotator.model), "feed", stopping)
+        patch.setattr(type(annotator.model), "forward", stopping)
         with pytest.raises(KeyboardInterrupt):
             view.propose([request])
     assert view.propose([request])[0][0].reply == wanted
