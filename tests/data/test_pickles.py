@@ -59,7 +59,6 @@ BOMBS = {
 }  # fmt: skip
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_at_once(tmp_path, name):
     refer(tmp_path)
