@@ -58,6 +58,20 @@ def figures() -> str:
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in rows.items()),
     ]
+    photos = json.loads((ROOT / "engines/photo/segmenter/manifest.json").read_text("utf-8"))
+    held_out = photos["verified"]["held_out_photos"]
+    photo_clicks = " / ".join(f"{held_out['miou_by_click'][n - 1]:.2f}" for n in (1, 3, 5, 7))
+    lines = [
+        "| photo segmenter | |",
+        "|---|---|",
+        f"| mIoU with a simulated annotator after 1 / 3 / 5 / 7 clicks | {photo_clicks} |",
+        f"| mIoU with the object's box, no click | {held_out['box_miou']:.2f} |",
+        "",
+        f"{held_out['targets']} photos that were not used in training, from the manifest in",
+        "`engines/photo/segmenter` ([docs/photo.md](docs/photo.md) has more).",
+        "",
+        *lines,
+    ]
     told = (
         f"{scenes['scenes']} generated scenes that were not used in training. Times were measured\n"
         f"on {where}. Sources: the manifest in `engines/tiny/mllm`\n"
