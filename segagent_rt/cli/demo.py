@@ -83,7 +83,7 @@ def _photo(output: Path, bundle: str | None, *, overwrite: bool, as_json: bool) 
     options = " ".join(f"--click {text}" for text in about_photo["clicks"])
     console.say(f"segagent-rt run {image} {options} -o {output}")
     clicks, pixels = tuple(map(parse_click, about_photo["clicks"])), load_image(content)
-    with load(bundle or PHOTO, parts=["segmenter"]) as runtime:
+    with load(PHOTO if bundle is None else bundle, parts=["segmenter"]) as runtime:
         found = runtime.open(pixels).annotate_prompts([ObjectPrompt("", clicks)])
         about = about_run(image, pixels, runtime)
     finish(files, pixels, found, about, as_json=as_json)

@@ -194,7 +194,7 @@ def command(
     def start(by_hand: bool) -> Runtime:
         """Load what clicks and boxes, or words, need."""
         return load(
-            bundle or (PHOTO if by_hand else None),
+            PHOTO if bundle is None and by_hand else bundle,
             backend=backend,
             threads=threads,
             endpoint=where,
