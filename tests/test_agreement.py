@@ -83,6 +83,7 @@ def test_states_are_walks_from_the_clean_picture(met):
     assert any(state.request.prediction is not None for state in met)
 
 
+@pytest.mark.thorough
 def test_an_annotator_agrees_with_itself(runtime, met):
     mine = said(runtime.annotator, met)
     assert compare(mine, mine)["same_click"] == 1.0
@@ -90,6 +91,7 @@ def test_an_annotator_agrees_with_itself(runtime, met):
     assert [turn.reply for turn in plain] == [turn.reply for turn in mine]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("plant", [swapped, wrong_resize, wrong_rope, broken_scale])
 def test_planted_faults_fall_below_the_bar(runtime, met, plant):
     found = compare(said(plant(runtime.annotator), met), said(runtime.annotator, met))

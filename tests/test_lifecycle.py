@@ -56,6 +56,7 @@ sys.exit(7)
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.parametrize(("threads", "before"), [(2, "pass"), (1, "runtime.close()")])
 def test_a_forked_process_is_told_to_load_its_own_and_ends(threads, before):

@@ -67,6 +67,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.thorough
 @needs_namespaces
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_command_opens_a_socket(tmp_path, name, scene_of_this_folder):
@@ -97,6 +98,7 @@ print(json.dumps([codes, calls]), file=sys.stderr)
 """
 
 
+@pytest.mark.thorough
 def test_no_command_asks_python_for_a_socket(tmp_path, scene_of_this_folder):
     """As above, for machines without namespaces: Python tells of every socket and name."""
     home = tmp_path / "home"
@@ -115,6 +117,7 @@ def test_no_command_asks_python_for_a_socket(tmp_path, scene_of_this_folder):
     assert calls == []
 
 
+@pytest.mark.thorough
 @needs_namespaces
 def test_the_library_keeps_quiet_after_it_is_imported(tmp_path):
     """The telemetry of ONNX Runtime waits before it sends."""

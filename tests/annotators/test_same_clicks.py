@@ -56,6 +56,7 @@ def compare(url: str, count: int) -> None:
     print(f"{count} scenes, {clicks} clicks, {drawn} of the scenes up to where one was drawn")
 
 
+@pytest.mark.thorough
 def test_a_few_scenes(url):
     compare(url, 5)
 

@@ -80,6 +80,7 @@ def test_deadline_tells_whether_walks_ended_in_time(measured):
     assert share["deadline"] == pytest.approx(found["whole"]["total"]["p50"] / 2, rel=1e-3)
 
 
+@pytest.mark.thorough
 def test_the_ablation_tells_what_each_optimisation_brings(measured):
     found = measured(small("ablation"))
     assert set(found) == FRAME | {"total", "times_as_long_without"}
@@ -91,6 +92,7 @@ def test_the_ablation_tells_what_each_optimisation_brings(measured):
         assert ratio["median"] > 0
 
 
+@pytest.mark.thorough
 def test_growth_measures_each_curve_with_all_else_as_usual(measured, monkeypatch):
     monkeypatch.setattr(growth, "SIDES", (64, 128))
     monkeypatch.setattr(growth, "CLICKS", (1, 2))

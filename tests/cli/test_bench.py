@@ -35,6 +35,7 @@ def twin(monkeypatch):
     runtime.close()
 
 
+@pytest.mark.thorough
 def test_the_document_is_printed_and_written(terminal, scenario, tmp_path):
     path = tmp_path / "deep" / "result.json"
     done = terminal("bench", "-s", scenario, "--threads", 1, "-o", path, "--json")
@@ -48,6 +49,7 @@ def test_the_document_is_printed_and_written(terminal, scenario, tmp_path):
     assert document["scenarios"]["small"]["total"]["n"] == 2
 
 
+@pytest.mark.thorough
 def test_the_text_shows_percentiles_and_accuracy(terminal, scenario):
     done = terminal("bench", "-s", scenario, "--threads", 1)
     assert done.code == 0, done.err
@@ -77,6 +79,7 @@ def test_what_is_wrong_is_said_before_anything_is_measured(terminal, arguments, 
     assert "Traceback" not in done.err + done.out
 
 
+@pytest.mark.thorough
 def test_against_prints_ratios_behind_parity(terminal, scenario, twin):
     twin()
     done = terminal("bench", "-s", scenario, "--against", "reference", "--threads", 1, "--json")
@@ -93,12 +96,14 @@ def test_against_prints_ratios_behind_parity(terminal, scenario, twin):
     assert document["accuracy"]["reference"]["miou"] >= 0
 
 
+@pytest.mark.thorough
 def test_a_speed_up_is_printed_in_words(terminal, scenario, twin):
     twin()
     done = terminal("bench", "-s", scenario, "--against", "reference", "--threads", 1)
     assert "times as fast" in done.out
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_no_speed_up_is_printed_when_the_clicks_differ(terminal, scenario, twin, tmp_path, form):
     twin(flipped=True)

@@ -24,6 +24,7 @@ def engines():
     return sorted(path.suffix for path in (cache_folder() / "engines").rglob("*.*"))
 
 
+@pytest.mark.thorough
 def test_a_bundle_is_built_and_then_runs_on_its_engines(bundle, terminal, scene_file, tmp_path):
     done = terminal("build", bundle, "--backend", "tensorrt")
     lines = [line.split("\t")[:2] for line in done.out.splitlines()]
@@ -41,6 +42,7 @@ def test_a_bundle_is_built_and_then_runs_on_its_engines(bundle, terminal, scene_
     assert masks["tensorrt"] == masks["cpu"] == masks["auto"]
 
 
+@pytest.mark.thorough
 def test_a_second_build_finds_everything_there(bundle, terminal):
     terminal("build", bundle, "--backend", "tensorrt")
     before = list(fake_tensorrt.trouble.builds)
@@ -48,6 +50,7 @@ def test_a_second_build_finds_everything_there(bundle, terminal):
     assert fake_tensorrt.trouble.builds == before
 
 
+@pytest.mark.thorough
 def test_a_variant_that_computes_wrong_is_named_with_the_figure(bundle, terminal):
     fake_tensorrt.trouble.overflows.add("encoder.fast.onnx")
     done = terminal("build", bundle, "--backend", "tensorrt")
@@ -131,6 +134,7 @@ def test_too_little_memory_is_said_before_the_build(bundle, terminal, monkeypatc
     assert fake_tensorrt.trouble.builds == []
 
 
+@pytest.mark.thorough
 def test_a_spare_variant_that_memory_cannot_hold_does_not_keep_the_first_from_being_built(
     bundle, terminal, monkeypatch
 ):

@@ -11,6 +11,7 @@ import pytest
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("kept_open")
 def test_the_chain_works(terminal, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -89,6 +89,7 @@ def test_several_candidates_are_tried_and_it_is_said(terminal, tmp_path):
     assert "its `candidates` is 2, not 1" in done.err
 
 
+@pytest.mark.thorough
 def test_patience_ends_walks_early_and_it_is_said(terminal, tmp_path):
     out, longer = (("-o", tmp_path / name, "--json") for name in ("out", "long"))
     (long,) = figures(terminal("eval", segagent(tmp_path), *longer))

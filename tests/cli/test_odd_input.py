@@ -300,6 +300,7 @@ def test_manifests_that_lie(terminal, tmp_path, out, copied, field, value):
     assert done.err.startswith("error: ")
 
 
+@pytest.mark.thorough
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_damaged_pictures_of_any_kind(terminal, tmp_path_factory, data):

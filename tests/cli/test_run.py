@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from segagent_rt.image import rle_to_mask
@@ -109,6 +110,7 @@ def test_doctor_tries_the_backends(terminal):
     assert terminal("doctor").code == 0
 
 
+@pytest.mark.thorough
 def test_eval_prints_every_figure(terminal):
     done = terminal("eval", "--scenes", "4", "--json")
     assert {

@@ -202,6 +202,7 @@ def places(value, path=()):
         yield from places(inner, (*path, key))
 
 
+@pytest.mark.thorough
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_any_value_at_any_place_is_read_or_refused_in_a_sentence(tmp_path_factory, data):

@@ -20,6 +20,7 @@ SAMPLE = 8
 """Cases of each kind that always run."""
 
 
+@pytest.mark.thorough
 def test_a_sample_is_refused_as_it_should_be(tmp_path):
     chosen = []
     for kind in KINDS:

@@ -42,6 +42,7 @@ def replies(canvas, request, writer):
     return view.propose([request])[0][0].reply
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.slow)])
 def test_jump_forward_equals_masked_greedy(runtime, count):
     different = [
@@ -69,6 +70,7 @@ def test_at_most_eight_calls_follow_the_prompt(runtime):
     assert annotator.settings.reply.rates
 
 
+@pytest.mark.thorough
 def test_what_is_guessed_right_is_not_asked_and_what_is_not_costs_no_token(runtime):
     """Replies about no mask begin rated 0 and positive: two calls fewer. Any other guess leaves the
     reply as it is, also one that the model would never have written."""
@@ -141,6 +143,7 @@ class Ranked:
         return int(np.argsort(-logits, kind="stable")[1 if second else 0])
 
 
+@pytest.mark.thorough
 def test_turning_off_from_a_draft_equals_writing_anew(runtime):
     """Any choices, one after the other from the same draft, in any order; and the draft is still
     the greedy reply afterwards."""

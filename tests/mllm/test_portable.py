@@ -33,6 +33,7 @@ def opened(part, variant):
     return open_mllm(part, lambda part, role: part.session(role, SessionOptions("cpu", 1), variant))
 
 
+@pytest.mark.thorough
 def test_both_make_the_same_clicks_on_clean_and_painted_pictures(part):
     """But for what the integers of one of them round."""
     gate, same = ParityGate(), []
