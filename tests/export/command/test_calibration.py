@@ -134,7 +134,7 @@ def test_the_manifest_says_what_was_used_and_inspect_prints_it(bundle, folder, t
     assert numbers["range_misfit"] < 3
     assert parts["mllm"].manifest.verified["variants"]["cpu-8bit"]["states"] == 3 * used["judged"]
     assert parts["segmenter"].manifest.variants["cpu-int8"].integers == ("encoder",)
-    said = terminal("inspect", bundle).out
+    said = terminal("inspect", bundle, "--all").out
     assert f"sha256: {used['sha256']}" in said
     assert "pictures: photos" in said
 

@@ -129,7 +129,7 @@ def test_it_was_compared_and_nothing_is_left_of_the_way_there(bundle, family):
     assert set(verified["graphs_for_gpu"]) == {"encoder"}
     assert verified["graphs_for_gpu"]["encoder"] <= 1e-4
     assert verified["variants"]["gpu-fp16"]["mask_iou_mean"] >= 0.98
-    assert not list(part.strangers())
+    assert not list(part.unlisted_files())
     assert sorted(p.name for p in part.folder.iterdir() if p.is_dir()) == ["gpu-fp16", "reference"]
     assert not [p for p in (part.folder / "reference").iterdir() if p.is_dir()]
 
