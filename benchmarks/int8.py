@@ -26,10 +26,10 @@ from segagent_rt.bundle.bundle import Part, open_bundle, open_part
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Click
+from segagent_rt_export.families.integer_part import quantise_part
 from segagent_rt_export.gate.inputs import SceneInputs
 from segagent_rt_export.gate.verdict import Gate
 from segagent_rt_export.gate.verify import verify_masks
-from segagent_rt_export.passes.integer_part import quantise_part
 
 SCENES, ROUNDS, FAST = 100, 20, "cpu-int8"
 

@@ -17,10 +17,10 @@ from segmenters import AS_PUBLISHED, EdgeTamSize, save_edgetam
 from segagent_rt.bundle.manifest import BundleIndex, PartName, Variant
 from segagent_rt_export.bundle_writer import PartDraft, new_part, write_index, write_manifest
 from segagent_rt_export.families.mllm_export import export_mllm_graphs, export_mllm_tables
+from segagent_rt_export.families.mllm_source import Choices, MllmSource, read_source
 from segagent_rt_export.families.segmenters import export_segmenter
 from segagent_rt_export.passes.weight_quant import write_variant
 from segagent_rt_export.recipe import SegmenterRecipe, VariantName
-from segagent_rt_export.sources.mllm import Choices, MllmSource, read_source
 from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
 
 NOT_RUN = {"gate": "not run: random weights, for timing"}

@@ -29,9 +29,9 @@ from segagent_rt.timing import Stopwatch
 from segagent_rt.types import Click, Mask, Prediction, RgbImage, Segmenter
 from segagent_rt_export.families.edgetam.export import load_edgetam
 from segagent_rt_export.families.edgetam.repvit import merged_branches
+from segagent_rt_export.families.mllm_source import MllmSource
 from segagent_rt_export.gate.mllm_reference import TransformersReference
 from segagent_rt_export.graphs.sam2 import FEATURES, RESULTS, PyramidEncoder, Sam2Decoder
-from segagent_rt_export.sources.mllm import MllmSource
 
 END = "<|im_end|>"
 

@@ -33,8 +33,8 @@ from segagent_rt_export.bundle_writer import (
     write_index,
     write_manifest,
 )
-from segagent_rt_export.families.exported_segmenter import ExportedSegmenter
 from segagent_rt_export.families.mllm_export import export_mllm_graphs, export_mllm_tables
+from segagent_rt_export.families.mllm_source import MllmSource, counted
 from segagent_rt_export.families.segmenters import FOR_GPU, export_segmenter
 from segagent_rt_export.gate.inputs import GateInputs, SceneInputs
 from segagent_rt_export.gate.mllm_reference import open_reference
@@ -49,6 +49,7 @@ from segagent_rt_export.gate.verify import (
     verify_reference,
     verify_replies,
 )
+from segagent_rt_export.graphs.exported_segmenter import ExportedSegmenter
 from segagent_rt_export.graphs.shape_profiles import mllm_profiles
 from segagent_rt_export.passes.calibration import calibrate_ranges
 from segagent_rt_export.passes.qdq_conv import Ranges
@@ -56,7 +57,6 @@ from segagent_rt_export.passes.weight_quant import write_variant
 from segagent_rt_export.plan import PartPlan, Plan, too_large
 from segagent_rt_export.recipe import MllmRecipe, SegmenterRecipe, VariantName
 from segagent_rt_export.sources.locations import origin_of
-from segagent_rt_export.sources.mllm import MllmSource, counted
 from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
 
 ZERO_SHOT = ("qwen2.5-vl-clicks", "qwen3-vl-clicks", "box-then-clicks")

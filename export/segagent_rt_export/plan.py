@@ -18,13 +18,13 @@ from segagent_rt.errors import BundleError, OutputError
 from segagent_rt.io import check_writable
 from segagent_rt.memory import free_memory
 from segagent_rt_export.errors import CheckpointInvalid, TooLittleRoom
+from segagent_rt_export.families.mllm_source import Choices, MllmSource, read_source
 from segagent_rt_export.families.segmenters import formed_for_gpu
 from segagent_rt_export.gate.streaming import PARTITION_BYTES
 from segagent_rt_export.gate.verdict import REVISION
 from segagent_rt_export.graphs.precision import Precision
 from segagent_rt_export.recipe import MllmRecipe, Recipe, SegmenterRecipe
 from segagent_rt_export.sources.locations import locate
-from segagent_rt_export.sources.mllm import Choices, MllmSource, read_source
 from segagent_rt_export.sources.shards import open_shards
 from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
 

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
-from segagent_rt_export.graphs.precision import MllmPrecision, Precision
+from segagent_rt_export.graphs.precision import Device, MllmPrecision, Precision
 from segagent_rt_export.recipe import VariantName
-
-Device: TypeAlias = Literal["cpu", "gpu", "any"]
 
 REFERENCE: VariantName = "reference"
 LONG, SHORT = 128, 32

@@ -20,11 +20,11 @@ pytest.importorskip("torch", reason="needs the extra `export`")
 from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.bundle.bundle import Part, open_bundle
 from segagent_rt.bundle.manifest import Variant
+from segagent_rt_export.families import integer_part
 from segagent_rt_export.gate.graph_lint import complaints
 from segagent_rt_export.gate.inputs import SceneInputs
 from segagent_rt_export.gate.verdict import Gate
 from segagent_rt_export.gate.verify import verify_masks
-from segagent_rt_export.passes import integer_part
 from segagent_rt_export.passes.calibration import CalibrationSession
 from segagent_rt_export.passes.external_data import save_with_shared_weights
 from segagent_rt_export.passes.fuse_gelu import fuse_gelu

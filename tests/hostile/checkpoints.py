@@ -54,7 +54,7 @@ def _copied(folder: Path, family: str) -> Path:
 def _export_mllm(folder: Path, checkpoint: Path, adapter: Path | None = None) -> None:
     """What `export` does with an MLLM before anything is compared."""
     from segagent_rt_export.families.mllm_export import export_mllm_graphs, export_mllm_tables
-    from segagent_rt_export.sources.mllm import Choices, read_source
+    from segagent_rt_export.families.mllm_source import Choices, read_source
     from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE
 
     source, kind = read_source(checkpoint, Choices(adapter=adapter)), MLLM_VARIANTS[REFERENCE]

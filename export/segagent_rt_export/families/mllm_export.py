@@ -8,12 +8,12 @@ import numpy as np
 
 from segagent_rt.errors import InputError
 from segagent_rt_export.errors import CheckpointInvalid
+from segagent_rt_export.families.mllm_source import MllmSource
 from segagent_rt_export.families.weight_names import needless
 from segagent_rt_export.gate.verdict import DAMAGED
 from segagent_rt_export.graphs.builder import Dialect, new_graph
 from segagent_rt_export.graphs.language_model import build_decoder, build_head
 from segagent_rt_export.graphs.precision import MllmPrecision
-from segagent_rt_export.sources.mllm import MllmSource
 from segagent_rt_export.sources.weights import Stored, row_pieces
 
 TABLE_FILE, TOKENIZER_FILE = "embed.npy", "tokenizer.json"

@@ -10,11 +10,11 @@ from segagent_rt.mllm.language_model import LanguageSettings
 from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt.mllm.rope import RopeSettings
 from segagent_rt.mllm.vision_encoder import VisionSettings
-from segagent_rt_export.families.mllm_config import Config
 from segagent_rt_export.graphs.attention import Heads
 from segagent_rt_export.graphs.blocks import ACTIVATIONS
 from segagent_rt_export.graphs.language_model import LanguageShape
 from segagent_rt_export.graphs.patch_embedding import Pixels, TowerShape
+from segagent_rt_export.sources.mllm_config import Config
 
 LEAST_PIXELS, MOST_PIXELS = 56 * 56, 28 * 28 * 1280
 """Fewest and most pixels of a picture where a processor does not say, as in transformers."""

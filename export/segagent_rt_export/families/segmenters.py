@@ -6,7 +6,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from segagent_rt_export.families.exported_segmenter import ExportedSegmenter
+from segagent_rt_export.graphs.exported_segmenter import ExportedSegmenter
 from segagent_rt_export.recipe import SegmenterRecipe
 from segagent_rt_export.variants import SEGMENTER_VARIANTS
 

@@ -17,13 +17,13 @@ from torch import Tensor
 from segagent_rt.types import RgbImage, Size
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.families.chat_templates import PICTURES
-from segagent_rt_export.families.mllm_config import open_processor
+from segagent_rt_export.families.mllm_source import MllmSource
 from segagent_rt_export.families.qwen_vl_v1.reference import QwenVlV1
 from segagent_rt_export.families.weight_names import common_name
 from segagent_rt_export.sources.gptq_awq import open_weights
 from segagent_rt_export.sources.lazy_weights import unloaded
 from segagent_rt_export.sources.lora import HEAD, TABLE, adapt, renamed
-from segagent_rt_export.sources.mllm import MllmSource
+from segagent_rt_export.sources.mllm_config import open_processor
 from segagent_rt_export.sources.shards import open_shards, read_object
 from segagent_rt_export.sources.weights import Stored
 

@@ -13,8 +13,8 @@ from segagent_rt.mllm.prompts import PRESETS
 from segagent_rt.reply import AnyReplyProtocol, BoxListProtocol
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Box, Click, Size
+from segagent_rt_export.families.mllm_source import MllmSource
 from segagent_rt_export.gate.mllm_reference import MllmReference
-from segagent_rt_export.sources.mllm import MllmSource
 
 ENOUGH = 0.5
 """Share of a reply's fixed tokens that a model must foresee. One that was trained on the form

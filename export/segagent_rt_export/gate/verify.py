@@ -32,7 +32,6 @@ from segagent_rt.types import (
     Size,
     Turn,
 )
-from segagent_rt_export.families.exported_segmenter import Check
 from segagent_rt_export.gate.graph_lint import lint
 from segagent_rt_export.gate.inputs import (
     ClickedImage,
@@ -56,6 +55,7 @@ from segagent_rt_export.gate.verdict import (
     shortfalls,
     summarise,
 )
+from segagent_rt_export.graphs.exported_segmenter import Check
 from segagent_rt_export.passes.calibration import range_mismatch
 from segagent_rt_export.variants import REFERENCE
 

@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from segagent_rt_export.graphs.builder import GraphBuilder, Weight
+from segagent_rt_export.graphs.builder import GraphBuilder
 from segagent_rt_export.graphs.precision import Precision
-from segagent_rt_export.sources.weights import Weights, take
+from segagent_rt_export.sources.weights import Weight, Weights, take
 
 Activation: TypeAlias = Callable[[GraphBuilder, str], str]
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-Weight = npt.NDArray[Any]
+from segagent_rt_export.sources.weights import Weight
 
 Dialect: TypeAlias = Literal["ort", "portable"]
 """`ort` may use ONNX Runtime's own operators; `portable` uses ONNX's alone, for TensorRT."""

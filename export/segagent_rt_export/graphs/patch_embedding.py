@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from segagent_rt_export.graphs.blocks import Module
-from segagent_rt_export.graphs.builder import GraphBuilder, Weight
+from segagent_rt_export.graphs.builder import GraphBuilder
 from segagent_rt_export.graphs.precision import Precision
-from segagent_rt_export.sources.weights import Weights
+from segagent_rt_export.sources.weights import Weight, Weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,33 +8,14 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from segagent_rt_export.graphs.builder import GraphBuilder, Weight
+from segagent_rt_export.graphs.builder import GraphBuilder
+from segagent_rt_export.sources.weights import Blocks, Weight
 
 Scheme: TypeAlias = Literal["fp32", "fp16", "8bit", "4bit", "int8", "stored", "rounded"]
 
 
-@dataclass(frozen=True, slots=True)
-class Blocks:
-    """A weight that is quantised already: w = scale * (code - zero) in blocks of inputs.
-
-    codes uint8 [N, K], zeros uint8 [N, blocks], scales float32 [N, blocks].
-    """
-
-    bits: int
-    codes: npt.NDArray[np.uint8]
-    zeros: npt.NDArray[np.uint8]
-    scales: npt.NDArray[np.float32]
-
-    @property
-    def size(self) -> int:
-        """Inputs of a block."""
-        return int(self.codes.shape[1] // self.scales.shape[1])
-
-    def rows(self, start: int, stop: int) -> Blocks:
-        """Some of the outputs."""
-        rows = slice(start, stop)
-        return Blocks(self.bits, self.codes[rows], self.zeros[rows], self.scales[rows])
-
+Device: TypeAlias = Literal["cpu", "gpu", "any"]
+"""What a variant is made for."""
 
 AT_ONCE = 128
 """Rows of a matrix that are quantised together: what lies between is small."""

@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from segagent_rt.segmenters.sam import SamSettings
-from segagent_rt_export.families.exported_segmenter import ExportedSegmenter
+from segagent_rt_export.graphs.exported_segmenter import ExportedSegmenter
 from segagent_rt_export.graphs.sam_decoder import SamDecoder
 from segagent_rt_export.graphs.sam_export import Pair, export_pair
 from segagent_rt_export.sources.segmenter import (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segagent_rt.types import Array
-from segagent_rt_export.families.exported_segmenter import Check
+from segagent_rt_export.graphs.exported_segmenter import Check
 from segagent_rt_export.graphs.tracing import trace
 
 POINTS = {"point_coords": 1, "point_labels": 1}

@@ -16,7 +16,7 @@ from torch import nn
 
 from segagent_rt.bundle.bundle import Part
 from segagent_rt_export.errors import CheckpointInvalid
-from segagent_rt_export.graphs.builder import Weight
+from segagent_rt_export.sources.weights import Weight
 
 LARGEST = 256_000_000
 """Bytes of a part's files together; the parts that ship have some seven million."""

@@ -10,9 +10,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from segagent_rt_export.graphs.builder import Weight
-from segagent_rt_export.graphs.precision import Blocks
 from segagent_rt_export.passes.qdq_conv import MOST
+from segagent_rt_export.sources.weights import Blocks, Weight
 
 ZERO = MOST + 1
 """The code of zero."""

@@ -14,11 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from segagent_rt_export.errors import CheckpointInvalid
-from segagent_rt_export.families.mllm_config import Config
-from segagent_rt_export.graphs.builder import Weight
-from segagent_rt_export.graphs.precision import Blocks
+from segagent_rt_export.sources.mllm_config import Config
 from segagent_rt_export.sources.shards import MappedTensor, open_shards
-from segagent_rt_export.sources.weights import Stored, missing
+from segagent_rt_export.sources.weights import Blocks, Stored, Weight, missing
 
 KINDS = ("qweight", "qzeros", "scales", "g_idx")
 """Tensors of a quantised layer."""

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 
 from segagent_rt_export.errors import CheckpointInvalid
-from segagent_rt_export.graphs.builder import Weight
 from segagent_rt_export.sources.shards import open_shards, read_object
-from segagent_rt_export.sources.weights import Stored
+from segagent_rt_export.sources.weights import Stored, Weight
 
 Start: TypeAlias = Literal["base", "pissa", "olora"]
 """Which weights an adapter was trained upon: the base model's, or what is left of these when the

@@ -19,8 +19,7 @@ import numpy.typing as npt
 
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.files import open_regular, read_bounded
-from segagent_rt_export.graphs.builder import Weight
-from segagent_rt_export.sources.weights import Stored
+from segagent_rt_export.sources.weights import Stored, Weight
 
 LONGEST_HEADER = 16_000_000
 """Bytes of a safetensors header, or of another JSON file; those of the largest models have two

@@ -4,13 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 
 from segagent_rt_export.errors import CheckpointInvalid
-from segagent_rt_export.graphs.builder import Weight
-from segagent_rt_export.graphs.precision import Blocks
+
+Weight: TypeAlias = npt.NDArray[Any]
+"""A tensor of a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A weight that is quantised already: w = scale * (code - zero) in blocks of inputs.
+
+    codes uint8 [N, K], zeros uint8 [N, blocks], scales float32 [N, blocks].
+    """
+
+    bits: int
+    codes: npt.NDArray[np.uint8]
+    zeros: npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.float32]
+
+    @property
+    def size(self) -> int:
+        """Inputs of a block."""
+        return int(self.codes.shape[1] // self.scales.shape[1])
+
+    def rows(self, start: int, stop: int) -> Blocks:
+        """Some of the outputs."""
+        rows = slice(start, stop)
+        return Blocks(self.bits, self.codes[rows], self.zeros[rows], self.scales[rows])
 
 
 class Weights(Protocol):

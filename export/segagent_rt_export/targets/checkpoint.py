@@ -14,13 +14,12 @@ import numpy.typing as npt
 from segagent_rt_export.bundle_writer import write_json
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.families.chat_templates import read_template
-from segagent_rt_export.families.mllm_config import Config, open_processor
 from segagent_rt_export.families.mllm_model import pixel_limits
 from segagent_rt_export.families.weight_names import common_name, rename
-from segagent_rt_export.graphs.builder import Weight
 from segagent_rt_export.sources.lora import HEAD, Adapted, adapt
+from segagent_rt_export.sources.mllm_config import Config, open_processor
 from segagent_rt_export.sources.shards import MappedTensor, open_shards, read_object
-from segagent_rt_export.sources.weights import Stored, row_pieces
+from segagent_rt_export.sources.weights import Stored, Weight, row_pieces
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DESCRIBING, LARGEST = (".json", ".jinja", ".txt", ".model"), 64_000_000

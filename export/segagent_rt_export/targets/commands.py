@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt_export.families.mllm_model import LONGEST_TEXT
-from segagent_rt_export.sources.mllm import MllmSource
+from segagent_rt_export.families.mllm_source import MllmSource
 from segagent_rt_export.targets.edge_llm import NAME, VERSION
 
 Target: TypeAlias = Literal["edge-llm", "trtllm"]

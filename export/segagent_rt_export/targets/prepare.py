@@ -18,10 +18,10 @@ from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt.types import ProgressReporter
 from segagent_rt_export.bundle_writer import file_records, new_part, tool_versions, write_json
 from segagent_rt_export.errors import RecipeInvalid, ToolFailed, TooLittleRoom
+from segagent_rt_export.families.mllm_source import MllmSource
 from segagent_rt_export.plan import read_mllm
 from segagent_rt_export.recipe import MllmRecipe, Recipe
 from segagent_rt_export.sources.locations import locate
-from segagent_rt_export.sources.mllm import MllmSource
 from segagent_rt_export.sources.shards import open_shards, read_object
 from segagent_rt_export.targets.checkpoint import expect_half, limit_pictures, write_checkpoint
 from segagent_rt_export.targets.commands import Target, as_text, commands, sizes_of

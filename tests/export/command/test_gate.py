@@ -23,6 +23,7 @@ from segagent_rt.mllm import preprocess
 from segagent_rt.segmenters import sam, simple_click
 from segagent_rt.types import Box, Click, Finish, Malformed, Turn
 from segagent_rt_export import pipeline
+from segagent_rt_export.families.mllm_source import read_source
 from segagent_rt_export.gate import streaming
 from segagent_rt_export.gate.graph_lint import complaints, unused
 from segagent_rt_export.gate.inputs import SceneInputs
@@ -38,7 +39,6 @@ from segagent_rt_export.graphs import precision
 from segagent_rt_export.pipeline import GatePolicy, run_export
 from segagent_rt_export.plan import make_plan
 from segagent_rt_export.recipe import read_recipe
-from segagent_rt_export.sources.mllm import read_source
 
 pytestmark = pytest.mark.export
 

@@ -26,6 +26,7 @@ from segagent_rt_export.families.demo_mllm.export import language_shape, mllm_se
 from segagent_rt_export.families.demo_mllm.net import TinyMllm, tiny_config
 from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
 from segagent_rt_export.families.mllm_export import export_mllm_graphs
+from segagent_rt_export.families.mllm_source import read_model, read_source
 from segagent_rt_export.families.segmenters import export_segmenter
 from segagent_rt_export.graphs.builder import new_graph
 from segagent_rt_export.graphs.language_model import build_decoder
@@ -33,7 +34,6 @@ from segagent_rt_export.graphs.precision import MllmPrecision, Precision
 from segagent_rt_export.graphs.shape_profiles import mllm_profiles
 from segagent_rt_export.passes.weight_quant import write_variant
 from segagent_rt_export.recipe import MllmFamily, SegmenterFamily, SegmenterRecipe
-from segagent_rt_export.sources.mllm import read_model, read_source
 from segagent_rt_export.sources.weights import StateDict
 from segagent_rt_export.variants import SEGMENTER_VARIANTS
 from tests.export.mllm.test_families import QWEN25_3B, QWEN25_PIXELS

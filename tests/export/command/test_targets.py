@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import bfloat16, float16, float32
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from segagent_rt_export.sources.mllm import read_source
+from segagent_rt_export.families.mllm_source import read_source
 from segagent_rt_export.sources.shards import open_shards
 from segagent_rt_export.targets.edge_llm import READY, VERSION
 from tests.export.command import fake_edge

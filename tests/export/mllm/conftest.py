@@ -23,9 +23,9 @@ pytest.importorskip("transformers", reason="needs the extra `export`")
 
 from segagent_rt_export.bundle_writer import PartDraft, write_manifest  # noqa: E402
 from segagent_rt_export.families.mllm_export import export_mllm_graphs, export_mllm_tables  # noqa: E402
+from segagent_rt_export.families.mllm_source import Choices, MllmSource, read_source  # noqa: E402
 from segagent_rt_export.families.qwen_vl_v1.reference import QwenVlV1  # noqa: E402
 from segagent_rt_export.graphs.precision import MllmPrecision  # noqa: E402
-from segagent_rt_export.sources.mllm import Choices, MllmSource, read_source  # noqa: E402
 from tests.export.mllm import small_models  # noqa: E402
 from tests.export.mllm.qwen_vl_v1 import SIZES, make_state  # noqa: E402
 

@@ -17,8 +17,8 @@ from segagent_rt.mllm.preprocess import CenterCrop, PadToSquare, SmartResize, Sq
 from segagent_rt.mllm.rope import RopeSettings
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.families.chat_templates import frame_of
+from segagent_rt_export.families.mllm_source import Choices, read_model, read_source
 from segagent_rt_export.graphs.attention import Heads
-from segagent_rt_export.sources.mllm import Choices, read_model, read_source
 
 pytestmark = pytest.mark.export
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx
 import pytest
 
+from segagent_rt_export.families.mllm_source import Choices
 from segagent_rt_export.graphs.builder import GraphBuilder
 from segagent_rt_export.graphs.precision import MllmPrecision, Precision
-from segagent_rt_export.sources.mllm import Choices
 from tests.export.mllm.conftest import NAMES
 
 pytestmark = pytest.mark.export

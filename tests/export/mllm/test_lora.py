@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from segagent_rt.bundle.bundle import open_part
 from segagent_rt.metrics import max_error
 from segagent_rt_export.errors import CheckpointInvalid
+from segagent_rt_export.families.mllm_source import Choices, read_source
 from segagent_rt_export.families.weight_names import common_name
 from segagent_rt_export.gate.mllm_reference import load_whole, merged_by_peft, open_reference
 from segagent_rt_export.gate.verdict import Gate
 from segagent_rt_export.gate.verify import verify_published
 from segagent_rt_export.sources import lora
-from segagent_rt_export.sources.mllm import Choices, read_source
 from segagent_rt_export.sources.shards import open_shards
 from tests.export.mllm.conftest import open_exported
 

@@ -12,7 +12,7 @@ from segagent_rt.mllm import vision_encoder
 from segagent_rt.mllm.language_model import LanguageModel
 from segagent_rt.mllm.patch_layout import AttentionWindows, VisionRope2D
 from segagent_rt.mllm.vision_encoder import VisionEncoder
-from segagent_rt_export.sources.mllm import Choices
+from segagent_rt_export.families.mllm_source import Choices
 from tests.export.mllm.conftest import NAMES
 from tests.export.mllm.measuring import CLOSE, distance, distance_of_logits, distance_of_picture
 

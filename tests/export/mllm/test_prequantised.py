@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from segagent_rt.backends.session import SessionOptions, open_session  # noqa: E402
 from segagent_rt_export.errors import CheckpointInvalid  # noqa: E402
+from segagent_rt_export.families.mllm_source import read_source  # noqa: E402
 from segagent_rt_export.gate.mllm_reference import open_reference  # noqa: E402
 from segagent_rt_export.graphs.builder import new_graph  # noqa: E402
 from segagent_rt_export.graphs.precision import MllmPrecision, Precision  # noqa: E402
 from segagent_rt_export.sources.gptq_awq import open_weights  # noqa: E402
-from segagent_rt_export.sources.mllm import read_source  # noqa: E402
 from segagent_rt_export.sources.weights import RowSlice  # noqa: E402
 from tests.export.mllm.conftest import open_exported  # noqa: E402
 from tests.export.mllm.measuring import CLOSE, distance  # noqa: E402

@@ -16,9 +16,9 @@ pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("transformers", reason="needs the extra `export`")
 
 from segagent_rt_export.errors import CheckpointInvalid
+from segagent_rt_export.families.mllm_source import Choices, read_source
 from segagent_rt_export.gate.preset_fit import preset_fit
 from segagent_rt_export.recipe import MllmRecipe
-from segagent_rt_export.sources.mllm import Choices, read_source
 
 pytestmark = pytest.mark.export
 

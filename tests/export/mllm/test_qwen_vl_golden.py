@@ -12,12 +12,12 @@ import torch
 from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.mllm.language_model import LanguageModel
 from segagent_rt.mllm.vision_encoder import cut_patches
+from segagent_rt_export.families.mllm_source import read_model
 from segagent_rt_export.families.qwen_vl_v1.reference import QwenVlV1
 from segagent_rt_export.families.weight_names import rename, split_v1
 from segagent_rt_export.graphs.builder import new_graph
 from segagent_rt_export.graphs.language_model import build_decoder, build_head
 from segagent_rt_export.graphs.precision import Precision
-from segagent_rt_export.sources.mllm import read_model
 from segagent_rt_export.sources.shards import open_shards
 from segagent_rt_export.sources.weights import Checkpoint, row_pieces
 from tests.export.mllm.measuring import CLOSE, distance

@@ -12,7 +12,7 @@ import pytest
 from segagent_rt.errors import ExpressionRefused
 from segagent_rt.image import jpeg_round_trip, overlay
 from segagent_rt.types import Box, Click, Finish, Malformed, Request
-from segagent_rt_export.sources.mllm import Choices
+from segagent_rt_export.families.mllm_source import Choices
 from tests.export.mllm.conftest import NAMES
 
 pytestmark = pytest.mark.export

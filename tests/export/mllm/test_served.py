@@ -18,7 +18,7 @@ import pytest
 from segagent_rt.annotators.endpoint import Endpoint, EndpointAnnotator
 from segagent_rt.errors import AnnotatorError
 from segagent_rt.types import Request
-from segagent_rt_export.sources.mllm import Choices, read_source
+from segagent_rt_export.families.mllm_source import Choices, read_source
 from tests.export.mllm import small_models
 from tests.export.mllm.conftest import open_exported
 

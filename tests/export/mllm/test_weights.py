@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.families.mllm_export import export_mllm_tables
+from segagent_rt_export.families.mllm_source import Choices, read_source
 from segagent_rt_export.families.qwen_vl_v1.tiktoken import read_ranks
 from segagent_rt_export.gate.streaming import MmapBuffer
-from segagent_rt_export.sources.mllm import Choices, read_source
 from segagent_rt_export.sources.shards import open_safetensors, open_shards
 from segagent_rt_export.sources.weights import Checkpoint, RowSlice, row_pieces, take
 from tests.export.mllm.conftest import NAMES, open_exported

@@ -17,10 +17,10 @@ onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
 pytest.importorskip("onnxscript", reason="needs the extra `export`")
 
 from segagent_rt_export.errors import CheckpointInvalid  # noqa: E402
-from segagent_rt_export.families.exported_segmenter import ExportedSegmenter  # noqa: E402
 from segagent_rt_export.families.simple_click.checkpoint_layout import Source, resampled  # noqa: E402
 from segagent_rt_export.families.simple_click.export import export_simple_click, load_net  # noqa: E402
 from segagent_rt_export.families.simple_click.net import Head, NetShape, by_windows  # noqa: E402
+from segagent_rt_export.graphs.exported_segmenter import ExportedSegmenter  # noqa: E402
 
 from .made_up import Sizes, content, random_tensors, save  # noqa: E402
 from .plain import PlainNet, error, pictures  # noqa: E402

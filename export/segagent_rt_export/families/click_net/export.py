@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from segagent_rt.segmenters.click_net import MAPS, ClickNetSettings
 from segagent_rt_export.families.click_net.net import SIDE, Begun, Joint, SegmenterNet
+from segagent_rt_export.families.integer_part import write_integer_part
 from segagent_rt_export.gate.inputs import MEASURED, SceneInputs
 from segagent_rt_export.graphs.conv_norm import fuse
 from segagent_rt_export.graphs.tracing import trace
-from segagent_rt_export.passes.integer_part import write_integer_part
 
 
 class ClickEncoderGraph(nn.Module):

@@ -10,7 +10,6 @@ import numpy as np
 from segagent_rt.bundle.bundle import Part
 from segagent_rt.segmenters.click_net import ClickNetSettings
 from segagent_rt_export.families.click_net.net import SIDE, SegmenterNet
-from segagent_rt_export.graphs.builder import Weight
 from segagent_rt_export.graphs.conv_norm import fuse
 from segagent_rt_export.graphs.stored_weights import (
     StoredGraph,
@@ -19,6 +18,7 @@ from segagent_rt_export.graphs.stored_weights import (
     read_settings,
     refused,
 )
+from segagent_rt_export.sources.weights import Weight
 
 
 def click_net_from_part(part: Part) -> SegmenterNet:

@@ -26,10 +26,10 @@ from segagent_rt_export.graphs.attention import Heads
 from segagent_rt_export.graphs.builder import Dialect, GraphBuilder, new_graph, new_weights
 from segagent_rt_export.graphs.language_model import LanguageShape, build_decoder
 from segagent_rt_export.graphs.patch_embedding import HALF_PIXELS
-from segagent_rt_export.graphs.precision import Blocks, Precision, Scheme
+from segagent_rt_export.graphs.precision import Precision, Scheme
 from segagent_rt_export.graphs.shape_profiles import mllm_profiles
 from segagent_rt_export.passes.gptq import gptq_round
-from segagent_rt_export.sources.weights import StateDict
+from segagent_rt_export.sources.weights import Blocks, StateDict
 
 VISION, LANGUAGE = Precision("rounded", 16), Precision("stored", 16)
 """The language model computes in fp32: so what it writes does not depend on how many tokens are fed

@@ -16,9 +16,9 @@ from segagent_rt_export.families.demo_mllm.activation_moments import block_layer
 from segagent_rt_export.families.demo_mllm.export import language_shape, mllm_settings, tower_shape
 from segagent_rt_export.families.demo_mllm.net import PATCH, TinyMllm, tiny_config
 from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
-from segagent_rt_export.graphs.builder import GraphBuilder, Weight
+from segagent_rt_export.graphs.builder import GraphBuilder
 from segagent_rt_export.graphs.language_model import build_decoder
-from segagent_rt_export.graphs.precision import Blocks, Precision
+from segagent_rt_export.graphs.precision import Precision
 from segagent_rt_export.graphs.stored_weights import (
     fill,
     outline,
@@ -26,7 +26,7 @@ from segagent_rt_export.graphs.stored_weights import (
     read_settings,
     refused,
 )
-from segagent_rt_export.sources.weights import StateDict
+from segagent_rt_export.sources.weights import Blocks, StateDict, Weight
 
 VISION, LANGUAGE = "model.visual.", "model.language_model."
 KERNEL, BIAS = f"{VISION}patch_embed.proj.weight", f"{VISION}patch_embed.proj.bias"

@@ -13,7 +13,7 @@ from transformers import Sam2Config
 from transformers.models.sam2 import modeling_sam2
 
 from segagent_rt_export.families.edgetam.repvit import RepVit, merged_branches
-from segagent_rt_export.families.exported_segmenter import ExportedSegmenter
+from segagent_rt_export.graphs.exported_segmenter import ExportedSegmenter
 from segagent_rt_export.graphs.sam2 import OF_VIDEO, export_pyramid, image_parts
 from segagent_rt_export.sources import sam2_layout
 from segagent_rt_export.sources.sam_layout import SHARED, explained, tied

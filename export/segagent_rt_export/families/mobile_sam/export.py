@@ -13,9 +13,9 @@ from transformers import SamConfig
 from transformers.models.sam import modeling_sam
 
 from segagent_rt.segmenters.sam import SamSettings
-from segagent_rt_export.families.exported_segmenter import ExportedSegmenter
 from segagent_rt_export.families.mobile_sam.tiny_vit import TinyVit, TinyVitShape
 from segagent_rt_export.graphs.conv_norm import fuse
+from segagent_rt_export.graphs.exported_segmenter import ExportedSegmenter
 from segagent_rt_export.graphs.sam_decoder import SamDecoder
 from segagent_rt_export.graphs.sam_export import Pair, export_pair
 from segagent_rt_export.sources import sam_layout

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from segagent_rt.bundle.bundle import Part
 from segagent_rt.segmenters.photo_net import MAPS, PhotoNetSettings
-from segagent_rt_export.families.exported_segmenter import Check
+from segagent_rt_export.families.integer_part import write_integer_part
 from segagent_rt_export.families.photo_net.net import ImageFeatures, PhotoPrompts, PhotoSegmenterNet
 from segagent_rt_export.gate.inputs import GateInputs
 from segagent_rt_export.graphs.conv_norm import fuse
+from segagent_rt_export.graphs.exported_segmenter import Check
 from segagent_rt_export.graphs.tracing import trace
-from segagent_rt_export.passes.integer_part import write_integer_part
 
 
 class PhotoEncoderGraph(nn.Module):

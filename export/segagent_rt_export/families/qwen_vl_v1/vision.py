@@ -17,10 +17,10 @@ from segagent_rt_export.graphs.blocks import (
     plain_mlp,
     split_heads,
 )
-from segagent_rt_export.graphs.builder import GraphBuilder, Weight
+from segagent_rt_export.graphs.builder import GraphBuilder
 from segagent_rt_export.graphs.patch_embedding import TowerShape
 from segagent_rt_export.graphs.precision import Precision
-from segagent_rt_export.sources.weights import Weights
+from segagent_rt_export.sources.weights import Weight, Weights
 
 EPSILON = 1e-6
 RESAMPLER_HEAD = 128

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import SamConfig, SamModel
 
 from segagent_rt.segmenters.sam import SamSettings
-from segagent_rt_export.families.exported_segmenter import ExportedSegmenter
+from segagent_rt_export.graphs.exported_segmenter import ExportedSegmenter
 from segagent_rt_export.graphs.sam_decoder import SamDecoder
 from segagent_rt_export.graphs.sam_encoder import (
     BiasAttention,

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import Sam2Config, Sam2Model
 
-from segagent_rt_export.families.exported_segmenter import ExportedSegmenter
+from segagent_rt_export.graphs.exported_segmenter import ExportedSegmenter
 from segagent_rt_export.graphs.sam2 import OF_VIDEO, export_pyramid, image_parts
 from segagent_rt_export.sources import sam2_layout, sam_layout
 from segagent_rt_export.sources.segmenter import (

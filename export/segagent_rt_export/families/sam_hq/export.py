@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import SamHQConfig, SamHQModel
 
 from segagent_rt.segmenters.sam import SamSettings
-from segagent_rt_export.families.exported_segmenter import ExportedSegmenter
+from segagent_rt_export.graphs.exported_segmenter import ExportedSegmenter
 from segagent_rt_export.graphs.sam_decoder import SamDecoder
 from segagent_rt_export.graphs.sam_encoder import BiasAttention, FoldedAttention, with_attention
 from segagent_rt_export.graphs.sam_export import Pair, export_encoder, export_pair

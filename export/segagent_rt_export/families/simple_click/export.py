@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from segagent_rt.segmenters.simple_click import SimpleClickSettings
-from segagent_rt_export.families.exported_segmenter import Check, ExportedSegmenter
 from segagent_rt_export.families.simple_click.checkpoint_layout import UNUSED, Source
 from segagent_rt_export.families.simple_click.net import SimpleClickNet
+from segagent_rt_export.graphs.exported_segmenter import Check, ExportedSegmenter
 from segagent_rt_export.graphs.tracing import trace
 from segagent_rt_export.sources.checkpoints import read_checkpoint
 from segagent_rt_export.sources.segmenter import fill, provenance

@@ -19,7 +19,6 @@ from segagent_rt.mllm.tokenizer import parse_tokenizer
 from segagent_rt_export.dimensions import check_dimensions
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.families.chat_templates import HOLE, PICTURES, frame_of
-from segagent_rt_export.families.mllm_config import Config, open_processor
 from segagent_rt_export.families.mllms import FAMILIES, Given, Model
 from segagent_rt_export.families.qwen_vl_v1.tiktoken import build_tokenizer, read_ranks
 from segagent_rt_export.families.weight_names import common_name, rename, split_v1
@@ -28,6 +27,7 @@ from segagent_rt_export.graphs.shape_profiles import visual_tokens
 from segagent_rt_export.progress import Counted, Progress
 from segagent_rt_export.sources.gptq_awq import open_weights
 from segagent_rt_export.sources.lora import HEAD, adapt
+from segagent_rt_export.sources.mllm_config import Config, open_processor
 from segagent_rt_export.sources.weights import Checkpoint, Stored
 
 STOPS = ("<|im_end|>", "<|endoftext|>", "<|im_start|>", "</s>")

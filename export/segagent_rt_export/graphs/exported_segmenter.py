@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segagent_rt.types import Array
-from segagent_rt_export.variants import Device
+from segagent_rt_export.graphs.precision import Device
 
 
 @dataclass(frozen=True, slots=True)
