@@ -73,14 +73,6 @@ BACKENDS = {
         "onnxruntime", "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13", _TENSORRT, nvidia=True,
         provider="NvTensorRTRTXExecutionProvider", plugin="onnxruntime_ep_nv_tensorrt_rtx",
     ),
-    "openvino": Backend(
-        "onnxruntime", "pip uninstall -y onnxruntime && pip install onnxruntime-openvino",
-        ("any", "portable"), provider="OpenVINOExecutionProvider",
-    ),
-    "coreml": Backend(
-        "onnxruntime", "install the onnxruntime of a Mac", ("any", "portable"),
-        provider="CoreMLExecutionProvider",
-    ),
 }  # fmt: skip
 
 AUTO = ("tensorrt", "rtx", "cuda", "cpu")

@@ -60,7 +60,7 @@ def test_a_backend_that_is_not_in_the_table_lists_those_that_are(decoder):
 
 
 def test_a_provider_that_gives_way_to_the_cpu_is_an_error(decoder, compiled_in):
-    for name in ("cuda", "tensorrt-ep", "openvino", "coreml"):
+    for name in ("cuda", "tensorrt-ep"):
         with pytest.raises(BackendUnavailable, match=BACKENDS[name].provider):
             open_session(decoder, SessionOptions(name))
 

@@ -151,7 +151,7 @@ def test_a_spare_variant_that_memory_cannot_hold_does_not_keep_the_first_from_be
     assert "segmenter encoder (fast)\tready" in done.out
 
 
-@pytest.mark.parametrize("backend", ["cpu", "cuda", "openvino"])
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
 def test_nothing_is_built_for_backends_that_run_onnx(bundle, terminal, backend):
     done = terminal("build", bundle, "--backend", backend)
     assert (done.code, done.out) == (2, "")
