@@ -81,7 +81,7 @@ def test_the_head_answers_as_in_the_reference(segmenter: SimpleClick, golden: Pa
     net = segmenter._net
 
     class Listening:
-        def run(self, feeds: Any, outputs: Any) -> Any:
+        def run(self, feeds: Any, outputs: Any, **_: Any) -> Any:
             asked.append(net.run(feeds, outputs)["logits"])
             return {"logits": asked[-1]}
 
@@ -98,7 +98,8 @@ def test_the_golden_gate_would_notice(
 ) -> None:
     """Each planted fault moves the first or second mask further than the gate allows."""
     settings = SimpleClickSettings(flip=fault != "no flip")
-    faulty = SimpleClick(segmenter._net, settings)
+    net = segmenter._net.session  # each segmenter checks the shapes that its own settings say
+    faulty = SimpleClick(net, settings)
     if fault == "probabilities":
         sigmoid = SimpleClick._probability
         monkeypatch.setattr(faulty, "_probability", lambda logits: mean_of_two(sigmoid, logits))
@@ -106,7 +107,7 @@ def test_the_golden_gate_would_notice(
         where = "segagent_rt.segmenters.simple_click._points"
         monkeypatch.setattr(where, pixel_on_pixel)
     if fault == "threshold":
-        faulty = SimpleClick(segmenter._net, SimpleClickSettings(threshold=0.5))
+        faulty = SimpleClick(net, SimpleClickSettings(threshold=0.5))
     case = np.load(golden / "case_1.npz")
     image = load_image(golden / str(case["image"]))
     clicks = [Click(c, r, bool(sign)) for r, c, sign in case["clicks"][:2].tolist()]
