@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from in_turn import in_turn
-from real_bundle import Place, make, place_of
+from real_bundle import BundlePlace, make, place_of
 from real_ours import Floats, OurMllm, apart
 from real_reference import PlainMllm
 from real_walk import EXACT, EXPRESSION, SIDE, check_graphs, measure_walks
@@ -82,7 +82,7 @@ def main() -> None:
     print(text)
 
 
-def measure_clicks(place: Place, laps: int) -> dict[str, Any]:
+def measure_clicks(place: BundlePlace, laps: int) -> dict[str, Any]:
     """One click, and many expressions on one canvas."""
     images = [make_scene(seed, SIDE).image for seed in range(laps)]
     expression = EXPRESSIONS[0]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from real_bundle import Place
+from real_bundle import BundlePlace
 
 from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.backends.session import SessionOptions
@@ -103,7 +103,7 @@ class OurClick:
 class OurMllm:
     """One variant; the full-precision one is run as it lies in its file, to save memory."""
 
-    def __init__(self, place: Place, variant: str) -> None:
+    def __init__(self, place: BundlePlace, variant: str) -> None:
         self._cpu = SessionOptions("cpu", skip_prepack=variant == "reference")
         self._variant, self._sessions = variant, list[Session]()
         part = open_bundle(place.bundle).part("mllm")

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from in_turn import in_turn
-from real_bundle import Place, make_segmenter, place_of
+from real_bundle import BundlePlace, make_segmenter, place_of
 from real_ours import Floats, OurMllm, apart
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -86,7 +86,7 @@ def known(output: Path) -> dict[str, Any]:
     return {peer: earlier.get(peer, nothing) for peer in ("genai", "samexporter")}
 
 
-def make_genai(python: str, place: Place) -> None:
+def make_genai(python: str, place: BundlePlace) -> None:
     """The language model alone, as a checkpoint of Qwen2, and what genai's builder makes of it."""
     folder = place.folder / "language"
     if not folder.exists():
@@ -99,7 +99,7 @@ def make_genai(python: str, place: Place) -> None:
         subprocess.run([python, *builder, *to, *cache, *more], check=True)
 
 
-def write_language_model(place: Place, folder: Path) -> None:
+def write_language_model(place: BundlePlace, folder: Path) -> None:
     """Qwen2's names and configuration for the language model of a Qwen2.5-VL."""
     folder.mkdir()
     described = json.loads((place.checkpoint / "config.json").read_text("utf-8"))
@@ -162,7 +162,7 @@ class Genai:
 class OurLanguage:
     """The language model of a variant, about the same tokens."""
 
-    def __init__(self, place: Place, variant: str) -> None:
+    def __init__(self, place: BundlePlace, variant: str) -> None:
         self._mllm = OurMllm(place, variant)
         self._model = self._mllm.annotator.model
         self._cache = self._model.new_cache(1024)
@@ -199,7 +199,7 @@ class OurLanguage:
         return Prompt(self._model.embed(tokens))
 
 
-def measure_genai(python: str, place: Place, laps: int) -> dict[str, Any]:
+def measure_genai(python: str, place: BundlePlace, laps: int) -> dict[str, Any]:
     """A click's language part: genai writes as many tokens as our reply has, and the end token."""
     ours = {name: OurLanguage(place, name) for name in OURS}
     prompt = ours["cpu-8bit"].prompt()
@@ -237,7 +237,7 @@ def measure_genai(python: str, place: Place, laps: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _genais(python: str, place: Place) -> Iterator[dict[str, Genai]]:
+def _genais(python: str, place: BundlePlace) -> Iterator[dict[str, Genai]]:
     peers = {name: Genai(python, place.folder / f"genai-{name}") for name in PRECISIONS}
     yield peers
     for peer in peers.values():

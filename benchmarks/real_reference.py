@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from real_bundle import Place
+from real_bundle import BundlePlace
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, LogitsProcessor, LogitsProcessorList
 from transformers.utils import logging
@@ -67,7 +67,7 @@ class PlainClick:
 class PlainMllm:
     """The checkpoint in transformers."""
 
-    def __init__(self, place: Place, dtype: torch.dtype) -> None:
+    def __init__(self, place: BundlePlace, dtype: torch.dtype) -> None:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         self.source: MllmSource = place.source()
@@ -163,7 +163,7 @@ class TorchSession:
         return {name: named[name].numpy() for name in outputs}
 
 
-def plain_edgetam(place: Place, settings: SamSettings) -> Segmenter:
+def plain_edgetam(place: BundlePlace, settings: SamSettings) -> Segmenter:
     """EdgeTAM in torch, with the runtime's host around it; its branches are merged, which makes it
     faster than it was published."""
     net = load_edgetam(place.segmenter_checkpoint)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from in_turn import in_turn
-from real_bundle import Place
+from real_bundle import BundlePlace
 from real_ours import Ear, OurMllm, Replies, apart
 from real_reference import PlainMllm, PlainWalk, plain_edgetam, plain_walk
 
@@ -39,7 +39,7 @@ STOPPED = Path(__file__).parent / "results" / "against-reference.json"
 """Tells after how many clicks the stop rules end a walk of the shipped bundle, in the mean."""
 
 
-def check_graphs(place: Place) -> None:
+def check_graphs(place: BundlePlace) -> None:
     """Compare the graphs in full precision with torch; what was found stays beside the bundle."""
     image = make_scene(0, SIDE).image
     ours = OurMllm(place, "reference")
@@ -50,7 +50,7 @@ def check_graphs(place: Place) -> None:
     _noted(place).write_text(json.dumps(found), "utf-8")
 
 
-def _noted(place: Place) -> Path:
+def _noted(place: BundlePlace) -> Path:
     return place.folder / "graphs.json"
 
 
@@ -71,7 +71,7 @@ class Listened:
         )
 
 
-def listen(place: Place) -> Listened:
+def listen(place: BundlePlace) -> Listened:
     """Load the bundle."""
     meter, ear = GraphProfiler(), Ear()
     runtime = load(place.bundle, backend="cpu", wrap=meter.wrap)
@@ -81,7 +81,7 @@ def listen(place: Place) -> Listened:
     return Listened(runtime, meter, ear, Replies(annotator))
 
 
-def measure_walks(place: Place, laps: int) -> dict[str, Any]:
+def measure_walks(place: BundlePlace, laps: int) -> dict[str, Any]:
     """Three clicks in each lap, on the same picture: new canvases know nothing of it."""
     ours = listen(place)
     first = _clicked(ours)

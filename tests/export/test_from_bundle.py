@@ -286,7 +286,7 @@ def leave_the_folder(graph):
         (rename, "is missing"),
         (swap_gate_and_up, "exporter writes another decoder"),
         (spare, "`spare` has no use"),
-        (leave_the_folder, "lists no file"),
+        (leave_the_folder, "the manifest does not list"),
     ],
 )
 def test_damaged_decoders_are_refused(damaged, fault, said):
