@@ -155,7 +155,12 @@ class TorchSession:
 
     @torch.inference_mode()
     def run(
-        self, feeds: Mapping[str, Any], outputs: Sequence[str], *, keep: Collection[str] = ()
+        self,
+        feeds: Mapping[str, Any],
+        outputs: Sequence[str],
+        *,
+        into: None = None,
+        keep: Collection[str] = (),
     ) -> dict[str, Any]:
         """Call the module; results are arrays."""
         found = self._module(**{name: torch.from_numpy(feed) for name, feed in feeds.items()})

@@ -105,8 +105,8 @@ def test_three_clicks_with_their_masks(real, tmp_path):
 
 def test_a_walk_that_was_stopped_is_put_together_from_its_turns(real):
     stopped = real("real_walk").stopped
-    assert stopped([5.0, 3.0, 3.0, 2.0], 1.0) == 7.0
-    assert stopped([5.0, 3.0, 3.0, 2.0], 2.0) == 10.0
+    assert stopped([5.0, 3.0, 3.0], 1.0) == 5.0  # each step holds the rating of its mask
+    assert stopped([5.0, 3.0, 3.0], 2.0) == 8.0
 
 
 def test_distances_of_logits_are_shares_of_what_they_differ_in(real):
