@@ -2,7 +2,8 @@
 
 `golden/loop/trajectories.json` holds, for scenes of 128 x 128 pixels: clicks (x, y, positive),
 restarts, ratings, mask areas, the index of the returned mask, why the loop stopped, and how often
-each model was called. It was recorded on the CPU with one thread.
+each model was called. It was recorded on the CPU with one thread and ONNX Runtime 1.32. Ratings of
+ONNX Runtime 1.23, the lowest version that is promised, lie up to 0.004 away; all else is equal.
 """
 
 import json
@@ -66,7 +67,7 @@ def check(counted, setting, golden):
     assert [[c.x, c.y, int(c.positive)] for c in found.clicks] == golden["clicks"]
     assert [n for n, step in enumerate(clicked) if step.restarted] == golden["restarted"]
     assert [step.rating for step in found.masks] == [
-        None if rating is None else pytest.approx(rating, abs=1e-3) for rating in golden["ratings"]
+        None if rating is None else pytest.approx(rating, abs=0.01) for rating in golden["ratings"]
     ]
     areas = [int(step.prediction.mask().sum()) for step in found.masks]
     assert areas == pytest.approx(golden["areas"], rel=0.02)

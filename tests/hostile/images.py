@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import Image, features
+from PIL import Image
 
 from segagent_rt.draw import png
 from segagent_rt.scenes import make_scene
@@ -60,7 +60,7 @@ def good_pictures() -> dict[str, bytes]:
         "pfm": encoded(grey.convert("F"), "PPM"),
     }
     for name, kind in (("webp", "WEBP"), ("avif", "AVIF")):
-        if features.check(name):
+        if f".{name}" in Image.registered_extensions():
             found[name] = encoded(scene, kind)
     if "webp" in found:
         found["lossless webp"] = encoded(scene, "WEBP", lossless=True)
