@@ -11,6 +11,7 @@
     │   ├── BundleMissing
     │   ├── ManifestInvalid
     │   ├── FileChanged           missing, truncated or altered
+    │   ├── ArchiveInvalid        no packed bundle, or a damaged one
     │   └── EngineRefused         built for another machine, or failed its check
     ├── BackendError              a runtime library cannot be used
     │   ├── BackendMissing
@@ -135,6 +136,10 @@ class ManifestInvalid(BundleError):
 
 class FileChanged(BundleError):
     """A file of a bundle is missing, or not the one that its manifest names."""
+
+
+class ArchiveInvalid(BundleError):
+    """A file is no packed bundle, or a damaged one."""
 
 
 class EngineRefused(BundleError):

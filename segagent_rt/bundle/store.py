@@ -44,7 +44,16 @@ def _homeless_cache() -> Path:
 
 
 def find_bundle(where: str | Path | None) -> Path:
-    """The folder of a bundle, by path or name; raises `BundleMissing` if there is none."""
+    """The folder of a bundle, by path or name; a packed bundle is unpacked to the cache.
+
+    Raises:
+        BundleMissing: there is none.
+        ArchiveInvalid, FileChanged: a packed one is damaged.
+    """
+    if where is not None and os.path.isfile(where):  # noqa: PTH113 (as below)
+        from segagent_rt.bundle.archive import unpack_to_cache
+
+        return unpack_to_cache(Path(where), cache_folder() / "packed")
     package, name = Path(__file__).parents[1], SHIPPED if where is None else str(where)
     tried = [] if where is None else [Path(where), Path("engines") / where]
     if name in (SHIPPED, PHOTO):

@@ -20,7 +20,7 @@ from segagent_rt.errors import Cancelled, SegagentError
 
 COMMANDS = (
     "demo", "run", "refine", "score", "eval", "convert", "trajectories", "bench", "scene", "export",
-    "build", "inspect", "doctor",
+    "build", "pack", "unpack", "inspect", "doctor",
 )  # fmt: skip
 
 RESUMED_BY = {

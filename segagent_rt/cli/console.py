@@ -87,11 +87,16 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
-def progress(title: str, *, in_logs: bool = True) -> Report:
+def progress(title: str, *, in_logs: bool = True, in_bytes: bool = False) -> Report:
     """What tells how far a long run is: `12 of 340, 3 min left`.
 
     On a terminal one line changes; in a log, lines follow each other at longer intervals, or there
     are none.
+
+    Args:
+        title: stands before each report.
+        in_logs: whether anything is told where there is no terminal.
+        in_bytes: whether bytes are counted; they are shown in MB.
     """
     if not in_logs and not _on_terminal():
         return lambda done, total: None
@@ -105,7 +110,8 @@ def progress(title: str, *, in_logs: bool = True) -> Report:
             return
         said = passed
         left = passed / done * (total - done) if done else 0.0
-        report_progress(f"{done} of {total}, {in_words(left)} left")
+        ratio = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if in_bytes else f"{done} of {total}"
+        report_progress(f"{ratio}, {in_words(left)} left")
         if done == total:
             end_line()
 

@@ -1,0 +1,28 @@
+"""Turn a packed bundle into a folder again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from segagent_rt.cli import console
+from segagent_rt.cli.parameters import QuietOption
+
+
+def command(
+    archive: Annotated[Path, typer.Argument(help="A file that `pack` wrote.", show_default=False)],
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", help="The new folder; engines/NAME if left out."),
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Every file is compared with its hash. `run -b` takes packed bundles, too."""
+    from segagent_rt.bundle.archive import unpack
+
+    folder = output or Path("engines") / archive.stem
+    report_progress = console.progress(f"unpacking {archive.name}", in_logs=False, in_bytes=True)
+    index = unpack(archive, folder, report_progress)
+    console.show_row(folder, console.counted(len(index.files), "file"))
