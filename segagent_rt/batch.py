@@ -11,17 +11,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from segagent_rt import __version__
+from segagent_rt.batch_options import BatchOptions
 from segagent_rt.data.journal import CountReporter, Journal
 from segagent_rt.data.reading import expect
 from segagent_rt.data.reading import field as field_of
 from segagent_rt.errors import AnnotatorError, InputError
-from segagent_rt.image import MAX_MEGAPIXELS, Range, load_image
+from segagent_rt.image import load_image
 from segagent_rt.io import (
     check_replaceable,
     dump_json,
@@ -40,7 +41,6 @@ from segagent_rt.results import (
     total_seconds,
     why_no_mask,
 )
-from segagent_rt.search import SearchConfig
 from segagent_rt.types import AnnotationItem, ObjectPrompt, RgbImage, Trajectory
 
 if TYPE_CHECKING:
@@ -55,33 +55,6 @@ JOURNAL, SUMMARY, COCO = (
 
 SILENT_SERVER = 3
 """So many images in a row for which a server gave no usable answer end the batch."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchOptions:
-    """How every image of a batch is treated.
-
-    Attributes:
-        config: how widely to search, and when to stop.
-        all_objects: a mask for every object that the first look lists.
-        kinds: what is saved of each result; see `SaveKind`.
-        max_megapixels: larger images are refused.
-        value_range: the values that stand for black and white in float and 16-bit images.
-        overwrite: do everything again, and replace files that we did not write.
-    """
-
-    config: SearchConfig = field(default_factory=lambda: SearchConfig(candidates=1))
-    all_objects: bool = False
-    kinds: tuple[str, ...] = ("mask", "overlay")
-    max_megapixels: float = MAX_MEGAPIXELS
-    value_range: Range | None = None
-    overwrite: bool = False
-
-    def described(self) -> dict[str, Any]:
-        """All that results depend on, as plain data."""
-        plain = asdict(self)
-        del plain["overwrite"]
-        return plain
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -36,8 +37,15 @@ def looks_like_picture(argument: str) -> bool:
 
 def stands_for_many(argument: str) -> bool:
     """Whether an argument is a folder, or a pattern and no file."""
-    path = Path(argument)
-    return path.is_dir() or (glob.has_magic(argument) and not path.exists())
+    return is_folder(argument) or (glob.has_magic(argument) and not os.path.exists(argument))  # noqa: PTH110
+
+
+def is_folder(argument: str) -> bool:
+    """Whether there is such a folder; an empty argument names none, though `Path` reads it as `.`.
+
+    Unlike `Path.is_dir` it also takes what no file can be called, such as 5,000 letters.
+    """
+    return os.path.isdir(argument)  # noqa: PTH112
 
 
 def find_pictures(source: str) -> list[Path]:
@@ -50,17 +58,16 @@ def find_pictures(source: str) -> list[Path]:
     Raises:
         InputError: a folder or a pattern has no picture.
     """
-    path = Path(source)
-    if path.is_dir():
-        found = [each for each in sorted(path.iterdir()) if _is_picture(each)]
+    if is_folder(source):
+        found = [each for each in sorted(Path(source).iterdir()) if _is_picture(each)]
     elif not stands_for_many(source):
-        return [path]
+        return [Path(source)]
     else:
         found = [Path(each) for each in sorted(glob.glob(source, recursive=True))]  # noqa: PTH207
         found = [each for each in found if _is_picture(each)]
     if not found:
         raise InputError(
-            f"{source} {'holds' if path.is_dir() else 'stands for'} no picture",
+            f"{source} {'holds' if is_folder(source) else 'stands for'} no picture",
             hint=f"pictures end in {', '.join(ENDINGS)}",
         )
     return found

@@ -219,7 +219,7 @@ def _read(path: Path) -> bytes | None:
     """The content of a regular file that is no link; None if there is none."""
     try:
         return path.read_bytes() if stat.S_ISREG(path.lstat().st_mode) else None
-    except OSError:
+    except (OSError, ValueError):  # a ValueError: no file can have such a name
         return None
 
 

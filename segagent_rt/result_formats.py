@@ -1,74 +1,16 @@
-"""What a result can be saved as: pictures, COCO, labelme and YOLO."""
+"""Results as COCO, labelme and YOLO."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
-
-import cv2
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from segagent_rt.data.coco import coco_document
 from segagent_rt.data.labelme import labelme_document
 from segagent_rt.data.record import Category, RunLengths, Sample
 from segagent_rt.data.yolo import yolo_labels
-from segagent_rt.draw import draw_overlay, png
-from segagent_rt.types import Mask, RgbImage, Size, Trajectory
-
-SaveKind: TypeAlias = Literal["mask", "overlay", "cutout", "json", "coco", "yolo", "labelme"]
-"""What `--save` and `Result.save` take. The JSON document is always written."""
-
-RgbaImage: TypeAlias = npt.NDArray[np.uint8]
-"""uint8 [h, w, 4]; pixels outside of the object are zero."""
-
-
-def cutout(image: RgbImage, mask: Mask) -> RgbaImage:
-    """The object alone, cropped to it, everything else transparent.
-
-    Args:
-        image: uint8 [H, W, 3] RGB.
-        mask: bool [H, W], not empty.
-
-    Returns:
-        uint8 [h, w, 4] RGBA, as large as the bounding box of the mask. What is transparent is
-        black, so that nothing of the background remains in the file.
-    """
-    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    window = slice(y, y + height), slice(x, x + width)
-    alpha = mask[window].astype(np.uint8)[..., None]
-    return np.concatenate([image[window] * alpha, alpha * np.uint8(255)], axis=2)
-
-
-def overlay_of(image: RgbImage, trajectory: Trajectory) -> RgbImage:
-    """The image with the returned mask, the box, the clicks and the expression drawn into it.
-
-    Args:
-        image: uint8 [H, W, 3] RGB.
-        trajectory: one that has a mask.
-    """
-    best = trajectory.best
-    assert best is not None
-    assert best.prediction is not None
-    mask, caption = best.prediction.mask(), trajectory.expression
-    return draw_overlay(image, mask, trajectory.clicks, caption, box=best.box)
-
-
-def pictures_of(
-    image: RgbImage, trajectory: Trajectory, kinds: Sequence[str]
-) -> Iterable[tuple[str, bytes]]:
-    """The PNG files of a trajectory by their kinds. There is no cut-out of an empty mask."""
-    if trajectory.prediction is None:
-        return
-    mask = trajectory.prediction.mask()
-    for kind in kinds:
-        if kind == "mask":
-            yield kind, png(mask)
-        elif kind == "overlay":
-            yield kind, png(overlay_of(image, trajectory))
-        elif kind == "cutout" and mask.any():
-            yield kind, png(cutout(image, mask))
+from segagent_rt.types import Size
 
 
 def object_name(expression: str) -> str:

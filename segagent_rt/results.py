@@ -25,7 +25,7 @@ from segagent_rt.io import (
 from segagent_rt.types import Click, Malformed, Mask, RgbImage, Step, Trajectory
 
 if TYPE_CHECKING:
-    from segagent_rt.result_formats import SaveKind
+    from segagent_rt.choices import SaveKind
     from segagent_rt.runtime import Runtime
 
 
@@ -223,7 +223,7 @@ class Result:
     def _repr_png_(self) -> bytes:
         """The overlay, or the image if there is no mask: what a notebook shows."""
         from segagent_rt.draw import png
-        from segagent_rt.result_formats import overlay_of
+        from segagent_rt.result_pictures import overlay_of
 
         found = self.trajectory
         return png(self.image if found.prediction is None else overlay_of(self.image, found))
@@ -396,7 +396,7 @@ class ResultFiles:
         Raises:
             OutputError: a file cannot be written, or a number is not finite. What was there stays.
         """
-        from segagent_rt.result_formats import pictures_of
+        from segagent_rt.result_pictures import pictures_of
 
         results, contents = [], dict[Path, bytes]()
         for number, trajectory in enumerate(found, 1):
@@ -420,6 +420,8 @@ class ResultFiles:
 
     def _converted(self, document: dict[str, Any]) -> dict[Path, bytes]:
         """The document in the other formats that are saved."""
+        if not {"coco", "yolo", "labelme"} & {*self.saved.kinds}:
+            return {}
         from segagent_rt.result_formats import coco_of, labelme_of, object_name, yolo_of
 
         names = [object_name(result["expression"]) for result in document["results"]]

@@ -18,7 +18,7 @@ from segagent_rt.data.yolo import outline, yolo_labels
 from segagent_rt.draw import png
 from segagent_rt.errors import ExpressionRefused, OutputError
 from segagent_rt.image import rle_to_mask
-from segagent_rt.result_formats import cutout
+from segagent_rt.result_pictures import cutout
 from segagent_rt.types import AnnotationItem, Box, Click, ObjectPrompt
 from tests import squares
 

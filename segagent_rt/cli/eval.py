@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from segagent_rt.choices import Ablation, AnnotatorName, Rule, StartName
 from segagent_rt.cli import console
 from segagent_rt.cli.parameters import (
     DATA,
@@ -31,9 +32,6 @@ from segagent_rt.cli.parameters import (
     check_options,
     cluster_of,
 )
-from segagent_rt.eval.loop_runs import AnnotatorName, StartName
-from segagent_rt.eval.scenes import Ablation
-from segagent_rt.eval.selection import Rule
 
 if TYPE_CHECKING:
     from segagent_rt.data.ray_pool import Cluster

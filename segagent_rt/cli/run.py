@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from segagent_rt.choices import SaveKind
 from segagent_rt.cli import console
 from segagent_rt.cli.parameters import (
     DATA,
@@ -46,7 +47,7 @@ from segagent_rt.image import MAX_MEGAPIXELS
 from segagent_rt.types import ObjectPrompt
 
 if TYPE_CHECKING:
-    from segagent_rt.batch import BatchOptions
+    from segagent_rt.batch_options import BatchOptions
     from segagent_rt.runtime import Runtime
 
 WORDS, HAND, LIST, VIDEO = "expressions", "--click and --box", "--from", "--video"
@@ -175,7 +176,7 @@ def command(
     if video is not None and (all_objects or sources or from_list):
         raise typer.BadParameter("--video goes with neither --all nor --from nor images")
     where = endpoint_of(endpoint, model, server, timeout, allow_host, preset)
-    from segagent_rt.batch import BatchOptions
+    from segagent_rt.batch_options import BatchOptions
     from segagent_rt.bundle.store import PHOTO
     from segagent_rt.loop import StoppingRules
     from segagent_rt.runtime import load
@@ -246,8 +247,6 @@ def _prompts(
 
 
 def _kinds(save: str) -> tuple[str, ...]:
-    from segagent_rt.result_formats import SaveKind
-
     return tuple(
         dict.fromkeys(one_of(SaveKind, each.strip(), "--save") for each in save.split(","))
     )

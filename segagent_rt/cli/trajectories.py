@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from segagent_rt.choices import AfterLoss
 from segagent_rt.cli import console
 from segagent_rt.cli.parameters import (
     SEARCH,
@@ -30,7 +31,6 @@ from segagent_rt.cli.parameters import (
     finite,
     one_of,
 )
-from segagent_rt.data.demonstrate import AfterLoss
 from segagent_rt.errors import BatchFailed, GateFailed
 
 if TYPE_CHECKING:

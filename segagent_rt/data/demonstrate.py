@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from segagent_rt.annotators.oracle import next_click
+from segagent_rt.choices import AfterLoss
 from segagent_rt.data.record import RunLengths, corners
 from segagent_rt.data.trajectories import Demonstration, ShownClick, Start, StartKind
 from segagent_rt.metrics import iou
 from segagent_rt.scenes.rng import DeterministicRng
 from segagent_rt.segmenters.prediction import GivenMask
 from segagent_rt.types import Click, Mask, Prediction, Segmenter
-
-AfterLoss: TypeAlias = Literal["end", "discard"]
 
 GRID = 2
 """Points along a side of the grid that a start may be made of."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from segagent_rt.annotators.oracle import OracleAnnotator
 from segagent_rt.bundle.manifest import PartName
+from segagent_rt.choices import AnnotatorName, StartName
 from segagent_rt.data.canvas_cache import CanvasCache
 from segagent_rt.data.images import missing_images
 from segagent_rt.data.journal import CountReporter, Journal
@@ -24,9 +25,6 @@ from segagent_rt.scenes.rng import DeterministicRng
 from segagent_rt.search import SearchConfig, search_steps
 from segagent_rt.segmenters.prediction import GivenMask
 from segagent_rt.types import Mask, Trajectory
-
-AnnotatorName: TypeAlias = Literal["mllm", "oracle"]
-StartName: TypeAlias = Literal["nothing", "degraded"]
 
 
 @dataclass(frozen=True, slots=True)

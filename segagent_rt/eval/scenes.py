@@ -10,11 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from segagent_rt.annotators.oracle import next_click
+from segagent_rt.choices import Ablation
 from segagent_rt.eval.statistics import spearman
 from segagent_rt.loop import StoppingRules
 from segagent_rt.metrics import iou
@@ -26,8 +27,6 @@ from segagent_rt.scenes.rng import DeterministicRng
 from segagent_rt.scenes.scene import visible_objects
 from segagent_rt.segmenters.prediction import GivenMask
 from segagent_rt.types import Click, Mask, Request, Step, Trajectory
-
-Ablation: TypeAlias = Literal["none", "remove", "shuffle"]
 
 TOUCHED = 0.05
 """A first click missed if the mask it made overlaps the target by less than this IoU."""

@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from segagent_rt.choices import Rule
 from segagent_rt.data.predictions import Recording
 from segagent_rt.data.tables import Overlap
-from segagent_rt.eval.selection import Rule, best_rated, select, shortened
+from segagent_rt.eval.selection import best_rated, select, shortened
 from segagent_rt.loop import StoppingRules
 from segagent_rt.metrics import (
     cumulative_iou,

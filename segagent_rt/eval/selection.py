@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
 
+from segagent_rt.choices import Rule
 from segagent_rt.data.predictions import RecordedStep, Recording
 from segagent_rt.data.segagent import reference_best
-
-Rule: TypeAlias = Literal["full", "ref", "last"]
 
 
 def select(recording: Recording, rule: Rule, click: int | None = None) -> int | None:

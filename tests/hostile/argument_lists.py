@@ -58,8 +58,6 @@ WRONG_USE = (
     ["scene", "--side", "0"],
     ["bench", "measure", "--against", "itself"],
     ["inspect", "a", "b"],
-    ["run", "a\0b", TEXT],
-    ["run", "\ud8ff.png", TEXT],
     ["run", "scene.png", TEXT, "-o", "a\0b"],
     ["nonsense"],
     ["\x1b]0;title\x07"],
@@ -69,7 +67,10 @@ WRONG_USE = (
 REFUSALS = (
     ["run", "absent.png", TEXT],
     ["run", "", TEXT],
-    ["run", ".", TEXT],
+    ["run", "a\0b", TEXT],
+    ["run", "\ud8ff.png", TEXT],
+    ["run", "*" * 5000, TEXT],
+    ["run", "empty", TEXT],
     ["run", "/dev/zero", TEXT],
     ["run", "/proc/self/mem", TEXT],
     ["run", "a" * 5000, TEXT],
@@ -142,6 +143,7 @@ def cases() -> list[Case]:
 def _case(words: list[str], codes: object) -> Case:
     def action(folder: Path) -> list[str]:
         (folder / "scene.png").write_bytes(png(SCENE.image))
+        (folder / "empty").mkdir()
         return words
 
     name = ascii(" ".join(word[:40] + "…" * (len(word) > 40) for word in words))
