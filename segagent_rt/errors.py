@@ -19,6 +19,9 @@
     ├── RuntimeClosed             a runtime is closed, or belongs to another process
     ├── ClusterError              a Ray cluster cannot be reached, or lost its workers
     ├── AnnotatorError            a server did not answer, or not in a usable way
+    ├── ServeError                a server cannot do what a client asks of it
+    │   ├── ServerBusy            too much is waiting; a later try may succeed
+    │   └── NotOpen               there is no such image, object or bundle, or no longer
     ├── ExtraMissing              a command needs an extra that is not installed
     ├── GateFailed                a parity or benchmark gate (exit code 3)
     ├── BatchFailed               a part of a batch (exit code 4)
@@ -168,6 +171,26 @@ class ClusterError(SegagentError):
 
 class AnnotatorError(SegagentError):
     """An annotator's server did not answer, or not in a usable way."""
+
+
+class ServeError(SegagentError):
+    """A server cannot do what a client asks of it."""
+
+
+class ServerBusy(ServeError):
+    """Too much is waiting already.
+
+    Attributes:
+        retry_after: seconds after which another try makes sense.
+    """
+
+    def __init__(self, message: str, *, retry_after: int = 1) -> None:
+        super().__init__(message, hint=f"try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class NotOpen(ServeError):
+    """There is no such image, object or bundle, or no longer."""
 
 
 class ExtraMissing(SegagentError):

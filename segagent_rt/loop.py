@@ -138,15 +138,9 @@ class Stages:
         """Segment with the proposed action and all clicks before it, back to the last restart."""
         if step.click is None and step.box is None:
             return step
-        since = [] if step.restarted else steps_since_restart(steps)
-        clicks = [each.click for each in (*since, step) if each.click is not None]
-        prior = since[-1].prediction if since else None
-        first_box = since[0].box if since and since[0].click is None else None
-        box = step.box or first_box
         with self.deadline.active(), watch("segment"):
             encoded = self.embedding.result(self.deadline.remaining)
-            made = self.segmenter.decode(encoded, clicks, prior=prior, box=box)
-        return replace(step, prediction=made, box=box)
+            return decode_step(step, steps, self.segmenter, encoded)
 
     def rate(self, steps: Sequence[Step], watch: Stopwatch) -> list[Step]:
         """Rate the masks of steps that are alternatives to each other."""
@@ -166,6 +160,28 @@ class Stages:
         for turn in turns:
             watch.add_stages(turn.seconds)
         return [_proposed(turn) for turn in turns]
+
+
+def decode_step(step: Step, steps: Sequence[Step], segmenter: Segmenter, embedding: Any) -> Step:
+    """Segment with a step's click or box and all clicks before it, back to the last restart.
+
+    Args:
+        step: one without a mask.
+        steps: those before it.
+        segmenter: turns clicks into masks.
+        embedding: the segmenter's embedding of the image.
+
+    Returns:
+        The step with its mask, and with the box that the mask was made of.
+    """
+    since = [] if step.restarted else steps_since_restart(steps)
+    clicks = [each.click for each in (*since, step) if each.click is not None]
+    prior = since[-1].prediction if since else None
+    first_box = since[0].box if since and since[0].click is None else None
+    box = step.box or first_box
+    return replace(
+        step, prediction=segmenter.decode(embedding, clicks, prior=prior, box=box), box=box
+    )
 
 
 def _proposed(turn: Turn) -> Step:

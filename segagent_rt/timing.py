@@ -62,6 +62,7 @@ class Deadline:
 
     Code under `with deadline.active():` wraps each long call in `stopping(stop)`. When time is up,
     `stop` is called from another thread, and the call, or the next one, ends in `Interrupted`.
+    A deadline without an end leaves the one around it in effect.
 
     Raises:
         InputError: the seconds are negative, infinite or not a number.
@@ -80,6 +81,12 @@ class Deadline:
             self._timer.daemon = True
             self._timer.start()
 
+    def expire(self) -> None:
+        """Time is up now; without an end, nothing happens."""
+        if self._timer is not None:
+            self._at = time.monotonic()
+            self._expire()
+
     @property
     def remaining(self) -> float | None:
         """Seconds left, at least 0; None if there is no end."""
@@ -93,7 +100,7 @@ class Deadline:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Make this the deadline of the calls inside."""
-        token = _CURRENT.set(self if self._timer is not None else None)
+        token = _CURRENT.set(_CURRENT.get() if self._timer is None else self)
         try:
             yield
         finally:
