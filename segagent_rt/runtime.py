@@ -32,6 +32,7 @@ from segagent_rt.errors import (
     ManifestInvalid,
     RuntimeClosed,
 )
+from segagent_rt.families import mllm_family, segmenter_family
 from segagent_rt.image import load_image
 from segagent_rt.lazy_future import LazyFuture
 from segagent_rt.loop import StoppingRules
@@ -515,37 +516,18 @@ class Canvas:
 
 OpenSession = Callable[[Part, str], Session]
 
-SAMS = ("sam", "sam_hq", "mobile_sam", "sam2", "edgetam")
-"""Families of segmenters that are used as SAM is; their settings tell them apart."""
-
-MLLMS = ("qwen_vl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava")
-"""Families of MLLMs."""
-
 
 def open_segmenter(part: Part, open_session: OpenSession) -> Segmenter:
-    """The segmenter of a part, by its family; only that family's module is imported."""
-    family = part.manifest.family
-    if family == "click_net":
-        from segagent_rt.segmenters.click_net import ClickNet, ClickNetSettings
+    """The segmenter of a part, by its family; only that family's module is imported.
 
-        net = part.settings(ClickNetSettings)
-        return ClickNet(open_session(part, "encoder"), open_session(part, "decoder"), net)
-    if family == "photo_net":
-        from segagent_rt.segmenters.photo_net import PhotoNet, PhotoNetSettings
-
-        photo = part.settings(PhotoNetSettings)
-        return PhotoNet(open_session(part, "encoder"), open_session(part, "decoder"), photo)
-    if family == "simple_click":
-        from segagent_rt.segmenters.simple_click import SimpleClick, SimpleClickSettings
-
-        click = part.settings(SimpleClickSettings)
-        return SimpleClick(open_session(part, "net"), click)
-    if family in SAMS:
-        from segagent_rt.segmenters.sam import Sam, SamSettings
-
-        sam = part.settings(SamSettings)
-        return Sam(open_session(part, "encoder"), open_session(part, "decoder"), sam)
-    raise _unknown(part)
+    Raises:
+        BundleError: no installed package has the family, or the settings are not the family's.
+    """
+    family = segmenter_family(part.manifest.family)
+    if family is None:
+        raise _unknown(part)
+    settings = part.settings(family.settings)
+    return family.build(*(open_session(part, role) for role in family.roles), settings)
 
 
 def open_mllm(part: Part, open_session: OpenSession) -> MllmAnnotator:
@@ -593,7 +575,7 @@ def open_prompt_codec(part: Part) -> MllmCodec:
     """
     from segagent_rt.mllm.tokenizer import parse_tokenizer
 
-    if part.manifest.family not in MLLMS:
+    if mllm_family(part.manifest.family) is None:
         raise _unknown(part)
     settings, text = part.settings(MllmSettings), part.text("tokenizer.json")
     with unusable(part.folder / "tokenizer.json"):

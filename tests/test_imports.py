@@ -1,7 +1,11 @@
 """Layering: what the runtime must never import, checked in a process where importing it fails."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
+
+EXPORT = Path(__file__).parents[1] / "export" / "segagent_rt_export"
 
 FORBIDDEN = (
     "torch", "transformers", "onnx", "onnxscript", "tensorrt", "tensorrt_rtx", "cuda",
@@ -38,3 +42,15 @@ def test_importing_the_package_loads_nothing_heavy():
     program = "import sys, segagent_rt; print([m for m in ('numpy', 'cv2') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_family_of_the_exporter_imports_another():
+    """What two of them share lies beside their folders. The demo MLLM is a small Qwen3-VL."""
+    folders = {p.parent.name for p in (EXPORT / "families").glob("*/__init__.py")}
+    found = set()
+    for path in (EXPORT / "families").glob("*/*.py"):
+        others = "|".join(folders - {path.parent.name})
+        pattern = rf"import(?:_module)? .*\bfamilies\.({others})\b|from \S+\.families\.({others})\b"
+        for match in re.finditer(pattern, path.read_text("utf-8")):
+            found.add((path.parent.name, match[1] or match[2]))
+    assert found <= {("demo_mllm", "qwen_vl")}

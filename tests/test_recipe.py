@@ -9,17 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from segagent_rt.families import mllm_family, segmenter_family
 from segagent_rt.mllm.prompts import PRESETS
-from segagent_rt.runtime import MLLMS, SAMS
 from segagent_rt_export.errors import RecipeInvalid, SourceMissing
 from segagent_rt_export.recipe import (
-    MllmFamily,
-    SegmenterFamily,
     VariantName,
     find_recipe,
     read_recipe,
     tracked_recipes,
 )
+from segagent_rt_export.registry import mllm_exporters, segmenter_exporters
 from segagent_rt_export.sources.hub import HubModel
 from segagent_rt_export.sources.locations import locate, parse_source
 
@@ -63,13 +62,21 @@ def test_every_tracked_recipe_is_installed_with_the_package():
 
 def test_the_readme_names_every_family_variant_and_preset():
     text = (ROOT / "engines" / "README.md").read_text()
-    names = [*map(typing.get_args, (SegmenterFamily, MllmFamily, VariantName)), tuple(PRESETS)]
-    assert [n for group in names for n in group if n not in text] == []
+    families = [*segmenter_exporters(), *mllm_exporters()]
+    names = [*families, *typing.get_args(VariantName), *PRESETS]
+    assert [name for name in names if name not in text] == []
 
 
 def test_the_runtime_knows_every_family_that_a_recipe_may_name():
-    assert set(typing.get_args(MllmFamily)) == set(MLLMS)
-    assert set(typing.get_args(SegmenterFamily)) == {*SAMS, "simple_click"}
+    assert [name for name in mllm_exporters() if mllm_family(name) is None] == []
+    assert [name for name in segmenter_exporters() if segmenter_family(name) is None] == []
+
+
+@pytest.mark.parametrize("name", ["sam9", "", "window", "sam.py", "../sam", "__init__", "os.path"])
+def test_a_name_that_is_no_family_is_none(name):
+    """Names come from manifests, so they choose no other module."""
+    assert segmenter_family(name) is None
+    assert mllm_family(name) is None
 
 
 def test_every_variant_is_defined_for_both_parts():
@@ -87,12 +94,12 @@ def test_every_variant_is_defined_for_both_parts():
         ("colour = 1\n" + SEGMENTER, "unknown field `colour`"),
         (SEGMENTER + 'varaints = ["reference"]\n', "unknown field `varaints`"),
         (SEGMENTER.replace("source", "sauce"), "unknown field `sauce`"),
-        (SEGMENTER.replace('"sam"', '"sam3"'), '"sam3" is not one of'),
+        (SEGMENTER.replace('"sam"', '"sam9"'), "family `sam9` is unknown"),
         (SEGMENTER.replace("cpu-8bit", "cpu-9bit"), '"cpu-9bit" is not one of'),
         (SEGMENTER.replace('["cpu-8bit"]', "[]"), "must name each variant once"),
         (SEGMENTER.replace('"cpu-8bit"', '"cpu-8bit", "cpu-8bit"'), "each variant once"),
         (SEGMENTER.replace('["cpu-8bit"]', '"cpu-8bit"'), "is not a list"),
-        (SEGMENTER + "side = 448\n", "side is for simple_click only"),
+        (SEGMENTER + "side = 448\n", "sam has no side"),
         (MLLM + 'preset = "segagnet"\n', "preset `segagnet` is unknown"),
         (MLLM + 'most_pixels = "many"\n', '"many" is not int'),
         ("x = " + "1" * 200_000, "is too long"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -19,19 +19,19 @@ from segagent_rt.errors import ManifestInvalid
 from segagent_rt.mllm.prompts import MAX_PIXELS, PRESETS
 from segagent_rt_export.errors import CheckpointInvalid, RecipeInvalid
 from segagent_rt_export.files import read_bounded
+from segagent_rt_export.registry import mllm_exporters, segmenter_exporters
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+OPTIONS = ("side", "flip")
+"""Fields of a segmenter that only some families take."""
+
 LONGEST = 100_000
 """Bytes of a recipe."""
 
-SegmenterFamily: TypeAlias = Literal[
-    "simple_click", "sam", "sam_hq", "mobile_sam", "sam2", "edgetam"
-]
-MllmFamily: TypeAlias = Literal["qwen_vl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava"]
 VariantName: TypeAlias = Literal[
     "reference", "cpu-8bit", "cpu-fast", "cpu-int8", "cpu-4bit", "gpu-fp16"
 ]
@@ -50,7 +50,7 @@ class SegmenterRecipe:
         flip: average with the mirrored picture; SimpleClick only, on if left out.
     """
 
-    family: SegmenterFamily
+    family: str
     source: str
     variants: tuple[VariantName, ...]
     origin: str = ""
@@ -72,7 +72,7 @@ class MllmRecipe:
         jpeg: painted images pass through a JPEG file, as in SegAgent's own code.
     """
 
-    family: MllmFamily
+    family: str
     source: str
     variants: tuple[VariantName, ...]
     origin: str = ""
@@ -158,16 +158,20 @@ def _check(recipe: Recipe, where: str) -> None:
     for name, part in recipe.parts.items():
         if not part.variants or len(set(part.variants)) < len(part.variants):
             raise RecipeInvalid(f"{where}: {name}: variants must name each variant once")
-    segmenter, mllm = recipe.segmenter, recipe.mllm
-    if segmenter and segmenter.family != "simple_click":
-        for field in ("side", "flip"):
-            if getattr(segmenter, field) is not None:
-                raise RecipeInvalid(f"{where}: segmenter: {field} is for simple_click only")
-    if mllm and mllm.preset is not None:
-        _expect_one_of(mllm.preset, tuple(PRESETS), f"{where}: mllm: preset")
+    if segmenter := recipe.segmenter:
+        families = segmenter_exporters()
+        _expect_one_of(segmenter.family, families, f"{where}: segmenter: family")
+        for field in OPTIONS:
+            given = getattr(segmenter, field) is not None
+            if given and field not in families[segmenter.family].options:
+                raise RecipeInvalid(f"{where}: segmenter: {segmenter.family} has no {field}")
+    if mllm := recipe.mllm:
+        _expect_one_of(mllm.family, mllm_exporters(), f"{where}: mllm: family")
+        if mllm.preset is not None:
+            _expect_one_of(mllm.preset, PRESETS, f"{where}: mllm: preset")
 
 
-def _expect_one_of(found: str, known: tuple[str, ...], what: str) -> None:
+def _expect_one_of(found: str, known: Collection[str], what: str) -> None:
     if found not in known:
         raise RecipeInvalid(f"{what} `{found[:60]}` is unknown", hint="choose " + ", ".join(known))
 

@@ -13,6 +13,7 @@ from segagent_rt.annotators.mllm import MllmSettings
 from segagent_rt.bench.boards import DeviceBoard
 from segagent_rt.bundle.bundle import Bundle, Part
 from segagent_rt.bundle.manifest import Variant
+from segagent_rt.families import segmenter_family
 from segagent_rt.memory import BUILD_BASE, BUILD_FACTOR
 from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt.runtime import open_prompt_codec
@@ -28,9 +29,6 @@ ROWS = 20
 
 HEADS = 16
 """Heads where the manifest does not tell, as in most of these models."""
-
-GLOBAL_ATTENTION = ("sam", "sam_hq", "simple_click")
-"""Segmenters whose positions, one for 16 x 16 pixels, all look at each other."""
 
 CHANNELS = 32
 """Channels that other segmenters keep at the picture's full size, in all their maps together."""
@@ -138,7 +136,8 @@ def _patches(settings: MllmSettings) -> int:
 def _segmenter(part: Part) -> int:
     side = int(part.manifest.settings["side"])
     batch = 2 if part.manifest.settings.get("flip") else 1
-    if part.manifest.family in GLOBAL_ATTENTION:
+    family = segmenter_family(part.manifest.family)
+    if family is not None and family.global_attention:
         return batch * _layer((side // 16) ** 2, 64 * HEADS, HEADS)
     return batch * side**2 * CHANNELS * FLOAT
 

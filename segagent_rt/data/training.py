@@ -22,7 +22,8 @@ from segagent_rt.data.trajectories import Demonstration
 from segagent_rt.errors import DataInvalid, InputError
 from segagent_rt.image import overlay
 from segagent_rt.io import dump_json, json_bytes, write_result
-from segagent_rt.mllm.prompts import DEFAULT_PRESETS, MAX_PIXELS, Preset
+from segagent_rt.mllm.families import qwen3_vl, qwen_vl
+from segagent_rt.mllm.prompts import MAX_PIXELS, Preset
 from segagent_rt.reply import AnyReplyProtocol, ReplyProtocol
 from segagent_rt.types import RgbImage
 
@@ -241,9 +242,9 @@ class TrainingFormat:
 
 TARGETS: Mapping[str, TrainingFormat] = {
     "llama-factory": TrainingFormat(
-        write_llama_factory, DEFAULT_PRESETS["qwen3_vl"], ("segagent.json", "dataset_info.json")
+        write_llama_factory, qwen3_vl.FAMILY.preset, ("segagent.json", "dataset_info.json")
     ),
-    "qwen-vl": TrainingFormat(write_qwen_vl, DEFAULT_PRESETS["qwen_vl"], ("qwen-vl.json",)),
+    "qwen-vl": TrainingFormat(write_qwen_vl, qwen_vl.FAMILY.preset, ("qwen-vl.json",)),
 }
 
 

@@ -40,16 +40,6 @@ SEGAGENT_LLAVA = (
 )
 """The instruction of SegAgent's LLaVA models (paper, figure 6), letter by letter."""
 
-DEFAULT_PRESETS: Mapping[str, str] = {
-    "qwen_vl": "segagent",
-    "qwen2_vl": "segagent-rated",
-    "qwen2_5_vl": "segagent-rated",
-    "qwen3_vl": "segagent-rated",
-    "llava": "segagent-llava",
-}
-"""The preset of a checkpoint that was trained to click, by family, unless a recipe says otherwise.
-Training data are written for the same ones."""
-
 MAX_PIXELS = 512 * 512
 """Pixels of the largest image, in training as in export, unless a recipe says otherwise: where a
 click points depends on it."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from segagent_rt.backends.checked_session import CheckedSession
 from segagent_rt.bounds import Side
+from segagent_rt.families import SegmenterFamily
 from segagent_rt.image import squash
 from segagent_rt.segmenters.prediction import LogitsPrediction
 from segagent_rt.types import Box, Click, Prediction, RgbImage, Session, Size
@@ -86,3 +87,6 @@ class ClickNet:
             return np.full((1, 1, self._side, self._side), -CERTAIN, np.float32)
         given = prior.mask((self._side, self._side))[None, None]
         return np.where(given, np.float32(CERTAIN), np.float32(-CERTAIN))
+
+
+FAMILY = SegmenterFamily(("encoder", "decoder"), ClickNetSettings, ClickNet)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from segagent_rt.backends.checked_session import CheckedSession
 from segagent_rt.bounds import Side, Slope
+from segagent_rt.families import SegmenterFamily
 from segagent_rt.segmenters.prediction import LogitsPrediction
 from segagent_rt.types import Box, Click, Prediction, RgbImage, Session, Size
 
@@ -167,3 +168,6 @@ def prior_logits(prior: Prediction | None, letterbox: Letterbox) -> Floats:
         given = prior.mask((height, width))
         square[0, 0, :height, :width] = np.where(given, np.float32(CERTAIN), np.float32(-CERTAIN))
     return square
+
+
+FAMILY = SegmenterFamily(("encoder", "decoder"), PhotoNetSettings, PhotoNet)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from segagent_rt.backends.checked_session import CheckedSession
 from segagent_rt.bounds import Scale, Share, Side
+from segagent_rt.families import SegmenterFamily
 from segagent_rt.image import resize_logits, resize_mask
 from segagent_rt.segmenters.sam_frame import Frame, Resize, pixels
 from segagent_rt.types import Box, Click, Mask, Prediction, RgbImage, Session, Size
@@ -181,3 +182,6 @@ class Sam:
         delta = self._settings.stability_delta
         union = int(np.count_nonzero(logits > -delta))
         return int(np.count_nonzero(logits > delta)) / union if union else 1.0
+
+
+FAMILY = SegmenterFamily(("encoder", "decoder"), SamSettings, Sam, global_attention=True)

@@ -15,6 +15,7 @@ import numpy as np
 
 from segagent_rt.backends.checked_session import CheckedSession
 from segagent_rt.bounds import Scale, Share, Side
+from segagent_rt.families import SegmenterFamily
 from segagent_rt.segmenters.resampling import Floats, Taps, bands, corners, resample
 from segagent_rt.segmenters.window import WindowPrediction
 from segagent_rt.segmenters.zoom import Roi, Span, ZoomRules, choose_roi
@@ -183,3 +184,6 @@ def _near(position: float, radius: int, side: int) -> tuple[slice, Floats]:
     end = max(min(int(position) + radius + 2, side), first)
     distances = np.arange(first, end, dtype=np.float32) - np.float32(position)
     return slice(first, end), np.square(distances)
+
+
+FAMILY = SegmenterFamily(("net",), SimpleClickSettings, SimpleClick, global_attention=True)

@@ -5,7 +5,6 @@ One token stands for the whole picture, `{instruction}` for the text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from tokenizers import Tokenizer
 
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.files import read_bounded
+from segagent_rt_export.registry import MllmExporter
 from segagent_rt_export.sources.shards import read_object
 
 LONGEST = 1_000_000
@@ -20,39 +20,8 @@ LONGEST = 1_000_000
 
 HOLE = "{instruction}"
 
-SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-"""Opens a conversation with Qwen-VL, Qwen2-VL and Qwen2.5-VL."""
 
-CHATS: Mapping[str, str] = {
-    "qwen_vl": SYSTEM
-    + "<|im_start|>user\nPicture 1: <img><imgpad></img>\n{instruction}<|im_end|>\n"
-    + "<|im_start|>assistant\n",
-    "qwen2_vl": SYSTEM
-    + "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{instruction}<|im_end|>\n"
-    + "<|im_start|>assistant\n",
-    "qwen2_5_vl": SYSTEM
-    + "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{instruction}<|im_end|>\n"
-    + "<|im_start|>assistant\n",
-    "qwen3_vl": (
-        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{instruction}<|im_end|>\n"
-        "<|im_start|>assistant\n"
-    ),
-    "llava": "<s>USER: <image>\n{instruction} ASSISTANT:",
-}
-"""A conversation's first turn, by family, with one token for the whole picture."""
-
-
-PICTURES: Mapping[str, str] = {
-    "qwen_vl": "<imgpad>",
-    "qwen2_vl": "<|image_pad|>",
-    "qwen2_5_vl": "<|image_pad|>",
-    "qwen3_vl": "<|image_pad|>",
-    "llava": "<image>",
-}
-"""That token, by family."""
-
-
-def frame_of(folder: Path, family: str, tokenizer: Tokenizer) -> str:
+def frame_of(folder: Path, family: MllmExporter, tokenizer: Tokenizer) -> str:
     """The frame that a checkpoint is asked in.
 
     Args:
@@ -68,11 +37,11 @@ def frame_of(folder: Path, family: str, tokenizer: Tokenizer) -> str:
             makes the model think before it answers.
     """
     template = read_template(folder)
-    if template is None or family == "qwen_vl":  # no template can show its pictures
-        return CHATS[family]
+    if template is None or family.image_processor is None:
+        return family.chat
     begun = tokenizer.decode(tokenizer.encode("").ids, skip_special_tokens=False)
-    user = CHATS[family].partition(PICTURES[family])[2].partition(HOLE)[0]
-    plain = f"{_opening(family)}{PICTURES[family]}{user}{HOLE}"
+    user = family.chat.partition(family.picture)[2].partition(HOLE)[0]
+    plain = f"{_opening(family)}{family.picture}{user}{HOLE}"
     pieces = [{"type": "image"}, {"type": "text", "text": HOLE}]
     failures: list[CheckpointInvalid] = []
     for content in (pieces, plain):
@@ -81,7 +50,7 @@ def frame_of(folder: Path, family: str, tokenizer: Tokenizer) -> str:
         except CheckpointInvalid as error:
             failures.append(error)
             continue
-        if frame.count(PICTURES[family]) == frame.count(HOLE) == 1:
+        if frame.count(family.picture) == frame.count(HOLE) == 1:
             return _checked(folder, frame if frame.startswith(begun) else begun + frame)
     if len(failures) == 2:
         raise failures[0]
@@ -91,9 +60,9 @@ def frame_of(folder: Path, family: str, tokenizer: Tokenizer) -> str:
     )
 
 
-def _opening(family: str) -> str:
+def _opening(family: MllmExporter) -> str:
     """What stands between the beginning of the user's turn and the picture token."""
-    before = CHATS[family].partition(PICTURES[family])[0]
+    before = family.chat.partition(family.picture)[0]
     return "<|vision_start|>" if before.endswith("<|vision_start|>") else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ def _head(source: MllmSource) -> Stored:
 
 
 def _refuse_leftovers(source: MllmSource) -> None:
-    leftovers = list(source.weights.unread(needless))
+    leftovers = list(source.weights.unread(partial(needless, source.family)))
     if leftovers:
         raise CheckpointInvalid(
             f"the checkpoint holds {len(leftovers)} tensors that this architecture does not use, "

@@ -12,19 +12,20 @@ from tokenizers import Tokenizer
 
 from segagent_rt.annotators.mllm import MllmCodec, MllmSettings, prompt_codec
 from segagent_rt.errors import InputError
+from segagent_rt.families import mllm_family
 from segagent_rt.mllm.grammar import compile_grammar
 from segagent_rt.mllm.preprocess import SmartResize
-from segagent_rt.mllm.prompts import DEFAULT_PRESETS, MAX_PIXELS, PRESETS
+from segagent_rt.mllm.prompts import MAX_PIXELS, PRESETS
 from segagent_rt.mllm.tokenizer import parse_tokenizer
 from segagent_rt_export.dimensions import check_dimensions
 from segagent_rt_export.errors import CheckpointInvalid
-from segagent_rt_export.families.chat_templates import HOLE, PICTURES, frame_of
-from segagent_rt_export.families.mllms import FAMILIES, Given, Model
-from segagent_rt_export.families.qwen_vl_v1.tiktoken import build_tokenizer, read_ranks
-from segagent_rt_export.families.weight_names import common_name, rename, split_v1
+from segagent_rt_export.families.chat_templates import HOLE, frame_of
+from segagent_rt_export.families.mllm_model import Given, Model
+from segagent_rt_export.families.weight_names import common_name, rename
 from segagent_rt_export.files import read_bounded
 from segagent_rt_export.graphs.shape_profiles import visual_tokens
 from segagent_rt_export.progress import Counted, Progress
+from segagent_rt_export.registry import MllmExporter, code, mllm_exporter, mllm_exporters
 from segagent_rt_export.sources.gptq_awq import open_weights
 from segagent_rt_export.sources.lora import HEAD, adapt
 from segagent_rt_export.sources.mllm_config import Config, open_processor
@@ -89,8 +90,9 @@ def read_source(folder: Path, choices: Choices | None = None) -> MllmSource:
     weights = _open_weights(folder, model, choices.adapter)
     if choices.adapter is not None and HEAD in weights:
         model = replace(model, tied=False)
-    tokenizer = _open_tokenizer(folder)
-    frame = frame_of(folder, model.family, tokenizer)
+    family = mllm_exporter(model.family)
+    tokenizer = _open_tokenizer(folder, family)
+    frame = frame_of(folder, family, tokenizer)
     settings = _settings(model, tokenizer, choices, frame)
     provenance = _provenance(folder, model, choices)
     source = MllmSource(model, weights, tokenizer, settings, provenance)
@@ -140,12 +142,14 @@ def read_model(folder: Path, most_pixels: int = MAX_PIXELS) -> Model:
     config = Config.load(folder / "config.json")
     check_dimensions(config.fields, config.where)
     kind = config.text("model_type", "")
-    if kind not in FAMILIES:
+    families = {family.model_type: family for family in mllm_exporters().values()}
+    if kind not in families:
         raise CheckpointInvalid(
             f"{config.where}: models of the type `{kind}` cannot be exported",
-            hint="the exporter knows " + ", ".join(FAMILIES),
+            hint="the exporter knows " + ", ".join(families),
         )
-    return FAMILIES[kind](Given(config, open_processor(folder), most_pixels))
+    model: Model = code(families[kind].model)(Given(config, open_processor(folder), most_pixels))
+    return model
 
 
 def _open_weights(folder: Path, model: Model, adapter: Path | None) -> Checkpoint:
@@ -154,32 +158,48 @@ def _open_weights(folder: Path, model: Model, adapter: Path | None) -> Checkpoin
         tensors = adapt(
             tensors, adapter, lambda name: common_name(model.family, name), tied=model.tied
         )
-    if model.family == "qwen_vl":
-        tensors = split_v1(tensors)
+    if rearrange := mllm_exporter(model.family).rearrange:
+        tensors = code(rearrange)(tensors)
     return Checkpoint(tensors)
 
 
-def _open_tokenizer(folder: Path) -> Tokenizer:
-    path, ranks = folder / "tokenizer.json", folder / "qwen.tiktoken"
+def _open_tokenizer(folder: Path, family: MllmExporter) -> Tokenizer:
+    path = folder / "tokenizer.json"
     if path.is_file():
         content = read_bounded(path, LARGEST_TOKENIZER)
         try:
             return parse_tokenizer(content.decode("utf-8"))
         except ValueError as error:
             raise CheckpointInvalid(f"{path} is no tokenizer: {str(error)[:120]}") from None
-    if ranks.is_file():
-        return build_tokenizer(read_ranks(ranks))
+    own: Tokenizer | None = code(family.tokenizer)(folder) if family.tokenizer else None
+    if own is not None:
+        return own
     raise CheckpointInvalid(
         f"{folder} holds no tokenizer.json",
         hint="save it: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
     )
 
 
+def default_preset(family: str) -> str:
+    """What a checkpoint of a family is asked with, unless a recipe says otherwise.
+
+    Raises:
+        InputError: the runtime does not know the family.
+    """
+    known = mllm_family(family)
+    if known is None:
+        raise InputError(
+            f"the runtime has no module for the family {family}",
+            hint="install the package that registers it, or name a preset in the recipe",
+        )
+    return known.preset
+
+
 def _settings(model: Model, tokenizer: Tokenizer, choices: Choices, frame: str) -> MllmSettings:
-    name = choices.preset or DEFAULT_PRESETS[model.family]
+    name = choices.preset or default_preset(model.family)
     if name not in PRESETS:
         raise InputError(f"there is no preset `{name}`", hint="choose " + ", ".join(PRESETS))
-    preset, picture = PRESETS[name], PICTURES[model.family]
+    preset, picture = PRESETS[name], mllm_exporter(model.family).picture
 
     def encode(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)

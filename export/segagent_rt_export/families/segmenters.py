@@ -1,18 +1,14 @@
-"""Every family of segmenters that a recipe may name, and who exports it."""
+"""Export a segmenter by the family that the recipe names."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 from segagent_rt_export.graphs.exported_segmenter import ExportedSegmenter
 from segagent_rt_export.recipe import SegmenterRecipe
+from segagent_rt_export.registry import code, segmenter_exporter
 from segagent_rt_export.variants import SEGMENTER_VARIANTS
-
-FORMED = ("sam", "sam_hq")
-"""Families with an encoder in another form for GPUs: their attention's bias depends on the query.
-That of the others is constant, or there is none."""
 
 FOR_GPU = "gpu"
 """The folder beside the graphs where those in their form for GPUs are written."""
@@ -26,20 +22,18 @@ def export_segmenter(recipe: SegmenterRecipe, source: Path, folder: Path) -> Exp
         CheckpointInvalid: the source is no checkpoint of the family.
         InputError: the recipe asks for what the family cannot be.
     """
-    module = import_module(f"segagent_rt_export.families.{recipe.family}.export")
-    export = getattr(module, f"export_{recipe.family}")
-    options = {"side": recipe.side, "flip": recipe.flip}
-    exported: ExportedSegmenter = export(
+    family = segmenter_exporter(recipe.family)
+    options = {name: getattr(recipe, name) for name in family.options}
+    exported: ExportedSegmenter = code(family.export)(
         source, folder, **{name: value for name, value in options.items() if value is not None}
     )
-    if not formed_for_gpu(recipe):
+    if family.export_for_gpu is None or not formed_for_gpu(recipe):
         return exported
     (folder / FOR_GPU).mkdir()
-    export = getattr(module, f"export_{recipe.family}_for_gpu")
-    return replace(exported, for_gpu=export(source, folder / FOR_GPU))
+    return replace(exported, for_gpu=code(family.export_for_gpu)(source, folder / FOR_GPU))
 
 
 def formed_for_gpu(recipe: SegmenterRecipe) -> bool:
     """Whether some variant is made of graphs in another form than the reference's."""
     for_gpu = any(SEGMENTER_VARIANTS[name].device == "gpu" for name in recipe.variants)
-    return for_gpu and recipe.family in FORMED
+    return for_gpu and segmenter_exporter(recipe.family).export_for_gpu is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,10 +15,9 @@ from torch import Tensor
 
 from segagent_rt.types import RgbImage, Size
 from segagent_rt_export.errors import CheckpointInvalid
-from segagent_rt_export.families.chat_templates import PICTURES
 from segagent_rt_export.families.mllm_source import MllmSource
-from segagent_rt_export.families.qwen_vl_v1.reference import QwenVlV1
 from segagent_rt_export.families.weight_names import common_name
+from segagent_rt_export.registry import code, mllm_exporter
 from segagent_rt_export.sources.gptq_awq import open_weights
 from segagent_rt_export.sources.lazy_weights import unloaded
 from segagent_rt_export.sources.lora import HEAD, TABLE, adapt, renamed
@@ -28,15 +26,6 @@ from segagent_rt_export.sources.shards import open_shards, read_object
 from segagent_rt_export.sources.weights import Stored
 
 Floats = npt.NDArray[np.float32]
-
-_PROCESSORS = {
-    "qwen2_vl": ("qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"),
-    "qwen2_5_vl": ("qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"),
-    "qwen3_vl": ("qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"),
-    "clip": ("clip.image_processing_pil_clip", "CLIPImageProcessorPil"),
-    "llava": ("llava.image_processing_pil_llava", "LlavaImageProcessorPil"),
-}
-"""Image processors that need no torchvision: module below `transformers.models`, and class."""
 
 
 class MllmReference(Protocol):
@@ -62,11 +51,12 @@ def open_reference(
     """
     described = read_object(folder / "config.json")
     streamed |= "quantization_config" in described
-    if source.family == "qwen_vl":
+    if own := mllm_exporter(source.family).reference:
         stored = open_weights(folder)
         if adapter is not None:
             stored = adapt(stored, adapter, lambda name: name)
-        return QwenVlV1(LazyTensors(stored), described)
+        reference: MllmReference = code(own)(LazyTensors(stored), described)
+        return reference
     model = None
     if not streamed:
         model = load_whole(folder)
@@ -163,7 +153,7 @@ class TransformersReference:
     def __init__(self, model: Any, folder: Path, source: MllmSource) -> None:
         self._model = model
         self._processor, self._cap = _processor(folder, source), source.model.cap
-        picture = source.tokenizer.token_to_id(PICTURES[source.family])
+        picture = source.tokenizer.token_to_id(mllm_exporter(source.family).picture)
         assert picture is not None
         self._picture = int(picture)
         self._seen: tuple[RgbImage, Tensor] | None = None
@@ -204,11 +194,11 @@ class TransformersReference:
 def _processor(folder: Path, source: MllmSource) -> Any:
     """The checkpoint's own image processor; the largest picture is at most what the caller wants
     and the context holds."""
-    settings, family = open_processor(folder), source.family
-    if family == "llava" and not settings.flag("do_pad"):
-        family = "clip"
-    module, name = _PROCESSORS[family]
-    kind = getattr(import_module(f"transformers.models.{module}"), name)
+    settings, family = open_processor(folder), mllm_exporter(source.family)
+    pads = settings.flag("do_pad") and family.padding_processor is not None
+    kind = code(
+        f"transformers.models.{family.padding_processor if pads else family.image_processor}"
+    )
     try:
         processor = (
             kind.from_pretrained(folder, local_files_only=True) if settings.fields else kind()

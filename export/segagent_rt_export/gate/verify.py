@@ -42,7 +42,7 @@ from segagent_rt_export.gate.inputs import (
     scenes,
 )
 from segagent_rt_export.gate.mllm_reference import MllmReference
-from segagent_rt_export.gate.segmenter_reference import host_of, levels_apart, prompts_apart
+from segagent_rt_export.gate.processing_error import levels_apart, prompts_apart
 from segagent_rt_export.gate.streaming import CPU, LockstepRunner, LockstepSession
 from segagent_rt_export.gate.verdict import (
     DAMAGED,
@@ -57,6 +57,7 @@ from segagent_rt_export.gate.verdict import (
 )
 from segagent_rt_export.graphs.exported_segmenter import Check
 from segagent_rt_export.passes.calibration import range_mismatch
+from segagent_rt_export.registry import code, segmenter_exporter
 from segagent_rt_export.variants import REFERENCE
 
 SIZES = ((140, 196), (97, 331), (300, 120), (64, 64), (211, 223))
@@ -223,7 +224,7 @@ def _host(part: Part, gate: Gate) -> tuple[dict[str, float], list[str]]:
         segmenter = open_segmenter(part, watch)
         mask = segmenter.decode(segmenter.encode(image), [click]).mask()
     runs = {role: session.examples[0] for role, session in watched.items()}
-    host = host_of(part.manifest)
+    host = code(segmenter_exporter(part.manifest.family).preprocessing)(part.manifest.settings)
     shown = runs[host.role][0]["image"][0]
     feeds, outputs = runs[list(runs)[-1]]
     prompt = host.prompt(click, size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from segagent_rt_export.errors import CheckpointInvalid
+from segagent_rt_export.registry import family_hint
 
 SHARED = "shared_image_embedding.positional_embedding"
 TIED = "prompt_encoder.shared_embedding.positional_embedding"
@@ -117,25 +118,6 @@ def explained(tensors: Mapping[str, Tensor]) -> Iterator[None]:
         raise CheckpointInvalid(
             f"the checkpoint is of another family: {what}", hint=family_hint(tensors)
         ) from error
-
-
-FAMILIES = (
-    ("edgetam", r"(image|vision)_encoder\.(trunk\.body|backbone\.timm_model)\..*"),
-    ("sam2", r"(image|vision)_encoder\.(trunk|backbone)\..*"),
-    ("mobile_sam", r"(image|vision)_encoder\.layers\.\d+\.(blocks|layers)\..*"),
-    ("sam_hq", r"mask_decoder\.(hf|hq)_token\..*"),
-    ("sam", r"(image|vision)_encoder\.(blocks|layers)\.\d+\.attn\..*"),
-)
-"""Families, and names that only their tensors have; the first that fits counts."""
-
-
-def family_hint(names: Iterable[Any]) -> str:
-    """What to write in the recipe for a checkpoint whose tensors have these names."""
-    listed = list(map(str, names))
-    for family, known in FAMILIES:
-        if any(re.fullmatch(known, name) for name in listed):
-            return f'its tensors are named as in {family}: is family = "{family}" in the recipe?'
-    return "which model is it? The recipe names the family"
 
 
 def vision_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

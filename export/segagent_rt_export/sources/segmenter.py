@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from segagent_rt_export.dimensions import check_dimensions
 from segagent_rt_export.errors import CheckpointInvalid
+from segagent_rt_export.registry import family_hint, segmenter_exporters
 from segagent_rt_export.sources.checkpoints import read_checkpoint
 from segagent_rt_export.sources.locations import origin_of
-from segagent_rt_export.sources.sam_layout import family_hint
 from segagent_rt_export.sources.shards import open_shards, read_object
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -45,7 +45,7 @@ def read_config(folder: Path, *kinds: str) -> dict[str, Any]:
 
 def _family_hint(found: str) -> str:
     family = found.removesuffix("_video")
-    if family in ("sam", "sam_hq", "sam2", "edgetam"):
+    if family in segmenter_exporters():
         return f'write family = "{family}" in the recipe, or name another folder'
     return "the recipe names the family; is this the right folder?"
 

@@ -21,18 +21,13 @@ from segagent_rt_export.errors import RecipeInvalid, ToolFailed, TooLittleRoom
 from segagent_rt_export.families.mllm_source import MllmSource
 from segagent_rt_export.plan import read_mllm
 from segagent_rt_export.recipe import MllmRecipe, Recipe
+from segagent_rt_export.registry import mllm_exporters
 from segagent_rt_export.sources.locations import locate
 from segagent_rt_export.sources.shards import open_shards, read_object
 from segagent_rt_export.targets.checkpoint import expect_half, limit_pictures, write_checkpoint
 from segagent_rt_export.targets.commands import Target, as_text, commands, sizes_of
 from segagent_rt_export.targets.edge_llm import NAME, Tool, open_tool
 from segagent_rt_export.targets.graph_check import GraphFacts, check_graph
-
-FAMILIES: Mapping[Target, tuple[str, ...]] = {
-    "edge-llm": ("qwen2_5_vl", "qwen3_vl"),
-    "trtllm": ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
-}
-"""Of our families those that a server takes with pictures."""
 
 YAML = "guided_decoding_backend: xgrammar\n"
 """What TensorRT-LLM must be told to hold replies to the form of a click."""
@@ -75,10 +70,11 @@ def prepare(
     """
     if recipe.mllm is None:
         raise RecipeInvalid(f"the recipe {recipe.name} has no MLLM that could be served")
-    if recipe.mllm.family not in FAMILIES[target]:
+    taken = [name for name, family in mllm_exporters().items() if target in family.served_by]
+    if recipe.mllm.family not in taken:
         raise RecipeInvalid(
             f"{target} does not serve models of the family {recipe.mllm.family}",
-            hint="it takes " + ", ".join(FAMILIES[target]),
+            hint="it takes " + ", ".join(taken),
         )
     check_writable(folder)
     if folder.exists() and not _is_ours(folder):

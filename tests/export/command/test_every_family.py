@@ -3,7 +3,6 @@ format to a bundle that passed the gate and runs."""
 
 from __future__ import annotations
 
-import typing
 from dataclasses import replace
 
 import pytest
@@ -18,7 +17,8 @@ from segagent_rt_export.gate.verdict import Gate
 from segagent_rt_export.graphs.precision import MllmPrecision, Precision
 from segagent_rt_export.pipeline import GatePolicy, run_export
 from segagent_rt_export.plan import make_plan
-from segagent_rt_export.recipe import MllmFamily, SegmenterFamily, read_recipe, tracked_recipes
+from segagent_rt_export.recipe import read_recipe, tracked_recipes
+from segagent_rt_export.registry import mllm_exporters, segmenter_exporters
 from segagent_rt_export.variants import MLLM_VARIANTS
 from tests.export.command.checkpoints import MADE
 
@@ -39,10 +39,10 @@ def export(recipe, tmp_path):
 
 
 def test_there_is_a_small_checkpoint_of_every_family():
-    assert set(MADE) == {*typing.get_args(SegmenterFamily), *typing.get_args(MllmFamily)}
+    assert set(MADE) == {*segmenter_exporters(), *mllm_exporters()}
 
 
-@pytest.mark.parametrize("family", typing.get_args(SegmenterFamily))
+@pytest.mark.parametrize("family", segmenter_exporters())
 def test_a_segmenter(export, terminal, tmp_path, family):
     bundle = export(
         "cpu-8bit", "cpu-fast", "cpu-int8", "reference", segmenter=family, forgiving=True
@@ -58,7 +58,7 @@ def test_a_segmenter(export, terminal, tmp_path, family):
     assert done.code == 0, done.err
 
 
-@pytest.mark.parametrize("family", typing.get_args(MllmFamily))
+@pytest.mark.parametrize("family", mllm_exporters())
 def test_an_mllm(export, family):
     bundle = export("cpu-8bit", "cpu-4bit", "reference", mllm=family, forgiving=True)
     verified = bundle.part("mllm").manifest.verified
@@ -67,7 +67,7 @@ def test_an_mllm(export, family):
     assert not [why for why in verified.get("failures", []) if "cpu-" not in why]
 
 
-@pytest.mark.parametrize("family", typing.get_args(MllmFamily))
+@pytest.mark.parametrize("family", mllm_exporters())
 def test_a_model_that_memory_cannot_hold_is_compared_piece_by_piece(export, monkeypatch, family):
     """The same replies as those of whole graphs, and every layer against torch.
 

@@ -4,7 +4,6 @@ and over the whole picture, typed as the variant says; what it was made of equal
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,16 @@ from onnx import TensorProto, shape_inference
 from segagent_rt.bundle.bundle import Bundle, open_bundle
 from segagent_rt.errors import GateFailed
 from segagent_rt_export.families.sam import export
-from segagent_rt_export.families.segmenters import FORMED
 from segagent_rt_export.gate.verdict import Gate
 from segagent_rt_export.pipeline import GatePolicy, run_export
 from segagent_rt_export.plan import PartPlan, Plan, make_plan
 from segagent_rt_export.recipe import Recipe, read_recipe
+from segagent_rt_export.registry import code, segmenter_exporters
 from tests.export.command.checkpoints import SAM_SIZES
 
 pytestmark = pytest.mark.export
 
+FORMED = [name for name, family in segmenter_exporters().items() if family.export_for_gpu]
 QUICK = GatePolicy(Gate(scenes=2))
 SIZES = SAM_SIZES["vision_config"]
 WIDTH = SIZES["hidden_size"] // SIZES["num_attention_heads"]
@@ -166,7 +166,8 @@ def test_the_disk_is_asked_for_room_for_both_forms(recipe, tmp_path):
     assert room == 3 * small
 
 
-def test_every_family_that_has_a_form_for_gpus_exports_one():
-    for family in FORMED:
-        module = import_module(f"segagent_rt_export.families.{family}.export")
-        assert callable(getattr(module, f"export_{family}_for_gpu"))
+def test_all_code_that_families_name_is_there():
+    for family in segmenter_exporters().values():
+        paths = (family.export, family.preprocessing, family.export_for_gpu)
+        assert all(callable(code(path)) for path in paths if path)
+    assert {"sam", "sam_hq"} <= set(FORMED)

@@ -5,8 +5,6 @@ ONNX Runtime rounds on the CPU where a GPU would round; how GPUs add up is not s
 
 from __future__ import annotations
 
-import typing
-
 import pytest
 
 from segagent_rt.bundle.bundle import open_bundle
@@ -15,7 +13,7 @@ from segagent_rt.bundle.placement import compatible_graphs
 from segagent_rt_export.gate.verdict import Gate
 from segagent_rt_export.pipeline import GatePolicy, run_export
 from segagent_rt_export.plan import make_plan
-from segagent_rt_export.recipe import MllmFamily, SegmenterFamily
+from segagent_rt_export.registry import mllm_exporters, segmenter_exporters
 
 pytestmark = [pytest.mark.export, pytest.mark.slow]
 
@@ -35,7 +33,7 @@ def part(recipe, tmp_path):
     return export
 
 
-@pytest.mark.parametrize("family", typing.get_args(SegmenterFamily))
+@pytest.mark.parametrize("family", segmenter_exporters())
 def test_a_segmenter(part, family):
     made = part(segmenter=family)
     for role in made.roles:
@@ -43,7 +41,7 @@ def test_a_segmenter(part, family):
         assert names == ["gpu-fp16", "reference"]
 
 
-@pytest.mark.parametrize("family", typing.get_args(MllmFamily))
+@pytest.mark.parametrize("family", mllm_exporters())
 def test_an_mllm(part, family):
     made = part(mllm=family)
     for name in ("gpu-fp16", "reference"):

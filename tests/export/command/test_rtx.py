@@ -7,7 +7,6 @@ compute what they should is not shown here, and needs a GPU.
 from __future__ import annotations
 
 import json
-import typing
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +32,8 @@ from segagent_rt_export.graphs.language_model import build_decoder
 from segagent_rt_export.graphs.precision import MllmPrecision, Precision
 from segagent_rt_export.graphs.shape_profiles import mllm_profiles
 from segagent_rt_export.passes.weight_quant import write_variant
-from segagent_rt_export.recipe import MllmFamily, SegmenterFamily, SegmenterRecipe
+from segagent_rt_export.recipe import SegmenterRecipe
+from segagent_rt_export.registry import mllm_exporters, segmenter_exporters
 from segagent_rt_export.sources.weights import StateDict
 from segagent_rt_export.variants import SEGMENTER_VARIANTS
 from tests.export.mllm.test_families import QWEN25_3B, QWEN25_PIXELS
@@ -109,7 +109,7 @@ def test_the_mllm_that_ships(library, tmp_path, name):
         build(library, tmp_path / f"{role}.onnx")
 
 
-@pytest.mark.parametrize("family", typing.get_args(SegmenterFamily))
+@pytest.mark.parametrize("family", segmenter_exporters())
 def test_a_segmenter(library, sources, tmp_path, family):
     source = sources(family)
     recipe = SegmenterRecipe(family, str(source), ("gpu-fp16", "reference"))
@@ -122,7 +122,7 @@ def test_a_segmenter(library, sources, tmp_path, family):
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
-@pytest.mark.parametrize("family", typing.get_args(MllmFamily))
+@pytest.mark.parametrize("family", mllm_exporters())
 def test_an_mllm(library, sources, tmp_path, family, name):
     source = read_source(sources(family))
     graphs = export_mllm_graphs(source, tmp_path, PRECISIONS[name], "portable")

@@ -19,6 +19,7 @@ from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.families.chat_templates import frame_of
 from segagent_rt_export.families.mllm_source import Choices, read_model, read_source
 from segagent_rt_export.graphs.attention import Heads
+from segagent_rt_export.registry import mllm_exporter
 
 pytestmark = pytest.mark.export
 
@@ -298,7 +299,8 @@ FRAMES: dict[str, tuple[str, str | None, str]] = {
 
 @pytest.mark.parametrize("case", FRAMES)
 def test_the_model_is_asked_in_the_frame_of_its_chat_template(tmp_path, tokenizer, case):
-    family, template, wanted = FRAMES[case]
+    name, template, wanted = FRAMES[case]
+    family = mllm_exporter(name)
     for where in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
         folder = tmp_path / where
         folder.mkdir()
@@ -318,4 +320,4 @@ FRAMES_REFUSED = {
 def test_a_chat_template_that_cannot_be_followed_is_refused(tmp_path, tokenizer, case):
     template, said = FRAMES_REFUSED[case]
     with pytest.raises(CheckpointInvalid, match=said):
-        frame_of(with_template(tmp_path, template), "qwen3_vl", tokenizer)
+        frame_of(with_template(tmp_path, template), mllm_exporter("qwen3_vl"), tokenizer)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from segagent_rt.data import training
-from segagent_rt.mllm.prompts import DEFAULT_PRESETS, MAX_PIXELS, PRESETS
+from segagent_rt.mllm.families import qwen3_vl, qwen_vl
+from segagent_rt.mllm.prompts import MAX_PIXELS, PRESETS
 from segagent_rt.reply import ReplyProtocol
 
 pytest.importorskip("torch", reason="needs the extra `export`")
@@ -73,8 +74,8 @@ def test_convert_recipes_and_the_default_agree(small: Any) -> None:
     """What `convert` writes is what an export without a preset expects, pixels included."""
     source = read_source(small("qwen3_vl").folder)
     assert source.settings.reply == PRESETS["segagent-rated"].reply
-    assert training.TARGETS["llama-factory"].preset == DEFAULT_PRESETS["qwen3_vl"]
-    assert training.TARGETS["qwen-vl"].preset == DEFAULT_PRESETS["qwen_vl"] == "segagent"
+    assert training.TARGETS["llama-factory"].preset == qwen3_vl.FAMILY.preset
+    assert training.TARGETS["qwen-vl"].preset == qwen_vl.FAMILY.preset == "segagent"
     assert read_source(small("qwen_vl").folder).settings.reply == PRESETS["segagent"].reply
     recipe = training.RECIPE.format(
         model="m", template="t", folder="f", name="n", pixels=MAX_PIXELS

@@ -13,8 +13,9 @@ from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.mllm.language_model import LanguageModel
 from segagent_rt.mllm.vision_encoder import cut_patches
 from segagent_rt_export.families.mllm_source import read_model
+from segagent_rt_export.families.qwen_vl_v1.layers import split_layers
 from segagent_rt_export.families.qwen_vl_v1.reference import QwenVlV1
-from segagent_rt_export.families.weight_names import rename, split_v1
+from segagent_rt_export.families.weight_names import rename
 from segagent_rt_export.graphs.builder import new_graph
 from segagent_rt_export.graphs.language_model import build_decoder, build_head
 from segagent_rt_export.graphs.precision import Precision
@@ -44,7 +45,7 @@ def opened(shared, tmp_path_factory, request):
     shutil.copy(shared / "qwen_vl_v1" / "tiny.pt", folder / "pytorch_model.bin")
     (folder / "config.json").write_text(json.dumps(GOLDEN))
     model = read_model(folder)
-    weights = Checkpoint(split_v1(rename("qwen_vl", open_shards(folder))))
+    weights = Checkpoint(split_layers(rename("qwen_vl", open_shards(folder))))
     head, language = weights.stored("head.weight"), weights.below("language.")
     paths = [folder / f"{role}.onnx" for role in ("vision", "decoder", "head")]
     with new_graph(paths[0], request.param) as g:

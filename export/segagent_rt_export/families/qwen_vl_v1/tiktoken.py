@@ -41,6 +41,16 @@ SPECIALS = (
 """In the order of their ids, which follow the last rank."""
 
 
+def read_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a checkpoint's folder; None if it has no rank file.
+
+    Raises:
+        CheckpointInvalid: the file is damaged.
+    """
+    path = folder / "qwen.tiktoken"
+    return build_tokenizer(read_ranks(path)) if path.is_file() else None
+
+
 def read_ranks(path: Path) -> dict[bytes, int]:
     """The byte strings of a rank file.
 

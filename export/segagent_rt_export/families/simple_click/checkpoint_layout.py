@@ -12,7 +12,7 @@ from torch.nn import functional
 from segagent_rt.errors import InputError
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.families.simple_click.net import WINDOW_PIXELS, NetShape, by_windows
-from segagent_rt_export.sources.sam_layout import family_hint
+from segagent_rt_export.registry import family_hint
 
 UNUSED = ("backbone.cls_token", "backbone.fc_norm.", "backbone.head.", "head.up_conv")
 """Left over from pretraining and from variants of the head; nothing reads them."""

@@ -1,0 +1,5 @@
+"""Qwen2-VL."""
+
+from segagent_rt.families import MllmFamily
+
+FAMILY = MllmFamily(preset="segagent-rated")

@@ -1,0 +1,5 @@
+"""Qwen3-VL."""
+
+from segagent_rt.families import MllmFamily
+
+FAMILY = MllmFamily(preset="segagent-rated")

@@ -1,0 +1,7 @@
+"""EdgeTAM: SAM 2 with an encoder of convolutions."""
+
+from dataclasses import replace
+
+from segagent_rt.segmenters import sam
+
+FAMILY = replace(sam.FAMILY, global_attention=False)
