@@ -19,8 +19,8 @@ from segagent_rt.cli import console
 from segagent_rt.errors import Cancelled, SegagentError
 
 COMMANDS = (
-    "demo", "run", "refine", "score", "eval", "convert", "trajectories", "bench", "scene", "export",
-    "build", "pack", "unpack", "inspect", "doctor",
+    "demo", "run", "serve", "refine", "score", "eval", "convert", "trajectories", "bench", "scene",
+    "export", "build", "pack", "unpack", "inspect", "doctor",
 )  # fmt: skip
 
 RESUMED_BY = {

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as NotReady
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,12 +40,10 @@ class RunSettings:
     Attributes:
         max_clicks: the most clicks of the model.
         candidates: clicks tried at every turn; the best-rated one is kept.
-        seconds: after which the best mask so far is the result; None for the server's limit.
     """
 
     max_clicks: int = 7
     candidates: int = 1
-    seconds: float | None = None
 
 
 def ignore_seconds(seconds: Seconds) -> None:
@@ -433,23 +430,25 @@ class SegmentationService:
         settings: RunSettings,
     ) -> Iterator[ObjectState]:
         """A model's run, a piece of work for each step, so that others' clicks go in between."""
-        rules = StoppingRules(settings.max_clicks, deadline=settings.seconds)
-        config = SearchConfig(rules, settings.candidates)
+        config = SearchConfig(StoppingRules(settings.max_clicks), settings.candidates)
         number = history.state.number
         image.take_over(number)
         image.runs[number] = job
         run, steps = image.canvas.search_steps(expression, config=config, prior=prior), list[Step]()
         try:
-            with closing(run):  # type: ignore[type-var] # a generator
-                while not steps or steps[-1].stop is None:
-                    step = job.run(lambda: next(run))
-                    steps.append(step)
-                    self._on_seconds(step.seconds)
-                    with image.lock:
-                        if image.runs.get(number) is not job:
-                            return
-                        state = history.push(history.state.after_model(expression, steps))
-                    yield state
+            while not steps or steps[-1].stop is None:
+                try:
+                    steps.append(job.run(lambda: next(run)))
+                    self._on_seconds(steps[-1].seconds)
+                except Interrupted:
+                    if not steps or job.cancelled:
+                        raise
+                    steps[-1] = replace(steps[-1], stop="deadline")
+                with image.lock:
+                    if image.runs.get(number) is not job:
+                        return
+                    state = history.push(history.state.after_model(expression, steps))
+                yield state
         finally:
             with image.lock:
                 if image.runs.get(number) is job:

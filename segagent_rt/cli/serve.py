@@ -1,0 +1,173 @@
+"""Serve a page and an HTTP API for people and annotation tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from segagent_rt.cli import console
+from segagent_rt.cli.parameters import (
+    COMPUTE,
+    DATA,
+    MODEL,
+    AllowHostOption,
+    BackendOption,
+    EndpointOption,
+    ModelOption,
+    PresetOption,
+    QuietOption,
+    ServerOption,
+    ThreadsOption,
+    TimeoutOption,
+    check_options,
+    endpoint_of,
+    finite,
+)
+from segagent_rt.errors import ExtraMissing
+
+NETWORK, LIMITS = "Network", "Limits"
+
+
+def command(
+    context: typer.Context,
+    bundle: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--bundle",
+            "-b",
+            help="A bundle's folder or name; may be repeated. The demo bundle and the segmenter "
+            "for photos if left out.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen on. Any but 127.0.0.1 needs a token in SEGAGENT_SERVE_TOKEN.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(min=0, max=65535, help="0 takes any free one.", rich_help_panel=NETWORK),
+    ] = 8000,
+    name: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="A name that this server is reached by.", rich_help_panel=NETWORK),
+    ] = None,
+    root: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(
+            help="A folder whose images clients may open by path; may be repeated.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    max_upload: Annotated[
+        float,
+        typer.Option(
+            min=0.001, max=4096, callback=finite, help="MB of a request.", rich_help_panel=LIMITS
+        ),
+    ] = 32.0,
+    max_megapixels: Annotated[
+        float,
+        typer.Option(
+            min=0.001, max=1000, callback=finite, help="Of an image.", rich_help_panel=LIMITS
+        ),
+    ] = 50.0,
+    max_images: Annotated[
+        int, typer.Option(min=1, help="Images kept open.", rich_help_panel=LIMITS)
+    ] = 64,
+    max_memory: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            max=1 << 20,
+            callback=finite,
+            help="MB that open images may take together.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = 1024.0,
+    idle_minutes: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            max=1e6,
+            callback=finite,
+            help="Minutes after which an unused image is closed.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = 30.0,
+    queue: Annotated[
+        int,
+        typer.Option(
+            min=0, max=10_000, help="Requests that may wait for their turn.", rich_help_panel=LIMITS
+        ),
+    ] = 32,
+    rate: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1e6,
+            callback=finite,
+            help="Requests per second of one address; 0 for any number.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = 100.0,
+    workers: Annotated[
+        int,
+        typer.Option(min=1, max=256, help="Requests computed at a time.", rich_help_panel=COMPUTE),
+    ] = 1,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    quiet: QuietOption = False,
+    endpoint: EndpointOption = None,
+    model: ModelOption = None,
+    server: ServerOption = "openai",
+    timeout: TimeoutOption = 120.0,
+    allow_host: AllowHostOption = None,
+    preset: PresetOption = None,
+) -> None:
+    """The page is at http://127.0.0.1:8000/, the API below /v1; docs/serve.md describes both.
+
+    SIGTERM and Ctrl-C let requests in progress finish.
+    """
+    check_options(context)
+    try:
+        from segagent_rt.serve.app import create_app, service_metrics
+        from segagent_rt.serve.server import listen, run_server
+    except ImportError as error:
+        if not (error.name or "").startswith("segagent_rt"):
+            raise ExtraMissing("serve", "serve") from None
+        raise
+    from segagent_rt.serve.bundles import load_bundles
+    from segagent_rt.serve.limits import MIB, ServeLimits
+    from segagent_rt.serve.server_settings import ServerSettings, token_for
+    from segagent_rt.serve.service import SegmentationService
+
+    where = endpoint_of(endpoint, model, server, timeout, allow_host, preset)
+    limits = ServeLimits(
+        upload_bytes=int(max_upload * 1e6),
+        all_uploads_bytes=max(8 * int(max_upload * 1e6), 64 * MIB),
+        megapixels=max_megapixels,
+        open_images=max_images,
+        open_bytes=int(max_memory * 1e6),
+        idle_seconds=idle_minutes * 60,
+        waiting=queue,
+        workers=workers,
+        rate=rate,
+    )
+    names = tuple(each.lower() for each in name or ())
+    settings = ServerSettings(host, port, token_for(host), names, limits)
+    listener = listen(settings)
+    settings = settings.on_port(listener.getsockname()[1])
+    metrics = service_metrics(lambda: service)
+    service = SegmentationService(
+        load_bundles(bundle or [], backend, threads, where),
+        limits,
+        roots=root or (),
+        on_seconds=metrics.add_stages,
+    )
+    app = create_app(service, settings, metrics)
+    run_server(app, listener, settings, lambda: console.say(f"serving on {settings.url}"))

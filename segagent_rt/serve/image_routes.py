@@ -1,0 +1,412 @@
+"""The API of open images: open one, segment objects in it by words and by hand, fetch masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import BaseModel, ValidationError
+from starlette.responses import JSONResponse
+
+from segagent_rt.draw import png
+from segagent_rt.errors import InputError
+from segagent_rt.result_pictures import cutout
+from segagent_rt.serve import schemas
+from segagent_rt.serve.answers import (
+    image_answer,
+    image_coco,
+    image_document,
+    object_answer,
+)
+from segagent_rt.serve.compute_queue import Job
+from segagent_rt.serve.image_content import decode_base64, mask_of_picture, mask_of_rle
+from segagent_rt.serve.job_runner import JobRunner
+from segagent_rt.serve.mask_formats import MaskFormat
+from segagent_rt.serve.object_history import ObjectState
+from segagent_rt.serve.open_images import OpenImage
+from segagent_rt.serve.service import shown_mask
+from segagent_rt.types import Prediction, RgbImage
+
+B = TypeVar("B", bound=BaseModel)
+
+ImageId = Annotated[str, Path(max_length=64)]
+Number = Annotated[int, Path(ge=1, le=1 << 31, description="The object's number.")]
+Form = Annotated[MaskFormat, Query(description="How masks come: see the schema of the answer.")]
+
+STREAM = "text/event-stream"
+DISPLAY_QUALITY = 90
+"""Of the JPEG that browsers are shown of an image that they cannot show themselves."""
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": schemas.ErrorAnswer, "description": about}
+    for status, about in {
+        400: "The request is no valid HTTP or JSON.",
+        401: "The token is missing or wrong.",
+        403: "The request comes from a page of another site.",
+        404: "There is no such image, object or bundle, or no longer.",
+        408: "The request did not arrive in time.",
+        413: "The request is too large.",
+        421: "The request was sent to a name that is not this server's.",
+        422: "The request cannot be done; the answer says why.",
+        429: "Too many requests from this address.",
+        502: "The server that runs the language model failed.",
+        503: "Too much is waiting; `Retry-After` says when to try again.",
+    }.items()
+}
+
+_OPENING = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "application/json": {"schema": {"$ref": "#/components/schemas/OpenBody"}},
+        },
+    }
+}
+
+
+def _one(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    return {200: {"model": model}}
+
+
+_STEPS = {
+    200: {
+        "model": schemas.ObjectAnswer,
+        "description": "The object. With `Accept: text/event-stream`, server-sent events: `step` "
+        "with the object after each step, then `done`, or `error`.",
+        "content": {STREAM: {"schema": {"type": "string"}}},
+    }
+}
+_PNG = {200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}}
+_ANY = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
+
+
+class ImageRoutes:
+    """The routes below `/v1/images`, and `/v1/segment`.
+
+    Args:
+        runner: of the service.
+    """
+
+    def __init__(self, runner: JobRunner) -> None:
+        self._runner, self._service = runner, runner.service
+
+    def router(self) -> APIRouter:
+        """All routes."""
+        router = APIRouter(prefix="/v1", responses=ERRORS, tags=["images"])
+        one, objects = "/images/{image}", "/images/{image}/objects/{number}"
+        image, state = _one(schemas.ImageAnswer), _one(schemas.ObjectAnswer)
+        routes: list[tuple[str, str, Callable[..., Any], dict[Any, Any], str]] = [
+            ("POST", "/images", self.open_image, image, "Open an image"),
+            ("GET", one, self.show_image, image, "Show an open image"),
+            ("DELETE", one, self.close_image, {}, "Close an image"),
+            ("GET", f"{one}/picture", self.show_picture, {}, "The image as browsers show it"),
+            ("GET", f"{one}/results", self.show_results, _ANY, "All objects as a result document"),
+            ("GET", f"{one}/coco", self.show_coco, _ANY, "All objects as COCO annotations"),
+            ("POST", f"{one}/objects", self.add_object, _STEPS, "Segment a new object"),
+            ("GET", objects, self.show_object, state, "Show an object"),
+            ("DELETE", objects, self.delete_object, {}, "Delete an object"),
+            ("POST", f"{objects}/clicks", self.click, state, "Add clicks"),
+            ("POST", f"{objects}/box", self.box, state, "Start anew from a box"),
+            ("POST", f"{objects}/undo", self.undo, state, "Undo steps"),
+            ("POST", f"{objects}/redo", self.redo, state, "Redo steps"),
+            ("POST", f"{objects}/refine", self.refine, _STEPS, "Let the model correct the mask"),
+            ("POST", f"{objects}/score", self.score, _one(schemas.ScoreAnswer), "Rate the mask"),
+            ("GET", f"{objects}/mask", self.show_mask, _PNG, "The mask as a PNG file"),
+            ("GET", f"{objects}/cutout", self.show_cutout, _PNG, "The object cut out, as PNG"),
+            ("POST", "/segment", self.segment_once, state, "Segment without opening an image"),
+        ]
+        for method, path, endpoint, responses, summary in routes:
+            extra = _OPENING if path == "/images" else None
+            status, kind = (204, Response) if method == "DELETE" else (200, JSONResponse)
+            router.add_api_route(
+                path,
+                endpoint,
+                methods=[method],
+                responses=responses,
+                summary=summary,
+                openapi_extra=extra,
+                response_model=None,
+                status_code=status,
+                response_class=kind,
+            )
+        return router
+
+    async def open_image(
+        self,
+        request: Request,
+        bundle: Annotated[str | None, Query(max_length=255)] = None,
+        name: Annotated[str, Query(max_length=255)] = "image",
+    ) -> Response:
+        """The body is the picture itself (JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, PPM), or JSON.
+
+        The image is encoded once; every click after that is quick. It is closed when nobody uses it
+        for a while, or when memory is short.
+        """
+        content = await request.body()
+        if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+            if not content:
+                raise InputError("the request has no body", hint="send a picture, or JSON")
+            made = await self._runner.run(
+                request,
+                lambda job: self._service.open_image(job, content, bundle=bundle, name=name),
+            )
+            return JSONResponse(image_answer(made))
+        body = parse_body(content, schemas.OpenBody)
+        made = await self._runner.run(request, lambda job: self._open(job, body))
+        return JSONResponse(image_answer(made))
+
+    def _open(self, job: Job, body: schemas.OpenBody) -> OpenImage:
+        if (body.image is None) == (body.path is None):
+            raise InputError("give either an image or a path", hint="`image` or `path`")
+        if body.path is not None:
+            return self._service.open_path(job, body.path, bundle=body.bundle)
+        content = decode_base64(body.image or "", "the image")
+        return self._service.open_image(job, content, bundle=body.bundle, name=body.name)
+
+    async def show_image(self, image: ImageId, mask: Form = "none") -> Response:
+        """Its size, and all its objects."""
+        return await self._answer(
+            lambda: JSONResponse(image_answer(self._service.images.get(image), mask))
+        )
+
+    async def close_image(self, image: ImageId) -> Response:
+        """Its objects go with it."""
+        self._service.close_image(image)
+        return Response(status_code=204)
+
+    async def show_picture(self, image: ImageId) -> Response:
+        """A JPEG, upright, at full size."""
+        return await self._answer(
+            lambda: Response(
+                _jpeg(self._service.images.get(image).canvas.image), 200, None, "image/jpeg"
+            )
+        )
+
+    async def show_results(self, image: ImageId) -> Response:
+        """The document that `segagent-rt run` writes, with who made each step."""
+        return await self._answer(
+            lambda: JSONResponse(image_document(self._service.images.get(image)))
+        )
+
+    async def show_coco(self, image: ImageId) -> Response:
+        """One annotation for each object that has a mask."""
+        return await self._answer(lambda: JSONResponse(image_coco(self._service.images.get(image))))
+
+    async def add_object(
+        self, request: Request, image: ImageId, body: schemas.PromptBody, mask: Form = "png"
+    ) -> Response:
+        """By clicks or a box; or by an expression, and then the model works step by step."""
+        prompt = body.prompt()
+        if not prompt.by_hand:
+            return await self._steps(
+                request,
+                body.run,
+                lambda job: self._service.segment(
+                    job, image, body.expression, settings=body.run.settings()
+                ),
+                mask,
+            )
+
+        def work(job: Job) -> ObjectState:
+            number, state = None, None
+            if prompt.box is not None:
+                state = self._service.box(
+                    job, image, None, prompt.box, expression=prompt.expression
+                )
+                number = state.number
+            if prompt.clicks:
+                state = self._service.click(
+                    job, image, number, prompt.clicks, expression=prompt.expression
+                )
+            assert state is not None
+            return state
+
+        return await self._object(request, work, mask)
+
+    async def show_object(self, image: ImageId, number: Number, mask: Form = "png") -> Response:
+        """As it is now."""
+        return await self._answer(
+            lambda: JSONResponse(object_answer(self._service.state(image, number), mask))
+        )
+
+    async def delete_object(self, image: ImageId, number: Number) -> Response:
+        """The numbers of the others stay."""
+        await self._runner.in_thread(lambda: self._service.remove_object(image, number))
+        return Response(status_code=204)
+
+    async def click(
+        self,
+        request: Request,
+        image: ImageId,
+        number: Number,
+        body: schemas.ClicksBody,
+        mask: Form = "png",
+    ) -> Response:
+        """The mask that is shown is corrected. A run of the model on this object ends."""
+        clicks = [each.click() for each in body.clicks]
+        return await self._object(
+            request, lambda job: self._service.click(job, image, number, clicks), mask
+        )
+
+    async def box(
+        self,
+        request: Request,
+        image: ImageId,
+        number: Number,
+        body: schemas.BoxBody,
+        mask: Form = "png",
+    ) -> Response:
+        """Earlier clicks no longer count. A run of the model on this object ends."""
+        return await self._object(
+            request, lambda job: self._service.box(job, image, number, body.box()), mask
+        )
+
+    async def undo(
+        self, image: ImageId, number: Number, body: schemas.CountBody, mask: Form = "png"
+    ) -> Response:
+        """Steps of the model and of a person alike. A run of the model on this object ends."""
+        return await self._answer(
+            lambda: JSONResponse(object_answer(self._service.undo(image, number, body.count), mask))
+        )
+
+    async def redo(
+        self, image: ImageId, number: Number, body: schemas.CountBody, mask: Form = "png"
+    ) -> Response:
+        """What was undone, until something new is done."""
+        return await self._answer(
+            lambda: JSONResponse(
+                object_answer(self._service.undo(image, number, -body.count), mask)
+            )
+        )
+
+    async def refine(
+        self,
+        request: Request,
+        image: ImageId,
+        number: Number,
+        body: schemas.RefineBody,
+        mask: Form = "png",
+    ) -> Response:
+        """From the mask that is shown; it stays if no click makes one that is rated higher."""
+        return await self._steps(
+            request,
+            body.run,
+            lambda job: self._service.refine(
+                job, image, number, body.expression, settings=body.run.settings()
+            ),
+            mask,
+        )
+
+    async def score(
+        self, request: Request, image: ImageId, number: Number, body: schemas.ScoreBody
+    ) -> Response:
+        """How well the mask that is shown fits an expression."""
+        rating = await self._runner.run(
+            request, lambda job: self._service.score(job, image, number, body.expression)
+        )
+        return JSONResponse({"rating": None if rating is None else round(rating, 4)})
+
+    async def show_mask(self, image: ImageId, number: Number) -> Response:
+        """White on black, of the image's size."""
+        return await self._answer(
+            lambda: _png_file(png(shown_mask(self._service.state(image, number)).mask()))
+        )
+
+    async def show_cutout(self, image: ImageId, number: Number) -> Response:
+        """Cropped to the object; the rest is transparent."""
+
+        def work() -> Response:
+            pixels = self._service.images.get(image).canvas.image
+            mask = shown_mask(self._service.state(image, number)).mask()
+            if not mask.any():
+                raise InputError("the mask is empty", hint="click the object first")
+            return _png_file(png(cutout(pixels, mask)))
+
+        return await self._answer(work)
+
+    async def segment_once(self, request: Request, body: schemas.SegmentBody) -> Response:
+        """Image, prompt and previous mask in one request; nothing is kept."""
+
+        def work(job: Job) -> Response:
+            content = decode_base64(body.image, "the image")
+            _, state = self._service.segment_once(
+                job,
+                content,
+                body.prompt(),
+                bundle=body.bundle,
+                prior=self._prior(body.mask),
+                settings=body.run.settings(),
+            )
+            return JSONResponse(object_answer(state, body.format))
+
+        return await self._runner.run(request, work, seconds=body.run.seconds)
+
+    def _prior(self, mask: schemas.RleBody | str | None) -> Prediction | None:
+        most = self._service.limits.megapixels
+        if mask is None:
+            return None
+        if isinstance(mask, str):
+            return mask_of_picture(mask, most)
+        return mask_of_rle(mask.size, mask.counts, most)
+
+    async def _answer(self, work: Callable[[], Response]) -> Response:
+        return await self._runner.in_thread(work)
+
+    async def _object(
+        self, request: Request, work: Callable[[Job], ObjectState], form: MaskFormat
+    ) -> Response:
+        return await self._runner.run(
+            request, lambda job: JSONResponse(object_answer(work(job), form))
+        )
+
+    async def _steps(
+        self,
+        request: Request,
+        run: schemas.RunBody,
+        work: Callable[[Job], Any],
+        form: MaskFormat,
+    ) -> Response:
+        """The states of a model's run: each as an event, or the last one as JSON."""
+        if STREAM in request.headers.get("accept", ""):
+            return await self._runner.stream(
+                work, lambda state: object_answer(state, form), seconds=run.seconds
+            )
+
+        def last(job: Job) -> Response:
+            *_, state = work(job)
+            return JSONResponse(object_answer(state, form))
+
+        return await self._runner.run(request, last, seconds=run.seconds)
+
+
+def parse_body(content: bytes, model: type[B]) -> B:
+    """A JSON body as a model.
+
+    Raises:
+        InputError: it is no JSON, or not as the model says.
+    """
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        raise InputError(first_problem(error.errors(include_input=False))) from None
+
+
+def first_problem(errors: Any) -> str:
+    """The first of pydantic's errors in one sentence, without what the client sent."""
+    first = errors[0] if errors else {}
+    place = ".".join(str(each)[:60] for each in first.get("loc", ()) if each != "body")
+    return f"{place or 'the request'}: {first.get('msg', 'is not valid')}"
+
+
+def _jpeg(pixels: RgbImage) -> bytes:
+    import cv2
+
+    quality = [cv2.IMWRITE_JPEG_QUALITY, DISPLAY_QUALITY]
+    return cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), quality)[1].tobytes()
+
+
+def _png_file(content: bytes) -> Response:
+    return Response(content, media_type="image/png")
