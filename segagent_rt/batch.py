@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from segagent_rt import __version__
 from segagent_rt.batch_options import BatchOptions
@@ -52,6 +52,9 @@ JOURNAL, SUMMARY, COCO = (
     "segagent-run.coco.json",
 )
 """Files of a batch beside the results."""
+
+OnResult: TypeAlias = Callable[[RgbImage, Sequence[Trajectory], dict[str, Any]], None]
+"""Is called with an image, a trajectory for each object, and what `about_run` says."""
 
 SILENT_SERVER = 3
 """So many images in a row for which a server gave no usable answer end the batch."""
@@ -112,18 +115,27 @@ class BatchFolder:
         folder: it is made if it is not there.
         options: of the batch.
         runtime: results depend on its bundle, backend and endpoint.
+        on_result: called with the results of each image once they are written.
 
     Raises:
         OutputError: on entering: another batch is writing there, or a file is in the way that
             somebody else wrote.
     """
 
-    def __init__(self, folder: Path, options: BatchOptions, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: BatchOptions,
+        runtime: Runtime,
+        *,
+        on_result: OnResult | None = None,
+    ) -> None:
         self.folder, self.options = folder, options
         endpoint = runtime.endpoint
         asked = endpoint and [endpoint.url, endpoint.model, endpoint.server, endpoint.preset]
         kinds = tuple(each for each in options.kinds if each != "coco")  # one file for the batch
         self._saved = SaveOptions(kinds, options.overwrite)
+        self._on_result = on_result
         self._rows, self._pictures = bytearray(), list[tuple[Path, dict[str, Any]]]()
         self.count = 0
         self._common = [
@@ -211,6 +223,8 @@ class BatchFolder:
         digest = hashlib.sha256(files.document.read_bytes()).hexdigest()
         seconds = [total_seconds(trajectory) for trajectory in found]
         self._journal.append(key, {"document": digest, "files": written, "seconds": seconds})
+        if self._on_result is not None:
+            self._on_result(pixels, found, about)
         return document
 
     def remove_partials(self, names: Iterable[str]) -> None:

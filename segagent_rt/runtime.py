@@ -457,12 +457,13 @@ class Canvas:
         return found
 
     def _steps_by_hand(self, prompt: ObjectPrompt, prior: Prediction | None) -> Iterator[Step]:
-        """The clicks as steps; each has the mask after the last one."""
-        made = self.segment(prompt.clicks, box=prompt.box, prior=prior)
-        if not prompt.clicks:
-            yield Step(prediction=made, box=prompt.box)
-        for click in prompt.clicks:
-            yield Step(click, made, box=prompt.box)
+        """The clicks as steps, each with the mask after it; or one step for a box alone."""
+        masks = self._masks(prompt.clicks, prompt.box, prior)
+        for click in prompt.clicks or (None,):
+            watch = Stopwatch()
+            with watch("segment"):
+                made = next(masks)
+            yield Step(click, made, box=prompt.box, seconds=watch.seconds)
 
     def further_objects(self, found: Trajectory) -> list[Trajectory]:
         """Segment the boxes that the annotator listed behind the one that `found` is about."""
@@ -496,6 +497,13 @@ class Canvas:
         Raises:
             ClickOutside: there is neither a click nor a box, or one does not lie in the image.
         """
+        *_, last = self._masks(clicks, box, prior)
+        return last
+
+    def _masks(
+        self, clicks: Sequence[Click], box: Box | None, prior: Prediction | None
+    ) -> Iterator[Prediction]:
+        """The mask after each click, or the mask of the box alone; see `segment`."""
         corners = [(box.x0, box.y0), (box.x1, box.y1)] if box else []
         points = [*corners, *((click.x, click.y) for click in clicks)]
         if not points:
@@ -510,8 +518,7 @@ class Canvas:
         embedding, decode = self.embedding.result(), self.runtime.segmenter.decode
         for count in range(min(1, len(clicks)), len(clicks) + 1):
             prior = decode(embedding, clicks[:count], prior=prior, box=box)
-        assert prior is not None
-        return prior
+            yield prior
 
 
 OpenSession = Callable[[Part, str], Session]

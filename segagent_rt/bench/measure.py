@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,17 +38,36 @@ DIFFERENT = 64
 """Scenes that an endurance run takes in turn."""
 
 
+OnRun: TypeAlias = Callable[[Scene, LoopRun], None]
+"""Is called with a scene and its timed run."""
+
+
 def run_scenario(
-    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, report_progress: ProgressReporter
+    runtime: Runtime,
+    meter: GraphProfiler,
+    scenario: Scenario,
+    report_progress: ProgressReporter,
+    on_run: OnRun | None = None,
 ) -> dict[str, Any]:
-    """Run one scenario; figures in milliseconds unless they say otherwise."""
-    work = {
-        "one": _one, "sequence": _sequence, "many": _many, "deadline": _deadline,
-        "endurance": _endurance,
-        "ablation": _ablation, "growth": _growth,
-    }[scenario.kind]  # fmt: skip
+    """Run one scenario.
+
+    Args:
+        runtime: what is measured.
+        meter: wraps its sessions.
+        scenario: what to do.
+        report_progress: called with what is done.
+        on_run: called between two runs of the kinds `one` and `sequence`, without the warm-up.
+
+    Returns:
+        Figures, in milliseconds unless they say otherwise.
+    """
+    work: dict[str, Callable[..., dict[str, Any]]] = {
+        "one": partial(_one, on_run=on_run), "sequence": partial(_sequence, on_run=on_run),
+        "many": _many, "deadline": _deadline, "endurance": _endurance, "ablation": _ablation,
+        "growth": _growth,
+    }  # fmt: skip
     with EnergyMeter(find_meter()) as energy:
-        found = work(runtime, meter, scenario, report_progress)
+        found = work[scenario.kind](runtime, meter, scenario, report_progress)
     joules = None if energy.joules is None else round(energy.joules, 2)
     return {
         "kind": scenario.kind, "scenes": scenario.scenes, "seed": scenario.seed, "joules": joules,
@@ -55,22 +75,32 @@ def run_scenario(
 
 
 def _one(
-    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, report_progress: ProgressReporter
+    runtime: Runtime,
+    meter: GraphProfiler,
+    scenario: Scenario,
+    report_progress: ProgressReporter,
+    on_run: OnRun | None,
 ) -> dict[str, Any]:
     """`first` is the first walk after the graphs were loaded."""
     walks = list[LoopRun]()
     for scene in scenario.draw():
         canvas = runtime.open(scene.image)
         walks.append(timed_run(canvas, meter, scenario.rules, query_of(scene)))
+        if on_run is not None and len(walks) > scenario.warm_up:
+            on_run(scene, walks[-1])
         report_progress(f"{scenario.name}: {len(walks)}")
     return {"first": _ms(walks[0].seconds)} | figures(walks[scenario.warm_up :])
 
 
 def _sequence(
-    runtime: Runtime, meter: GraphProfiler, scenario: Scenario, report_progress: ProgressReporter
+    runtime: Runtime,
+    meter: GraphProfiler,
+    scenario: Scenario,
+    report_progress: ProgressReporter,
+    on_run: OnRun | None,
 ) -> dict[str, Any]:
     """Frames come one after the other; the graphs and their buffers stay."""
-    found = _one(runtime, meter, scenario, report_progress)
+    found = _one(runtime, meter, scenario, report_progress, on_run)
     found["frames_per_second"] = round(1000 / found["total"]["p50"], 2)
     return found
 

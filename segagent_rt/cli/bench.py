@@ -15,6 +15,7 @@ from segagent_rt.cli.parameters import (
     JsonOption,
     OverwriteOption,
     QuietOption,
+    ReportOption,
     ThreadsOption,
     check_options,
 )
@@ -58,6 +59,7 @@ def command(
         Optional[Path],  # noqa: UP045
         typer.Option("--output", "-o", help="Write the document here as well.", readable=False),
     ] = None,
+    report: ReportOption = None,
     overwrite: OverwriteOption = False,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
@@ -70,6 +72,7 @@ def command(
     from segagent_rt.bench.machine import describe_machine, measure_ceilings, peak_bytes
     from segagent_rt.bench.measure import run_scenario
     from segagent_rt.bench.profiling import GraphProfiler
+    from segagent_rt.bench.report_cases import BenchReport
     from segagent_rt.bench.roofline import roofline, weight_bytes
     from segagent_rt.bench.scenario import packaged_scenarios, read_scenario
     from segagent_rt.io import check_replaceable, check_writable, json_bytes, write_result
@@ -85,9 +88,11 @@ def command(
     if against and len(scenario or ()) > 1:
         raise typer.BadParameter("--against takes one --scenario")
     chosen = [read_scenario(name) for name in scenario or (("one",) if against else SCENARIOS)]
-    if output is not None:
-        check_writable(output.parent)
-        check_replaceable([output], overwrite=overwrite)
+    files = [path for path in (output, report) if path is not None]
+    for path in files:
+        check_writable(path.parent)
+    check_replaceable(files, overwrite=overwrite)
+    slowest = BenchReport()
     meter = GraphProfiler()
     start = time.perf_counter()
     with load(bundle, backend=backend, threads=threads, wrap=meter.wrap) as runtime:
@@ -105,7 +110,10 @@ def command(
         if against:
             document |= _compare(runtime, meter, chosen[0], weights)
         else:
-            found = {s.name: run_scenario(runtime, meter, s, _report_progress) for s in chosen}
+            found = {
+                s.name: run_scenario(runtime, meter, s, _report_progress, slowest.add)
+                for s in chosen
+            }
             document["scenarios"] = found
             sizes, flops = weight_bytes(runtime), flops_per_call(runtime, next(chosen[0].draw()))
             document["roofline"] = {
@@ -116,6 +124,9 @@ def command(
     document["peak_megabytes"] = round((peak_bytes() or 0) / 1e6, 1)
     if output is not None:
         write_result(output, json_bytes(document, indent=1), overwrite=overwrite)
+    if report is not None:
+        slowest.write(report, document, overwrite=overwrite)
+        console.say(f"report: {report}")
     if as_json:
         console.show_json(document)
     else:
@@ -161,7 +172,17 @@ def open_reference_loop(bundle: Any, weights: Path | None, threads: int | None) 
 _report_progress = console.phases(every=console.EVERY_LINE)
 
 ONLY_WITH = dict.fromkeys(
-    ("bundle", "scenario", "against", "weights", "output", "overwrite", "backend", "threads"),
+    (
+        "bundle",
+        "scenario",
+        "against",
+        "weights",
+        "output",
+        "report",
+        "overwrite",
+        "backend",
+        "threads",
+    ),
     (MEASURING,),
 )
 

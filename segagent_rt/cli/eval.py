@@ -23,6 +23,7 @@ from segagent_rt.cli.parameters import (
     OutputOption,
     QuietOption,
     RayOption,
+    ReportOption,
     RestartOption,
     RootOption,
     SkipBadOption,
@@ -38,11 +39,12 @@ if TYPE_CHECKING:
     from segagent_rt.data.sources import DataSet
     from segagent_rt.eval.evaluation import Evaluation
     from segagent_rt.eval.loop_runs import EvalRunner
+    from segagent_rt.eval.report_cases import EvalReport
+    from segagent_rt.eval.scores import MaskChoice
     from segagent_rt.loop import StoppingRules
     from segagent_rt.runtime import Runtime
 
 
-SCENES = "Synthetic scenes"
 SCENES = "Synthetic scenes"
 ON_SCENES, ON_DATA, ON_PREDICTIONS = "synthetic scenes", "data", "predictions"
 ONLY_WITH = {
@@ -58,7 +60,9 @@ ONLY_WITH = {
         ("select", "click_id", "limit", "skip_bad", "output", "overwrite"),
         (ON_DATA, ON_PREDICTIONS),
     ),
-    **dict.fromkeys(("max_clicks", "bundle", "backend", "threads"), (ON_SCENES, ON_DATA)),
+    **dict.fromkeys(
+        ("max_clicks", "bundle", "backend", "threads", "report"), (ON_SCENES, ON_DATA)
+    ),
 }  # fmt: skip
 
 
@@ -127,6 +131,7 @@ def command(
             "--visualize", help="Draw the chosen masks and clicks.", rich_help_panel=RESULTS
         ),
     ] = False,
+    report: ReportOption = None,
     overwrite: RestartOption = False,
     scenes: Annotated[
         int, typer.Option(min=1, help="How many synthetic scenes.", rich_help_panel=SCENES)
@@ -180,7 +185,8 @@ def command(
     if not data:
         check_options(context, ON_SCENES, ONLY_WITH)
         with load(bundle, backend=backend, threads=threads) as runtime:
-            found = _on_scenes(runtime, (scenes, seed, ablate), StoppingRules(max_clicks))
+            taken = _report(report, MaskChoice(), overwrite=False)
+            found = _on_scenes(runtime, (scenes, seed, ablate), StoppingRules(max_clicks), taken)
         if as_json:
             console.show_json(found)
         else:
@@ -193,7 +199,11 @@ def command(
     check_options(context, ON_PREDICTIONS if recorded else ON_DATA, ONLY_WITH)
     check_writable(output)
     choice = MaskChoice(select, click_id)
-    asked = Evaluation(output, choice, limit, restart=overwrite, pictures=visualize)
+    taken = _report(report, choice, overwrite=overwrite)
+    asked = Evaluation(
+        output, choice, limit, restart=overwrite, pictures=visualize,
+        on_answers=None if taken is None else taken.add_answers,
+    )  # fmt: skip
     opened = open_all([name for name in names if recordings[name] is None], places)
     recordings_by_title = [(title_of(name), found) for name, found in recordings.items() if found]
     check_titles([title for title, _ in recordings_by_title] + [each.title for each in opened])
@@ -205,11 +215,32 @@ def command(
         here = walker.parts if cluster.address is None else ()  # on a cluster, the workers load
         with load(bundle, backend=backend, threads=threads, parts=here) as runtime:
             figures += _walk(opened, asked, walker, runtime, cluster)
+            if taken is not None:
+                about = {"bundle": f"{runtime.bundle.index.name} {runtime.bundle.digest}"}
+                taken.write(about, figures, overwrite=overwrite)
+                console.say(f"report: {report}")
     if as_json:
         console.show_json({"results": figures})
     else:
         console.show("\n\n".join("\n".join(summary_lines(each)) for each in figures))
     check_complete(figures)
+
+
+def _report(path: Path | None, choice: MaskChoice, *, overwrite: bool) -> EvalReport | None:
+    """What takes answers for a report; None if none is wanted.
+
+    Raises:
+        OutputError: the file cannot be written, or somebody else wrote the one that is there.
+    """
+    if path is None:
+        return None
+    from segagent_rt.eval.report_cases import EvalReport
+    from segagent_rt.html_report.builder import ReportBuilder
+    from segagent_rt.io import check_replaceable, check_writable
+
+    check_writable(path.parent)
+    check_replaceable([path], overwrite=overwrite)
+    return EvalReport(path, choice, ReportBuilder(expected=0))
 
 
 def named(data: list[str], parts: list[str] | None) -> list[str]:
@@ -240,14 +271,27 @@ def _walk(
 
 
 def _on_scenes(
-    runtime: Runtime, which: tuple[int, int, Any], rules: StoppingRules
+    runtime: Runtime,
+    which: tuple[int, int, Any],
+    rules: StoppingRules,
+    report: EvalReport | None,
 ) -> dict[str, Any]:
     from segagent_rt.eval.scenes import SceneSuite, evaluate_scenes
 
     scenes, seed, ablate = which
     suite = SceneSuite(scenes, seed, ablate=ablate)
     report_progress = console.progress("scenes")
-    return evaluate_scenes(runtime, suite, rules, lambda done: report_progress(done, scenes))
+    on_scene = None
+    if report is not None:
+        report.builder.expected, on_scene = scenes, report.add_scene
+    found = evaluate_scenes(
+        runtime, suite, rules, lambda done: report_progress(done, scenes), on_scene
+    )
+    if report is not None:
+        about = {"bundle": f"{runtime.bundle.index.name} {runtime.bundle.digest}", "seed": seed}
+        report.write(about, [found], overwrite=False)
+        console.say(f"report: {report.path}")
+    return found
 
 
 def text(figures: dict[str, Any]) -> str:

@@ -56,6 +56,16 @@ OutputOption: TypeAlias = Annotated[
         "--output", "-o", help="Folder for the results.", readable=False, rich_help_panel=RESULTS
     ),
 ]
+ReportOption: TypeAlias = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--report",
+        metavar="FILE.html",
+        help="Also write one HTML file with every step as a picture, the worst cases first.",
+        readable=False,
+        rich_help_panel=RESULTS,
+    ),
+]
 OverwriteOption: TypeAlias = Annotated[
     bool,
     typer.Option(

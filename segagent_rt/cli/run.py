@@ -26,6 +26,7 @@ from segagent_rt.cli.parameters import (
     OutputOption,
     PresetOption,
     QuietOption,
+    ReportOption,
     RestartOption,
     ServerOption,
     TemperatureOption,
@@ -41,7 +42,7 @@ from segagent_rt.cli.parameters import (
     parse_click,
     parse_range,
 )
-from segagent_rt.cli.run_output import finish, show_batch, shown
+from segagent_rt.cli.run_output import finish, reporting, show_batch, shown
 from segagent_rt.errors import Cancelled
 from segagent_rt.image import MAX_MEGAPIXELS
 from segagent_rt.types import ObjectPrompt
@@ -132,6 +133,7 @@ def command(
             rich_help_panel=RESULTS,
         ),
     ] = "mask,overlay",
+    report: ReportOption = None,
     overwrite: RestartOption = False,
     max_clicks: MaxClicksOption = 7,
     candidates: CandidatesOption = 1,
@@ -203,11 +205,11 @@ def command(
         )
 
     if video is not None:
-        _run_video(start, video, prompts, options, output, look_every, as_json=as_json)
+        _run_video(start, video, prompts, options, output, report, look_every, as_json=as_json)
     elif from_list is None and len(sources) == 1 and _is_one(sources[0]):
-        _run_one(start, sources[0], prompts, options, output, as_json=as_json)
+        _run_one(start, sources[0], prompts, options, output, report, as_json=as_json)
     else:
-        _run_images(start, sources, from_list, prompts, options, output, as_json=as_json)
+        _run_images(start, sources, from_list, prompts, options, output, report, as_json=as_json)
 
 
 def tell_apart(arguments: Sequence[str], *, named: bool) -> tuple[list[str], list[str]]:
@@ -264,6 +266,7 @@ def _run_one(
     prompts: Sequence[ObjectPrompt],
     options: BatchOptions,
     output: Path,
+    report: Path | None,
     *,
     as_json: bool,
 ) -> None:
@@ -283,6 +286,9 @@ def _run_one(
         )
         files = files.with_count(len(found))
         about = about_run(image, pixels, runtime)
+    with reporting(report, options, len(found)) as taken:
+        if taken is not None:
+            taken.add(pixels, found, about)
     further = sum(len(each.further_boxes) for each in found)
     if further and not options.all_objects:
         console.say(f"  {console.counted(further, 'further object')}: --all segments them, too")
@@ -296,6 +302,7 @@ def _run_images(
     prompts: Sequence[ObjectPrompt],
     options: BatchOptions,
     output: Path,
+    report: Path | None,
     *,
     as_json: bool,
 ) -> None:
@@ -307,12 +314,17 @@ def _run_images(
     items = gather_items(sources, read_list(from_list) if from_list else (), prompts)
     report_progress = console.progress("images", in_logs=False)
     by_hand = all(prompt.by_hand for item in items for prompt in item.prompts)
+    count = sum(len(item.prompts) for item in items)
     with (
+        reporting(report, options, count) as taken,
         start(by_hand) as runtime,
         _resumable(),
-        BatchFolder(output, options, runtime) as batch,
+        BatchFolder(
+            output, options, runtime, on_result=None if taken is None else taken.add
+        ) as batch,
     ):
         outcomes = annotate_images(runtime, items, batch, report_progress)
+        outcomes = outcomes if taken is None else taken.follow(outcomes)
         show_batch(outcomes, batch, lost_is_fine=False, as_json=as_json)
 
 
@@ -322,6 +334,7 @@ def _run_video(
     prompts: Sequence[ObjectPrompt],
     options: BatchOptions,
     output: Path,
+    report: Path | None,
     look_every: int,
     *,
     as_json: bool,
@@ -332,13 +345,17 @@ def _run_video(
     video = Video(path, options.max_megapixels)
     report_progress = console.progress("frames", in_logs=False)
     with (
+        reporting(report, options, video.count * len(prompts)) as taken,
         start(prompts[0].by_hand) as runtime,
         _resumable(),
-        BatchFolder(output, options, runtime) as batch,
+        BatchFolder(
+            output, options, runtime, on_result=None if taken is None else taken.add
+        ) as batch,
     ):
         outcomes = annotate_video(
             runtime, video, prompts, batch, report_progress, look_every=look_every
         )
+        outcomes = outcomes if taken is None else taken.follow(outcomes)
         show_batch(outcomes, batch, lost_is_fine=True, as_json=as_json)
 
 

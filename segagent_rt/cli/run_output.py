@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from segagent_rt.types import RgbImage, Step, Trajectory
 
 if TYPE_CHECKING:
     from segagent_rt.batch import BatchFolder, ImageOutcome
+    from segagent_rt.batch_options import BatchOptions
+    from segagent_rt.html_report.run_report import RunReport
     from segagent_rt.results import ResultFiles
 
 NAMED = 20
@@ -44,6 +47,37 @@ def finish(
         for result in document["results"]:
             console.show_row(*row(files.folder, result))
     check_found(document["results"])
+
+
+@contextmanager
+def reporting(path: Path | None, options: BatchOptions, count: int) -> Iterator[RunReport | None]:
+    """What takes results for a report, which is written at the end, also if masks are missing.
+
+    Args:
+        path: of the report; None if none is wanted.
+        options: of the run.
+        count: how many objects there will be.
+
+    Raises:
+        OutputError: on entering: the file cannot be written, or somebody else wrote the one there.
+    """
+    if path is None:
+        yield None
+        return
+    from segagent_rt.html_report.builder import ReportBuilder
+    from segagent_rt.html_report.run_report import RunReport
+    from segagent_rt.io import check_replaceable, check_writable
+
+    check_writable(path.parent)
+    check_replaceable([path], overwrite=options.overwrite)
+    report = RunReport(path, ReportBuilder(count), options.max_megapixels, options.value_range)
+    try:
+        yield report
+    except (BatchFailed, NoMaskFound):
+        report.write(overwrite=options.overwrite)
+        raise
+    report.write(overwrite=options.overwrite)
+    console.say(f"report: {path}")
 
 
 def check_found(results: Sequence[dict[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Evaluation:
         limit: only so many questions of each data set; None for all.
         restart: forget what an earlier run has done, and replace files that are not ours.
         pictures: draw a picture of every chosen mask.
+        on_answers: called with the answers about each data set.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class Evaluation:
     limit: int | None = None
     restart: bool = False
     pictures: bool = False
+    on_answers: Callable[[EvalRuns], None] | None = None
 
     def walk(
         self,
@@ -63,6 +65,8 @@ class Evaluation:
         if not answered.questions:
             raise DataInvalid(f"{data.title}: {_and_why(answered)}", hint=_HINT)
         timings = report.write_walks(answered)
+        if self.on_answers is not None:
+            self.on_answers(answered)
         about = {
             **heading,
             "skipped": list(data.skipped),
@@ -125,16 +129,9 @@ def _first(names: Sequence[str]) -> str:
 
 def summary_lines(figures: dict[str, Any]) -> Iterator[str]:
     """The main figures for people, one to a line."""
-    shot, early, best = figures["one_shot"], figures["early"], figures["truth_best"]
     yield f"{figures['data']}: {figures['samples']} expressions, {figures['left_out']} left out"
     yield f"  {'':24s}{'cIoU':>8s}{'gIoU':>8s}"
-    for name, pair in (
-        (f"selected ({_chosen(figures)})", figures),
-        ("first click alone", shot),
-        (f"accepted at {early['accept']}", early),
-        ("truly best", best),
-        *((f"after click {at}", pair) for at, pair in enumerate(figures["by_click"], 1)),
-    ):
+    for name, pair in figure_rows(figures):
         yield f"  {name:24s}{pair['ciou']:8.4f}{pair['giou']:8.4f}"
     if refined := figures["refined"]:
         begun = refined["start"]["giou"]
@@ -147,6 +144,18 @@ def summary_lines(figures: dict[str, Any]) -> Iterator[str]:
         yield f"  {stage:12s} ms  {spread}"
 
 
-def _chosen(figures: dict[str, Any]) -> str:
+def figure_rows(figures: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+    """The names of masks that are compared, each with `ciou` and `giou`, 0..1."""
+    early = figures["early"]
+    return [
+        (f"selected ({_chosen(figures)})", figures),
+        ("first click alone", figures["one_shot"]),
+        (f"accepted at {early['accept']}", early),
+        ("truly best", figures["truth_best"]),
+        *((f"after click {at}", pair) for at, pair in enumerate(figures["by_click"], 1)),
+    ]
+
+
+def _chosen(figures: Mapping[str, Any]) -> str:
     click = figures["click_id"]
     return figures["select"] if click is None else f"click {click}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from segagent_rt.scenes.rng import DeterministicRng
 from segagent_rt.scenes.scene import visible_objects
 from segagent_rt.segmenters.prediction import GivenMask
 from segagent_rt.types import Click, Mask, Request, Step, Trajectory
+
+OnScene: TypeAlias = Callable[[Scene, Trajectory], None]
+"""Is called with a scene and the trajectory for its first expression."""
 
 TOUCHED = 0.05
 """A first click missed if the mask it made overlaps the target by less than this IoU."""
@@ -69,13 +72,24 @@ def evaluate_scenes(
     suite: SceneSuite,
     rules: StoppingRules,
     report_progress: Callable[[int], None],
+    on_scene: OnScene | None = None,
 ) -> dict[str, Any]:
-    """Run the suite; returns the figures. `report_progress` is called with the number of scenes
-    done."""
+    """Run the suite.
+
+    Args:
+        runtime: what is evaluated.
+        suite: which scenes.
+        rules: when the loop stops.
+        report_progress: called with the number of scenes done.
+        on_scene: called with each scene and its trajectory under the rules.
+
+    Returns:
+        The figures.
+    """
     start = time.perf_counter()
     results = []
     for done, (scene, expression) in enumerate(_questions(suite), 1):
-        results.append(_one(runtime, scene, expression, rules))
+        results.append(_one(runtime, scene, expression, rules, on_scene))
         report_progress(done)
     about = {
         "scenes": suite.scenes,
@@ -101,13 +115,21 @@ def _questions(suite: SceneSuite) -> Iterator[tuple[Scene, str]]:
         yield scene, text
 
 
-def _one(runtime: Runtime, scene: Scene, expression: str, rules: StoppingRules) -> SceneResult:
+def _one(
+    runtime: Runtime,
+    scene: Scene,
+    expression: str,
+    rules: StoppingRules,
+    on_scene: OnScene | None,
+) -> SceneResult:
     meant = scene.expressions[0]
     target = scene.mask(meant.target)
     canvas = runtime.open(scene.image)
     forced = canvas.annotate(expression, rules=replace(rules, accept_above=None))
     masks = [step.prediction.mask() for step in forced.masks if step.prediction is not None]
     usual = shorten(forced, rules)
+    if on_scene is not None:
+        on_scene(scene, usual)
     returned = usual.prediction.mask() if usual.prediction else np.zeros_like(target)
     leak_negative, leak_hit = _leak(canvas, scene, expression)
     first = forced.clicks[0] if forced.clicks else None

@@ -1,0 +1,1 @@
+"""Reports in one HTML file: every step as a picture, the worst cases first."""
