@@ -31,7 +31,7 @@ from segagent_rt_export.gate.inputs import SceneInputs
 from segagent_rt_export.gate.verdict import Gate
 from segagent_rt_export.gate.verify import verify_masks
 
-SCENES, ROUNDS, FAST = 100, 20, "cpu-int8"
+SCENES, ROUNDS, FAST = 100, 20, "cpu-w8a8-static"
 
 
 def main(folder: Path | None) -> None:
@@ -87,7 +87,7 @@ def edgetam(folder: Path) -> Part:
     save_edgetam(checkpoint)
     recipe.write_text(
         f'[segmenter]\nfamily = "edgetam"\nsource = "{checkpoint.resolve()}"\n'
-        'variants = ["cpu-int8", "reference"]\n'
+        'variants = ["cpu-w8a8-static", "reference"]\n'
     )
     plan = make_plan(read_recipe(recipe), folder / "bundle", resume=False, below_gate=True)
     judge = GatePolicy(Gate(scenes=1), forgiving=True)

@@ -102,7 +102,7 @@ def make(place: BundlePlace, variants: Sequence[VariantName]) -> None:
             save_edgetam(place.segmenter_checkpoint, place.segmenter)
         if not (place.bundle / "segmenter").exists():
             make_segmenter(
-                "edgetam", place.segmenter_checkpoint, place.bundle / "segmenter", ("cpu-8bit",)
+                "edgetam", place.segmenter_checkpoint, place.bundle / "segmenter", ("cpu-w8",)
             )
     write_index(place.bundle, BundleIndex(place.model, {name: name for name in parts}))
 

@@ -41,7 +41,7 @@ RESULTS = Path(__file__).parent / "results"
 MODELS = {"click": "qwen2.5-vl-0.5b", "walk": "qwen3-vl-2b"}
 SMALL = {"click": "qwen2.5-vl-small", "walk": "qwen3-vl-small"}
 VARIANTS: dict[str, tuple[Any, ...]] = {
-    "click": ("reference", "cpu-8bit", "cpu-fast"), "walk": ("cpu-8bit",),
+    "click": ("reference", "cpu-w8", "cpu-w8a8-dynamic"), "walk": ("cpu-w8",),
 }  # fmt: skip
 EXPRESSIONS = (
     EXPRESSION, "the second chair from the left", "a dog that is lying down",
@@ -97,12 +97,12 @@ def measure_clicks(place: BundlePlace, laps: int) -> dict[str, Any]:
     limit = apart(other, expected) / 2
     plain["bf16"] = PlainMllm(place, torch.bfloat16)
     ours = {name: OurMllm(place, name) for name in VARIANTS["click"] if name != "reference"}
-    replies = [ours["cpu-8bit"].click(image, expression).tokens for image in images]
+    replies = [ours["cpu-w8"].click(image, expression).tokens for image in images]
     for name, mllm in ours.items():
         found = mllm.click(images[0], expression)
         wanted = plain["fp32"].choices(images[0], expression, found.tokens)
         errors[name] = apart(found.logits, wanted)
-    canvases["cpu-8bit"] = canvas_figures(ours["cpu-8bit"], images[0], EXPRESSIONS, laps)
+    canvases["cpu-w8"] = canvas_figures(ours["cpu-w8"], images[0], EXPRESSIONS, laps)
     for mllm in plain.values():
         mllm.click(images[0], None, expression, replies[0])
     ways: dict[str, Callable[[int], Any]] = {
@@ -117,7 +117,7 @@ def measure_clicks(place: BundlePlace, laps: int) -> dict[str, Any]:
     return {
         "patches": place.pixels // 14**2,
         "reply_tokens": float(np.mean([len(tokens) for tokens in replies])),
-        "decoder_calls": float(np.mean([c.calls for c in done["cpu-8bit"]])),
+        "decoder_calls": float(np.mean([c.calls for c in done["cpu-w8"]])),
         "logits_apart": errors | {"allowed when rounded": limit},
         "parity": passed,
         "ways": {

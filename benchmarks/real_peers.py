@@ -46,7 +46,7 @@ PRECISIONS = ("int8", "int4")
 LIMITS = {"int8": 0.3, "int4": 1.0}
 """Of `apart`, between our 8 bits and theirs; four bits round random weights coarsely."""
 
-OURS, SAMS = ("cpu-8bit", "cpu-fast"), ("cpu-8bit", "cpu-fast")
+OURS, SAMS = ("cpu-w8", "cpu-w8a8-dynamic"), ("cpu-w8", "cpu-w8a8-dynamic")
 SIDE, DECODES = 1024, 30
 EXPRESSION = "the mug behind the laptop"
 
@@ -202,13 +202,13 @@ class OurLanguage:
 def measure_genai(python: str, place: BundlePlace, laps: int) -> dict[str, Any]:
     """A click's language part: genai writes as many tokens as our reply has, and the end token."""
     ours = {name: OurLanguage(place, name) for name in OURS}
-    prompt = ours["cpu-8bit"].prompt()
+    prompt = ours["cpu-w8"].prompt()
     with _genais(python, place) as peers:
-        wanted = ours["cpu-8bit"].logits(prompt)
+        wanted = ours["cpu-w8"].logits(prompt)
         lengths = {name: mllm.reply(prompt)[1] for name, mllm in ours.items()}
-        count = lengths["cpu-8bit"] + 1
+        count = lengths["cpu-w8"] + 1
         errors = {
-            name: apart(peer.reply(prompt, count)[1][ours["cpu-8bit"].rows], wanted)
+            name: apart(peer.reply(prompt, count)[1][ours["cpu-w8"].rows], wanted)
             for name, peer in peers.items()
         }
         done = in_turn(

@@ -1,7 +1,7 @@
 """Export models of real size with random weights, then load them and let them answer.
 
-python benchmarks/real_size.py qwen2.5-vl-3b FOLDER --variant cpu-8bit --variant cpu-4bit
-python benchmarks/real_size.py qwen-vl FOLDER --variant cpu-4bit
+python benchmarks/real_size.py qwen2.5-vl-3b FOLDER --variant cpu-w8 --variant cpu-w4
+python benchmarks/real_size.py qwen-vl FOLDER --variant cpu-w4
 
 Writes a checkpoint into FOLDER, exports it with the gate on, and measures each variant in a fresh
 process; one JSON into benchmarks/results/. What was written into FOLDER is removed at the end

@@ -38,7 +38,7 @@ from segagent_rt_export.plan import make_plan
 from segagent_rt_export.recipe import read_recipe
 
 RESULT = Path(__file__).parent / "results" / "segmenters.json"
-VARIANTS = ("reference", "cpu-8bit", "cpu-fast")
+VARIANTS = ("reference", "cpu-w8", "cpu-w8a8-dynamic")
 CLICKS, ROUNDS, SIDE = 7, 5, 1024
 
 EDGETAM: dict[str, Any] = {

@@ -220,20 +220,20 @@ def test_what_is_no_bundle_is_not_unpacked(tmp_path):
 
 def test_some_variants_are_taken_with_the_files_that_they_need(tmp_path):
     target = tmp_path / "x.segagent"
-    index = pack(open_bundle(), target, variants=["cpu-8bit", "portable"])
+    index = pack(open_bundle(), target, variants=["cpu-w8", "portable"])
     assert "segmenter/encoder.onnx.data" in index.files
     assert "segmenter/encoder.int8.onnx" not in index.files
     assert "mllm/tokenizer.json" in index.files
     assert "mllm/decoder.onnx.data" in index.files  # of the decoder in both variants
     unpack(target, tmp_path / "out")
     parts = open_bundle(tmp_path / "out").parts
-    assert [list(part.manifest.variants) for part in parts.values()] == [["cpu-8bit"], ["portable"]]
+    assert [list(part.manifest.variants) for part in parts.values()] == [["cpu-w8"], ["portable"]]
     for part in parts.values():
         part.verify()
 
 
 def test_a_variant_that_is_not_there_is_named(tmp_path):
-    for variants in (["cpu-4bit"], ["portable"]):
+    for variants in (["cpu-w4"], ["portable"]):
         with pytest.raises(BundleMissing):
             pack(open_bundle(), tmp_path / "x.segagent", variants=variants)
     assert not list(tmp_path.iterdir())

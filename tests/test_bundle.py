@@ -149,7 +149,7 @@ def test_a_variant_that_is_not_there_names_those_that_are(copied):
     part = open_part(copied / "mllm", "mllm")
     with pytest.raises(BundleMissing, match="no variant `gpu`") as caught:
         part.graphs("decoder", "gpu")
-    assert "cpu-int8" in caught.value.hint
+    assert "cpu-w8a8-static" in caught.value.hint
 
 
 def test_the_wrong_kind_of_part_is_refused(copied):

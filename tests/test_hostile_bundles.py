@@ -451,7 +451,7 @@ def test_weights_lie_only_in_files_of_the_manifest(bundle, nested, place):
     bundle.put("mllm", "vision.onnx", content)
     part = open_bundle(bundle.save()).part("mllm")
     with pytest.raises(ManifestInvalid, match="which the manifest does not list"):
-        part.graphs("vision", "cpu-int8")
+        part.graphs("vision", "cpu-w8a8-static")
     with pytest.raises(ManifestInvalid, match="which the manifest does not list"):
         part.verify()
 
@@ -485,7 +485,7 @@ def test_a_file_that_changes_after_the_check_is_not_opened(bundle):
         path.write_bytes(content)
         os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
     for use_file in (
-        lambda: part.open("vision", Where("cpu", 1), "cpu-int8"),
+        lambda: part.open("vision", Where("cpu", 1), "cpu-w8a8-static"),
         lambda: part.array("embed.npy"),
         lambda: part.text("tokenizer.json"),
     ):

@@ -28,8 +28,8 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-SEGMENTER = '[segmenter]\nfamily = "sam"\nsource = "a"\nvariants = ["cpu-8bit"]\n'
-MLLM = '[mllm]\nfamily = "qwen2_vl"\nsource = "b"\nvariants = ["cpu-8bit"]\n'
+SEGMENTER = '[segmenter]\nfamily = "sam"\nsource = "a"\nvariants = ["cpu-w8"]\n'
+MLLM = '[mllm]\nfamily = "qwen2_vl"\nsource = "b"\nvariants = ["cpu-w8"]\n'
 
 
 @pytest.fixture
@@ -95,10 +95,10 @@ def test_every_variant_is_defined_for_both_parts():
         (SEGMENTER + 'varaints = ["reference"]\n', "unknown field `varaints`"),
         (SEGMENTER.replace("source", "sauce"), "unknown field `sauce`"),
         (SEGMENTER.replace('"sam"', '"sam9"'), "family `sam9` is unknown"),
-        (SEGMENTER.replace("cpu-8bit", "cpu-9bit"), '"cpu-9bit" is not one of'),
-        (SEGMENTER.replace('["cpu-8bit"]', "[]"), "must name each variant once"),
-        (SEGMENTER.replace('"cpu-8bit"', '"cpu-8bit", "cpu-8bit"'), "each variant once"),
-        (SEGMENTER.replace('["cpu-8bit"]', '"cpu-8bit"'), "is not a list"),
+        (SEGMENTER.replace("cpu-w8", "cpu-9bit"), '"cpu-9bit" is not one of'),
+        (SEGMENTER.replace('["cpu-w8"]', "[]"), "must name each variant once"),
+        (SEGMENTER.replace('"cpu-w8"', '"cpu-w8", "cpu-w8"'), "each variant once"),
+        (SEGMENTER.replace('["cpu-w8"]', '"cpu-w8"'), "is not a list"),
         (SEGMENTER + "side = 448\n", "sam has no side"),
         (MLLM + 'preset = "segagnet"\n', "preset `segagnet` is unknown"),
         (MLLM + 'most_pixels = "many"\n', '"many" is not int'),
@@ -117,17 +117,27 @@ def test_a_recipe_that_is_a_pipe_is_not_waited_for(tmp_path):
         read_recipe(tmp_path / "mine.toml")
 
 
+def test_former_names_of_variants_are_read(write):
+    text = SEGMENTER.replace('["cpu-w8"]', '["cpu-8bit", "cpu-fast", "cpu-int8", "cpu-4bit"]')
+    recipe = read_recipe(write(text))
+    assert recipe.segmenter is not None
+    assert recipe.segmenter.variants == ("cpu-w8", "cpu-w8a8-dynamic", "cpu-w8a8-static", "cpu-w4")
+    narrow = recipe.narrowed(None, ("cpu-fast",)).segmenter
+    assert narrow is not None
+    assert narrow.variants == ("cpu-w8a8-dynamic",)
+
+
 def test_a_part_alone_and_other_variants(write):
     recipe = read_recipe(write(SEGMENTER + MLLM))
     assert recipe.name == "mine"
     assert list(recipe.narrowed("mllm", ()).parts) == ["mllm"]
-    for part in recipe.narrowed(None, ("reference", "cpu-4bit")).parts.values():
-        assert part.variants == ("reference", "cpu-4bit")
+    for part in recipe.narrowed(None, ("reference", "cpu-w4")).parts.values():
+        assert part.variants == ("reference", "cpu-w4")
     with pytest.raises(RecipeInvalid, match="has no mllm"):
         read_recipe(write(SEGMENTER)).narrowed("mllm", ())
     with pytest.raises(RecipeInvalid, match="`fast` is unknown") as caught:
         recipe.narrowed(None, ("fast",))
-    assert "cpu-fast" in caught.value.hint
+    assert "cpu-w8a8-dynamic" in caught.value.hint
 
 
 def test_recipes_are_found_by_name_and_by_path(write):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import segagent_rt
-from segagent_rt.bundle.manifest import PARTS, PartName, parse
+from segagent_rt.bundle.manifest import PARTS, PartName, parse, variant_name
 from segagent_rt.errors import ManifestInvalid
 from segagent_rt.mllm.prompts import MAX_PIXELS, PRESETS
 from segagent_rt_export.errors import CheckpointInvalid, RecipeInvalid
@@ -33,7 +33,7 @@ LONGEST = 100_000
 """Bytes of a recipe."""
 
 VariantName: TypeAlias = Literal[
-    "reference", "cpu-8bit", "cpu-fast", "cpu-int8", "cpu-4bit", "gpu-fp16"
+    "reference", "cpu-w8", "cpu-w8a8-dynamic", "cpu-w8a8-static", "cpu-w4", "gpu-fp16"
 ]
 """What each means is in `variants`."""
 
@@ -114,6 +114,7 @@ class Recipe:
         """
         if only is not None and only not in self.parts:
             raise RecipeInvalid(f"the recipe {self.name} has no {only}")
+        variants = tuple(map(variant_name, variants))
         for variant in variants:
             _expect_one_of(variant, typing.get_args(VariantName), "the variant")
         named = typing.cast(tuple[VariantName, ...], variants)
@@ -140,13 +141,24 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeInvalid(str(error), hint=error.hint) from error
     except (ValueError, RecursionError) as error:
         raise RecipeInvalid(f"{path} is not TOML: {' '.join(str(error).split())[:120]}") from error
+    whole = {"name": path.stem, **_with_present_names(content), "folder": str(path.parent)}
     try:
-        recipe: Recipe = parse({"name": path.stem, **content, "folder": str(path.parent)}, Recipe,
-                               str(path))  # fmt: skip
+        recipe: Recipe = parse(whole, Recipe, str(path))
     except ManifestInvalid as error:
         raise RecipeInvalid(str(error), hint="engines/README.md explains every field") from None
     _check(recipe, str(path))
     return recipe
+
+
+def _with_present_names(content: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's content with what its variants are called now."""
+    renamed = dict(content)
+    for name in PARTS:
+        part = content.get(name)
+        if isinstance(part, dict) and isinstance(part.get("variants"), list):
+            present = [variant_name(v) if isinstance(v, str) else v for v in part["variants"]]
+            renamed[name] = {**part, "variants": present}
+    return renamed
 
 
 def _check(recipe: Recipe, where: str) -> None:

@@ -57,12 +57,12 @@ _EIGHT_OF_WORDS = Precision("8bit", SHORT)
 
 SEGMENTER_VARIANTS: Mapping[VariantName, SegmenterVariant] = {
     REFERENCE: SegmenterVariant("fp32", _WHOLE, "any"),
-    "cpu-8bit": SegmenterVariant("weights 8 bit", _EIGHT, convolutions="8bit"),
-    "cpu-fast": SegmenterVariant("matrix products int8, convolutions 8 bit", _FAST,
+    "cpu-w8": SegmenterVariant("weights 8 bit", _EIGHT, convolutions="8bit"),
+    "cpu-w8a8-dynamic": SegmenterVariant("matrix products int8, convolutions 8 bit", _FAST,
                                  convolutions="8bit"),
-    "cpu-int8": SegmenterVariant("encoder int8, decoder weights 8 bit", _FAST,
+    "cpu-w8a8-static": SegmenterVariant("encoder int8, decoder weights 8 bit", _FAST,
                                  convolutions="int8", decoder=_EIGHT),
-    "cpu-4bit": SegmenterVariant("matrices 4 bit, convolutions 8 bit", _FOUR,
+    "cpu-w4": SegmenterVariant("matrices 4 bit, convolutions 8 bit", _FOUR,
                                  convolutions="8bit"),
     "gpu-fp16": SegmenterVariant("products with weights fp16, decoder and all else fp32", _HALF,
                                  "gpu", dialect="portable", decoder=_WHOLE),
@@ -70,12 +70,12 @@ SEGMENTER_VARIANTS: Mapping[VariantName, SegmenterVariant] = {
 
 MLLM_VARIANTS: Mapping[VariantName, MllmVariant] = {
     REFERENCE: MllmVariant("fp32", MllmPrecision(_WHOLE, _WHOLE), "any", "portable"),
-    "cpu-8bit": MllmVariant("vision 8 bit, language 8 bit",
+    "cpu-w8": MllmVariant("vision 8 bit, language 8 bit",
                             MllmPrecision(_EIGHT, _EIGHT_OF_WORDS)),
-    "cpu-fast": MllmVariant("vision int8, language int8", MllmPrecision(_FAST, _FAST)),
-    "cpu-int8": MllmVariant("vision int8, language 8 bit",
+    "cpu-w8a8-dynamic": MllmVariant("vision int8, language int8", MllmPrecision(_FAST, _FAST)),
+    "cpu-w8a8-static": MllmVariant("vision int8, language 8 bit",
                             MllmPrecision(_FAST, _EIGHT_OF_WORDS)),
-    "cpu-4bit": MllmVariant("vision 8 bit, language 4 bit", MllmPrecision(_EIGHT, _FOUR)),
+    "cpu-w4": MllmVariant("vision 8 bit, language 4 bit", MllmPrecision(_EIGHT, _FOUR)),
     "gpu-fp16": MllmVariant("products with weights fp16, all else fp32",
                             MllmPrecision(_HALF, _HALF), "gpu", "portable"),
 }  # fmt: skip

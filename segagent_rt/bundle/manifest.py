@@ -32,6 +32,14 @@ PARTS: tuple[PartName, ...] = ("segmenter", "mllm")
 LONGEST_NAME = 255
 """Characters of the longest name of a file."""
 
+FORMER_VARIANTS: Mapping[str, str] = {
+    "cpu-8bit": "cpu-w8",
+    "cpu-fast": "cpu-w8a8-dynamic",
+    "cpu-int8": "cpu-w8a8-static",
+    "cpu-4bit": "cpu-w4",
+}
+"""Names of variants in older manifests and recipes, and what they are called now."""
+
 T = TypeVar("T")
 
 
@@ -79,7 +87,10 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One part of a bundle. `settings` belong to the family, whose module types them."""
+    """One part of a bundle. `settings` belong to the family, whose module types them.
+
+    Former names of variants become the present ones.
+    """
 
     kind: PartName
     family: str
@@ -90,6 +101,15 @@ class Manifest:
     tools: Mapping[str, str] = field(default_factory=dict)
     verified: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        variants = {variant_name(name): variant for name, variant in self.variants.items()}
+        object.__setattr__(self, "variants", variants)
+
+
+def variant_name(name: str) -> str:
+    """What a variant is called now."""
+    return FORMER_VARIANTS.get(name, name)
 
 
 @dataclass(frozen=True, slots=True)

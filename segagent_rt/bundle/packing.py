@@ -27,6 +27,7 @@ from segagent_rt.bundle.manifest import (
     Manifest,
     inside,
     to_json,
+    variant_name,
 )
 from segagent_rt.errors import BundleMissing, OutputError
 from segagent_rt.io import json_bytes
@@ -89,6 +90,7 @@ def pack(
 
 def _contents(bundle: Bundle, variants: Sequence[str]) -> dict[str, _Content]:
     """Every file of the archive but its index, by path."""
+    variants = [variant_name(name) for name in variants]
     known = {name for part in bundle.parts.values() for name in part.manifest.variants}
     if unknown := [name for name in variants if name not in known]:
         raise BundleMissing(

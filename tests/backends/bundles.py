@@ -19,7 +19,7 @@ def write_bundle(folder: Path, variants: list[str], device: str = "gpu") -> Path
     shipped = open_bundle().part("segmenter")
     manifest, target = shipped.manifest, folder / "segmenter"
     target.mkdir(parents=True)
-    first = manifest.variants["cpu-8bit"]
+    first = manifest.variants["cpu-w8"]
     files, found = {}, {}
     for role in ROLES:  # every variant has the same weights
         file = f"{role}.onnx.data"

@@ -155,7 +155,7 @@ def test_the_same_bundle_gives_each_backend_its_own_variant(tmp_path):
         return Graph(tmp_path, "", "mllm", "decoder", name, Variant(device, "", {}, dialect))
 
     graphs = [
-        graph("gpu-fp16", "gpu", "portable"), graph("cpu-8bit", "cpu"), graph("gpu-int4", "gpu"),
+        graph("gpu-fp16", "gpu", "portable"), graph("cpu-w8", "cpu"), graph("gpu-int4", "gpu"),
         graph("gpu-safe", "gpu", "portable"), graph("plain", "any"),
     ]  # fmt: skip
     chosen = {
@@ -163,7 +163,7 @@ def test_the_same_bundle_gives_each_backend_its_own_variant(tmp_path):
         for name in ("cpu", "cuda", "tensorrt")
     }
     assert chosen == {
-        "cpu": ["cpu-8bit", "plain", "gpu-fp16", "gpu-safe", "gpu-int4"],
+        "cpu": ["cpu-w8", "plain", "gpu-fp16", "gpu-safe", "gpu-int4"],
         "cuda": ["gpu-int4", "gpu-fp16", "gpu-safe", "plain"],
         "tensorrt": ["gpu-fp16", "gpu-safe", "plain"],
     }

@@ -22,7 +22,7 @@ from tests.backends.machine import forget
 
 
 def build(role="decoder", profiles=(), timing=b""):
-    graph = open_bundle().part("segmenter").graphs(role, "cpu-8bit")[0].path
+    graph = open_bundle().part("segmenter").graphs(role, "cpu-w8")[0].path
     return load("tensorrt").build(graph, profiles, timing, lambda phase: None)
 
 
@@ -63,7 +63,7 @@ def test_networks_are_strongly_typed_and_tensorrt_11_is_not_told_so(machine, mon
 
 def test_phases_of_a_build_are_reported(machine):
     phases = []
-    graph = open_bundle().part("segmenter").graphs("decoder", "cpu-8bit")[0].path
+    graph = open_bundle().part("segmenter").graphs("decoder", "cpu-w8")[0].path
     load("tensorrt").build(graph, (), b"", phases.append)
     assert phases == ["parse", "Building engine"]
 

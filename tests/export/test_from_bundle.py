@@ -104,7 +104,7 @@ def run(net, images, clicks):
 def run_graphs(folder, image, clicks):
     """As `run`, for one image and the graphs of a part."""
     part, where = open_part(folder, "segmenter"), SessionOptions("cpu", 1)
-    encoder, decoder = (part.session(role, where, "cpu-8bit") for role in ("encoder", "decoder"))
+    encoder, decoder = (part.session(role, where, "cpu-w8") for role in ("encoder", "decoder"))
     maps = encoder.run({"image": image}, MAPS)
     prior = np.full((1, 1, 256, 256), -CERTAIN, np.float32)
     feeds = {**maps, "points": clicks, "prior_logits": prior}

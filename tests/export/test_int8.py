@@ -259,7 +259,7 @@ def click_net(tmp_path_factory):
 def test_the_shipped_graphs_hold_the_same_weights_and_store_them_once():
     part = open_bundle().part("segmenter")
     for role in part.roles:
-        graphs = [part.graphs(role, name)[0].path for name in ("cpu-8bit", "cpu-int8")]
+        graphs = [part.graphs(role, name)[0].path for name in ("cpu-w8", "cpu-w8a8-static")]
         once = graphs[0].with_name(f"{role}.onnx.data").stat().st_size
         held = [weights(onnx.load(path)) for path in graphs]
         assert once < 1.1 * max(sum(map(len, each)) for each in held)
@@ -293,7 +293,7 @@ def judged(part: Part) -> Any:
 def test_the_net_that_ships_draws_the_same_masks(click_net):
     verdict = judged(click_net)
     assert verdict.passed, verdict.failures
-    numbers = verdict.numbers["variants"]["cpu-int8"]
+    numbers = verdict.numbers["variants"]["cpu-w8a8-static"]
     assert numbers["mask_iou_mean"] > 0.99
     assert numbers["range_misfit"] < 1.5
     assert verdict.numbers["material"] == {
@@ -315,8 +315,8 @@ def test_the_runtime_multiplies_integers(click_net, tmp_path):
         "prior_logits": np.zeros((1, 1, 256, 256), np.float32),
     }
     for variant, role, feeds, output, wanted in (
-        ("cpu-int8", "encoder", {"image": picture}, "fine", 33),
-        ("cpu-int8", "decoder", maps | guide, "logits", 19),
+        ("cpu-w8a8-static", "encoder", {"image": picture}, "fine", 33),
+        ("cpu-w8a8-static", "decoder", maps | guide, "logits", 19),
         ("reference", "encoder", {"image": picture}, "fine", 0),
     ):
         session = click_net.session(role, where, variant)
@@ -350,4 +350,4 @@ def test_ranges_that_are_ten_times_off_are_refused(tmp_path, monkeypatch, factor
     monkeypatch.setattr(integer_part, "calibrate_ranges", wrong)
     part = integer_part.quantise_part(open_bundle().part("segmenter"), tmp_path / "part")
     said = "; ".join(map(str, judged(part).failures))
-    assert re.search(f"cpu-int8: {why}; keep its encoder at higher precision", said), said
+    assert re.search(f"cpu-w8a8-static: {why}; keep its encoder at higher precision", said), said

@@ -84,10 +84,10 @@ def test_a_prompt_computes_nothing_that_the_image_alone_decides(graphs):
 def test_the_part_runs_in_integers_and_takes_clicks_and_boxes(net, tmp_path):
     part = export_segmenter(net, SIDE, tmp_path / "part", FewScenes(2))
     assert part.manifest.family == "photo_net"
-    assert part.manifest.variants["cpu-int8"].integers == ("encoder", "decoder")
+    assert part.manifest.variants["cpu-w8a8-static"].integers == ("encoder", "decoder")
     image = np.random.default_rng(0).integers(0, 256, (40, 90, 3), np.uint8)
     masks = []
-    for variant in ("cpu-int8", "cpu-8bit"):
+    for variant in ("cpu-w8a8-static", "cpu-w8"):
         sessions = []
 
         def opened(part, role, variant=variant, sessions=sessions):
@@ -104,6 +104,6 @@ def test_the_part_runs_in_integers_and_takes_clicks_and_boxes(net, tmp_path):
         for session in sessions:
             session.close()
     assert np.corrcoef(masks[0].ravel(), masks[1].ravel())[0, 1] > 0.8
-    nodes = onnx.load(part.graphs("encoder", "cpu-int8")[0].path, load_external_data=False)
+    nodes = onnx.load(part.graphs("encoder", "cpu-w8a8-static")[0].path, load_external_data=False)
     exact = [n for n in nodes.graph.node if n.op_type == "Conv" and "Dequant" not in n.input[0]]
     assert len(exact) > 0

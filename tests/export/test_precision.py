@@ -82,14 +82,14 @@ def test_blocks_become_shorter_before_much_is_filled_up(tmp_path, inputs, padded
         assert blocks == ([] if wanted is None else [wanted])
 
 
-@pytest.mark.parametrize("variant", ["cpu-8bit", "cpu-int8", "cpu-4bit"])
+@pytest.mark.parametrize("variant", ["cpu-w8", "cpu-w8a8-static", "cpu-w4"])
 def test_words_keep_short_blocks(variant):
     """With long ones a token's numbers would depend on how many are fed with it."""
     assert MLLM_VARIANTS[variant].arithmetic.language.block_of(4864) == 32
 
 
 def test_pictures_have_long_blocks():
-    assert MLLM_VARIANTS["cpu-8bit"].arithmetic.vision.block_of(3420) == 128
+    assert MLLM_VARIANTS["cpu-w8"].arithmetic.vision.block_of(3420) == 128
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -36,7 +36,7 @@ def real():
 def place(real, tmp_path_factory):
     bundles = real("real_bundle")
     made = bundles.place_of(tmp_path_factory.mktemp("real"), MODEL)
-    bundles.make(made, ("reference", "cpu-8bit", "cpu-fast"))
+    bundles.make(made, ("reference", "cpu-w8", "cpu-w8a8-dynamic"))
     return made
 
 
@@ -44,13 +44,13 @@ def test_a_click_against_torch_and_many_on_one_canvas(real, place):
     found = real("real_loop").measure_clicks(place, 2)
     assert found["parity"] is True
     assert found["logits_apart"]["reference"] < 1e-5
-    assert found["logits_apart"]["reference"] < found["logits_apart"]["cpu-8bit"] < 0.05
-    assert set(found["ways"]) == {"cpu-8bit", "cpu-fast", "torch fp32", "torch bf16"}
+    assert found["logits_apart"]["reference"] < found["logits_apart"]["cpu-w8"] < 0.05
+    assert set(found["ways"]) == {"cpu-w8", "cpu-w8a8-dynamic", "torch fp32", "torch bf16"}
     assert all(way["click"]["n"] == 2 for way in found["ways"].values())
     assert all(
         ratio["median"] > 0 for pair in found["times_as_fast"].values() for ratio in pair.values()
     )
-    for variant in ("reference", "cpu-8bit"):
+    for variant in ("reference", "cpu-w8"):
         canvas = found["canvas"][variant]
         assert canvas["equal_to_split"]
         assert canvas["apart_from_unsplit"] <= 1e-4
@@ -60,7 +60,7 @@ def test_a_click_against_torch_and_many_on_one_canvas(real, place):
 def test_the_plain_loop_generates_as_many_tokens_as_ours_and_the_end(real, place):
     reference = real("real_reference").PlainMllm(place, torch.float32)
     image = make_scene(0, 256).image
-    click = real("real_ours").OurMllm(place, "cpu-8bit").click(image, "the mug")
+    click = real("real_ours").OurMllm(place, "cpu-w8").click(image, "the mug")
     steps = []
     reference._model.register_forward_hook(lambda *_: steps.append(1))
     plain = reference.click(image, None, "the mug", click.tokens)

@@ -37,7 +37,7 @@ def opened(part, variant):
 def test_both_make_the_same_clicks_on_clean_and_painted_pictures(part):
     """But for what the integers of one of them round."""
     gate, same = ParityGate(), []
-    ours, portable = (opened(part, name) for name in ("cpu-int8", "portable"))
+    ours, portable = (opened(part, name) for name in ("cpu-w8a8-static", "portable"))
     for seed in range(FIRST, FIRST + SCENES):
         scene = make_scene(seed, 256)
         wrong = GivenMask(scene.mask((scene.expressions[0].target + 1) % len(scene.objects)))
@@ -51,14 +51,16 @@ def test_both_make_the_same_clicks_on_clean_and_painted_pictures(part):
 
 def test_they_share_their_weights_and_the_bundle_stays_small(part):
     for role in ROLES:
-        files = [part.manifest.variants[name].graphs[role] for name in ("cpu-int8", "portable")]
+        files = [
+            part.manifest.variants[name].graphs[role] for name in ("cpu-w8a8-static", "portable")
+        ]
         assert [part.weights(file) for file in files] == [[f"{role}.onnx.data"]] * 2
     assert sum(path.stat().st_size for path in open_bundle().folder.rglob("*.*")) <= SIZE
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_each_backend_gets_the_one_that_it_can_run(part, role):
-    assert compatible_graphs(part.graphs(role), "cpu")[0].name == "cpu-int8"
+    assert compatible_graphs(part.graphs(role), "cpu")[0].name == "cpu-w8a8-static"
     for backend in BACKENDS.keys() - {"cpu"}:
         assert [graph.name for graph in compatible_graphs(part.graphs(role), backend)] == [
             "portable"

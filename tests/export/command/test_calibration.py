@@ -112,7 +112,9 @@ def places(tmp_path_factory: Any) -> Path:
 @pytest.fixture
 def bundle(places, folder, recipe_text, terminal) -> Path:
     """EdgeTAM with integers, Qwen2.5-VL in 8 bits."""
-    text = recipe_text("cpu-int8", segmenter="edgetam") + recipe_text("cpu-8bit", mllm="qwen2_5_vl")
+    text = recipe_text("cpu-w8a8-static", segmenter="edgetam") + recipe_text(
+        "cpu-w8", mllm="qwen2_5_vl"
+    )
     (places / "pair.toml").write_text(text)
     made = places / "pair"
     if not made.exists():
@@ -128,12 +130,12 @@ def test_the_manifest_says_what_was_used_and_inspect_prints_it(bundle, folder, t
     for part in parts.values():
         assert part.manifest.verified["material"] == used
         assert part.manifest.verified["gate"] == "passed"
-    numbers = parts["segmenter"].manifest.verified["variants"]["cpu-int8"]
+    numbers = parts["segmenter"].manifest.verified["variants"]["cpu-w8a8-static"]
     assert numbers["states"] == OBJECTS * used["judged"]
     assert numbers["mask_iou_mean"] >= 0.98
     assert numbers["range_misfit"] < 3
-    assert parts["mllm"].manifest.verified["variants"]["cpu-8bit"]["states"] == 3 * used["judged"]
-    assert parts["segmenter"].manifest.variants["cpu-int8"].integers == ("encoder",)
+    assert parts["mllm"].manifest.verified["variants"]["cpu-w8"]["states"] == 3 * used["judged"]
+    assert parts["segmenter"].manifest.variants["cpu-w8a8-static"].integers == ("encoder",)
     said = terminal("inspect", bundle, "--all").out
     assert f"sha256: {used['sha256']}" in said
     assert "pictures: photos" in said
@@ -177,15 +179,17 @@ def test_ranges_ten_times_off_fail_the_export_and_nothing_is_written(
     monkeypatch.setattr(pipeline, "calibrate_ranges", wrong)
     target = tmp_path / "bundle"
     plan = make_plan(
-        recipe("cpu-int8", segmenter="edgetam"), target, resume=False, below_gate=False
+        recipe("cpu-w8a8-static", segmenter="edgetam"), target, resume=False, below_gate=False
     )
-    with pytest.raises(GateFailed, match=r"cpu-int8: .*; keep its encoder at higher precision"):
+    with pytest.raises(
+        GateFailed, match=r"cpu-w8a8-static: .*; keep its encoder at higher precision"
+    ):
         run_export(plan, GatePolicy(Gate(), photos=open_photo_inputs(folder)), lambda text: None)
     assert not list(target.rglob(MANIFEST_FILE))
 
 
 def test_refusals_come_before_any_work(folder, terminal, tmp_path, recipe_text):
-    (tmp_path / "mine.toml").write_text(recipe_text("cpu-8bit", mllm="qwen2_5_vl"))
+    (tmp_path / "mine.toml").write_text(recipe_text("cpu-w8", mllm="qwen2_5_vl"))
     target, empty = tmp_path / "never", tmp_path / "empty"
     empty.mkdir()
     (empty / "notes.txt").touch()

@@ -45,7 +45,12 @@ def test_there_is_a_small_checkpoint_of_every_family():
 @pytest.mark.parametrize("family", segmenter_exporters())
 def test_a_segmenter(export, terminal, tmp_path, family):
     bundle = export(
-        "cpu-8bit", "cpu-fast", "cpu-int8", "reference", segmenter=family, forgiving=True
+        "cpu-w8",
+        "cpu-w8a8-dynamic",
+        "cpu-w8a8-static",
+        "reference",
+        segmenter=family,
+        forgiving=True,
     )
     verified = bundle.part("segmenter").manifest.verified
     print(family, {k: v for k, v in verified.items() if k != "variants"}, verified["variants"])
@@ -60,7 +65,7 @@ def test_a_segmenter(export, terminal, tmp_path, family):
 
 @pytest.mark.parametrize("family", mllm_exporters())
 def test_an_mllm(export, family):
-    bundle = export("cpu-8bit", "cpu-4bit", "reference", mllm=family, forgiving=True)
+    bundle = export("cpu-w8", "cpu-w4", "reference", mllm=family, forgiving=True)
     verified = bundle.part("mllm").manifest.verified
     print(family, verified["graphs"], verified["variants"])
     assert max(verified["graphs"].values()) <= 1e-4
@@ -75,13 +80,13 @@ def test_a_model_that_memory_cannot_hold_is_compared_piece_by_piece(export, monk
     blocks of 128 they would not: how a row is summed depends on how many pass at once.
     """
     short = MllmPrecision(Precision("8bit", 32), Precision("8bit", 32))
-    kind = replace(MLLM_VARIANTS["cpu-8bit"], arithmetic=short)
-    monkeypatch.setitem(MLLM_VARIANTS, "cpu-8bit", kind)
-    whole = export("cpu-8bit", mllm=family, forgiving=True).part("mllm").manifest.verified
+    kind = replace(MLLM_VARIANTS["cpu-w8"], arithmetic=short)
+    monkeypatch.setitem(MLLM_VARIANTS, "cpu-w8", kind)
+    whole = export("cpu-w8", mllm=family, forgiving=True).part("mllm").manifest.verified
     monkeypatch.setattr(plan, "WHOLE", 0)
     monkeypatch.setattr(streaming, "PARTITION_BYTES", 20_000)
     monkeypatch.setattr(streaming, "SessionOptions", lambda backend, brief: SessionOptions(backend))
-    bundle = export("cpu-8bit", mllm=family, forgiving=True)
+    bundle = export("cpu-w8", mllm=family, forgiving=True)
     verified = bundle.part("mllm").manifest.verified
     assert max(verified["graphs"].values()) <= 1e-4
     assert verified["variants"] == whole["variants"]

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.export
 def places(tmp_path_factory: Any, recipe_text: Any) -> Path:
     """A folder with a recipe, `pair.toml`, in which bundles are made."""
     folder = tmp_path_factory.mktemp("bundles")
-    text = recipe_text("cpu-8bit", segmenter="sam", mllm="qwen2_5_vl")
+    text = recipe_text("cpu-w8", segmenter="sam", mllm="qwen2_5_vl")
     (folder / "pair.toml").write_text(text)
     return folder
 
@@ -39,7 +39,7 @@ def pair(places: Path, terminal: Any) -> Path:
             ["segmenter", "exported"], ["mllm", "exported"],
         ]  # fmt: skip
         assert "GB of memory" in done.err
-        assert "mllm: writing cpu-8bit, 9" in done.err
+        assert "mllm: writing cpu-w8, 9" in done.err
         assert "\r" not in done.err
     return bundle
 
@@ -60,9 +60,9 @@ def test_the_manifest_holds_every_number_and_inspect_prints_them(pair, terminal)
     assert segmenter["gate"] == mllm["gate"] == "passed"
     assert max(segmenter["graphs"].values()) < 1e-4
     assert segmenter["host"]["mask_iou"] > 0.99
-    assert segmenter["variants"]["cpu-8bit"]["mask_iou_mean"] >= 0.98
+    assert segmenter["variants"]["cpu-w8"]["mask_iou_mean"] >= 0.98
     assert max(mllm["graphs"].values()) < 1e-4
-    assert mllm["variants"]["cpu-8bit"]["states"] == 24
+    assert mllm["variants"]["cpu-w8"]["states"] == 24
     assert mllm["quality"] == "not measured"
     assert 0 <= mllm["preset_share"] <= 1
     for name, file in (("segmenter", "model.safetensors"), ("mllm", "model.safetensors")):
@@ -78,7 +78,7 @@ def test_the_manifest_holds_every_number_and_inspect_prints_them(pair, terminal)
 def test_a_reference_that_nobody_asked_for_is_gone(pair):
     assert not list(pair.rglob("reference"))
     for part in open_bundle(pair).parts.values():
-        assert list(part.manifest.variants) == ["cpu-8bit"]
+        assert list(part.manifest.variants) == ["cpu-w8"]
 
 
 def test_resume_keeps_finished_parts(pair, places, terminal, monkeypatch):
@@ -94,7 +94,7 @@ def test_resume_keeps_finished_parts(pair, places, terminal, monkeypatch):
 @pytest.fixture
 def other(pair: Path, places: Path, recipe_text: Any) -> Path:
     """The recipe of a bundle with the same MLLM and another variant of the segmenter."""
-    text = recipe_text("cpu-8bit", mllm="qwen2_5_vl") + recipe_text("cpu-4bit", segmenter="sam")
+    text = recipe_text("cpu-w8", mllm="qwen2_5_vl") + recipe_text("cpu-w4", segmenter="sam")
     (places / "other.toml").write_text(text)
     return places / "other.toml"
 
@@ -144,11 +144,11 @@ def test_one_part_alone_and_the_other_later(places, terminal, monkeypatch, tmp_p
     assert set(open_bundle(bundle).parts) == {"segmenter"}
     done = terminal(
         "export", places / "pair.toml", "-o", bundle, "--only", "mllm", "--allow-below-gate",
-        "--variant", "cpu-4bit",
+        "--variant", "cpu-w4",
     )  # fmt: skip
     assert done.code == 0, done.err
     assert set(open_bundle(bundle).parts) == {"segmenter", "mllm"}
-    assert list(open_bundle(bundle).part("mllm").manifest.variants) == ["cpu-4bit"]
+    assert list(open_bundle(bundle).part("mllm").manifest.variants) == ["cpu-w4"]
 
 
 def test_a_failure_half_way_leaves_finished_parts_and_nothing_else(
@@ -193,7 +193,7 @@ def test_refusals_come_before_any_work(places, terminal, tmp_path, monkeypatch, 
     recipe = places / "pair.toml"
     refused(terminal("export", recipe, "--only", "head"), "'head' is not one of")
     refused(terminal("export", recipe, "--variant", "fast", "-o", target), "`fast` is unknown")
-    text = recipe_text("cpu-8bit", mllm="qwen2_5_vl")
+    text = recipe_text("cpu-w8", mllm="qwen2_5_vl")
     wrong = tmp_path / "wrong.toml"
     wrong.write_text(text.replace('family = "qwen2_5_vl"', 'family = "qwen3_vl"'))
     refused(terminal("export", wrong, "-o", target), "of the family qwen2_5_vl, not qwen3_vl")

@@ -161,7 +161,7 @@ def test_the_disk_is_asked_for_room_for_both_forms(recipe, tmp_path):
     assert half * 2 == whole
     assert room == half + 2 * whole
     assert disk("gpu-fp16", "reference") == (half + whole, half + 2 * whole)
-    assert disk("cpu-8bit")[1] == disk("cpu-8bit")[0] + whole
+    assert disk("cpu-w8")[1] == disk("cpu-w8")[0] + whole
     small, room = disk("gpu-fp16", family="mobile_sam")
     assert room == 3 * small
 

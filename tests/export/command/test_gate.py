@@ -43,7 +43,7 @@ from segagent_rt_export.recipe import read_recipe
 pytestmark = pytest.mark.export
 
 QUICK = Gate(scenes=2)
-VARIANTS = ("cpu-8bit", "reference")
+VARIANTS = ("cpu-w8", "reference")
 
 
 def quiet(text: str) -> None: ...
@@ -209,9 +209,9 @@ def turn_scales(model: onnx.ModelProto) -> None:
 )
 def test_broken_scales_name_the_graph_to_keep(segmenter, tmp_path, role, fault):
     spoilt = segmenter("sam").copy(tmp_path)
-    alter(spoilt / "cpu-8bit" / f"{role}.onnx", fault)
+    alter(spoilt / "cpu-w8" / f"{role}.onnx", fault)
     found = segmenter("sam").failures(spoilt)
-    assert "cpu-8bit: its masks have an IoU of" in found
+    assert "cpu-w8: its masks have an IoU of" in found
     assert f"keep its {role} at higher precision" in found
     assert "away from torch" not in found
 
@@ -276,15 +276,15 @@ def test_a_broken_quantiser_fails_the_export_or_is_recorded(recipe_text, tmp_pat
         return codes, -scales if matrix.shape == (64, 96) else scales
 
     after(monkeypatch, precision, "quantise_blocks", turned)
-    text = recipe_text("cpu-8bit", mllm="qwen2_5_vl")
-    with pytest.raises(GateFailed, match=r"cpu-8bit: .*; keep its decoder at higher precision"):
+    text = recipe_text("cpu-w8", mllm="qwen2_5_vl")
+    with pytest.raises(GateFailed, match=r"cpu-w8: .*; keep its decoder at higher precision"):
         export(text, tmp_path, GatePolicy(QUICK))
     assert [p.name for p in (tmp_path / "bundle").iterdir()] == [".lock"]
     bundle = export(text, tmp_path, GatePolicy(QUICK, forgiving=True))
     verified = open_bundle(bundle).part("mllm").manifest.verified
     assert verified["gate"] == "below, allowed"
-    assert "cpu-8bit" in verified["failures"][0]
-    assert verified["variants"]["cpu-8bit"]["worst"]
+    assert "cpu-w8" in verified["failures"][0]
+    assert verified["variants"]["cpu-w8"]["worst"]
 
 
 def test_simple_click_with_y_for_x(segmenter, monkeypatch):

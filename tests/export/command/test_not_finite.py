@@ -31,7 +31,7 @@ def spoilt(source: Path, folder: Path, name: str, value: float) -> Path:
 def export(terminal: Any, source: Path, part: str, family: str, *options: str) -> Any:
     recipe = source.parent / "mine.toml"
     recipe.write_text(
-        f'[{part}]\nfamily = "{family}"\nsource = "{source}"\nvariants = ["cpu-8bit"]\n'
+        f'[{part}]\nfamily = "{family}"\nsource = "{source}"\nvariants = ["cpu-w8"]\n'
     )
     return terminal("export", recipe, "-o", source.parent / "bundle", *options)
 

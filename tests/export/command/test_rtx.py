@@ -73,7 +73,7 @@ def test_networks_are_strongly_typed(library):
 
 
 def test_a_graph_with_an_operator_of_onnx_runtime_is_refused_by_name(library):
-    decoder = open_bundle().part("mllm").graphs("decoder", "cpu-int8")[0].path
+    decoder = open_bundle().part("mllm").graphs("decoder", "cpu-w8a8-static")[0].path
     with pytest.raises(EngineRefused, match="GroupQueryAttention"):
         build(library, decoder)
 

@@ -58,7 +58,7 @@ def checkpoint(sources: Any, tmp_path: Path) -> Any:
 def recipe_file(tmp_path: Path) -> Any:
     def write(family: str, source: Path, more: str = "") -> Path:
         path = tmp_path / "mine.toml"
-        text = f'[mllm]\nfamily = "{family}"\nsource = "{source}"\nvariants = ["cpu-8bit"]\n{more}'
+        text = f'[mllm]\nfamily = "{family}"\nsource = "{source}"\nvariants = ["cpu-w8"]\n{more}'
         path.write_text(text)
         return path
 

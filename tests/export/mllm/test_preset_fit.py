@@ -81,7 +81,7 @@ def test_convert_recipes_and_the_default_agree(small: Any) -> None:
         model="m", template="t", folder="f", name="n", pixels=MAX_PIXELS
     )
     assert "image_max_pixels: 262144 " in recipe
-    assert MllmRecipe("qwen3_vl", "s", ("cpu-8bit",)).most_pixels == 262144
+    assert MllmRecipe("qwen3_vl", "s", ("cpu-w8",)).most_pixels == 262144
 
 
 def changed(folder: Any, target: Any, **fields: Any) -> Any:

@@ -80,7 +80,7 @@ def test_its_portable_variant_takes_no_weight_of_its_own(net, tmp_path):
     portable = part.manifest.variants["portable"]
     assert portable.profiles.keys() == portable.graphs.keys() == {"vision", "decoder"}
     for role, file in portable.graphs.items():
-        ours = part.manifest.variants["cpu-int8"].graphs[role]
+        ours = part.manifest.variants["cpu-w8a8-static"].graphs[role]
         assert places(folder / file) == places(folder / ours)
         assert len(places(folder / file)) > 20
 
@@ -88,7 +88,7 @@ def test_its_portable_variant_takes_no_weight_of_its_own(net, tmp_path):
 def test_no_operator_of_one_library_is_in_the_portable_variant_that_ships():
     part = open_bundle().part("mllm")
     assert list(lint(part)) == []
-    ours = part.manifest.variants["cpu-int8"]
+    ours = part.manifest.variants["cpu-w8a8-static"]
     wrong = replace(part.manifest, variants={"portable": replace(ours, dialect="portable")})
     found = list(lint(replace(part, manifest=wrong)))
     assert len(found) == 2

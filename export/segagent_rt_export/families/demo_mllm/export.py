@@ -75,7 +75,7 @@ def export_mllm(
         {role: paths[dialect] for role, paths in graphs.items()} for dialect in MLLM_FILES
     )
     variants = {
-        "cpu-int8": Variant("cpu", precision, _names(ours)),
+        "cpu-w8a8-static": Variant("cpu", precision, _names(ours)),
         "portable": Variant(
             "any",
             "weights int8, arithmetic fp32",
