@@ -27,6 +27,7 @@ from segagent_rt.serve.job_runner import JobRunner
 from segagent_rt.serve.metrics import Metrics
 from segagent_rt.serve.server_settings import ServerSettings
 from segagent_rt.serve.service import SegmentationService
+from segagent_rt.serve.site import site_router
 
 STATUSES: tuple[tuple[type[SegagentError], int], ...] = (
     (ServerBusy, 503),
@@ -76,6 +77,7 @@ def create_app(
         api.add_exception_handler(kind, answer_error)
     api.include_router(_about(service, counters))
     api.include_router(ImageRoutes(runner).router())
+    api.include_router(site_router(service))
     for make in adapters:
         api.include_router(make(runner))
     return Guard(api, settings, counters)
