@@ -32,6 +32,9 @@ OPTIONS = ("side", "flip")
 LONGEST = 100_000
 """Bytes of a recipe."""
 
+HUBS, FILES = ("hf:", "ms:"), (".pt", ".pth")
+"""How the names of hubs' models begin, and how those of checkpoints that are one file end."""
+
 VariantName: TypeAlias = Literal[
     "reference", "cpu-w8", "cpu-w8a8-dynamic", "cpu-w8a8-static", "cpu-w4", "gpu-fp16"
 ]
@@ -136,9 +139,23 @@ def read_recipe(path: Path) -> Recipe:
         RecipeInvalid: not TOML, or a field is missing, unknown, mistyped or has no such value.
     """
     try:
-        content: dict[str, Any] = tomllib.loads(read_bounded(path, LONGEST).decode())
+        text = read_bounded(path, LONGEST).decode()
     except CheckpointInvalid as error:
         raise RecipeInvalid(str(error), hint=error.hint) from error
+    except UnicodeDecodeError as error:
+        raise RecipeInvalid(f"{path} is not TOML: {error}") from error
+    return parse_recipe(text, path)
+
+
+def parse_recipe(text: str, path: Path) -> Recipe:
+    """As `read_recipe`, of the text of a recipe.
+
+    Args:
+        text: in TOML.
+        path: where it lies or would lie; names the bundle if the text does not.
+    """
+    try:
+        content: dict[str, Any] = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise RecipeInvalid(f"{path} is not TOML: {' '.join(str(error).split())[:120]}") from error
     whole = {"name": path.stem, **_with_present_names(content), "folder": str(path.parent)}
@@ -195,6 +212,13 @@ def tracked_recipes() -> Iterator[Path]:
         if found := sorted(folder.glob("*.toml")):
             yield from found
             return
+
+
+def is_checkpoint(text: str) -> bool:
+    """Whether a text names a checkpoint, and not a recipe."""
+    if text.startswith(HUBS) or text.endswith(FILES):
+        return True
+    return Path(text).is_dir() and text not in {path.stem for path in tracked_recipes()}
 
 
 def find_recipe(where: str) -> Path:

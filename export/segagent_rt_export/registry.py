@@ -140,16 +140,19 @@ def mllm_exporter(name: str) -> MllmExporter:
     return _named(name, mllm_exporters())
 
 
+def segmenter_family(names: Iterable[Any]) -> str | None:
+    """The family of a segmenter's checkpoint with tensors of these names; None if none is known."""
+    listed = list(map(str, names))
+    known = segmenter_exporters().values()
+    return next((family.name for family in known if family.recognises(listed)), None)
+
+
 def family_hint(names: Iterable[Any]) -> str:
     """What to write in the recipe for a segmenter's checkpoint with tensors of these names."""
-    listed = list(map(str, names))
-    for family in segmenter_exporters().values():
-        if family.recognises(listed):
-            return (
-                f"its tensors are named as in {family.name}: "
-                f'is family = "{family.name}" in the recipe?'
-            )
-    return "which model is it? The recipe names the family"
+    family = segmenter_family(names)
+    if family is None:
+        return "which model is it? The recipe names the family"
+    return f'its tensors are named as in {family}: is family = "{family}" in the recipe?'
 
 
 def _named(name: str, known: Mapping[str, Exporter]) -> Exporter:

@@ -110,7 +110,8 @@ def _training(
 
     output, overwrite, problems = where
     target, context = training.TARGETS[to], places.context(Path())
-    chosen = training.check_preset(preset or target.preset, PRESETS)
+    name = preset or target.preset
+    chosen = training.check_preset(name, PRESETS)
     check_replaceable((output / name for name in target.files), overwrite=overwrite)
     shown = list(training.trainable(open_trajectories(data, places), context))
     context.report_progress(data, len(shown))
@@ -122,5 +123,5 @@ def _training(
     )
     if not taught:
         raise DataInvalid(f"{data} gives no sample: {'; '.join(problems[:1])}")
-    target.write(output, taught, overwrite=overwrite)
+    target.write(output, taught, name, overwrite=overwrite)
     return len(taught)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from segagent_rt_export.recipe import Recipe
 
 LIST, BUNDLE = "--list", "--target bundle"
+CHECKPOINT = "Without a recipe"
+ONLY_DETECTED = ("segmenter", "preset", "base", "print_recipe")
+"""Options that say what a recipe would."""
+
 ONLY_WITH = {
     **dict.fromkeys(("only", "variant", "resume", "below_gate", "calibration", "share"), (BUNDLE,)),
     **dict.fromkeys(
@@ -41,7 +45,10 @@ def command(
     context: typer.Context,
     recipe: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(help="A recipe's name or path.", show_default=False),
+        typer.Argument(
+            help="A recipe's name or path; or a checkpoint: a folder, a .pt file, hf:owner/name.",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[
         Optional[Path],  # noqa: UP045
@@ -91,18 +98,48 @@ def command(
         Literal["bundle", "edge-llm", "trtllm"],
         typer.Option(help="A bundle, or what a server of the MLLM loads."),
     ] = "bundle",
+    segmenter: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="The other part: a segmenter's checkpoint, or a recipe whose segmenter is taken.",
+            rich_help_panel=CHECKPOINT,
+        ),
+    ] = None,
+    preset: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="What the MLLM is asked: segagent-rated, qwen3-vl, ...; see engines/README.md.",
+            rich_help_panel=CHECKPOINT,
+        ),
+    ] = None,
+    base: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="The model that an adapter was trained upon, if it does not say.",
+            rich_help_panel=CHECKPOINT,
+        ),
+    ] = None,
+    print_recipe: Annotated[
+        bool,
+        typer.Option(
+            "--print-recipe",
+            help="Only print the recipe that the checkpoint's files give.",
+            rich_help_panel=CHECKPOINT,
+        ),
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Needs the extra `export`. What was compared, and how well it did, is in the manifest."""
     check_options(context, LIST if show else f"--target {target}", ONLY_WITH)
-    from segagent_rt_export.recipe import find_recipe, read_recipe
-
     if show:
         _list()
         return
     if recipe is None:
-        raise typer.BadParameter("name a recipe, or see --list")
-    found = read_recipe(find_recipe(recipe)).narrowed(only, tuple(variant or ()))
+        raise typer.BadParameter("name a recipe or a checkpoint, or see --list")
+    found = _read(context, recipe, tuple(variant or ()))
+    if print_recipe:
+        return
+    found = found.narrowed(only, tuple(variant or ()))
     if not all(map(find_spec, EXTRA)):
         raise ExtraMissing("export", "export")
     from segagent_rt_export.gate.photo_inputs import open_photo_inputs
@@ -127,6 +164,38 @@ def command(
     check_room(plan)
     run_export(plan, GatePolicy(forgiving=below_gate, photos=photos), _report_progress)
     _report(plan)
+
+
+def _read(context: typer.Context, name: str, variants: tuple[str, ...]) -> Recipe:
+    """The recipe of that name; of a checkpoint the one that its files give, which is shown.
+
+    Raises:
+        typer.BadParameter: an option says what the recipe says.
+    """
+    from segagent_rt_export.recipe import find_recipe, is_checkpoint, read_recipe
+
+    options = context.params
+    given = [option for option in ONLY_DETECTED if options[option]]
+    if not is_checkpoint(name):
+        if given:
+            flag = "--" + given[0].replace("_", "-")
+            raise typer.BadParameter(f"{flag} applies to a checkpoint, and {name} is a recipe")
+        return read_recipe(find_recipe(name))
+    if not all(map(find_spec, EXTRA)):
+        raise ExtraMissing("export", "export")
+    from segagent_rt_export.detection import Wishes, detect_recipe, needed_sources
+    from segagent_rt_export.sources.locations import fetch_missing
+
+    wishes = Wishes(options["preset"], options["base"], options["segmenter"], variants)
+    if options["download"]:
+        for source in needed_sources(name, wishes):
+            fetch_missing([source], _report_progress)
+    recipe, text = detect_recipe(name, wishes)
+    if options["print_recipe"]:
+        console.show(text.rstrip())
+    else:
+        console.say(text)
+    return recipe
 
 
 def _prepare(recipe: Recipe, target: str, output: Path | None) -> None:

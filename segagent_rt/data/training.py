@@ -125,11 +125,13 @@ def _jpeg(pixels: RgbImage) -> bytes:
 
 
 def write_llama_factory(
-    folder: Path, taught: Sequence[ConversationSample], *, overwrite: bool = False
+    folder: Path, taught: Sequence[ConversationSample], preset: str, *, overwrite: bool = False
 ) -> None:
-    """`segagent.json`, `dataset_info.json`, and a recipe for each family of models.
+    """`segagent.json`, `dataset_info.json`, and for each family of models a recipe of the training
+    and one of the export.
 
-    `llamafactory-cli train FOLDER/qwen3-vl.yaml` trains on it.
+    `llamafactory-cli train FOLDER/qwen3-vl.yaml` trains on it, and `segagent-rt export
+    FOLDER/qwen3-vl.export.toml` exports the result.
     """
     listed = [
         {
@@ -151,7 +153,7 @@ def write_llama_factory(
         }
     }
     files = {"segagent.json": _document(listed), "dataset_info.json": _document(about)}
-    for name, (model, template) in MODELS.items():
+    for name, (family, model, template) in MODELS.items():
         recipe = RECIPE.format(
             model=model,
             template=template,
@@ -160,16 +162,19 @@ def write_llama_factory(
             pixels=MAX_PIXELS,
         )
         files[f"{name}.yaml"] = recipe.encode()
+        files[f"{name}.export.toml"] = _export_recipe(
+            family, f"saves/{name}-segagent", f"hf:{model}", preset
+        )
     for file, content in files.items():  # every key of dataset_info.json is a data set: no seal
         write_result(folder / file, content, overwrite=overwrite, seal=False)
 
 
-MODELS: Mapping[str, tuple[str, str]] = {
-    "qwen2-vl": ("Qwen/Qwen2-VL-7B-Instruct", "qwen2_vl"),
-    "qwen2.5-vl": ("Qwen/Qwen2.5-VL-7B-Instruct", "qwen2_vl"),
-    "qwen3-vl": ("Qwen/Qwen3-VL-8B-Instruct", "qwen3_vl_nothink"),
+MODELS: Mapping[str, tuple[str, str, str]] = {
+    "qwen2-vl": ("qwen2_vl", "Qwen/Qwen2-VL-7B-Instruct", "qwen2_vl"),
+    "qwen2.5-vl": ("qwen2_5_vl", "Qwen/Qwen2.5-VL-7B-Instruct", "qwen2_vl"),
+    "qwen3-vl": ("qwen3_vl", "Qwen/Qwen3-VL-8B-Instruct", "qwen3_vl_nothink"),
 }
-"""Checkpoints and LLaMA-Factory's templates for them."""
+"""Families, checkpoints, and LLaMA-Factory's templates for them."""
 
 RECIPE = """\
 # SegAgent's setting (paper, section C.1): all of the language model, the vision tower frozen.
@@ -199,10 +204,44 @@ bf16: true
 """
 
 
+EXPORT = """\
+# For `segagent-rt export`, in the folder where the training ran.
+name = "{name}"
+
+[segmenter]
+family = "edgetam"
+source = "hf:yonigozlan/EdgeTAM-hf@c266ce53b3fc00f0f495b583f6a116c4e57f53bb"
+variants = ["cpu-8bit", "reference"]
+
+[mllm]
+family = "{family}"
+source = "{source}"
+# After LoRA, DoRA or PiSSA the source is the base model:
+# source = "{base}"
+# adapter = "{source}"
+variants = ["cpu-8bit"]
+preset = "{preset}"  # of the training data
+most_pixels = {pixels}  # as in the training
+"""
+"""The recipe for what the training makes; `segagent_rt_export.recipe` reads it."""
+
+
+def _export_recipe(family: str, source: str, base: str, preset: str) -> bytes:
+    return EXPORT.format(
+        name=source.split("/")[-1],
+        family=family,
+        source=source,
+        base=base,
+        preset=preset,
+        pixels=MAX_PIXELS,
+    ).encode()
+
+
 def write_qwen_vl(
-    folder: Path, taught: Sequence[ConversationSample], *, overwrite: bool = False
+    folder: Path, taught: Sequence[ConversationSample], preset: str, *, overwrite: bool = False
 ) -> None:
-    """`qwen-vl.json` for Qwen-VL's finetune.py, which is to be run inside of the folder."""
+    """`qwen-vl.json` for Qwen-VL's finetune.py, which is to be run inside of the folder, and the
+    recipe that exports the result."""
     listed = [
         {
             "id": f"segagent_{number}",
@@ -216,7 +255,9 @@ def write_qwen_vl(
         }
         for number, lesson in enumerate(taught)
     ]
+    recipe = _export_recipe("qwen_vl", "output_qwen", "hf:Qwen/Qwen-VL-Chat", preset)
     write_result(folder / "qwen-vl.json", _document(listed), overwrite=overwrite)
+    write_result(folder / "qwen-vl.export.toml", recipe, overwrite=overwrite, seal=False)
 
 
 def _document(content: Any) -> bytes:
@@ -227,7 +268,12 @@ class WriteTraining(Protocol):
     """Writes the files of a training format into a folder."""
 
     def __call__(
-        self, folder: Path, taught: Sequence[ConversationSample], *, overwrite: bool = False
+        self,
+        folder: Path,
+        taught: Sequence[ConversationSample],
+        preset: str,
+        *,
+        overwrite: bool = False,
     ) -> None: ...
 
 

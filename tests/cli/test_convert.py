@@ -11,6 +11,7 @@ import pytest
 from segagent_rt.data.sources import Places, open_data, open_trajectories
 from segagent_rt.image import jpeg_round_trip, load_image, overlay
 from segagent_rt.mllm.prompts import PRESETS, SEGAGENT
+from segagent_rt_export.recipe import read_recipe
 from tests.data.datasets import EVERY, picture, segagent, trajectories
 
 
@@ -185,3 +186,34 @@ def test_images_of_one_name_are_no_two_files_of_labelme(terminal, tmp_path):
     assert done.code == 1
     assert "would be one file" in done.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "family"),
+    [
+        ("llama-factory", "qwen2.5-vl", "qwen2_5_vl"),
+        ("llama-factory", "qwen3-vl", "qwen3_vl"),
+        ("qwen-vl", "qwen-vl", "qwen_vl"),
+    ],
+)
+def test_the_recipe_that_exports_the_result_fits_the_training(
+    terminal, tmp_path, clicks, kind, name, family
+):
+    """The same preset and pixels as in the training data, and the folder that the training writes;
+    with its comments taken away, the lines for an adapter."""
+    out = tmp_path / "out"
+    done = terminal("convert", clicks, "--to", kind, "--preset", "segagent-plain", "-o", out)
+    assert done.code == 0, done.err
+    path = out / f"{name}.export.toml"
+    recipe = read_recipe(path)
+    mllm = recipe.mllm
+    assert (mllm.family, mllm.preset) == (family, "segagent-plain")
+    training = (out / f"{name}.yaml").read_text() if kind == "llama-factory" else ""
+    assert not training or f"image_max_pixels: {mllm.most_pixels}" in training
+    assert not training or f"output_dir: {mllm.source}" in training
+    text = path.read_text().replace(f'source = "{mllm.source}"\n# After', "# After")
+    text = text.replace('# source = "', 'source = "').replace("# adapter", "adapter")
+    (tmp_path / "lora.toml").write_text(text)
+    adapted = read_recipe(tmp_path / "lora.toml").mllm
+    assert adapted.adapter == mllm.source
+    assert adapted.source.startswith("hf:Qwen/")

@@ -34,6 +34,12 @@ from segagent_rt_export.sources.weights import Checkpoint, Stored
 STOPS = ("<|im_end|>", "<|endoftext|>", "<|im_start|>", "</s>")
 """Tokens that end a reply, in families that have them."""
 
+SERVED = (
+    "serve it (vLLM, SGLang, llama.cpp) and use `segagent-rt run --endpoint URL --model NAME "
+    "--preset qwen3-vl`, see docs/servers.md"
+)
+"""What works with a model that cannot be exported, mixtures of experts and Qwen3.5 among them."""
+
 LARGEST_TOKENIZER = 64_000_000
 """Bytes of a tokenizer.json; Qwen's has 11 million."""
 
@@ -145,8 +151,14 @@ def read_model(folder: Path, most_pixels: int = MAX_PIXELS) -> Model:
     families = {family.model_type: family for family in mllm_exporters().values()}
     if kind not in families:
         raise CheckpointInvalid(
-            f"{config.where}: models of the type `{kind}` cannot be exported",
-            hint="the exporter knows " + ", ".join(families),
+            f"{config.where}: models of the type `{kind[:60]}` cannot be exported",
+            hint=f"the exporter knows {', '.join(families)}; {SERVED}",
+        )
+    if "mm_vision_tower" in config.fields:
+        raise CheckpointInvalid(
+            f"{config.where} is in the layout of LLaVA's own code, whose vision tower is another "
+            "checkpoint",
+            hint=f"convert it with transformers 4's convert_llava_weights_to_hf.py; or {SERVED}",
         )
     model: Model = code(families[kind].model)(Given(config, open_processor(folder), most_pixels))
     return model

@@ -8,5 +8,6 @@ FAMILIES = (
         export="segagent_rt_export.families.mobile_sam.export:export_mobile_sam",
         preprocessing="segagent_rt_export.families.sam_processing:padded",
         tensors=r"(image|vision)_encoder\.layers\.\d+\.(blocks|layers)\..*",
+        no_tensors=r"mask_decoder\.(hf|hq)_token\..*",
     ),
 )

@@ -8,5 +8,6 @@ FAMILIES = (
         export="segagent_rt_export.families.simple_click.export:export_simple_click",
         preprocessing="segagent_rt_export.families.simple_click.processing:processing",
         options=("side", "flip"),
+        tensors=r"patch_embed_coords\..*",
     ),
 )
