@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from segagent_rt.mllm.preprocess import SmartResize
-from segagent_rt.mllm.prompts import DEFAULT_PRESETS
 from segagent_rt_export.errors import CheckpointInvalid, RecipeInvalid
-from segagent_rt_export.families.mllm_source import read_model
+from segagent_rt_export.families.mllm_source import default_preset, read_model
 from segagent_rt_export.recipe import (
     FILES,
     Recipe,
@@ -265,7 +264,7 @@ def _preset(
     Raises:
         RecipeInvalid: nothing says whether the model was trained to click.
     """
-    usual, stock = DEFAULT_PRESETS[family], GROUNDING.get(family)
+    usual, stock = default_preset(family), GROUNDING.get(family)
     if wishes.preset is not None:
         return wishes.preset, "as you said"
     if trained is not None:
