@@ -43,7 +43,7 @@ AUTHORS = ("Qwen", "qwen")
 """Owners of the published models on the hubs."""
 
 VARIANTS: Mapping[str, tuple[str, ...]] = {
-    "segmenter": ("cpu-8bit", "reference"), "mllm": ("cpu-8bit",)
+    "segmenter": ("cpu-w8", "reference"), "mllm": ("cpu-w8",)
 }  # fmt: skip
 
 _MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

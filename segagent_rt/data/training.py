@@ -211,7 +211,7 @@ name = "{name}"
 [segmenter]
 family = "edgetam"
 source = "hf:yonigozlan/EdgeTAM-hf@c266ce53b3fc00f0f495b583f6a116c4e57f53bb"
-variants = ["cpu-8bit", "reference"]
+variants = ["cpu-w8", "reference"]
 
 [mllm]
 family = "{family}"
@@ -219,7 +219,7 @@ source = "{source}"
 # After LoRA, DoRA or PiSSA the source is the base model:
 # source = "{base}"
 # adapter = "{source}"
-variants = ["cpu-8bit"]
+variants = ["cpu-w8"]
 preset = "{preset}"  # of the training data
 most_pixels = {pixels}  # as in the training
 """
