@@ -1,4 +1,4 @@
-"""The README's generated parts: prints its commands, checks or rewrites the rest.
+"""Generated parts of the README and of docs/: prints commands, checks or rewrites the rest.
 
 python .ci/readme.py install  the command block marked as the install command; `test` likewise
 python .ci/readme.py check    fails if a generated part is stale
@@ -20,12 +20,13 @@ _PART = re.compile(r"<!-- generated: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 _COMMAND = r"<!-- {} command -->\n```\w*\n(.*?)```"
 
 
-def help_of(*arguments: str) -> str:
-    """What a command says of itself, 80 columns wide, without colour."""
+def help_of(command: str = "") -> str:
+    """The help of a command such as `bench/report`, 80 columns wide, without colour or frames."""
     terminal = {"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1", "TERMINAL_WIDTH": "80"}
     done = subprocess.run(
-        [sys.executable, "-m", "segagent_rt", *arguments, "--help"],
-        capture_output=True, text=True, check=True, env={**os.environ, **terminal},
+        [sys.executable, "-m", "segagent_rt", *command.split("/"), "--help"],
+        capture_output=True, text=True, check=True,
+        env={**os.environ, **terminal, "TYPER_USE_RICH": "0"},
     )  # fmt: skip
     text = "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
     return f"```\n{text}\n```"
