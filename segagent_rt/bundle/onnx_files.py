@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
+from segagent_rt.bundle.constant_work import DEEPEST, check_constant_work
 from segagent_rt.bundle.integrity import Stamp, open_checked
+from segagent_rt.bundle.protobuf import message_fields
 from segagent_rt.errors import ManifestInvalid
-
-DEEPEST = 64
-"""Graphs within graphs."""
 
 _Message: TypeAlias = Mapping[int, str]
 
@@ -35,7 +34,6 @@ _FIELDS: Mapping[str, _Message] = {
 """The fields that lead to the names of files, by kind of message and number (onnx.proto)."""
 
 _TEXT = ("operator", "key", "value")
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ class _Range:
 
 
 def external_files(path: Path, name: str, sizes: Mapping[str, int], stamp: Stamp) -> list[str]:
-    """The files of a bundle's part that a graph keeps its weights in.
+    """The files of a bundle's part that a graph keeps its weights in; the graph is checked, too.
 
     Args:
         path: of the graph.
@@ -58,7 +56,8 @@ def external_files(path: Path, name: str, sizes: Mapping[str, int], stamp: Stamp
         stamp: of the graph.
 
     Raises:
-        ManifestInvalid: the graph is damaged, or names a file that the manifest does not list.
+        ManifestInvalid: the graph is damaged, names a file that the manifest does not list, or
+            would compute more than its weights while it is loaded.
         FileChanged: the graph is no longer the one with this stamp.
     """
     with open_checked(path, stamp) as stream:
@@ -66,21 +65,23 @@ def external_files(path: Path, name: str, sizes: Mapping[str, int], stamp: Stamp
             raise ManifestInvalid(f"{path} is no ONNX graph: it is empty")
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             try:
-                entries = list(_entries(content))
+                places = [value for key, value in _entries(content) if key == "location"]
+                listed = [_listed(path, name, place, sizes) for place in places]
+                check_constant_work(content)
             except (IndexError, ValueError) as error:
-                raise ManifestInvalid(f"{path} is no ONNX graph: {error}") from None
-    beside, found = PurePosixPath(name).parent, set[str]()
-    for key, value in entries:
-        if key == "location":
-            place = PurePosixPath(value)
-            listed = (beside / place).as_posix()
-            if place.is_absolute() or ".." in place.parts or listed not in sizes:
-                raise ManifestInvalid(
-                    f"{path} keeps weights in {value[:60]!a}, which the manifest does not list",
-                    hint="export the bundle again; do not use one of unknown origin",
-                )
-            found.add(listed)
-    return sorted(found)
+                raise ManifestInvalid(f"{path} cannot be used: {error}") from None
+    return sorted(set(listed))
+
+
+def _listed(path: Path, name: str, value: str, sizes: Mapping[str, int]) -> str:
+    place = PurePosixPath(value)
+    listed = (PurePosixPath(name).parent / place).as_posix()
+    if place.is_absolute() or ".." in place.parts or listed not in sizes:
+        raise ManifestInvalid(
+            f"{path} keeps weights in {value[:60]!a}, which the manifest does not list",
+            hint="export the bundle again; do not use one of unknown origin",
+        )
+    return listed
 
 
 def _entries(content: mmap.mmap) -> Iterator[tuple[str, str]]:
@@ -91,7 +92,7 @@ def _entries(content: mmap.mmap) -> Iterator[tuple[str, str]]:
         if message.depth > DEEPEST:
             raise ValueError("it is nested too deeply")
         texts: dict[str, str] = {}
-        for number, start, end in _fields(content, message):
+        for number, start, end in message_fields(content, message.start, message.end):
             kind = _FIELDS[message.kind].get(number)
             if kind is None:
                 continue
@@ -103,37 +104,3 @@ def _entries(content: mmap.mmap) -> Iterator[tuple[str, str]]:
                 raise ValueError("it holds an engine of another library")
         if message.kind == "entry":
             yield texts.get("key", ""), texts.get("value", "")
-
-
-def _fields(content: mmap.mmap, message: _Range) -> Iterator[tuple[int, int, int]]:
-    """Number and place of each field of a message that has a length."""
-    at, end = message.start, message.end
-    while at < end:
-        tag, at = _varint(content, at, 5)
-        number, kind = tag >> 3, tag & 7
-        if kind == _BYTES:
-            length, at = _varint(content, at, 10)
-            if length > end - at:
-                raise ValueError("it ends too early")
-            yield number, at, at + length
-            at += length
-        elif kind == _VARINT:
-            _, at = _varint(content, at, 10)
-        elif kind in (_FIXED64, _FIXED32):
-            at += 8 if kind == _FIXED64 else 4
-        else:
-            raise ValueError("it is not in the format")
-        if not 0 < number < 1 << 29 or at > end:
-            raise ValueError("it is not in the format")
-
-
-def _varint(content: mmap.mmap, at: int, longest: int) -> tuple[int, int]:
-    """A number of at most so many bytes, and the place behind it."""
-    value = 0
-    for count in range(longest):
-        byte = content[at]
-        at += 1
-        value |= (byte & 127) << (7 * count)
-        if byte < 128:
-            return value, at
-    raise ValueError("it is not in the format")
