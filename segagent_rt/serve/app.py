@@ -21,7 +21,7 @@ from segagent_rt.errors import (
     SegagentError,
     ServerBusy,
 )
-from segagent_rt.serve.guard import App, Guard
+from segagent_rt.serve.guard import MISTAKE, App, Guard
 from segagent_rt.serve.image_routes import ImageRoutes, first_problem
 from segagent_rt.serve.job_runner import JobRunner
 from segagent_rt.serve.metrics import Metrics
@@ -73,7 +73,7 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    for kind in (SegagentError, HTTPException, RequestValidationError):
+    for kind in (SegagentError, HTTPException, RequestValidationError, Exception):
         api.add_exception_handler(kind, answer_error)
     api.include_router(_about(service, counters))
     api.include_router(ImageRoutes(runner).router())
@@ -129,7 +129,8 @@ async def answer_error(request: Request, error: Exception) -> Response:
         return _error(422, first_problem(error.errors()))
     if isinstance(error, HTTPException):
         return _error(error.status_code, str(error.detail), headers=error.headers)
-    assert isinstance(error, SegagentError)
+    if not isinstance(error, SegagentError):
+        return _error(500, MISTAKE)
     status = next((code for kind, code in STATUSES if isinstance(error, kind)), 500)
     wait = error.retry_after if isinstance(error, ServerBusy) else 1
     return _error(

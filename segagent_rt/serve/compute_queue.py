@@ -67,6 +67,9 @@ class ComputeQueue:
         Raises:
             Interrupted: the deadline passed first.
         """
+        stopped = Interrupted("the request was stopped before its turn came")
+        if deadline.remaining == 0.0:
+            raise stopped
         with self._lock:
             if self._free and not self._line:
                 self._free -= 1
@@ -80,7 +83,7 @@ class ComputeQueue:
             if not called:
                 self._line.remove(place)
         if not called:
-            raise Interrupted("the request was stopped before its turn came")
+            raise stopped
 
     def end_turn(self) -> None:
         """Pass the worker on to whoever waits the longest."""

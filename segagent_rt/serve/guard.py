@@ -47,6 +47,8 @@ HEADERS = [
 ]
 """Of every answer: the page runs its own scripts only, and stands in no other site's frame."""
 
+MISTAKE = "the server made a mistake; its log names the place"
+
 CLIENTS = 4096
 """Addresses whose rates are remembered."""
 
@@ -106,9 +108,8 @@ class Guard:
             status = 499
         except Exception as error:  # a mistake of ours: the client learns that, and no more
             LOG.error("%s %s failed: %s", scope["method"], _route(scope), _place(error))
-            if status:
-                raise
-            await refuse(send_guarded, RefusedRequest(500, "the server made a mistake"))
+            if not status:
+                await refuse(send_guarded, RefusedRequest(500, MISTAKE))
         finally:
             spent = time.perf_counter() - start
             self._metrics.add_request(_route(scope), scope["method"], status, spent)

@@ -45,18 +45,14 @@ def listen(settings: ServerSettings) -> socket.socket:
     return listener
 
 
-def run_server(
-    app: App, listener: socket.socket, settings: ServerSettings, started: Callable[[], None]
-) -> None:
-    """Serve until SIGTERM or Ctrl-C; then take no further connections and let requests finish.
+def configure(app: App, settings: ServerSettings) -> uvicorn.Config:
+    """How uvicorn serves the application: no log of requests, no trust in proxies.
 
     Args:
         app: the application.
-        listener: see `listen`.
         settings: of the server.
-        started: called once it answers.
     """
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
         http=timed_connection(settings.limits.header_seconds),
         loop="asyncio",
@@ -70,7 +66,20 @@ def run_server(
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    server = _Server(config, started)
+
+
+def run_server(
+    app: App, listener: socket.socket, settings: ServerSettings, started: Callable[[], None]
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; then take no further connections and let requests finish.
+
+    Args:
+        app: the application.
+        listener: see `listen`.
+        settings: of the server.
+        started: called once it answers.
+    """
+    server = _Server(configure(app, settings), started)
     before = {each: signal.signal(each, _ignore) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
         server.run([listener])  # it raises the signal again once it has stopped

@@ -441,6 +441,8 @@ class SegmentationService:
                     steps.append(job.run(lambda: next(run)))
                     self._on_seconds(steps[-1].seconds)
                 except Interrupted:
+                    if job.cancelled and image.runs.get(number) is not job:
+                        return  # a person took over
                     if not steps or job.cancelled:
                         raise
                     steps[-1] = replace(steps[-1], stop="deadline")
