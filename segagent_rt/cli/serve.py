@@ -135,6 +135,8 @@ def command(
     """
     check_options(context)
     try:
+        from segagent_rt.serve.adapters.label_studio import label_studio_router
+        from segagent_rt.serve.adapters.x_anylabeling import x_anylabeling_router
         from segagent_rt.serve.app import create_app, service_metrics
         from segagent_rt.serve.server import listen, run_server
     except ImportError as error:
@@ -169,5 +171,6 @@ def command(
         roots=root or (),
         on_seconds=metrics.add_stages,
     )
-    app = create_app(service, settings, metrics)
+    adapters = (x_anylabeling_router, label_studio_router)
+    app = create_app(service, settings, metrics, adapters=adapters)
     run_server(app, listener, settings, lambda: console.say(f"serving on {settings.url}"))

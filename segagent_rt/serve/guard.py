@@ -6,6 +6,7 @@ size and speed of its body. Whoever fails gets one sentence and an HTTP status.
 
 from __future__ import annotations
 
+import base64
 import hmac
 import logging
 import time
@@ -137,15 +138,29 @@ def check_request(scope: Scope, settings: ServerSettings) -> None:
     path = scope["path"]
     if settings.token is None or path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
         return
-    sent = _values(scope, b"authorization")
-    given = sent[0].removeprefix("Bearer ").strip() if len(sent) == 1 else ""
-    if not hmac.compare_digest(given.encode("latin-1", "replace"), settings.token.encode()):
+    if not hmac.compare_digest(_given_token(scope), settings.token.encode()):
         raise RefusedRequest(
             401,
             "this server needs a token",
             "send it as `Authorization: Bearer TOKEN`",
             ((b"www-authenticate", b"Bearer"),),
         )
+
+
+def _given_token(scope: Scope) -> bytes:
+    """The token that a client sent.
+
+    As `Authorization: Bearer TOKEN`; as the password of `Authorization: Basic`, which Label Studio
+    can send; or as the header `Token`, which X-AnyLabeling sends.
+    """
+    sent = _values(scope, b"authorization") or [f"Bearer {t}" for t in _values(scope, b"token")]
+    kind, _, value = sent[0].partition(" ") if len(sent) == 1 else ("", "", "")
+    if kind == "Basic":
+        try:
+            return base64.b64decode(value, validate=True).partition(b":")[2]
+        except ValueError:
+            return b""
+    return value.strip().encode("latin-1", "replace") if kind == "Bearer" else b""
 
 
 class RateLimit:

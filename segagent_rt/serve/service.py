@@ -144,12 +144,23 @@ class SegmentationService:
         Raises:
             InputError: there is no such file below a root. What lies elsewhere is not told.
         """
+        content = self.read_path(path)
+        return self.open_image(job, content, bundle=bundle, name=Path(path).name)
+
+    def read_path(self, path: str) -> bytes:
+        """The content of a file below one of the roots.
+
+        Args:
+            path: absolute, or from a root.
+
+        Raises:
+            InputError: there is no such file below a root. What lies elsewhere is not told.
+        """
         from segagent_rt.io import open_regular, read_bounded
 
         file = self._allowed(path)
         with open_regular(file) as stream:
-            content = read_bounded(stream, self.limits.upload_bytes, file.name)
-        return self.open_image(job, content, bundle=bundle, name=file.name)
+            return read_bounded(stream, self.limits.upload_bytes, file.name)
 
     def close_image(self, image_id: str) -> None:
         """Close an image.

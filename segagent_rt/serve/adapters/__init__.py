@@ -1,0 +1,1 @@
+"""Annotation tools over the same service: X-AnyLabeling, Label Studio and CVAT."""
