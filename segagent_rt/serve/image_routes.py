@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ValidationError
@@ -30,6 +31,9 @@ from segagent_rt.types import Prediction, RgbImage
 
 B = TypeVar("B", bound=BaseModel)
 
+Responses: TypeAlias = dict[int | str, dict[str, Any]]
+"""Answers of an operation by status, as FastAPI documents them."""
+
 ImageId = Annotated[str, Path(max_length=64)]
 Number = Annotated[int, Path(ge=1, le=1 << 31, description="The object's number.")]
 Form = Annotated[MaskFormat, Query(description="How masks come: see the schema of the answer.")]
@@ -38,7 +42,7 @@ STREAM = "text/event-stream"
 DISPLAY_QUALITY = 90
 """Of the JPEG that browsers are shown of an image that they cannot show themselves."""
 
-ERRORS: dict[int | str, dict[str, Any]] = {
+ERRORS: Responses = {
     status: {"model": schemas.ErrorAnswer, "description": about}
     for status, about in {
         400: "The request is no valid HTTP or JSON.",
@@ -67,11 +71,11 @@ _OPENING = {
 }
 
 
-def _one(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+def _one(model: type[BaseModel]) -> Responses:
     return {200: {"model": model}}
 
 
-_STEPS = {
+_STEPS: Responses = {
     200: {
         "model": schemas.ObjectAnswer,
         "description": "The object. With `Accept: text/event-stream`, server-sent events: `step` "
@@ -79,8 +83,50 @@ _STEPS = {
         "content": {STREAM: {"schema": {"type": "string"}}},
     }
 }
-_PNG = {200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}}
-_ANY = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
+_ANY: Responses = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
+
+
+class PngAnswer(Response):
+    """A PNG file."""
+
+    media_type = "image/png"
+
+
+class JpegAnswer(Response):
+    """A JPEG file."""
+
+    media_type = "image/jpeg"
+
+
+def _binary(kind: type[Response]) -> Responses:
+    return {200: {"content": {kind.media_type: {"schema": {"type": "string", "format": "binary"}}}}}
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """An operation of the API, as it is documented."""
+
+    method: str
+    path: str
+    endpoint: Callable[..., Any]
+    summary: str
+    responses: Responses = field(default_factory=dict)
+    extra: dict[str, Any] | None = None
+
+    def add_to(self, router: APIRouter) -> None:
+        """Add it to a router."""
+        deletes = self.method == "DELETE"
+        router.add_api_route(
+            self.path,
+            self.endpoint,
+            methods=[self.method],
+            responses=self.responses,
+            summary=self.summary,
+            openapi_extra=self.extra,
+            response_model=None,
+            status_code=204 if deletes else 200,
+            response_class=Response if deletes else JSONResponse,
+        )
 
 
 class ImageRoutes:
@@ -96,42 +142,30 @@ class ImageRoutes:
     def router(self) -> APIRouter:
         """All routes."""
         router = APIRouter(prefix="/v1", responses=ERRORS, tags=["images"])
-        one, objects = "/images/{image}", "/images/{image}/objects/{number}"
+        one, number = "/images/{image}", "/images/{image}/objects/{number}"
         image, state = _one(schemas.ImageAnswer), _one(schemas.ObjectAnswer)
-        routes: list[tuple[str, str, Callable[..., Any], dict[Any, Any], str]] = [
-            ("POST", "/images", self.open_image, image, "Open an image"),
-            ("GET", one, self.show_image, image, "Show an open image"),
-            ("DELETE", one, self.close_image, {}, "Close an image"),
-            ("GET", f"{one}/picture", self.show_picture, {}, "The image as browsers show it"),
-            ("GET", f"{one}/results", self.show_results, _ANY, "All objects as a result document"),
-            ("GET", f"{one}/coco", self.show_coco, _ANY, "All objects as COCO annotations"),
-            ("POST", f"{one}/objects", self.add_object, _STEPS, "Segment a new object"),
-            ("GET", objects, self.show_object, state, "Show an object"),
-            ("DELETE", objects, self.delete_object, {}, "Delete an object"),
-            ("POST", f"{objects}/clicks", self.click, state, "Add clicks"),
-            ("POST", f"{objects}/box", self.box, state, "Start anew from a box"),
-            ("POST", f"{objects}/undo", self.undo, state, "Undo steps"),
-            ("POST", f"{objects}/redo", self.redo, state, "Redo steps"),
-            ("POST", f"{objects}/refine", self.refine, _STEPS, "Let the model correct the mask"),
-            ("POST", f"{objects}/score", self.score, _one(schemas.ScoreAnswer), "Rate the mask"),
-            ("GET", f"{objects}/mask", self.show_mask, _PNG, "The mask as a PNG file"),
-            ("GET", f"{objects}/cutout", self.show_cutout, _PNG, "The object cut out, as PNG"),
-            ("POST", "/segment", self.segment_once, state, "Segment without opening an image"),
-        ]
-        for method, path, endpoint, responses, summary in routes:
-            extra = _OPENING if path == "/images" else None
-            status, kind = (204, Response) if method == "DELETE" else (200, JSONResponse)
-            router.add_api_route(
-                path,
-                endpoint,
-                methods=[method],
-                responses=responses,
-                summary=summary,
-                openapi_extra=extra,
-                response_model=None,
-                status_code=status,
-                response_class=kind,
-            )
+        rating = _one(schemas.ScoreAnswer)
+        for route in (
+            Route("POST", "/images", self.open_image, "Open an image", image, extra=_OPENING),
+            Route("GET", one, self.show_image, "Show an open image", image),
+            Route("DELETE", one, self.close_image, "Close an image"),
+            Route("GET", f"{one}/picture", self.show_picture, "The picture", _binary(JpegAnswer)),
+            Route("GET", f"{one}/results", self.show_results, "All objects as results", _ANY),
+            Route("GET", f"{one}/coco", self.show_coco, "All objects in COCO's format", _ANY),
+            Route("POST", f"{one}/objects", self.add_object, "Segment a new object", _STEPS),
+            Route("GET", number, self.show_object, "Show an object", state),
+            Route("DELETE", number, self.delete_object, "Delete an object"),
+            Route("POST", f"{number}/clicks", self.click, "Add clicks", state),
+            Route("POST", f"{number}/box", self.box, "Start anew from a box", state),
+            Route("POST", f"{number}/undo", self.undo, "Undo steps", state),
+            Route("POST", f"{number}/redo", self.redo, "Redo steps", state),
+            Route("POST", f"{number}/refine", self.refine, "Let the model correct it", _STEPS),
+            Route("POST", f"{number}/score", self.score, "Let the model rate it", rating),
+            Route("GET", f"{number}/mask", self.show_mask, "The mask", _binary(PngAnswer)),
+            Route("GET", f"{number}/cutout", self.show_cutout, "The cut-out", _binary(PngAnswer)),
+            Route("POST", "/segment", self.segment_once, "Segment in one request", state),
+        ):
+            route.add_to(router)
         return router
 
     async def open_image(
@@ -312,7 +346,7 @@ class ImageRoutes:
     async def show_mask(self, image: ImageId, number: Number) -> Response:
         """White on black, of the image's size."""
         return await self._answer(
-            lambda: _png_file(png(shown_mask(self._service.state(image, number)).mask()))
+            lambda: PngAnswer(png(shown_mask(self._service.state(image, number)).mask()))
         )
 
     async def show_cutout(self, image: ImageId, number: Number) -> Response:
@@ -323,7 +357,7 @@ class ImageRoutes:
             mask = shown_mask(self._service.state(image, number)).mask()
             if not mask.any():
                 raise InputError("the mask is empty", hint="click the object first")
-            return _png_file(png(cutout(pixels, mask)))
+            return PngAnswer(png(cutout(pixels, mask)))
 
         return await self._answer(work)
 
@@ -406,7 +440,3 @@ def _jpeg(pixels: RgbImage) -> bytes:
 
     quality = [cv2.IMWRITE_JPEG_QUALITY, DISPLAY_QUALITY]
     return cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), quality)[1].tobytes()
-
-
-def _png_file(content: bytes) -> Response:
-    return Response(content, media_type="image/png")

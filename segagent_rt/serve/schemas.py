@@ -51,7 +51,7 @@ class RunBody(ApiModel):
 
     max_clicks: Annotated[int, Field(ge=1, le=20)] = 7
     candidates: Annotated[int, Field(ge=1, le=8)] = 1
-    seconds: Annotated[float, Field(gt=0, le=3600)] | None = None
+    seconds: Annotated[float, Field(ge=0.01, le=3600)] | None = None
 
     def settings(self) -> RunSettings:
         """As the service has it."""
