@@ -282,7 +282,9 @@ class ImageRoutes:
         """The mask that is shown is corrected. A run of the model on this object ends."""
         clicks = [each.click() for each in body.clicks]
         return await self._object(
-            request, lambda job: self._service.click(job, image, number, clicks), mask
+            request,
+            lambda job: self._service.click(job, image, number, clicks, state=body.state),
+            mask,
         )
 
     async def box(
@@ -302,19 +304,13 @@ class ImageRoutes:
         self, image: ImageId, number: Number, body: schemas.CountBody, mask: Form = "png"
     ) -> Response:
         """Steps of the model and of a person alike. A run of the model on this object ends."""
-        return await self._answer(
-            lambda: JSONResponse(object_answer(self._service.undo(image, number, body.count), mask))
-        )
+        return await self._moved(image, number, body.count, body, mask)
 
     async def redo(
         self, image: ImageId, number: Number, body: schemas.CountBody, mask: Form = "png"
     ) -> Response:
         """What was undone, until something new is done."""
-        return await self._answer(
-            lambda: JSONResponse(
-                object_answer(self._service.undo(image, number, -body.count), mask)
-            )
-        )
+        return await self._moved(image, number, -body.count, body, mask)
 
     async def refine(
         self,
@@ -385,6 +381,15 @@ class ImageRoutes:
         if isinstance(mask, str):
             return mask_of_picture(mask, most)
         return mask_of_rle(mask.size, mask.counts, most)
+
+    async def _moved(
+        self, image: str, number: int, back: int, body: schemas.FromState, form: MaskFormat
+    ) -> Response:
+        def work() -> Response:
+            state = self._service.undo(image, number, back, state=body.state)
+            return JSONResponse(object_answer(state, form))
+
+        return await self._answer(work)
 
     async def _answer(self, work: Callable[[], Response]) -> Response:
         return await self._runner.in_thread(work)

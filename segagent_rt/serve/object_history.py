@@ -98,7 +98,7 @@ class ObjectHistory:
         self._at = len(self._states) - 1
         return self.state
 
-    def move(self, by: int) -> ObjectState:
-        """Undo (`by` is negative) or redo; at an end, as far as there are states."""
-        self._at = min(max(self._at + by, 0), len(self._states) - 1)
+    def move_to(self, at: int) -> ObjectState:
+        """Undo or redo up to the state with so many before it, or the nearest one that there is."""
+        self._at = min(max(at, 0), len(self._states) - 1)
         return self.state

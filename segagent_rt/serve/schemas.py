@@ -97,13 +97,22 @@ class OpenBody(ApiModel):
     name: Name = "image"
 
 
-class ClicksBody(ApiModel):
+class FromState(ApiModel):
+    """`state` is the `undoable` of the answer that the client acts on; the current one if left out.
+
+    While the model works the client may see a mask that is no longer the last one.
+    """
+
+    state: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
+
+
+class ClicksBody(FromState):
     """Clicks to add."""
 
     clicks: Annotated[list[ClickBody], Field(min_length=1, max_length=100)]
 
 
-class CountBody(ApiModel):
+class CountBody(FromState):
     """How many states to go back or forward."""
 
     count: Annotated[int, Field(ge=1, le=1000)] = 1

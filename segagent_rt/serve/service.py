@@ -267,6 +267,7 @@ class SegmentationService:
         clicks: Sequence[Click],
         *,
         expression: str = "",
+        state: int | None = None,
     ) -> ObjectState:
         """Add a person's clicks to an object. A run of the model on it ends.
 
@@ -276,6 +277,8 @@ class SegmentationService:
             number: of the object; None for a new one.
             clicks: in pixels of the image.
             expression: names a new object.
+            state: the state that the person saw, by the number of those before it; None for the
+                current one.
 
         Raises:
             NotOpen: there is no such image or object.
@@ -284,6 +287,8 @@ class SegmentationService:
         image = self.images.get(image_id)
         check_clicks(image, clicks)
         steps = [Step(click) for click in clicks]
+        if number is not None and state is not None:
+            self.undo(image_id, number, 0, state=state)
         return self._by_hand(job, image, number, steps, expression, restart=False)
 
     def box(
@@ -306,16 +311,26 @@ class SegmentationService:
         check_box(image, box)
         return self._by_hand(job, image, number, [Step(box=box)], expression, restart=True)
 
-    def undo(self, image_id: str, number: int, count: int = 1) -> ObjectState:
-        """Go back by some states, as far as there are any; a negative count goes forward again.
+    def undo(
+        self, image_id: str, number: int, count: int = 1, *, state: int | None = None
+    ) -> ObjectState:
+        """Go back by some states, as far as there are any. A run of the model on the object ends.
+
+        Args:
+            image_id: of the open image.
+            number: of the object.
+            count: of states; a negative one goes forward again.
+            state: where to begin; see `click`.
 
         Raises:
             NotOpen: there is no such image or object.
         """
         image = self.images.get(image_id)
-        image.take_over(number)
         with image.lock:
-            return image.history(number).move(-count)
+            history = image.history(number)
+            image.take_over(number)
+            begin = history.state.undoable if state is None else state
+            return history.move_to(begin - count)
 
     def state(self, image_id: str, number: int) -> ObjectState:
         """An object as it is.

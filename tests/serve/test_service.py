@@ -123,6 +123,15 @@ def test_a_click_during_a_run_takes_over():
     assert service.state(image.id, 1).steps == state.steps
 
 
+def test_a_click_goes_on_from_the_state_that_the_person_saw(service, job):
+    image = service.open_image(job, GREY)
+    first, *_ = service.segment(job, image.id, "discs")
+    state = service.click(job, image.id, 1, [Click(90, 50, True)], state=first.undoable)
+    assert [step.click for step in state.steps] == [CLICKS[0], Click(90, 50, True)]
+    assert service.undo(image.id, 1, state=2).undoable == 1
+    assert service.undo(image.id, 1, state=99, count=0).redoable == 0
+
+
 def test_a_cancelled_job_stops_the_call_that_runs():
     segmenter = HeldSegmenter()
     service = SegmentationService({"fake": FakeRuntime(segmenter)})

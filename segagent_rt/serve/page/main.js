@@ -92,9 +92,7 @@ async function openExample(example) {
 
 function byHand(what, body) {
   if (!image) return;
-  const taken = run;
-  if (taken) taken.stop();
-  if (run === null && taken && taken.number) current = taken.number;
+  if (run) run.stop();
   pending += 1;
   queue = queue.then(async () => {
     busy(1);
@@ -102,7 +100,8 @@ function byHand(what, body) {
       const start = performance.now();
       const known = current !== null && objects.has(current);
       const path = known ? `/objects/${current}/${body.box ? "box" : "clicks"}` : "/objects";
-      const answer = await api.post(`/v1/images/${image.image}${path}`, known && body.box ? body.box : body);
+      const sent = known && body.box ? body.box : known ? { ...body, state: objects.get(current).answer.undoable } : body;
+      const answer = await api.post(`/v1/images/${image.image}${path}`, sent);
       last = { what, seconds: (performance.now() - start) / 1000 };
       current = answer.object;
       message(null);
@@ -123,7 +122,9 @@ async function history(way) {
   if (run) run.stop();
   queue = queue.then(async () => {
     try {
-      await update(await api.post(`/v1/images/${image.image}/objects/${current}/${way}`, {}));
+      const { undoable } = objects.get(current).answer;
+      hint(null);
+      await update(await api.post(`/v1/images/${image.image}/objects/${current}/${way}`, { state: undoable }));
     } catch (error) {
       message(error);
     }
