@@ -19,7 +19,7 @@ LIMITS = {
     "mllm": 1000,
     "segmenters": 1000,
 }
-APART = {"cli", "html_report", "eval", "bench", "serve", "scenes", "data", "assets"}
+APART = {"cli", "html_report", "hub", "eval", "bench", "serve", "scenes", "data", "assets"}
 """Packages that are not needed to understand how a mask is made."""
 APART_FILES = {
     "archive.py", "batch.py", "doctor.py", "draw.py", "inputs.py", "memory.py", "packing.py",

@@ -54,6 +54,8 @@ _HOMES = {
 # this device into the user's cache, unless told not to before they are imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_XET_TELEMETRY_ENABLED", "0")
 
 
 def __getattr__(name: str) -> Any:

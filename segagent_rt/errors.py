@@ -7,6 +7,8 @@
     │   ├── ClickOutside
     │   └── DataInvalid           a file of a data set is not what its format says
     ├── OutputError               a result cannot be written
+    │   └── TooLittleRoom         the disk or the memory is too small
+    ├── HubError                  a hub cannot be reached, refuses, or breaks off
     ├── BundleError               a bundle cannot be used
     │   ├── BundleMissing
     │   ├── ManifestInvalid
@@ -123,6 +125,14 @@ class DataInvalid(InputError):
 
 class OutputError(SegagentError):
     """A result cannot be written."""
+
+
+class TooLittleRoom(OutputError):
+    """The disk or the memory does not hold what a command needs."""
+
+
+class HubError(SegagentError):
+    """A hub cannot be reached, refuses, breaks off, or sends something else than it listed."""
 
 
 class BundleError(SegagentError):

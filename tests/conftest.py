@@ -17,8 +17,9 @@ collect_ignore = [] if find_spec("torch") else ["export"]
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """No test reads or writes the user's cache."""
+    """No test reads or writes the user's cache and bundles."""
     os.environ["SEGAGENT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["SEGAGENT_DATA"] = str(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")

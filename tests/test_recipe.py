@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from segagent_rt.families import mllm_family, segmenter_family
+from segagent_rt.hub.repository import HubRepository
 from segagent_rt.mllm.prompts import PRESETS
 from segagent_rt_export.errors import RecipeInvalid, SourceMissing
 from segagent_rt_export.recipe import (
@@ -19,7 +20,6 @@ from segagent_rt_export.recipe import (
     tracked_recipes,
 )
 from segagent_rt_export.registry import mllm_exporters, segmenter_exporters
-from segagent_rt_export.sources.hub import HubModel
 from segagent_rt_export.sources.locations import locate, parse_source
 
 if sys.version_info >= (3, 11):
@@ -151,9 +151,9 @@ def test_recipes_are_found_by_name_and_by_path(write):
 @pytest.mark.parametrize(
     ("text", "model"),
     [
-        ("hf:Qwen/Qwen3-VL-2B-Instruct", HubModel("hf", "Qwen", "Qwen3-VL-2B-Instruct")),
-        ("ms:a/b.c@v1.0", HubModel("ms", "a", "b.c", "v1.0")),
-        ("hf:a/b@refs/pr/1", HubModel("hf", "a", "b", "refs/pr/1")),
+        ("hf:Qwen/Qwen3-VL-2B-Instruct", HubRepository("hf", "Qwen", "Qwen3-VL-2B-Instruct")),
+        ("ms:a/b.c@v1.0", HubRepository("ms", "a", "b.c", "v1.0")),
+        ("hf:a/b@refs/pr/1", HubRepository("hf", "a", "b", "refs/pr/1")),
     ],
 )
 def test_models_of_hubs(text, model):
@@ -170,12 +170,12 @@ def test_what_names_no_model_is_refused(text):
 
 def test_a_model_that_is_not_there_comes_with_the_command_that_downloads_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SourceMissing, match=r"not in checkpoints/a/b@v1") as caught:
+    with pytest.raises(SourceMissing, match="the model hf:a/b@v1 is not on") as caught:
         locate("hf:a/b@v1", tmp_path)
-    assert "hf download a/b --revision v1 --local-dir checkpoints/a/b@v1" in caught.value.hint
+    assert "hf download a/b --revision v1" in caught.value.hint
     with pytest.raises(SourceMissing) as caught:
         locate("ms:a/b", tmp_path)
-    assert "modelscope download --model a/b --local_dir checkpoints/a/b" in caught.value.hint
+    assert "modelscope download --model a/b" in caught.value.hint
     (tmp_path / "checkpoints" / "a" / "b@v1").mkdir(parents=True)
     assert locate("hf:a/b@v1", tmp_path) == Path("checkpoints/a/b@v1")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from segagent_rt.hub.repository import HubRepository
 from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt_export.errors import CheckpointInvalid, RecipeInvalid
 from segagent_rt_export.families.mllm_source import default_preset, read_model
@@ -25,7 +26,7 @@ from segagent_rt_export.recipe import (
     read_recipe,
 )
 from segagent_rt_export.registry import segmenter_exporters, segmenter_family
-from segagent_rt_export.sources.hub import HubModel, read_origin
+from segagent_rt_export.sources.downloads import read_origin
 from segagent_rt_export.sources.locations import DOWNLOADED, locate, parse_source
 from segagent_rt_export.sources.shards import read_object
 
@@ -283,7 +284,7 @@ def _preset(
 def _owner(text: str, place: Path) -> str:
     """Who published a model on a hub, if that is known."""
     source = parse_source(text)
-    if isinstance(source, HubModel):
+    if isinstance(source, HubRepository):
         return source.owner
     named = read_origin(place).get("model")
     if isinstance(named, str):
@@ -297,7 +298,7 @@ def _owner(text: str, place: Path) -> str:
 def _name(text: str) -> str:
     """What the bundle is called: as the checkpoint's last folder, in letters that suit a path."""
     source = parse_source(text)
-    if isinstance(source, HubModel):
+    if isinstance(source, HubRepository):
         name = source.name
     else:
         parts = [source.stem if source.is_file() else source.resolve().name]

@@ -17,9 +17,5 @@ class SourceMissing(InputError):
     """A checkpoint that a recipe names is not on this machine."""
 
 
-class TooLittleRoom(InputError):
-    """The disk or the memory does not hold what an export needs."""
-
-
 class ToolFailed(SegagentError):
     """A program of others, in an environment of its own, did not do its work."""

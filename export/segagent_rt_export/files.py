@@ -31,7 +31,7 @@ def open_regular(path: Path) -> BinaryIO:
     stream.close()
     raise CheckpointInvalid(
         f"{path} is a pointer of Git LFS, the file itself was not downloaded",
-        hint="run `git lfs pull` in its folder, or download the model with --download",
+        hint="run `git lfs pull` in its folder, or export with --yes, which downloads the model",
     )
 
 

@@ -14,10 +14,10 @@ from typing import Literal
 import segagent_rt
 from segagent_rt.bundle.bundle import open_part
 from segagent_rt.bundle.manifest import MANIFEST_FILE, PartName, to_json
-from segagent_rt.errors import BundleError, OutputError
+from segagent_rt.errors import BundleError, OutputError, TooLittleRoom
 from segagent_rt.io import check_writable
 from segagent_rt.memory import free_memory
-from segagent_rt_export.errors import CheckpointInvalid, TooLittleRoom
+from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.families.mllm_source import Choices, MllmSource, read_source
 from segagent_rt_export.families.segmenters import formed_for_gpu
 from segagent_rt_export.gate.streaming import PARTITION_BYTES
@@ -270,7 +270,8 @@ def _memory(part: PartPlan) -> int:
 
 def _order(part: SegmenterRecipe | MllmRecipe, source: Path, adapter: Path | None) -> str:
     """Names what a part is made of; files count by name, size and date."""
-    recipe = {k: v for k, v in to_json(part).items() if k not in ("origin", "source", "adapter")}
+    apart = ("origin", "source", "adapter", "published")
+    recipe = {k: v for k, v in to_json(part).items() if k not in apart}
     files = [file for place in (source, adapter) if place for file in _files(place)]
     stamps = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     told = json.dumps([recipe, stamps, segagent_rt.__version__, REVISION], sort_keys=True)

@@ -42,6 +42,25 @@ VariantName: TypeAlias = Literal[
 
 
 @dataclass(frozen=True, slots=True)
+class PublishedFacts:
+    """What is known of a published checkpoint before it is downloaded.
+
+    Attributes:
+        licence: as the checkpoint's page names it.
+        parameters_m: weights of the part that is exported, in millions.
+        download_mb: megabytes of the files that an export reads.
+        bundle_mb: megabytes of the part, with the variants that the recipe names.
+        memory_mb: megabytes of memory that the export takes.
+    """
+
+    licence: str
+    parameters_m: float
+    download_mb: float
+    bundle_mb: float
+    memory_mb: float
+
+
+@dataclass(frozen=True, slots=True)
 class SegmenterRecipe:
     """How a segmenter is exported.
 
@@ -51,6 +70,7 @@ class SegmenterRecipe:
         origin: where people get the checkpoint, for the error when it is not there.
         side: of the square that the net sees; SimpleClick only, 448 if left out.
         flip: average with the mirrored picture; SimpleClick only, on if left out.
+        published: facts about the checkpoint, for people who have not downloaded it.
     """
 
     family: str
@@ -59,6 +79,7 @@ class SegmenterRecipe:
     origin: str = ""
     side: int | None = None
     flip: bool | None = None
+    published: PublishedFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +87,7 @@ class MllmRecipe:
     """How an MLLM is exported.
 
     Attributes:
-        source, variants, origin: as for segmenters.
+        source, variants, origin, published: as for segmenters.
         preset: the instruction and the form of the reply; the family's own if left out.
         decoding: within the reply grammar, or free.
         adapter: where a LoRA adapter is that is to be merged.
@@ -84,6 +105,7 @@ class MllmRecipe:
     adapter: str | None = None
     most_pixels: int = MAX_PIXELS
     jpeg: bool = False
+    published: PublishedFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from segagent_rt.bundle.manifest import (
-    BUNDLE_FILE,
-)
+from segagent_rt.bundle.manifest import BUNDLE_FILE
 from segagent_rt.errors import BundleMissing
 
 SHIPPED, PHOTO = "tiny", "photo"
@@ -29,6 +27,18 @@ def cache_folder() -> Path:
         return _homeless_cache()
 
 
+def bundles_folder() -> Path:
+    """Where exported and downloaded bundles lie, each in a folder of its name.
+
+    It is in the user's data folder, as the operating system defines it; `SEGAGENT_DATA` moves it.
+    """
+    if named := os.environ.get("SEGAGENT_DATA"):
+        return Path(named) / "bundles"
+    import platformdirs  # most commands name no bundle, and do without it
+
+    return platformdirs.user_data_path("segagent-rt", appauthor=False) / "bundles"
+
+
 @lru_cache(maxsize=1)
 def _homeless_cache() -> Path:
     """A folder for temporary files that nobody else can have written to."""
@@ -43,8 +53,15 @@ def _homeless_cache() -> Path:
     return Path(tempfile.mkdtemp(prefix="segagent-rt-"))
 
 
+def is_name(where: str) -> bool:
+    """Whether a text may be the name of a bundle: that of one folder, and not a hidden one."""
+    return bool(where) and not set(where) & set("/\\:\0") and not where.startswith(".")
+
+
 def find_bundle(where: str | Path | None) -> Path:
     """The folder of a bundle, by path or name; a packed bundle is unpacked to the cache.
+
+    A name is looked up in `./engines`, in the package, and in the user's data folder.
 
     Raises:
         BundleMissing: there is none.
@@ -58,10 +75,13 @@ def find_bundle(where: str | Path | None) -> Path:
     tried = [] if where is None else [Path(where), Path("engines") / where]
     if name in (SHIPPED, PHOTO):
         tried += [package / "assets" / name, package.parent / "engines" / name]
+    elif is_name(name):
+        tried.append(bundles_folder() / name)
     for folder in tried:
         if os.path.isfile(folder / BUNDLE_FILE):  # noqa: PTH113 (is_file raises for some names)
             return folder
     raise BundleMissing(
         f"there is no bundle `{name}`",
-        hint="make one with `segagent-rt export`, or leave --bundle out to use the shipped one",
+        hint="`segagent-rt bundles` lists those on this machine, and `segagent-rt export NAME` "
+        "makes one",
     )

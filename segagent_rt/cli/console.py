@@ -165,6 +165,18 @@ def _on_terminal() -> bool:
     return sys.stderr.isatty()
 
 
+def ask(question: str) -> bool:
+    """Ask for consent on a terminal; without a terminal the answer is no."""
+    if not (sys.stdin.isatty() and _on_terminal()):
+        return False
+    return typer.confirm(question, err=True)
+
+
+def draws_bars() -> bool:
+    """Whether a library may draw progress bars on stderr."""
+    return _on_terminal() and not _quiet
+
+
 def flush() -> None:
     """See that all data has left.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Optional
@@ -13,6 +14,7 @@ from segagent_rt.cli.parameters import QuietOption, check_options
 from segagent_rt.errors import BatchFailed, ExtraMissing
 
 if TYPE_CHECKING:
+    from segagent_rt.hub.repository import HubRepository
     from segagent_rt_export.plan import Plan
     from segagent_rt_export.recipe import Recipe
 
@@ -24,7 +26,7 @@ ONLY_DETECTED = ("segmenter", "preset", "base", "print_recipe")
 ONLY_WITH = {
     **dict.fromkeys(("only", "variant", "resume", "below_gate", "calibration", "share"), (BUNDLE,)),
     **dict.fromkeys(
-        ("recipe", "output", "download", "target"), (BUNDLE, "--target edge-llm", "--target trtllm")
+        ("recipe", "output", "agreed", "target"), (BUNDLE, "--target edge-llm", "--target trtllm")
     ),
 }
 FILES = (".png", ".jpg", ".jpeg", ".json", ".onnx", ".toml", ".zip", ".pt", ".pth", ".safetensors")
@@ -55,7 +57,7 @@ def command(
         typer.Option(
             "--output",
             "-o",
-            help="The bundle's folder; engines/NAME if left out.",
+            help="The bundle's folder; one of the recipe's name in your data folder if left out.",
             callback=_expect_folder,
         ),
     ] = None,
@@ -71,8 +73,11 @@ def command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep the parts that an earlier run finished.")
     ] = False,
-    download: Annotated[
-        bool, typer.Option("--download", help="Fetch models of hubs that are not here yet.")
+    agreed: Annotated[
+        bool,
+        typer.Option(
+            "--yes", "-y", "--download", help="Download missing models without asking first."
+        ),
     ] = False,
     calibration: Annotated[
         Optional[Path],  # noqa: UP045
@@ -145,16 +150,14 @@ def command(
     from segagent_rt_export.gate.photo_inputs import open_photo_inputs
     from segagent_rt_export.pipeline import GatePolicy, run_export
     from segagent_rt_export.plan import check_room, describe, make_plan
-    from segagent_rt_export.sources.locations import fetch_missing
 
     photos = None if calibration is None else open_photo_inputs(calibration)
-    if download:
-        wanted = found if target == "bundle" else found.narrowed("mllm", ())
-        fetch_missing(wanted.sources, _report_progress)
+    folder = output or _folder(found, target)
+    wanted = found if target == "bundle" else found.narrowed("mllm", ())
+    _download(wanted, folder, agreed=agreed)
     if target != "bundle":
-        _prepare(found, target, output)
+        _prepare(found, target, folder)
         return
-    folder = output or Path("engines") / found.name
     named = "" if photos is None else photos.sha256
     plan = make_plan(
         found, folder, resume=resume, below_gate=below_gate, pictures=named, share=share
@@ -184,12 +187,13 @@ def _read(context: typer.Context, name: str, variants: tuple[str, ...]) -> Recip
     if not all(map(find_spec, EXTRA)):
         raise ExtraMissing("export", "export")
     from segagent_rt_export.detection import Wishes, detect_recipe, needed_sources
-    from segagent_rt_export.sources.locations import fetch_missing
+    from segagent_rt_export.sources.locations import find_missing
 
     wishes = Wishes(options["preset"], options["base"], options["segmenter"], variants)
-    if options["download"]:
-        for source in needed_sources(name, wishes):
-            fetch_missing([source], _report_progress)
+    for source in needed_sources(name, wishes):
+        missing = find_missing([source])
+        said = [f"downloads {model}, to read what it is" for model in missing]
+        _fetch(missing, said, agreed=options["agreed"])
     recipe, text = detect_recipe(name, wishes)
     if options["print_recipe"]:
         console.show(text.rstrip())
@@ -198,11 +202,56 @@ def _read(context: typer.Context, name: str, variants: tuple[str, ...]) -> Recip
     return recipe
 
 
-def _prepare(recipe: Recipe, target: str, output: Path | None) -> None:
+def _folder(recipe: Recipe, target: str) -> Path:
+    """Where the result goes if nobody said it."""
+    from segagent_rt.bundle.store import bundles_folder
+
+    if target == "bundle":
+        return bundles_folder() / recipe.name
+    return Path("engines") / f"{recipe.name}-{target}"
+
+
+def _download(recipe: Recipe, folder: Path, *, agreed: bool) -> None:
+    """Fetch the models of a recipe that are not here."""
+    from segagent_rt_export.announcement import announce, check_disk
+    from segagent_rt_export.sources.locations import find_missing, locate_local
+
+    locate_local(recipe)
+    missing = find_missing(recipe.sources)
+    if missing:
+        check_disk(recipe, missing, folder)
+    _fetch(missing, announce(recipe, missing, folder), agreed=agreed)
+
+
+def _fetch(missing: list[HubRepository], said: Iterable[str], *, agreed: bool) -> None:
+    """Fetch models after somebody agreed.
+
+    Args:
+        missing: the models; nothing is done without any.
+        said: what is told about the download before it is asked for consent.
+        agreed: whether consent was given on the command line.
+
+    Raises:
+        SourceMissing: nobody agreed.
+        HubError, TooLittleRoom: a model cannot be downloaded.
+    """
+    from segagent_rt_export.announcement import fetch_missing
+    from segagent_rt_export.sources.locations import not_here
+
+    if not missing:
+        return
+    for line in said:
+        console.say(line)
+    if not agreed and not console.ask("Download and export?"):
+        raise not_here(missing[0])
+    fetch_missing(missing, _report_progress, show_bars=console.draws_bars())
+    console.end_line()
+
+
+def _prepare(recipe: Recipe, target: str, folder: Path) -> None:
     """Tab-separated, a line each: what a command is for, and the command."""
     from segagent_rt_export.targets.prepare import prepare
 
-    folder = output or Path("engines") / f"{recipe.name}-{target}"
     served = prepare(recipe, target, folder, _report_progress)  # type: ignore[arg-type]
     console.end_line()
     console.show_row("folder", folder)

@@ -231,7 +231,7 @@ def test_an_adapter_whose_base_was_not_downloaded_says_how(tmp_path):
     adapter(tmp_path / "lora", base_model_name_or_path="Qwen/Qwen3-VL-2B-Instruct")
     with pytest.raises(SourceMissing) as caught:
         detect_recipe("lora", Wishes())
-    assert "--download" in caught.value.hint
+    assert "--yes" in caught.value.hint
 
 
 def test_a_pissa_adapter_is_taken_in_the_form_that_llama_factory_converted_it_to(tmp_path):

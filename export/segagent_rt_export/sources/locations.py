@@ -1,46 +1,49 @@
 """Where checkpoints are: a local file or folder, or a model of a hub that was downloaded.
 
 `hf:owner/name[@revision]` and `ms:owner/name[@revision]` name models of Hugging Face and of
-ModelScope; they are looked for in `checkpoints/owner/name[@revision]` of the working directory.
+ModelScope. They are looked for in `checkpoints/owner/name[@revision]` of the working directory,
+then in the cache of the hub's own client.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from segagent_rt.errors import InputError
+from segagent_rt.hub.repository import HubRepository, parse_repository
 from segagent_rt_export.errors import CheckpointInvalid, RecipeInvalid, SourceMissing
 from segagent_rt_export.files import open_regular, read_bounded
-from segagent_rt_export.sources.hub import HubModel, download, is_read, read_origin
+from segagent_rt_export.recipe import Recipe
+from segagent_rt_export.sources.downloads import find_download, is_read, only_file, read_origin
 
 DOWNLOADED = Path("checkpoints")
-"""Where downloaded models are looked for."""
+"""Where models are looked for that people downloaded by hand."""
 
-_HUB = re.compile(r"(hf|ms):([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)(?:@([A-Za-z0-9][\w./-]*))?")
 _MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LONGEST_PAGE = 2_000_000
 """Bytes of a model's README.md."""
 
 _COMMANDS = {
-    "hf": "hf download {model}{revision} --local-dir {folder}",
-    "ms": "modelscope download --model {model}{revision} --local_dir {folder}",
+    "hf": "hf download {model}{revision}",
+    "ms": "modelscope download --model {model}{revision}",
 }
 
 
-def folder_of(model: HubModel) -> Path:
-    """Where a hub's model is expected; a revision has a folder of its own."""
+def folder_of(model: HubRepository) -> Path:
+    """Where a model that was downloaded by hand is expected; a revision has its own folder."""
     revision = f"@{model.revision.replace('/', '_')}" if model.revision else ""
     return DOWNLOADED / model.owner / f"{model.name}{revision}"
 
 
-def downloaded(model: HubModel) -> Path | None:
+def downloaded(model: HubRepository) -> Path | None:
     """The folder that holds a hub's model, if it is here.
 
-    The folder without a revision serves one that is pinned if it says that it holds that revision.
+    A folder without a revision serves one that is pinned if it says that it holds that revision.
     """
     folder = folder_of(model)
     if folder.is_dir():
@@ -48,30 +51,39 @@ def downloaded(model: HubModel) -> Path | None:
     shared = folder_of(replace(model, revision=None))
     origin = read_origin(shared)
     known = (origin.get("revision"), origin.get("commit"))
-    return shared if model.revision and model.revision in known else None
+    if model.revision and model.revision in known:
+        return shared
+    return find_download(model)
 
 
-def command_for(model: HubModel) -> str:
-    """The hub's own command that downloads a model to that place."""
+def command_for(model: HubRepository) -> str:
+    """The hub's own command that downloads a model into its cache."""
     revision = f" --revision {model.revision}" if model.revision else ""
-    named = {"model": f"{model.owner}/{model.name}", "folder": folder_of(model).as_posix()}
-    return _COMMANDS[model.hub].format(revision=revision, **named)
+    return _COMMANDS[model.hub].format(revision=revision, model=model.id)
 
 
-def fetch_missing(sources: Iterable[str], report_progress: Callable[[str], None]) -> None:
-    """Download the hubs' models among these that are not here yet.
+def find_missing(sources: Iterable[str]) -> list[HubRepository]:
+    """The hubs' models among these that are not on this machine, each once.
 
     Raises:
-        SourceMissing: one cannot be had.
-        TooLittleRoom: the disk does not hold one.
+        RecipeInvalid: a text names no source.
     """
-    for text in sources:
-        model = parse_source(text)
-        if isinstance(model, HubModel) and downloaded(model) is None:
-            download(model, folder_of(model), report_progress)
+    models = [source for source in map(parse_source, sources) if isinstance(source, HubRepository)]
+    return [model for model in dict.fromkeys(models) if downloaded(model) is None]
 
 
-def parse_source(text: str) -> HubModel | Path:
+def locate_local(recipe: Recipe) -> None:
+    """See that the checkpoints are here that no hub has, before others are downloaded.
+
+    Raises:
+        SourceMissing: one is not.
+    """
+    for part in recipe.parts.values():
+        if not isinstance(parse_source(part.source), HubRepository):
+            locate(part.source, Path(recipe.folder), part.origin)
+
+
+def parse_source(text: str) -> HubRepository | Path:
     """A recipe's source, understood; `~` stands for the user's folder.
 
     Raises:
@@ -83,12 +95,10 @@ def parse_source(text: str) -> HubModel | Path:
         if "\0" in text:
             raise RecipeInvalid("a source holds a character that no path has")
         return _home(Path(text))
-    match = _HUB.fullmatch(text)
-    if match is None or ".." in text:
-        raise RecipeInvalid(
-            f"the source `{text[:80]}` names no model", hint="write hf:owner/name[@revision]"
-        )
-    return HubModel("hf" if match[1] == "hf" else "ms", match[2], match[3], match[4])
+    try:
+        return parse_repository(text)
+    except InputError as error:
+        raise RecipeInvalid(f"the source `{text[:80]}` names no model", hint=error.hint) from None
 
 
 def _home(path: Path) -> Path:
@@ -113,15 +123,10 @@ def locate(text: str, beside: Path, origin: str = "") -> Path:
         SourceMissing: it is not on this machine; says what to download and where it goes.
     """
     source = parse_source(text)
-    if isinstance(source, HubModel):
+    if isinstance(source, HubRepository):
         if found := downloaded(source):
-            return found
-        other = folder_of(replace(source, revision=None))
-        note = f"; {other} does not say that it holds that revision" if other.is_dir() else ""
-        raise SourceMissing(
-            f"the model {text} is not in {folder_of(source)}{note}",
-            hint=f"--download fetches it, and so does: {command_for(source)}",
-        )
+            return only_file(found)
+        raise not_here(source)
     tried = [source] if source.is_absolute() else [beside / source, source]
     for path in tried:
         if path.exists():
@@ -129,8 +134,18 @@ def locate(text: str, beside: Path, origin: str = "") -> Path:
     place = tried[-1]
     hint = f"get it from {origin} and put it there" if origin else f"put it at {place.resolve()}"
     if not origin and _MODEL.fullmatch(text):
-        hint = f"for the model of Hugging Face write hf:{text}, and use --download"
+        hint = f"for the model of Hugging Face write hf:{text}, and use --yes to download it"
     raise SourceMissing(f"there is no checkpoint {place}", hint=hint)
+
+
+def not_here(model: HubRepository) -> SourceMissing:
+    """The error about a hub's model that is not on this machine."""
+    other = folder_of(replace(model, revision=None))
+    note = f"; {other} does not say that it holds that revision" if other.is_dir() else ""
+    return SourceMissing(
+        f"the model {model} is not on this machine{note}",
+        hint=f"--yes downloads it, and so does: {command_for(model)}",
+    )
 
 
 def origin_of(source: Path) -> dict[str, Any]:
@@ -143,13 +158,14 @@ def origin_of(source: Path) -> dict[str, Any]:
         `files`: name, size and SHA-256 of each that an export reads; and where it is known `model`,
         `commit`, and `licence` as the model's page names it.
     """
-    if not source.is_dir():
-        return {"files": [source_record(source)]}
-    names = (path for path in sorted(source.iterdir()) if is_read(path.name))
-    found: dict[str, Any] = {"files": [source_record(path) for path in names if path.is_file()]}
-    origin = read_origin(source)
+    folder = source if source.is_dir() else source.parent
+    names = sorted(source.iterdir()) if source.is_dir() else [source]
+    read = (path for path in names if path.is_file() and (path == source or is_read(path.name)))
+    found: dict[str, Any] = {"files": [source_record(path) for path in read]}
+    origin = read_origin(folder)
     found |= {key: origin[key] for key in ("model", "commit") if isinstance(origin.get(key), str)}
-    return found | _licence(source / "README.md")
+    known = source.is_dir() or "model" in found
+    return found | (_licence(folder / "README.md") if known else {})
 
 
 def _licence(page: Path) -> dict[str, str]:

@@ -38,7 +38,7 @@ def commands(target: Target, name: str, folder: Path, sizes: Sizes) -> dict[str,
     """Command lines by what they are for; paths are within the prepared folder, which may be
     copied to the machine that serves."""
     here, port = folder.as_posix(), str(PORT)
-    asks = ["segagent-rt", "run", "photo.jpg", "the mug", "-b", f"engines/{name}", "--endpoint",
+    asks = ["segagent-rt", "run", "photo.jpg", "the mug", "-b", name, "--endpoint",
             f"http://127.0.0.1:{port}", "--model", name, "--server", target]  # fmt: skip
     if target == "trtllm":
         # It names a model by its folder's last part, or by --served_model_name where it has that.

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from segagent_rt_export.errors import ToolFailed, TooLittleRoom
+from segagent_rt.errors import TooLittleRoom
+from segagent_rt_export.errors import ToolFailed
 
 NAME, VERSION = "tensorrt-edgellm", "0.11.0"
 PACKAGES = (f"{NAME}[export]=={VERSION}", "nvidia-modelopt==0.45.0", "datasets==5.0.0")

@@ -12,12 +12,12 @@ import numpy as np
 
 from segagent_rt.bundle.manifest import MANIFEST_FILE, FileRecord
 from segagent_rt.bundle.store import cache_folder
-from segagent_rt.errors import OutputError
+from segagent_rt.errors import OutputError, TooLittleRoom
 from segagent_rt.io import check_writable
 from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt.types import ProgressReporter
 from segagent_rt_export.bundle_writer import file_records, new_part, tool_versions, write_json
-from segagent_rt_export.errors import RecipeInvalid, ToolFailed, TooLittleRoom
+from segagent_rt_export.errors import RecipeInvalid, ToolFailed
 from segagent_rt_export.families.mllm_source import MllmSource
 from segagent_rt_export.plan import read_mllm
 from segagent_rt_export.recipe import MllmRecipe, Recipe

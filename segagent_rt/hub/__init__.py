@@ -1,0 +1,1 @@
+"""Models and bundles on Hugging Face and ModelScope, through the hubs' own clients."""
