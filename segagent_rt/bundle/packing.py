@@ -88,6 +88,35 @@ def pack(
     return index
 
 
+def copy_bundle(bundle: Bundle, folder: Path, variants: Sequence[str] = ()) -> int:
+    """Write the files of a bundle into an empty folder, each compared with its manifest.
+
+    Args:
+        bundle: its parts may lie in other bundles' folders; the copy holds them.
+        folder: where `bundle.json` and the parts' folders go.
+        variants: the only ones to take; all if empty.
+
+    Returns:
+        The number of bytes.
+
+    Raises:
+        BundleMissing: a part has none of the variants, or no part has one of them.
+        FileChanged: a file is not the one that was exported.
+    """
+    contents = _contents(bundle, variants)
+    for name, content in contents.items():
+        place = inside(folder, name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with place.open("xb") as stream:
+            for block in _blocks(content):
+                digest.update(block)
+                stream.write(block)
+        if digest.hexdigest() != content.record.sha256 and isinstance(content.source, Path):
+            raise changed(content.source, "is not the file that was exported")
+    return sum(content.record.size for content in contents.values())
+
+
 def _contents(bundle: Bundle, variants: Sequence[str]) -> dict[str, _Content]:
     """Every file of the archive but its index, by path."""
     variants = [variant_name(name) for name in variants]

@@ -20,7 +20,7 @@ from segagent_rt.errors import Cancelled, SegagentError
 
 COMMANDS = (
     "demo", "run", "serve", "refine", "score", "eval", "convert", "trajectories", "bench", "scene",
-    "export", "build", "pack", "unpack", "inspect", "doctor",
+    "export", "pull", "push", "bundles", "build", "pack", "unpack", "inspect", "doctor",
 )  # fmt: skip
 
 RESUMED_BY = {

@@ -1,0 +1,38 @@
+"""Fetch a bundle that somebody published on a hub."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+from segagent_rt.cli import console
+from segagent_rt.cli.parameters import QuietOption
+
+
+def command(
+    repository: Annotated[
+        str, typer.Argument(help="hf:owner/name[@revision].", show_default=False)
+    ],
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--name", help="What the bundle is called here; the repository's name if left out."
+        ),
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Every file is compared with the bundle's manifests before the bundle can be used."""
+    from segagent_rt.bundle.store import bundles_folder, is_name
+    from segagent_rt.hub.bundles import pull_bundle
+    from segagent_rt.hub.repository import parse_repository
+
+    found = parse_repository(repository)
+    called = found.name if name is None else name
+    if not is_name(called):
+        raise typer.BadParameter(f"`{called}` cannot be the name of a bundle")
+    bundle = pull_bundle(
+        found, bundles_folder() / called, console.phases(), show_bars=console.draws_bars()
+    )
+    console.end_line()
+    console.show_row(called, bundle.folder)

@@ -1,0 +1,38 @@
+"""Prepare a bundle for a hub, and upload it if that is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from segagent_rt.cli import console
+from segagent_rt.cli.parameters import BundleArgument, QuietOption
+
+
+def command(
+    bundle: BundleArgument = None,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", help="The new folder; upload/NAME if left out."),
+    ] = None,
+    target: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--upload", help="Upload the folder to hf:owner/name, private if it is new."),
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Writes a folder with the bundle's files and a model card. Nothing leaves this machine
+    without --upload."""
+    from segagent_rt.bundle.bundle import open_bundle
+    from segagent_rt.hub.bundles import prepare_upload, upload
+    from segagent_rt.hub.repository import parse_repository
+
+    repository = None if target is None else parse_repository(target)
+    opened = open_bundle(bundle)
+    folder = output or Path("upload") / opened.folder.resolve().name
+    prepare_upload(opened, folder)
+    console.show_row("folder", folder)
+    if repository is not None:
+        console.show_row("uploaded", upload(folder, repository))
