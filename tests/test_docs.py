@@ -10,6 +10,7 @@ import pytest
 
 from segagent_rt.annotators.server_profiles import SERVERS
 from segagent_rt.bench.boards import BOARDS, GIB
+from segagent_rt.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("jetson", "rtx", "servers")
@@ -115,15 +116,53 @@ def test_paths_and_links_exist(page):
         assert (folder / link).exists(), link
 
 
+LINK = re.compile(r"\]\(([^)#:\s]+)(?:#([^)\s]*))?\)")
+
+
+def sections(page: Path) -> dict[str, str]:
+    """Text below each title of a page, without its subsections, by the name that links use."""
+    parts = re.split(r"^(#+ .*)$", page.read_text("utf-8"), flags=re.M)
+    titles = [re.sub(r"[^\w -]", "", part.lstrip("# ").lower()) for part in parts[1::2]]
+    return {title.replace(" ", "-"): body for title, body in zip(titles, parts[2::2], strict=True)}
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING", "SECURITY", "benchmarks/README"])
+def test_lines_of_other_pages_end_at_100_columns(page):
+    lines = (ROOT / f"{page}.md").read_text("utf-8").splitlines()
+    assert [line for line in lines if len(line) > 100 and not line.startswith(("|", "!["))] == []
+
+
 @pytest.mark.parametrize("page", ["README", "CONTRIBUTING", "SECURITY"])
 def test_links_of_the_first_pages_lead_to_files_and_sections(page):
-    for link, section in re.findall(
-        r"\]\(([^)#:]+)(?:#([^)]*))?\)", (ROOT / f"{page}.md").read_text("utf-8")
-    ):
+    for link, section in LINK.findall((ROOT / f"{page}.md").read_text("utf-8")):
         assert (ROOT / link).exists(), link
-        titles = re.findall(r"^#+ (.*)$", (ROOT / link).read_text("utf-8"), re.M) if section else []
-        names = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
-        assert not section or section in names, (link, section)
+        assert not section or section in sections(ROOT / link), (link, section)
+
+
+def linked(pages: set[Path]) -> set[Path]:
+    """Pages that are one click away from any of these."""
+    links = [(page, link) for page in pages for link, _ in LINK.findall(page.read_text("utf-8"))]
+    found = {(page.parent / link).resolve() for page, link in links}
+    return {path / "README.md" if path.is_dir() else path for path in found}
+
+
+def test_ten_tasks_are_two_clicks_from_the_readme():
+    first = {page for page in linked({ROOT / "README.md"}) if page.suffix == ".md"}
+    within_two = first | linked(first)
+    listed = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("## Ten tasks of a newcomer")[1]
+    tasks = re.findall(r"^\d+\. (.*?)shows\s+`(.*?)`", listed, re.M | re.S)
+    assert len(tasks) == 10
+    for task, shown in tasks:
+        link, section = LINK.findall(task)[0]
+        page = ROOT / link
+        assert page in within_two, task
+        there = sections(page)[section] if section else page.read_text("utf-8")
+        assert shown in there, task
+
+
+def test_every_command_is_in_the_reference():
+    listed = re.findall(r"^### `([\w ]+)`$", text("cli"), re.M)
+    assert sorted(name for name in listed if " " not in name) == sorted(COMMANDS)
 
 
 def test_the_architecture_page_lists_every_package():
@@ -165,12 +204,12 @@ def test_decisions_are_few_and_short():
         assert page.name in index or page.name == "README.md"
 
 
-def test_every_section_of_the_benchmark_page_is_a_result_file():
+def test_every_section_of_the_benchmark_page_names_a_result_file():
     page = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
     for section in re.split(r"\n(?=## )", page)[1:]:
-        name = section.splitlines()[0].removeprefix("## ")
-        if MEASURED.search(section) or "| p50 |" in section:
-            assert (ROOT / "benchmarks" / "results" / f"{name}.json").is_file(), name
+        named = re.findall(r"`results/([\w.-]+\.json)`", section)
+        assert named, section
+        assert all((ROOT / "benchmarks" / "results" / name).is_file() for name in named), section
 
 
 def test_a_number_without_a_source_is_seen():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from segagent_rt.bench.report import page, read_results
+from segagent_rt.bench.report import page, percentiles_page, read_results
 from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.bundle.manifest import FORMER_VARIANTS, Manifest, parse, variant_name
 from segagent_rt.errors import OutputError
@@ -56,4 +56,6 @@ def test_a_former_benchmark_makes_a_page(tmp_path: Path, scenario: str):
         "bundle": {"name": "tiny", "digest": "0"}, "backend": "auto", "threads": 2,
     }  # fmt: skip
     (tmp_path / "former.json").write_text(json.dumps(document))
-    assert "| total | 1.5 | 2.0 | 2.0 | 2.0 | 3 |" in page(read_results(tmp_path))
+    results = read_results(tmp_path)
+    assert "| total | 1.5 | 2.0 | 2.0 | 2.0 | 3 |" in percentiles_page(results)
+    assert page(results).startswith("# Benchmarks")

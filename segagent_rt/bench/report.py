@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
+from segagent_rt.bench import loop_sections, model_sections
+from segagent_rt.bench.sections import Document, Section, table_row, wrapped
 from segagent_rt.data.reading import read_json
 from segagent_rt.errors import InputError
 
-Document: TypeAlias = Mapping[str, Any]
-Curve: TypeAlias = list[tuple[float, float]]
-
 COLUMNS = ("p50", "p90", "p99", "max", "n")
-PARTS = ("paint", "prepare", "vision", "language", "generate", "encode", "segment")
-"""Stages that do not contain one another, in the order of a click."""
 
 HEAD = """# Benchmarks
 
-Written by `segagent-rt bench report`; with `--check` it says whether this page is what the files in
-`results/` give. A file there is what `segagent-rt bench --output` wrote. Milliseconds unless said
-otherwise; warm-up is apart; `n` says of how many runs a figure is. A ratio is made pair by pair in
-one run, and told only behind the parity check of that run: the same clicks in the same states, the
-same masks after them, no lower accuracy.
+Each section answers one question with one table and one plot. Times are medians; warm-up runs are
+excluded. Most results are of the small demo bundle, because its weights are part of the package;
+the last sections have the sizes of published models. The machine is named in each section. Ratios
+compare runs that took turns on one machine.
+
+[How the benchmarks measure](../docs/benchmarks.md) explains the method and how to repeat them on
+your machine. [All percentiles](percentiles.md) has every figure. `segagent-rt bench report` writes
+both pages from the files in `results/`.
+"""
+
+PERCENTILES_HEAD = """# All percentiles
+
+`segagent-rt bench report` writes this page from the files in `results/`. Times are milliseconds
+unless the name says otherwise. Warm-up runs are excluded. `n` is the number of timed runs.
+[Benchmarks](README.md) explains the figures that matter.
 """
 
 
@@ -60,64 +67,24 @@ def read_results(folder: Path) -> list[BenchmarkResult]:
     return results
 
 
-def stage_stacks(results: Sequence[BenchmarkResult]) -> dict[str, dict[str, float]]:
-    """Median milliseconds of each part of a walk, by what was measured."""
-    stacks = {}
-    for label, figures in _measured(results):
-        stages = figures.get("stages", {})
-        parts = {part: stages[part]["p50"] for part in PARTS if part in stages}
-        if parts:
-            stacks[label] = parts
-    return stacks
-
-
-def by_click(results: Sequence[BenchmarkResult]) -> dict[str, Curve]:
-    """Median milliseconds of a click over its number."""
-    curves = {}
-    for label, figures in _measured(results):
-        clicks = figures.get("by_click", {})
-        if len(clicks) > 1:
-            curves[label] = [(float(number), spread["p50"]) for number, spread in clicks.items()]
-    return curves
-
-
-def over_time(results: Sequence[BenchmarkResult]) -> dict[str, Curve]:
-    """Mean IoU of the mask that is ready after so many milliseconds."""
-    curves = {}
-    for label, figures in _measured(results):
-        if "shares" in figures:
-            curve = [(each["deadline"], each["miou"]) for each in figures["shares"].values()]
-            whole = figures["whole"]
-            curves[label] = sorted([*curve, (whole["total"]["p50"], whole["miou"])])
-    return curves
-
-
-def growth(results: Sequence[BenchmarkResult]) -> dict[str, Curve]:
-    """Median milliseconds over what grows, by its name."""
-    return {
-        f"{label}: {name}": [(float(figure), spread["p50"]) for figure, spread in curve.items()]
-        for label, figures in _measured(results)
-        for name, curve in figures.get("growth", {}).items()
-    }
-
-
-def plots(results: Sequence[BenchmarkResult]) -> dict[str, str]:
-    """The plots that these results give: path relative to the page, and caption."""
-    wanted = {
-        "plots/stages.svg": ("Stages of a walk", stage_stacks),
-        "plots/clicks.svg": ("Latency over clicks", by_click),
-        "plots/time.svg": ("IoU over time", over_time),
-        "plots/growth.svg": ("How cost grows", growth),
-    }
-    return {path: caption for path, (caption, found) in wanted.items() if found(results)}
+def sections(results: Sequence[BenchmarkResult]) -> list[Section]:
+    """The questions that these results answer."""
+    documents = {result.name: result.document for result in results}
+    questions = (*loop_sections.QUESTIONS, *model_sections.QUESTIONS)
+    found = (question(documents) for question in questions)
+    return [section for section in found if section is not None]
 
 
 def page(results: Sequence[BenchmarkResult]) -> str:
-    """The page as Markdown."""
-    lines = [HEAD]
-    lines += [f"![{caption}]({path})\n" for path, caption in plots(results).items()]
+    """The page for people as Markdown: one section for each question."""
+    return "\n".join([HEAD, "\n\n".join(map(Section.markdown, sections(results)))]) + "\n"
+
+
+def percentiles_page(results: Sequence[BenchmarkResult]) -> str:
+    """The appendix as Markdown: every percentile of every result."""
+    lines = [PERCENTILES_HEAD]
     for result in results:
-        lines += [f"## {result.name}\n", _about(result.document), ""]
+        lines += [f"## {result.name}\n", *wrapped(_about(result.document)), ""]
         if "ratios" in result.document:
             lines += [*_comparison(result.document), ""]
         for name, figures in result.scenarios().items():
@@ -125,12 +92,6 @@ def page(results: Sequence[BenchmarkResult]) -> str:
         for graphs in result.document.get("roofline", {}).values():
             lines += [*_roofline(graphs), ""]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _measured(results: Sequence[BenchmarkResult]) -> Iterator[tuple[str, Document]]:
-    for result in results:
-        for name, figures in result.scenarios().items():
-            yield f"{result.name}: {name}", figures
 
 
 def _about(document: Document) -> str:
@@ -153,7 +114,8 @@ def _about(document: Document) -> str:
 def _comparison(document: Document) -> Iterator[str]:
     clicks, other = document["clicks"], document["reference"]
     facts = ", ".join(f"{name} {value}" for name, value in other.items())
-    yield f"Against plain PyTorch at {clicks} clicks ({facts}).\n"
+    yield from wrapped(f"Against plain PyTorch at {clicks} clicks ({facts}).")
+    yield ""
     yield "| times as fast | median | p10 | p90 | n |\n|---|---|---|---|---|"
     for name, ratio in document["ratios"].items():
         cells = [ratio[key] for key in ("median", "p10", "p90", "n")] if ratio else ["not told"] * 4
@@ -162,8 +124,9 @@ def _comparison(document: Document) -> Iterator[str]:
     for name, accuracy in document["accuracy"].items():
         yield _row(name, [accuracy["miou"], accuracy["clicks_mean"]])
     parity = document["parity_figures"]
-    yield (
-        f"\nParity {'holds' if document['parity'] else 'FAILS'} over {parity['states']} states: "
+    yield ""
+    yield from wrapped(
+        f"Parity {'holds' if document['parity'] else 'FAILS'} over {parity['states']} states: "
         f"same clicks {parity['same_clicks']}, IoU of masks {parity['mask_iou']}. "
         f"Decoder calls after the prompt {document['decoder_calls_after_prefill']} for "
         f"{document['tokens_per_reply']} tokens; equal to masked greedy decoding "
@@ -175,9 +138,10 @@ def _table(name: str, figures: Document) -> Iterator[str]:
     yield f"| {name} | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}"
     for path, spread in spreads(figures):
         yield _row(path, [spread[column] for column in COLUMNS])
-    scalars = [f"{path} {value}" for path, value in _scalars(figures)]
+    scalars = list(_scalars(figures))
     if scalars:
-        yield "\n" + ", ".join(scalars) + "."
+        yield "\n| figure | value |\n|---|---|"
+        yield from (_row(path, [value]) for path, value in scalars)
 
 
 def _roofline(graphs: Document) -> Iterator[str]:
@@ -190,8 +154,13 @@ def _roofline(graphs: Document) -> Iterator[str]:
 
 
 def _row(name: str, cells: Sequence[Any]) -> str:
-    shown = (str(round(cell, 2) if isinstance(cell, float) else cell) for cell in cells)
-    return f"| {name} | {' | '.join(shown)} |"
+    return table_row([name, *map(_figure, cells)])
+
+
+def _figure(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2g}" if 0 < abs(value) < 0.01 else str(round(value, 2))
 
 
 def spreads(figures: Document, path: str = "") -> Iterator[tuple[str, Document]]:
@@ -206,7 +175,7 @@ def spreads(figures: Document, path: str = "") -> Iterator[tuple[str, Document]]
 def _scalars(figures: Document, path: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in figures.items():
         if isinstance(value, dict) and "p50" not in value:
-            if key not in ("machine", "ceilings", "bundle"):
+            if key not in ("machine", "ceilings", "bundle", "begun_at_s"):
                 yield from _scalars(value, f"{path}{key}.")
         elif isinstance(value, (int, float)):
             yield f"{path}{key}", value

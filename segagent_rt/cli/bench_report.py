@@ -27,26 +27,37 @@ def command(
     from segagent_rt.io import atomic_write
 
     results = report.read_results(folder / "results")
-    page, text = folder / "README.md", report.page(results)
+    answers = report.sections(results)
+    pages = {
+        folder / "README.md": report.page(results),
+        folder / "percentiles.md": report.percentiles_page(results),
+    }
     if check:
-        there = all((folder / path).is_file() for path in (page.name, *report.plots(results)))
-        if not there or page.read_text("utf-8") != text:
-            raise GateFailed(
-                f"{page} is not what {folder / 'results'} gives",
-                hint=f"segagent-rt bench report {folder}",
-            )
+        for page, text in pages.items():
+            plots = (folder / answer.plot for answer in answers)
+            if (
+                not page.is_file()
+                or page.read_text("utf-8") != text
+                or not all(map(Path.is_file, plots))
+            ):
+                raise GateFailed(
+                    f"{page} is not up to date with {folder / 'results'}",
+                    hint=f"write it again: segagent-rt bench report {folder}",
+                )
         return
-    known = page.read_text("utf-8", "replace") if page.exists() else report.HEAD
-    if not overwrite and "`segagent-rt bench report`" not in known:
-        raise OutputError(
-            f"{page} is there already, and `bench report` did not write it",
-            hint="name another folder, or replace it with --overwrite",
-        )
+    for page in pages:
+        known = page.read_text("utf-8", "replace") if page.exists() else report.HEAD
+        if not overwrite and "`segagent-rt bench report`" not in known:
+            raise OutputError(
+                f"{page} exists, and `bench report` did not write it",
+                hint="name another folder, or replace it with --overwrite",
+            )
     try:
         from segagent_rt.bench.plots import draw
     except ModuleNotFoundError:
         raise ExtraMissing("bench report", "bench") from None
-    for path, content in draw(results).items():
+    for path, content in draw(answers).items():
         atomic_write(folder / path, content)
-    atomic_write(page, text.encode())
-    console.show(page)
+    for page, text in pages.items():
+        atomic_write(page, text.encode())
+        console.show(page)

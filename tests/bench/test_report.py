@@ -4,12 +4,10 @@ import pytest
 
 from segagent_rt.bench.report import (
     BenchmarkResult,
-    by_click,
-    over_time,
     page,
-    plots,
+    percentiles_page,
     read_results,
-    stage_stacks,
+    sections,
 )
 from segagent_rt.errors import InputError
 
@@ -25,7 +23,9 @@ WALKS = {
     "miou": 0.91,
 }
 HEAD = {"schema": 1, "machine": {"processor": "a chip", "cores": 2}, "bundle": {"name": "tiny"}}
-ONE = BenchmarkResult("one", HEAD | {"scenarios": {"one": WALKS}})
+ONE = BenchmarkResult(
+    "one", HEAD | {"scenarios": {"one": {"kind": "one", "clicks_mean": 2.0} | WALKS}}
+)
 DEADLINE = BenchmarkResult(
     "late",
     HEAD | {
@@ -52,26 +52,38 @@ def race(parity):
             "ratios": {"same_clicks": ratio, "with_stop": ratio},
             "accuracy": {"ours": {"miou": 0.9, "clicks_mean": 1.5}},
             "decoder_calls_after_prefill": 7.5, "tokens_per_reply": 20.0, "token_equality": 1.0,
-            "stages": {"ours": WALKS, "reference": WALKS},
+            "stages": {"ours": WALKS, "ours_with_stop": WALKS, "reference": WALKS},
         },
     )  # fmt: skip
 
 
-def test_curves_are_read_from_the_documents():
-    assert stage_stacks([ONE]) == {"one: one": {"vision": 12.0, "language": 8.0}}
-    assert by_click([ONE]) == {"one: one": [(1.0, 20.0), (2.0, 10.0)]}
-    assert over_time([ONE]) == {}
-    assert over_time([DEADLINE]) == {"late: deadline": [(7.5, 0.2), (15.0, 0.6), (30.0, 0.91)]}
+def test_a_page_has_one_section_for_each_question_that_results_answer():
+    assert [found.slug for found in sections([ONE])] == ["stages"]
+    assert [found.slug for found in sections([DEADLINE])] == ["deadline"]
+    text = page([ONE, DEADLINE])
+    assert "## Where does the time go?" in text
+    assert "The vision encoder takes 40% of the time of one object" in text
+    assert "a chip, 2 cores" in text
+    assert "medians of 7 generated scenes" in text
+    assert "| 8 ms | 0.200 | 100% |\n| 15 ms | 0.600 | 100% |\n| none (30 ms) | 0.910 |" in text
+    assert text.count("](plots/") == 2
 
 
-def test_the_page_shows_machine_percentiles_and_accuracy():
-    text = page([ONE])
+def test_a_busy_machine_is_told():
+    busy = BenchmarkResult("busy", ONE.document | {"machine": HEAD["machine"] | {"load": [6.2]}})
+    assert "busy with other programs, load 6" in " ".join(page([busy]).split())
+
+
+def test_lines_of_the_page_end_at_100_columns():
+    lines = page([ONE, DEADLINE, race(parity=True)]).splitlines()
+    assert [line for line in lines if len(line) > 100 and not line.startswith(("|", "!"))] == []
+
+
+def test_the_appendix_shows_machine_percentiles_and_accuracy():
+    text = percentiles_page([ONE])
     assert "processor a chip" in text
     assert "| total | 30.0 | 30.0 | 30.0 | 30.0 | 7 |" in text
-    assert "miou 0.91" in text
-    assert "![Stages of a walk](plots/stages.svg)" in text
-    assert "plots/time.svg" not in text
-    assert list(plots([DEADLINE])) == ["plots/time.svg"]
+    assert "| miou | 0.91 |" in text
 
 
 def test_graphs_are_shown_beside_their_floor():
@@ -82,27 +94,29 @@ def test_graphs_are_shown_beside_their_floor():
         "call_ms": 8.123456,
         "percent": 24.62,
     }
-    text = page(
+    text = percentiles_page(
         [BenchmarkResult("one", ONE.document | {"roofline": {"one": {"mllm vision": graph}}})]
     )
     assert "| mllm vision | 4.0 | 0.5 | 2.0 | 8.12 | 24.62 % |" in text
 
 
 def test_ratios_are_shown_with_their_spread():
-    text = page([race(parity=True)])
+    assert "8.2 (8.0 to 9.0)" in page([race(parity=True)])
+    text = percentiles_page([race(parity=True)])
     assert "| same_clicks | 8.25 | 8.0 | 9.0 | 7 |" in text
     assert "Parity holds over 49 states" in text
 
 
 def test_a_race_without_parity_shows_no_ratio():
-    text = page([race(parity=False)])
+    assert "No speed-up is" in page([race(parity=False)])
+    text = percentiles_page([race(parity=False)])
     assert "| same_clicks | not told |" in text
     assert "Parity FAILS" in text
 
 
 def test_other_documents_with_percentiles_are_tables_too():
     """As `benchmarks/cold.py` writes them."""
-    text = page([BenchmarkResult("cold", {"run": {"wall_ms": spread(900.0)}, "clicks": 2})])
+    text = percentiles_page([BenchmarkResult("cold", {"run": {"wall_ms": spread(900.0)}})])
     assert "| run.wall_ms | 900.0 |" in text
 
 
