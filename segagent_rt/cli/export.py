@@ -26,8 +26,10 @@ ONLY_DETECTED = ("segmenter", "preset", "base", "print_recipe")
 ONLY_WITH = {
     **dict.fromkeys(("only", "variant", "resume", "below_gate", "calibration", "share"), (BUNDLE,)),
     **dict.fromkeys(
-        ("recipe", "output", "agreed", "target"), (BUNDLE, "--target edge-llm", "--target trtllm")
+        ("recipe", "output", "target"),
+        (BUNDLE, "--target edge-llm", "--target trtllm", "--target triton"),
     ),
+    "agreed": (BUNDLE, "--target edge-llm", "--target trtllm"),
 }
 FILES = (".png", ".jpg", ".jpeg", ".json", ".onnx", ".toml", ".zip", ".pt", ".pth", ".safetensors")
 """How the names of files end that people give in place of a bundle's folder."""
@@ -100,8 +102,10 @@ def command(
         ),
     ] = False,
     target: Annotated[
-        Literal["bundle", "edge-llm", "trtllm"],
-        typer.Option(help="A bundle, or what a server of the MLLM loads."),
+        Literal["bundle", "edge-llm", "trtllm", "triton"],
+        typer.Option(
+            help="A bundle, or what a server loads. For triton, name a bundle instead of a recipe."
+        ),
     ] = "bundle",
     segmenter: Annotated[
         Optional[str],  # noqa: UP045
@@ -141,6 +145,9 @@ def command(
         return
     if recipe is None:
         raise typer.BadParameter("name a recipe or a checkpoint, or see --list")
+    if target == "triton":
+        _write_repository(recipe, output)
+        return
     found = _read(context, recipe, tuple(variant or ()))
     if print_recipe:
         return
@@ -167,6 +174,16 @@ def command(
     check_room(plan)
     run_export(plan, GatePolicy(forgiving=below_gate, photos=photos), _report_progress)
     _report(plan)
+
+
+def _write_repository(bundle: str, output: Path | None) -> None:
+    """A model repository for Triton; it needs no PyTorch."""
+    from segagent_rt_export.targets.triton import write_repository
+
+    folder = output or Path("triton")
+    names = write_repository(bundle, folder, _report_progress)
+    console.say(f"tritonserver --model-repository={folder}")
+    console.show("\n".join(names))
 
 
 def _read(context: typer.Context, name: str, variants: tuple[str, ...]) -> Recipe:

@@ -367,20 +367,12 @@ class ImageRoutes:
                 content,
                 body.prompt(),
                 bundle=body.bundle,
-                prior=self._prior(body.mask),
+                prior=prior_of(body.mask, self._service.limits.megapixels),
                 settings=body.run.settings(),
             )
             return JSONResponse(object_answer(state, body.format))
 
         return await self._runner.run(request, work, seconds=body.run.seconds)
-
-    def _prior(self, mask: schemas.RleBody | str | None) -> Prediction | None:
-        most = self._service.limits.megapixels
-        if mask is None:
-            return None
-        if isinstance(mask, str):
-            return mask_of_picture(mask, most)
-        return mask_of_rle(mask.size, mask.counts, most)
 
     async def _moved(
         self, image: str, number: int, back: int, body: schemas.FromState, form: MaskFormat
@@ -419,6 +411,23 @@ class ImageRoutes:
             return JSONResponse(object_answer(state, form))
 
         return await self._runner.run(request, last, seconds=run.seconds)
+
+
+def prior_of(mask: schemas.RleBody | str | None, megapixels: float) -> Prediction | None:
+    """The mask that a request starts from.
+
+    Args:
+        mask: run lengths, or a picture in base64 or as a data URL; None if there is none.
+        megapixels: the most that it may have.
+
+    Raises:
+        InputError: it cannot be read, or is too large.
+    """
+    if mask is None:
+        return None
+    if isinstance(mask, str):
+        return mask_of_picture(mask, megapixels)
+    return mask_of_rle(mask.size, mask.counts, megapixels)
 
 
 def parse_body(content: bytes, model: type[B]) -> B:
