@@ -83,7 +83,35 @@ def figures() -> str:
     return "\n".join([*lines, "", told])
 
 
-PARTS: dict[str, Callable[..., str]] = {"help": help_of, "figures": figures}
+def recipes() -> str:
+    """The table of recipes: what each is made of, and what it takes."""
+    sys.path.insert(0, str(ROOT / "export"))
+    from segagent_rt_export.recipe import read_recipe
+
+    lines = [
+        "| recipe | part | checkpoint | licence | weights | download | bundle | memory to export |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted((ROOT / "engines").glob("*.toml")):
+        name = f"`{path.stem}`"
+        for part, made_of in read_recipe(path).parts.items():
+            facts = made_of.published
+            assert facts is not None, f"{path.name} says nothing of its {part}"
+            source = made_of.source.split("@")[0]
+            pinned = "" if "@" in made_of.source else " (newest)"
+            sizes = [_megabytes(n) for n in (facts.download_mb, facts.bundle_mb, facts.memory_mb)]
+            fields = [name, part, f"`{source}`{pinned}", facts.licence,
+                      f"{facts.parameters_m:,.0f} M", *sizes]  # fmt: skip
+            lines.append("| " + " | ".join(fields) + " |")
+            name = ""
+    return "\n".join(lines)
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1000:.1f} GB" if size >= 1000 else f"{size:.0f} MB"
+
+
+PARTS: dict[str, Callable[..., str]] = {"recipes": recipes, "help": help_of, "figures": figures}
 
 
 def rendered(text: str) -> str:
@@ -105,7 +133,8 @@ def main(what: str) -> int:
         print(found[1] if found else "false")
         return 0
     stale = 0
-    for page in [readme, *sorted((ROOT / "docs").glob("*.md"))]:
+    pages = [readme, ROOT / "engines" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for page in pages:
         text = page.read_text("utf-8")
         if rendered(text) != text:
             if what == "write":
