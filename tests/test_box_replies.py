@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segagent_rt.annotators.preset_codec import preset_codec
 from segagent_rt.annotators.structured_output import gbnf, regex
 from segagent_rt.mllm.grammar import compile_grammar
 from segagent_rt.reply import BoxListProtocol
@@ -42,6 +43,89 @@ def test_qwen3_counts_thousandths_of_each_side(size, numbers, box):
 def test_qwen2_5_counts_pixels_of_the_resized_image(size, frame, numbers, box):
     """Golden: the frame is what smart_resize made of the image, not the image."""
     assert PIXELS.read(FENCED.format(numbers, "the mug"), size, frame=frame).action == box
+
+RELATIVE_NUMBERS = (
+    (100, 200, 600, 900), (0, 0, 1000, 1000), (330, 50, 340, 950), (710, 520, 990, 580),
+    (450, 450, 550, 550),
+)  # fmt: skip
+
+GOLDEN = {
+    ("qwen3-vl", (1600, 400), (1600, 384)): (
+        RELATIVE_NUMBERS,
+        ((40, 320, 240, 1440), (0, 0, 399, 1599), (132, 80, 136, 1520), (284, 832, 396, 928),
+         (180, 720, 220, 880)),
+    ),
+    ("qwen3-vl", (1200, 600), (1216, 608)): (
+        RELATIVE_NUMBERS,
+        ((60, 240, 360, 1080), (0, 0, 599, 1199), (198, 60, 204, 1140), (426, 624, 594, 696),
+         (270, 540, 330, 660)),
+    ),
+    ("qwen3-vl", (720, 720), (704, 704)): (
+        RELATIVE_NUMBERS,
+        ((72, 144, 432, 648), (0, 0, 719, 719), (238, 36, 245, 684), (511, 374, 713, 418),
+         (324, 324, 396, 396)),
+    ),
+    ("qwen3-vl", (600, 1200), (608, 1216)): (
+        RELATIVE_NUMBERS,
+        ((120, 120, 720, 540), (0, 0, 1199, 599), (396, 30, 408, 570), (852, 312, 1188, 348),
+         (540, 270, 660, 330)),
+    ),
+    ("qwen3-vl", (400, 1600), (384, 1600)): (
+        RELATIVE_NUMBERS,
+        ((160, 80, 960, 360), (0, 0, 1599, 399), (528, 20, 544, 380), (1136, 208, 1584, 232),
+         (720, 180, 880, 220)),
+    ),
+    ("qwen2.5-vl", (1600, 400), (1596, 392)): (
+        ((39, 319, 235, 1436), (0, 0, 392, 1596), (129, 79, 133, 1516), (278, 829, 388, 925),
+         (176, 718, 215, 877)),
+        ((40, 320, 240, 1440), (0, 0, 399, 1599), (132, 79, 136, 1520), (284, 831, 396, 927),
+         (180, 720, 219, 879)),
+    ),
+    ("qwen2.5-vl", (1200, 600), (1204, 588)): (
+        ((58, 240, 352, 1083), (0, 0, 588, 1204), (194, 60, 199, 1143), (417, 626, 582, 698),
+         (264, 541, 323, 662)),
+        ((59, 239, 359, 1079), (0, 0, 599, 1199), (198, 60, 203, 1139), (426, 624, 594, 696),
+         (269, 539, 330, 660)),
+    ),
+    ("qwen2.5-vl", (720, 720), (728, 728)): (
+        ((72, 145, 436, 655), (0, 0, 728, 728), (240, 36, 247, 691), (516, 378, 720, 422),
+         (327, 327, 400, 400)),
+        ((71, 143, 431, 648), (0, 0, 719, 719), (237, 36, 244, 683), (510, 374, 712, 417),
+         (323, 323, 396, 396)),
+    ),
+    ("qwen2.5-vl", (600, 1200), (588, 1204)): (
+        ((120, 117, 722, 529), (0, 0, 1204, 588), (397, 29, 409, 558), (854, 305, 1191, 341),
+         (541, 264, 662, 323)),
+        ((120, 119, 720, 540), (0, 0, 1199, 599), (396, 30, 408, 569), (851, 311, 1187, 348),
+         (539, 269, 660, 330)),
+    ),
+    ("qwen2.5-vl", (400, 1600), (392, 1596)): (
+        ((159, 78, 957, 352), (0, 0, 1596, 392), (526, 19, 542, 372), (1133, 203, 1580, 227),
+         (718, 176, 877, 215)),
+        ((159, 80, 959, 359), (0, 0, 1599, 399), (527, 19, 543, 380), (1136, 207, 1584, 232),
+         (720, 180, 879, 219)),
+    ),
+}  # fmt: skip
+"""(preset, image, resized image): the numbers of a reply, and the boxes in pixels of the image,
+computed with fractions. The resized sizes are those of transformers' smart_resize."""
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("case", GOLDEN)
+def test_boxes_of_images_from_one_to_four_to_four_to_one(case, count):
+    """A documented reply is spelt by the grammar and read as the right pixels."""
+    (preset, size, frame), (numbers, boxes) = case, GOLDEN[case]
+    codec = preset_codec(preset)
+    assert codec.settings.resize.target(size) == frame
+    entries = ",\n\t".join(
+        f'{{"bbox_2d": [{", ".join(map(str, row))}], "label": "the mug"}}'
+        for row in numbers[:count]
+    )
+    reply = f"```json\n[\n\t{entries}\n]\n```"
+    spell(compile_grammar(codec.settings.reply, characters, "the mug", frame), reply)
+    reading = codec.understand(reply, size, frame)
+    assert reading.boxes == tuple(Box(*box) for box in boxes[:count])
+    assert reading.action == reading.boxes[0]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from segagent_rt.bench.stepwise_decoder import StepwiseDecoder
 from segagent_rt.errors import ExpressionRefused
 from segagent_rt.image import jpeg_round_trip, overlay
+from segagent_rt.mllm.decoder import ConstrainedDecoder
 from segagent_rt.types import Box, Click, Finish, Malformed, Request
 from segagent_rt_export.families.mllm_source import Choices
 from tests.export.mllm.conftest import NAMES
@@ -89,6 +91,26 @@ def test_every_preset_is_masked_greedy_too(small, exported, photo, preset):
         assert isinstance(turn.action, (Box, Click, Finish, Malformed))
         assert (turn.box is not None) == ("<box>" in turn.reply)
         assert turn.rating is None
+
+
+@pytest.mark.parametrize("count", [8, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("preset", ["qwen2.5-vl", "qwen3-vl"])
+def test_lists_of_boxes_are_masked_greedy_in_many_states(exported, photo, preset, count):
+    """Every state is another image, of a side ratio from 1:4 to 4:1, and another expression."""
+    annotator = exported(PRESETS[preset], "ort", Choices(preset=preset)).annotator
+    rng, replies = np.random.default_rng(0), set[str]()
+    for seed in range(count):
+        ratio = 4.0 ** rng.uniform(-1, 1)
+        side = rng.uniform(60, 160)
+        image = photo(int(side * ratio**0.5), int(side / ratio**0.5))
+        request = Request(None, f"the {seed}. cup {'on the table' * (seed % 3)}")
+        fast, plain = (
+            replace(annotator, decoder_class=decoder).look(image).propose([request])[0][0]
+            for decoder in (ConstrainedDecoder, StepwiseDecoder)
+        )
+        assert fast.reply == plain.reply, seed
+        replies.add(fast.reply)
+    assert len(replies) > count / 2
 
 
 def test_free_decoding_is_greedy_over_the_whole_vocabulary(small, exported, photo):
