@@ -44,6 +44,7 @@ def test_qwen2_5_counts_pixels_of_the_resized_image(size, frame, numbers, box):
     """Golden: the frame is what smart_resize made of the image, not the image."""
     assert PIXELS.read(FENCED.format(numbers, "the mug"), size, frame=frame).action == box
 
+
 RELATIVE_NUMBERS = (
     (100, 200, 600, 900), (0, 0, 1000, 1000), (330, 50, 340, 950), (710, 520, 990, 580),
     (450, 450, 550, 550),

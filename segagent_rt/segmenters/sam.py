@@ -1,8 +1,8 @@
 """The SAM family: encode once, then a light decoder for every click.
 
-SAM, SlimSAM, SAM-HQ, MobileSAM, SAM 2 and EdgeTAM differ in their graphs and in the few host rules
-that `SamSettings` names. Each click sends all clicks so far, the box if there is one, and the
-logits of the last mask.
+SAM, SlimSAM, SAM-HQ, MobileSAM, SAM 2, EdgeTAM and SAM 3's tracker differ in their graphs and in
+the few host rules that `SamSettings` names. Each click sends all clicks so far, the box if there is
+one, and the logits of the last mask.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from segagent_rt.backends.checked_session import CheckedSession
+from segagent_rt.backends.checked_session import CheckedSession, Shape
 from segagent_rt.bounds import Scale, Share, Side
 from segagent_rt.families import SegmenterFamily
 from segagent_rt.image import resize_logits, resize_mask
@@ -29,9 +29,6 @@ PAD, TOP_LEFT, BOTTOM_RIGHT = -1.0, 2.0, 3.0
 CERTAIN = 10.0
 """Logit of a mask that is given, not predicted (SAM 2 scales given masks to this, too)."""
 
-MASK_STRIDE = 4
-"""Pixels of the model's square for one logit."""
-
 
 @dataclass(frozen=True, slots=True)
 class SamSettings:
@@ -39,6 +36,7 @@ class SamSettings:
 
     Attributes:
         side: of the square that the encoder sees.
+        mask_side: of the square of logits; None for a quarter of `side`. SAM 3 has 2 in 7.
         resize: `longest` keeps the aspect and pads right and below; `squash` fills the square.
         mean: of the red, green and blue pixel values, 0..255.
         std: likewise.
@@ -52,6 +50,7 @@ class SamSettings:
     """
 
     side: Side = 1024
+    mask_side: Side | None = None
     resize: Resize = "longest"
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[Scale, Scale, Scale] = (58.395, 57.12, 57.375)
@@ -77,7 +76,7 @@ class SamEmbedding:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SamPrediction:
-    """Logits float32 [side / 4, side / 4] over the model's square; the mask is above 0."""
+    """Logits float32 [mask_side, mask_side] over the model's square; the mask is above 0."""
 
     logits: Floats
     frame: Frame
@@ -89,9 +88,14 @@ class SamPrediction:
     def agrees(self, other: Prediction) -> bool:
         if not isinstance(other, SamPrediction) or other.frame != self.frame:
             return np.array_equal(self.mask(), other.mask())
-        height, width = (-(-side // MASK_STRIDE) for side in self.frame.inside)
+        mask_side, side = self.logits.shape[0], self.frame.side
+        height, width = (-(-inside * mask_side // side) for inside in self.frame.inside)
         window = np.s_[:height, :width]
         return np.array_equal(self.logits[window] > 0, other.logits[window] > 0)
+
+    def lies_in(self, frame: Frame, mask_side: int) -> bool:
+        """Whether its logits are a square of `mask_side` over this frame."""
+        return self.frame == frame and self.logits.shape == (mask_side, mask_side)
 
     def _over_picture(self) -> Floats:
         """Logits without those of the padding, which SAM cuts off at the size of its square."""
@@ -106,8 +110,9 @@ class Sam:
 
     def __init__(self, encoder: Session, decoder: Session, settings: SamSettings) -> None:
         self._encoder, self._settings = encoder, settings
-        low = settings.side // MASK_STRIDE
-        shapes = {"masks": (1, 4, low, low), "scores": (1, 4)}
+        self._mask_side = settings.mask_side or settings.side // 4
+        masks: Shape = (1, 4, self._mask_side, self._mask_side)
+        shapes: dict[str, Shape] = {"masks": masks, "scores": (1, 4)}
         self._decoder = CheckedSession(decoder, "decoder", shapes)
 
     def encode(self, image: RgbImage) -> SamEmbedding:
@@ -157,10 +162,10 @@ class Sam:
 
     def _prior_logits(self, prior: Prediction | None, frame: Frame) -> Floats:
         """The logits of a mask of this segmenter; certain ones of any other mask."""
-        low = frame.side // MASK_STRIDE
+        low = self._mask_side
         if prior is None:
             return np.zeros((low, low), np.float32)
-        if isinstance(prior, SamPrediction) and prior.frame == frame:
+        if isinstance(prior, SamPrediction) and prior.lies_in(frame, low):
             limit = self._settings.feedback_limit
             return prior.logits if limit is None else np.clip(prior.logits, -limit, limit)
         height, width = frame.inside

@@ -90,19 +90,16 @@ def image_parts(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def export_pyramid(
-    family: str, trunk: nn.Module, net: Any, source: Path, folder: Path
+    family: str, encoder: PyramidEncoder, net: Any, source: Path, folder: Path
 ) -> ExportedSegmenter:
     """Write the graphs of a net that is built as SAM 2 is."""
     side = net.prompt_encoder.input_image_size
-    pair = Pair(
-        PyramidEncoder(trunk, net),
-        Sam2Decoder(net.prompt_encoder, net.mask_decoder, side),
-        side, FEATURES, RESULTS,
-    )  # fmt: skip
-    graphs, checks = export_pair(pair, folder)
+    graph = Sam2Decoder(net.prompt_encoder, net.mask_decoder, side)
+    graphs, checks = export_pair(Pair(encoder, graph, side, FEATURES, RESULTS), folder)
     decoder = net.mask_decoder
     settings = SamSettings(
         side=side,
+        mask_side=graph.mask_side,
         resize="squash",
         features=FEATURES,
         pads_with_box=True,

@@ -12,9 +12,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-PATCH = 16
-"""Pixels of the encoder's square for one position of the embedding."""
-
 
 class Prompts(nn.Module):
     """Clicks, box corners and the mask so far, as the decoder takes them.
@@ -30,7 +27,7 @@ class Prompts(nn.Module):
     def __init__(self, encoder: Any, side: int) -> None:
         super().__init__()
         labels = list(encoder.point_embed.parameters())
-        self.side = side
+        self.side, self.grid = side, encoder.image_embedding_size[0]
         self.mask_embed = encoder.mask_embed
         self.register_buffer("frequencies", encoder.shared_embedding.positional_embedding)
         self.register_buffer("table", torch.cat([encoder.not_a_point_embed.weight, *labels]))
@@ -44,12 +41,12 @@ class Prompts(nn.Module):
         return waves * (labels >= 0).float() + (labels == self.kinds).float() @ self.table
 
     def mask(self, logits: Tensor, given: Tensor) -> Tensor:
-        """[1, 1, side / 4, side / 4] to what is added to the embedding; `given` is 1 or 0."""
+        """[1, 1, 4 grid, 4 grid] to what is added to the embedding; `given` is 1 or 0."""
         return cast(Tensor, self.mask_embed(logits)) * given + self.no_mask * (1 - given)
 
     def positions(self) -> Tensor:
-        """[1, C, side / 16, side / 16]: where each part of the embedding lies."""
-        centres = (torch.arange(self.side // PATCH) + 0.5) * (PATCH / self.side)
+        """[1, C, grid, grid]: where each part of the embedding lies."""
+        centres = (torch.arange(self.grid) + 0.5) / self.grid
         rows, columns = torch.meshgrid(centres, centres, indexing="ij")
         return self.waves(torch.stack([columns, rows], -1)).permute(2, 0, 1)[None]
 
@@ -60,7 +57,10 @@ class Prompts(nn.Module):
 
 
 class SamDecoder(nn.Module):
-    """The mask decoder of SAM, MobileSAM and SlimSAM with its prompts."""
+    """The mask decoder of SAM, MobileSAM and SlimSAM with its prompts.
+
+    Masks in and out are squares of `mask_side`, four times the embedding's.
+    """
 
     tokens: Tensor
     places: Tensor
@@ -70,7 +70,7 @@ class SamDecoder(nn.Module):
     def __init__(self, prompt_encoder: nn.Module, decoder: Any, side: int) -> None:
         super().__init__()
         self.prompts, self.decoder = Prompts(prompt_encoder, side), decoder
-        self.masks = len(decoder.output_hypernetworks_mlps)
+        self.masks, self.mask_side = len(decoder.output_hypernetworks_mlps), 4 * self.prompts.grid
         self.register_buffer("tokens", torch.cat(self.first_tokens())[None])
         self.register_buffer("places", self.prompts.positions())
 

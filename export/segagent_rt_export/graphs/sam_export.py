@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from segagent_rt.types import Array
 from segagent_rt_export.graphs.exported_segmenter import Check
+from segagent_rt_export.graphs.sam_decoder import SamDecoder
 from segagent_rt_export.graphs.tracing import trace
 
 POINTS = {"point_coords": 1, "point_labels": 1}
@@ -26,7 +27,7 @@ class Pair:
     """
 
     encoder: nn.Module
-    decoder: nn.Module
+    decoder: SamDecoder
     side: int
     features: tuple[str, ...] = ("embedding",)
     results: tuple[str, ...] = ("masks", "scores")
@@ -41,11 +42,11 @@ def export_pair(pair: Pair, folder: Path) -> tuple[dict[str, Path], list[Check]]
     features = run(pair.reference or pair.encoder, image, pair.features)
     checks = [_check("encoder", image, features)]
     for points in (1, 2, 9):
-        feeds = features | random_prompts(pair.side, points, rng)
+        feeds = features | random_prompts(pair, points, rng)
         checks.append(_check("decoder", feeds, run(pair.decoder, feeds, pair.results)))
     graphs = {role: folder / f"{role}.onnx" for role in ("encoder", "decoder")}
     trace(pair.encoder, image, graphs["encoder"], pair.features)
-    example = features | random_prompts(pair.side, 5, rng)
+    example = features | random_prompts(pair, 5, rng)
     trace(pair.decoder, example, graphs["decoder"], pair.results, POINTS)
     return graphs, checks
 
@@ -59,13 +60,14 @@ def export_encoder(
     return {"encoder": path}
 
 
-def random_prompts(side: int, points: int, rng: torch.Generator) -> dict[str, Tensor]:
+def random_prompts(pair: Pair, points: int, rng: torch.Generator) -> dict[str, Tensor]:
     """Points of every kind, and a mask so far if there are two points or more."""
+    side = pair.decoder.mask_side
     labels = torch.randint(-1, 4, (1, points), generator=rng).float()
     return {
-        "point_coords": torch.rand(1, points, 2, generator=rng) * side,
+        "point_coords": torch.rand(1, points, 2, generator=rng) * pair.side,
         "point_labels": labels,
-        "mask_input": torch.randn(1, 1, side // 4, side // 4, generator=rng) * 4,
+        "mask_input": torch.randn(1, 1, side, side, generator=rng) * 4,
         "has_mask": torch.tensor([float(points > 1)]),
     }
 

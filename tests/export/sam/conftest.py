@@ -120,13 +120,16 @@ def lint() -> Callable[[Any], None]:
 class Prompt:
     """Clicks, perhaps a box and a mask so far, in the model's square, as both sides take them."""
 
-    def __init__(self, clicks: int, box: bool, mask: bool, side: int) -> None:
+    def __init__(
+        self, clicks: int, box: bool, mask: bool, side: int, mask_side: int | None = None
+    ) -> None:
         rng = torch.Generator().manual_seed(clicks)
         self.points = torch.rand(1, clicks, 2, generator=rng) * side
         self.labels = torch.arange(clicks)[None] % 2
         corners = torch.tensor([[[0.1, 0.2], [0.7, 0.9]]]) * side
         self.corners = corners if box else None
-        low = torch.randn(1, 1, side // 4, side // 4, generator=rng) * 4
+        square = mask_side or side // 4
+        low = torch.randn(1, 1, square, square, generator=rng) * 4
         self.mask = low if mask else None
 
     def for_transformers(self) -> dict[str, Any]:
@@ -166,6 +169,6 @@ PROMPTS = [
 
 
 @pytest.fixture(params=PROMPTS, ids=lambda p: f"{p[0]}-clicks{'-box' * p[1]}{'-mask' * p[2]}")
-def prompt(request: pytest.FixtureRequest) -> Callable[[int], Prompt]:
-    """A prompt for a model of a given side."""
-    return lambda side: Prompt(*request.param, side)
+def prompt(request: pytest.FixtureRequest) -> Callable[..., Prompt]:
+    """A prompt for a model of a given side, and of a side of masks other than a quarter."""
+    return lambda side, mask_side=None: Prompt(*request.param, side, mask_side)

@@ -14,7 +14,7 @@ from transformers.models.sam2 import modeling_sam2
 
 from segagent_rt_export.families.edgetam.repvit import RepVit, merged_branches
 from segagent_rt_export.graphs.exported_segmenter import ExportedSegmenter
-from segagent_rt_export.graphs.sam2 import OF_VIDEO, export_pyramid, image_parts
+from segagent_rt_export.graphs.sam2 import OF_VIDEO, PyramidEncoder, export_pyramid, image_parts
 from segagent_rt_export.sources import sam2_layout
 from segagent_rt_export.sources.sam_layout import SHARED, explained, tied
 from segagent_rt_export.sources.segmenter import (
@@ -53,7 +53,7 @@ def export_edgetam(source: Path, folder: Path) -> ExportedSegmenter:
     """
     net = load_edgetam(source)
     trunk = merged_branches(net.vision_encoder.backbone["timm_model"])
-    return export_pyramid("edgetam", trunk, net, source, folder)
+    return export_pyramid("edgetam", PyramidEncoder(trunk, net), net, source, folder)
 
 
 def load_edgetam(source: Path) -> Any:

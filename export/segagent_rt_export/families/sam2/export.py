@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import Sam2Config, Sam2Model
 
 from segagent_rt_export.graphs.exported_segmenter import ExportedSegmenter
-from segagent_rt_export.graphs.sam2 import OF_VIDEO, export_pyramid, image_parts
+from segagent_rt_export.graphs.sam2 import OF_VIDEO, PyramidEncoder, export_pyramid, image_parts
 from segagent_rt_export.sources import sam2_layout, sam_layout
 from segagent_rt_export.sources.segmenter import (
     build,
@@ -50,7 +50,8 @@ def export_sam2(source: Path, folder: Path) -> ExportedSegmenter:
     """
     net = load_sam2(source)
     side = net.config.prompt_encoder_config.image_size
-    return export_pyramid("sam2", Hiera(net.vision_encoder.backbone, side), net, source, folder)
+    encoder = PyramidEncoder(Hiera(net.vision_encoder.backbone, side), net)
+    return export_pyramid("sam2", encoder, net, source, folder)
 
 
 def load_sam2(source: Path) -> Any:

@@ -1,0 +1,1 @@
+"""The tracker of SAM 3, which segments by clicks, boxes and masks."""
