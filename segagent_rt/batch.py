@@ -142,6 +142,7 @@ class BatchFolder:
             __version__,
             options.described(),
             runtime.bundle.digest,
+            *(["clicks after a box"] if runtime.clicks_help else []),
             runtime.where.backend,
             asked,
         ]

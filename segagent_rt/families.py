@@ -30,13 +30,14 @@ class SegmenterFamily:
         roles: its graphs, in the order in which `build` takes their sessions.
         settings: the dataclass of its settings in the manifest.
         build: makes the segmenter from the sessions and the settings.
-        global_attention: whether its positions, one for 16 x 16 pixels, all attend to each other.
+        attention_patch: if all positions of a picture attend to each other, how many pixels a side
+            one stands for; otherwise None.
     """
 
     roles: tuple[str, ...]
     settings: type[Any]
     build: Callable[..., Segmenter]
-    global_attention: bool = False
+    attention_patch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

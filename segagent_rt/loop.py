@@ -211,7 +211,7 @@ class StoppingRules:
     """When to stop clicking, and when to try another first click.
 
     Attributes:
-        max_clicks: the most clicks (7 in SegAgent, section 5.1).
+        max_clicks: the most clicks (7 in SegAgent, section 5.1). Boxes after the first count, too.
         accept_above: stop at a mask rated at least this; None never accepts.
         retry_below: if the mask of a first click is rated below this, discard it and try another
             first click; None keeps it, as SegAgent does.
@@ -219,7 +219,8 @@ class StoppingRules:
         stop_if_unchanged: stop at a click that does not change the mask.
         rate_last_mask: whether the mask of the last click allowed is rated; SegAgent's is not.
         stop_after_box: stop after a first look that gave a box if nobody rates the mask. Models
-            that ground objects in boxes were not trained to click.
+            that ground objects in boxes were not trained to click. With None, a canvas goes on if
+            its bundle has a `loop_gain` above zero; without a canvas the loop stops.
         deadline: seconds after which a running call is interrupted, and the best mask so far is
             the result. They are counted from the first look; graphs are loaded before it.
     """
@@ -230,7 +231,7 @@ class StoppingRules:
     patience: int | None = None
     stop_if_unchanged: bool = True
     rate_last_mask: bool = True
-    stop_after_box: bool = True
+    stop_after_box: bool | None = None
     deadline: float | None = None
 
     @classmethod
@@ -264,7 +265,8 @@ class StoppingRules:
             return "accepted"
         if self._spent(steps):
             return "budget"
-        if self.stop_after_box and last.click is None and not last.given and last.rating is None:
+        unrated_box = last.click is None and not last.given and last.rating is None
+        if self.stop_after_box is not False and unrated_box:
             return "one-shot"
         rated = [step.rating for step in steps if step.rating is not None]
         best = rated.index(max(rated)) if rated else 0
@@ -284,4 +286,6 @@ class StoppingRules:
         return self.retry_below is not None and rating is not None and rating < self.retry_below
 
     def _spent(self, steps: Sequence[Step]) -> bool:
-        return sum(step.click is not None for step in steps) >= self.max_clicks
+        clicks = sum(step.click is not None for step in steps)
+        boxes = sum(step.click is None and step.box is not None for step in steps)
+        return clicks + max(0, boxes - 1) >= self.max_clicks

@@ -171,6 +171,13 @@ class Result:
         return None if made is None else made.mask()
 
     @property
+    def one_shot_mask(self) -> Mask | None:
+        """The first mask that was segmented: the result without a loop; None if there is none."""
+        first = self.trajectory.one_shot
+        made = None if first is None else first.prediction
+        return None if made is None else made.mask()
+
+    @property
     def rating(self) -> float | None:
         """The annotator's rating of the mask, 0..1, else the segmenter's own estimate."""
         made = self.trajectory.prediction

@@ -6,6 +6,7 @@ import contextvars
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
@@ -179,6 +180,20 @@ class Runtime:
         if self._annotator is None:
             raise self.not_loaded("mllm")
         return self._annotator
+
+    @property
+    def clicks_help(self) -> bool:
+        """Whether `eval --record` found that clicks after the first mask improve it."""
+        gain = self.bundle.loop_gain
+        own_mllm = self.endpoint is None or self.endpoint.preset is None
+        return own_mllm and gain is not None and gain > 0
+
+    def completed_rules(self, rules: StoppingRules | None) -> StoppingRules:
+        """The rules with what they leave to the bundle."""
+        rules = rules or StoppingRules()
+        if rules.stop_after_box is not None:
+            return rules
+        return replace(rules, stop_after_box=not self.clicks_help)
 
     def open(self, image: Any, *, value_range: tuple[float, float] | None = None) -> Canvas:
         """Put an image on a canvas, and start to encode it.
@@ -381,6 +396,7 @@ class Canvas:
     ) -> Iterator[Step]:
         """As `annotate`, but yield each step as soon as its mask is rated."""
         embedding, segmenter = self.embedding, self.runtime.segmenter
+        rules = self.runtime.completed_rules(rules)
         return loop.iter_steps(
             expression, self.view, segmenter, embedding, rules=rules, prior=prior
         )
@@ -390,6 +406,7 @@ class Canvas:
     ) -> Iterator[Step]:
         """As `iter_steps`, trying several clicks at each step; see `search.search_steps`."""
         embedding, segmenter = self.embedding, self.runtime.segmenter
+        config = replace(config, rules=self.runtime.completed_rules(config.rules))
         return search.search_steps(
             expression, self.view, segmenter, embedding, config=config, prior=prior
         )

@@ -254,6 +254,14 @@ def test_an_unrated_box_is_corrected_by_clicks_where_that_was_measured_to_help()
     assert found.best is found.steps[-1], "the last mask if none is rated"
 
 
+def test_a_model_that_answers_with_boxes_alone_comes_to_an_end():
+    boxes = [Box(at, at, at + 20, at + 20) for at in range(0, 20, 2)]
+    rules = StoppingRules(3, stop_if_unchanged=False, stop_after_box=False)
+    found, _ = run(ScriptedAnnotator(boxes, [None] * 10), rules)
+    assert found.stop == "budget"
+    assert len(found.steps) == 4, "the first look, and three boxes in the place of clicks"
+
+
 def test_a_malformed_reply_ends_the_loop_and_keeps_the_mask():
     mumble = Malformed("no point in the reply")
     found, _ = run(ScriptedAnnotator([CLICKS[0], mumble], [0.6]))

@@ -119,7 +119,7 @@ def test_masks_that_are_not_finite_are_an_error_and_no_mask(tmp_path, monkeypatc
             canvas.segment([Click(100, 30, True)])
 
 
-@pytest.mark.parametrize("family", ["sam", "sam_hq", "mobile_sam", "sam2", "edgetam"])
+@pytest.mark.parametrize("family", ["sam", "sam_hq", "mobile_sam", "sam2", "sam3", "edgetam"])
 @pytest.mark.parametrize("resize", ["longest", "squash"])
 def test_every_family_of_sam_draws_where_it_is_clicked(tmp_path, family, resize):
     settings = SamSettings(side=SIDE, resize=resize)

@@ -137,8 +137,8 @@ def _segmenter(part: Part) -> int:
     side = int(part.manifest.settings["side"])
     batch = 2 if part.manifest.settings.get("flip") else 1
     family = segmenter_family(part.manifest.family)
-    if family is not None and family.global_attention:
-        return batch * _layer((side // 16) ** 2, 64 * HEADS, HEADS)
+    if family is not None and family.attention_patch is not None:
+        return batch * _layer((side // family.attention_patch) ** 2, 64 * HEADS, HEADS)
     return batch * side**2 * CHANNELS * FLOAT
 
 

@@ -241,6 +241,18 @@ class Bundle:
         joined = "".join(self.parts[name].digest for name in sorted(self.parts))
         return hashlib.sha256(joined.encode()).hexdigest()[:12]
 
+    @property
+    def loop_gain(self) -> float | None:
+        """Mean gain in IoU by the clicks after the first mask, over all expressions measured.
+
+        None if nothing was measured with the content that the bundle has now.
+        """
+        digest = self.digest
+        known = [each for each in self.index.loop_gain.values() if each.digest == digest]
+        if not known:
+            return None
+        return sum(e.samples * e.gain for e in known) / sum(e.samples for e in known)
+
     def part(self, name: PartName) -> Part:
         if name not in self.parts:
             raise BundleMissing(f"the bundle {self.folder} has no {name}")

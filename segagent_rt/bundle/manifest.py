@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
-from segagent_rt.bounds import Between
+from segagent_rt.bounds import Between, Count, Share
 from segagent_rt.bundle.integrity import LARGEST, read_regular
 from segagent_rt.errors import FileChanged, ManifestInvalid
 from segagent_rt.io import parse_json
@@ -113,12 +113,40 @@ def variant_name(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class LoopGain:
+    """What further clicks were measured to add to the first mask, on one data set.
+
+    Attributes:
+        samples: expressions of the data set.
+        one_shot: gIoU of the masks after the first look, 0..1.
+        returned: gIoU of the masks that the whole loop returned, 0..1.
+        max_clicks: of the loop.
+        digest: of the bundle that it was measured with.
+    """
+
+    samples: Annotated[int, Between(1, 1 << 40)]
+    one_shot: Share
+    returned: Share
+    max_clicks: Count
+    digest: str
+
+    @property
+    def gain(self) -> float:
+        """`returned` less `one_shot`."""
+        return self.returned - self.one_shot
+
+
+@dataclass(frozen=True, slots=True)
 class BundleIndex:
-    """`bundle.json`: where each part lies, relative to the file, and what the bundle is."""
+    """`bundle.json`: where each part lies, relative to the file, and what the bundle is.
+
+    `loop_gain` has a measurement for each data set; `eval --record` writes it.
+    """
 
     name: str
     parts: Mapping[PartName, str]
     about: str = ""
+    loop_gain: Mapping[str, LoopGain] = field(default_factory=dict)
     schema: int = SCHEMA
 
 

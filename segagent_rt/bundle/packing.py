@@ -126,7 +126,10 @@ def _contents(bundle: Bundle, variants: Sequence[str]) -> dict[str, _Content]:
             f"{bundle.folder} has no variant `{unknown[0]}`", hint="it has " + ", ".join(known)
         )
     index = BundleIndex(
-        bundle.index.name, {name: name for name in bundle.parts}, bundle.index.about
+        bundle.index.name,
+        {name: name for name in bundle.parts},
+        bundle.index.about,
+        bundle.index.loop_gain,
     )
     found = {BUNDLE_FILE: _in_memory(json_bytes(to_json(index), indent=1))}
     for name, part in bundle.parts.items():

@@ -35,6 +35,7 @@ from segagent_rt.cli.parameters import (
 )
 
 if TYPE_CHECKING:
+    from segagent_rt.bundle.bundle import Bundle
     from segagent_rt.data.ray_pool import Cluster
     from segagent_rt.data.sources import DataSet
     from segagent_rt.eval.evaluation import Evaluation
@@ -52,7 +53,7 @@ ONLY_WITH = {
     **dict.fromkeys(
         (
             "images", "root", "split", "mask_label", "annotator", "start", "candidates",
-            "temperature", "visualize", "patience", "ray", "workers",
+            "temperature", "visualize", "patience", "record", "ray", "workers",
         ),
         (ON_DATA,),
     ),
@@ -132,6 +133,15 @@ def command(
         ),
     ] = False,
     report: ReportOption = None,
+    record: Annotated[
+        bool,
+        typer.Option(
+            "--record",
+            help="Go on after a first box, and write into bundle.json what the clicks added. If "
+            "they helped, `run` goes on clicking after a box.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = False,
     overwrite: RestartOption = False,
     scenes: Annotated[
         int, typer.Option(min=1, help="How many synthetic scenes.", rich_help_panel=SCENES)
@@ -198,6 +208,10 @@ def command(
     recorded = None not in recordings.values()
     check_options(context, ON_PREDICTIONS if recorded else ON_DATA, ONLY_WITH)
     check_writable(output)
+    if record and (annotator, start, select, click_id) != ("mllm", "nothing", "full", None):
+        raise typer.BadParameter(
+            "--record measures what `run` does: the bundle's MLLM, from nothing, best-rated mask"
+        )
     choice = MaskChoice(select, click_id)
     taken = _report(report, choice, overwrite=overwrite)
     asked = Evaluation(
@@ -209,12 +223,20 @@ def command(
     check_titles([title for title, _ in recordings_by_title] + [each.title for each in opened])
     figures = [asked.score(title, found) for title, found in recordings_by_title]
     if opened:
-        rules = StoppingRules(max_clicks, accept_above=None, retry_below=None, patience=patience)
+        rules = StoppingRules(
+            max_clicks, accept_above=None, retry_below=None, patience=patience,
+            stop_after_box=False if record else None,
+        )  # fmt: skip
         walker = EvalRunner(SearchConfig(rules, candidates, temperature), annotator, start)
         cluster = cluster_of(ray, workers)
         here = walker.parts if cluster.address is None else ()  # on a cluster, the workers load
         with load(bundle, backend=backend, threads=threads, parts=here) as runtime:
-            figures += _walk(opened, asked, walker, runtime, cluster)
+            if record:
+                check_writable(runtime.bundle.folder)
+            walked = _walk(opened, asked, walker, runtime, cluster)
+            figures += walked
+            if record:
+                _record(runtime.bundle, walked)
             if taken is not None:
                 about = {"bundle": f"{runtime.bundle.index.name} {runtime.bundle.digest}"}
                 taken.write(about, figures, overwrite=overwrite)
@@ -268,6 +290,15 @@ def _walk(
             asked.walk(each, walker.heading(each, runtime), spread, console.progress(each.title))
             for each in opened
         ]
+
+
+def _record(bundle: Bundle, figures: list[dict[str, Any]]) -> None:
+    from segagent_rt.bundle.loop_gain import loop_gain_of, record_loop_gain
+
+    gains = {each["data"]: loop_gain_of(each, bundle.digest) for each in figures}
+    record_loop_gain(bundle, gains)
+    for data, measured in gains.items():
+        console.say(f"{bundle.folder}: loop_gain on {data} is {measured.gain:+.4f}")
 
 
 def _on_scenes(

@@ -53,6 +53,7 @@ def command(
         "folder": str(opened.folder),
         "digest": opened.digest,
         "about": opened.index.about,
+        "loop_gain": {name: to_json(gain) for name, gain in opened.index.loop_gain.items()},
         "verified_files": verify,
         "parts": {
             name: {"digest": part.digest, **to_json(part.manifest)}
@@ -70,6 +71,11 @@ def _text(document: dict[str, Any], *, everything: bool) -> str:
     lines = [f"{document['bundle']}  {document['digest']}  {document['folder']}"]
     if document["about"]:
         lines.append(document["about"])
+    for data, measured in document["loop_gain"].items():
+        gain, old = measured["returned"] - measured["one_shot"], ""
+        if measured["digest"] != document["digest"]:
+            old = ", of an earlier content, not used"
+        lines.append(f"loop_gain on {data}: {gain:+.4f} ({measured['samples']} expressions{old})")
     for name, part in document["parts"].items():
         size = sum(record["size"] for record in part["files"].values())
         lines += ["", f"{name}: {part['family']}, {size / 1e6:.1f} MB, {part['digest']}"]

@@ -133,6 +133,8 @@ def summary_lines(figures: dict[str, Any]) -> Iterator[str]:
     yield f"  {'':24s}{'cIoU':>8s}{'gIoU':>8s}"
     for name, pair in figure_rows(figures):
         yield f"  {name:24s}{pair['ciou']:8.4f}{pair['giou']:8.4f}"
+    if (gain := figures["loop_gain"]) is not None:
+        yield f"  the loop added {gain:+.4f} gIoU to the one-shot masks"
     if refined := figures["refined"]:
         begun = refined["start"]["giou"]
         yield f"  started from gIoU {begun:.4f}, gained {refined['gain']:.4f} each"

@@ -46,7 +46,9 @@ class EvalRunner:
     def heading(self, data: DataSet, runtime: Runtime) -> dict[str, Any]:
         """What a journal of such walks is about: what decides their content."""
         rules = self.search.rules
-        patience = {} if rules.patience is None else {"patience": rules.patience}
+        further: dict[str, Any] = {} if rules.patience is None else {"patience": rules.patience}
+        if runtime.completed_rules(rules).stop_after_box is False:
+            further["stop_after_box"] = False
         return {
             "digest": data.digest,
             "bundle": runtime.bundle.digest,
@@ -54,7 +56,7 @@ class EvalRunner:
             "start": self.start,
             "max_clicks": rules.max_clicks,
             "accept": rules.accept_above,
-            **patience,
+            **further,
             "candidates": self.search.candidates,
             "temperature": self.search.temperature,
             "seed": self.search.seed,

@@ -4,4 +4,4 @@ from dataclasses import replace
 
 from segagent_rt.segmenters import sam
 
-FAMILY = replace(sam.FAMILY, global_attention=False)
+FAMILY = replace(sam.FAMILY, attention_patch=None)

@@ -189,4 +189,4 @@ class Sam:
         return int(np.count_nonzero(logits > delta)) / union if union else 1.0
 
 
-FAMILY = SegmenterFamily(("encoder", "decoder"), SamSettings, Sam, global_attention=True)
+FAMILY = SegmenterFamily(("encoder", "decoder"), SamSettings, Sam, attention_patch=16)

@@ -186,4 +186,4 @@ def _near(position: float, radius: int, side: int) -> tuple[slice, Floats]:
     return slice(first, end), np.square(distances)
 
 
-FAMILY = SegmenterFamily(("net",), SimpleClickSettings, SimpleClick, global_attention=True)
+FAMILY = SegmenterFamily(("net",), SimpleClickSettings, SimpleClick, attention_patch=16)

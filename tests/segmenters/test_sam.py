@@ -143,6 +143,33 @@ def test_without_a_mask_so_far_none_is_claimed() -> None:
     assert not feeds["mask_input"].any()
 
 
+def test_masks_need_not_be_a_quarter_of_the_square() -> None:
+    """SAM 3's tracker: 288 logits for 1,008 pixels."""
+    chosen = dataclasses.replace(SAM2, side=1008, mask_side=288)
+    mask = np.zeros((400, 600), np.bool_)
+    mask[100:200, 300:] = True
+    feeds = fed(chosen, CLICKS, prior=GivenMask(mask))
+    assert feeds["mask_input"].shape == (1, 1, 288, 288)
+    assert (feeds["mask_input"] > 0).mean() == pytest.approx(mask.mean(), abs=1e-3)
+    logits = np.linspace(-1, 1, 288 * 288, dtype=np.float32).reshape(288, 288)
+    prior = SamPrediction(logits, Frame((400, 600), 1008, "squash"))
+    assert np.array_equal(fed(chosen, CLICKS, prior=prior)["mask_input"][0, 0], logits)
+    assert prior.mask().shape == (400, 600)
+    other = SamPrediction(np.where(logits > 0.9, -logits, logits), prior.frame)
+    assert prior.agrees(prior)
+    assert not prior.agrees(other)
+
+
+@pytest.mark.parametrize("frame", [Frame((400, 600), 1008, "longest")])
+def test_what_lies_in_the_padding_does_not_tell_masks_apart(frame) -> None:
+    logits = np.zeros((288, 288), np.float32)
+    logits[-80:] = 1.0  # 672 of 1,008 rows hold the picture: 192 of 288
+    plain = SamPrediction(np.zeros((288, 288), np.float32), frame)
+    assert plain.agrees(SamPrediction(logits, frame))
+    logits[191] = 1.0
+    assert not plain.agrees(SamPrediction(logits, frame))
+
+
 @pytest.mark.parametrize("chosen", [SAM, SAM2], ids=["sam", "sam2"])
 def test_the_chosen_logits_are_fed_back(chosen: SamSettings) -> None:
     """As they are; SAM 2 clips them to 32."""

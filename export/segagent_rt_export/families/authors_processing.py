@@ -15,8 +15,11 @@ from segagent_rt.types import Click, Mask, RgbImage, Size
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-"""ImageNet's, in levels of 255, as every family here has them."""
+Channels: TypeAlias = tuple[float, float, float]
+
+MEAN: Channels = (123.675, 116.28, 103.53)
+STD: Channels = (58.395, 57.12, 57.375)
+"""ImageNet's, in levels of 255."""
 
 
 class AuthorsProcessing(Protocol):
@@ -25,6 +28,10 @@ class AuthorsProcessing(Protocol):
     @property
     def role(self) -> str:
         """The graph that sees the picture."""
+
+    @property
+    def std(self) -> Channels:
+        """What the picture's channels are divided by, in levels of 255."""
 
     def picture(self, image: RgbImage) -> Floats:
         """What that graph is shown, [3, side, side]."""
@@ -41,7 +48,7 @@ def planes_of(image: RgbImage) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
 
 
-def normalised(planes: Tensor) -> Tensor:
+def normalised(planes: Tensor, mean: Channels = MEAN, std: Channels = STD) -> Tensor:
     """Float [3, H, W] in levels of 255, as nets take it."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-    return (planes - mean) / std
+    shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    return (planes - shift) / scale

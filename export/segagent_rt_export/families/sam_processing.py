@@ -11,7 +11,14 @@ import torch
 from torch.nn.functional import interpolate
 
 from segagent_rt.types import Click, Mask, RgbImage, Size
-from segagent_rt_export.families.authors_processing import Floats, normalised, planes_of
+from segagent_rt_export.families.authors_processing import (
+    MEAN,
+    STD,
+    Channels,
+    Floats,
+    normalised,
+    planes_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +27,8 @@ class SamProcessing:
 
     side: int
     squashed: bool
+    mean: Channels = MEAN
+    std: Channels = STD
     role: str = "encoder"
 
     def inside(self, size: Size) -> Size:
@@ -33,7 +42,8 @@ class SamProcessing:
         inside = self.inside((image.shape[0], image.shape[1]))
         resized = interpolate(planes_of(image), inside, mode="bilinear", antialias=True)
         square = torch.zeros(3, self.side, self.side)
-        square[:, : resized.shape[2], : resized.shape[3]] = normalised(resized[0].float())
+        values = normalised(resized[0].float(), self.mean, self.std)
+        square[:, : resized.shape[2], : resized.shape[3]] = values
         return np.asarray(square.numpy())
 
     def prompt(self, click: Click, size: Size) -> dict[str, Floats]:
@@ -47,10 +57,12 @@ class SamProcessing:
 
     def mask(self, outputs: Mapping[str, Any], size: Size) -> Mask:
         best = 1 + int(np.argmax(outputs["scores"][0, 1:]))
-        low = torch.from_numpy(np.array(outputs["masks"]))[:, best : best + 1]
-        square = interpolate(low, (self.side, self.side), mode="bilinear", align_corners=False)
-        height, width = self.inside(size)
-        whole = interpolate(square[..., :height, :width], size, mode="bilinear")
+        logits = torch.from_numpy(np.array(outputs["masks"]))[:, best : best + 1]
+        if not self.squashed:  # SAM cuts the padding off at the size of its square
+            square = interpolate(logits, (self.side, self.side), mode="bilinear")
+            height, width = self.inside(size)
+            logits = square[..., :height, :width]
+        whole = interpolate(logits, size, mode="bilinear")
         return np.asarray(whole[0, 0].numpy() > 0)
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from segagent_rt_export.families.authors_processing import STD, Floats
+from segagent_rt_export.families.authors_processing import Channels, Floats
 
 
-def levels_apart(found: Floats, wanted: Floats) -> float:
+def levels_apart(found: Floats, wanted: Floats, std: Channels) -> float:
     """Mean difference of two normalised pictures [3, side, side], in levels of 255."""
-    return float((np.abs(found - wanted).mean((1, 2)) * np.array(STD)).mean())
+    return float((np.abs(found - wanted).mean((1, 2)) * np.array(std)).mean())
 
 
 def prompts_apart(found: Sequence[Floats], wanted: Sequence[Floats]) -> float:

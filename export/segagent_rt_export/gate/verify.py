@@ -230,7 +230,7 @@ def _host(part: Part, gate: Gate) -> tuple[dict[str, float], list[str]]:
     prompt = host.prompt(click, size)
     given = [np.asarray(feeds[name])[: len(value)] for name, value in prompt.items()]
     numbers = {
-        "picture_error": round(levels_apart(shown, host.picture(image)), 4),
+        "picture_error": round(levels_apart(shown, host.picture(image), host.std), 4),
         "prompt_error": round(prompts_apart(given, list(prompt.values())), 4),
         "mask_iou": round(iou(mask, host.mask(outputs, size)), 4),
     }

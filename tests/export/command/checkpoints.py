@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +14,8 @@ from safetensors.torch import save_file
 from transformers import (
     Sam2Config,
     Sam2Model,
+    Sam3TrackerConfig,
+    Sam3TrackerModel,
     SamConfig,
     SamHQConfig,
     SamHQModel,
@@ -51,6 +54,20 @@ SAM2_SIZES: dict[str, Any] = {
         "fpn_hidden_size": 32,
     },
     "prompt_encoder_config": {"hidden_size": 32, "image_size": 128},
+    "mask_decoder_config": {"hidden_size": 32, "mlp_dim": 64, "iou_head_hidden_dim": 32},
+}  # fmt: skip
+SAM3_SIZES: dict[str, Any] = {
+    "vision_config": {
+        "model_type": "sam3_vision_model",
+        "backbone_config": {
+            "model_type": "sam3_vit_model", "image_size": 224, "hidden_size": 48,
+            "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 2,
+            "pretrain_image_size": 84, "window_size": 8, "global_attn_indexes": [1],
+        },
+        "backbone_feature_sizes": [[64, 64], [32, 32], [16, 16]],
+        "fpn_hidden_size": 32,
+    },
+    "prompt_encoder_config": {"hidden_size": 32, "image_size": 224},
     "mask_decoder_config": {"hidden_size": 32, "mlp_dim": 64, "iou_head_hidden_dim": 32},
 }  # fmt: skip
 EDGETAM_SIZES: dict[str, Any] = SAM2_SIZES | {
@@ -107,6 +124,12 @@ def save_sam2(place: Path) -> Path:
     return place
 
 
+def save_sam3(place: Path) -> Path:
+    config = Sam3TrackerConfig(**copy.deepcopy(SAM3_SIZES))  # transformers takes it apart
+    awaken(Sam3TrackerModel(config)).save_pretrained(place)
+    return place
+
+
 def save_edgetam(place: Path) -> Path:
     """As published: the video model, its trunk from timm."""
     config = Sam2Config(**EDGETAM_SIZES)
@@ -152,7 +175,8 @@ def save_qwen_vl(place: Path) -> Path:
 
 MADE: dict[str, Callable[[Path], Path]] = {
     "simple_click": save_simple_click, "sam": save_sam, "sam_hq": save_sam_hq, "sam2": save_sam2,
-    "edgetam": save_edgetam, "mobile_sam": save_mobile_sam, "qwen_vl": save_qwen_vl,
+    "sam3": save_sam3, "edgetam": save_edgetam, "mobile_sam": save_mobile_sam,
+    "qwen_vl": save_qwen_vl,
     "qwen2_vl": partial(save_mllm, "qwen2_vl"), "qwen2_5_vl": partial(save_mllm, "qwen2_5_vl"),
     "qwen3_vl": partial(save_mllm, "qwen3_vl"), "llava": partial(save_mllm, "llava"),
 }  # fmt: skip

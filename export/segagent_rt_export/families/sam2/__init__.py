@@ -8,6 +8,6 @@ FAMILIES = (
         export="segagent_rt_export.families.sam2.export:export_sam2",
         preprocessing="segagent_rt_export.families.sam_processing:squashed",
         tensors=r"(image|vision)_encoder\.(trunk|backbone)\..*",
-        no_tensors=r"(image|vision)_encoder\.(trunk\.body|backbone\.timm_model)\..*",
+        no_tensors=r"(image|vision)_encoder\.(trunk\.body|backbone\.(timm_model|embeddings))\..*",
     ),
 )

@@ -14,6 +14,7 @@ from transformers import Sam3TrackerConfig, Sam3TrackerModel
 from transformers.models.sam3.modeling_sam3 import Sam3ViTLayer, Sam3ViTRotaryEmbedding
 
 from segagent_rt_export.errors import CheckpointInvalid
+from segagent_rt_export.families.sam3.processing import HALF
 from segagent_rt_export.graphs.exported_segmenter import ExportedSegmenter
 from segagent_rt_export.graphs.sam2 import OF_VIDEO, PyramidEncoder, export_pyramid, image_parts
 from segagent_rt_export.sources.sam_layout import tied
@@ -23,9 +24,6 @@ LEVELS = 3
 """Feature maps that the decoder takes. The neck has a fourth one, half as fine, for the detector:
 transformers' `Sam3TrackerModel` adds the embedding of the first frame to that one and loses it;
 `Sam3TrackerVideoModel` and the authors add it to the third, as here."""
-
-HALF = 127.5
-"""Mean and standard deviation of every channel, in levels of 255."""
 
 RENAMES = (
     (r"^tracker_model\.", ""),
@@ -144,7 +142,7 @@ def export_sam3(source: Path, folder: Path) -> ExportedSegmenter:
     net = load_sam3(source)
     encoder = Sam3Encoder(Sam3Trunk(net.vision_encoder.backbone), net)
     exported = export_pyramid("sam3", encoder, net, source, folder)
-    settings = replace(exported.settings, mean=(HALF,) * 3, std=(HALF,) * 3)
+    settings = replace(exported.settings, mean=HALF, std=HALF)
     return replace(exported, settings=settings)
 
 

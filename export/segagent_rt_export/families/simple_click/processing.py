@@ -12,7 +12,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from segagent_rt.types import Click, Mask, RgbImage, Size
-from segagent_rt_export.families.authors_processing import Floats, normalised, planes_of
+from segagent_rt_export.families.authors_processing import (
+    STD,
+    Channels,
+    Floats,
+    normalised,
+    planes_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +28,7 @@ class SimpleClickProcessing:
     side: int
     radius: int
     threshold: float
+    std: Channels = STD
     role: str = "net"
 
     def picture(self, image: RgbImage) -> Floats:

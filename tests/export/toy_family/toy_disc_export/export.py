@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from toy_disc import ToySettings
 
 from segagent_rt.types import Click, Mask, RgbImage, Size
-from segagent_rt_export.families.authors_processing import Floats, normalised, planes_of
+from segagent_rt_export.families.authors_processing import STD, Floats, normalised, planes_of
 from segagent_rt_export.graphs.exported_segmenter import Check, ExportedSegmenter
 from segagent_rt_export.graphs.tracing import trace
 from segagent_rt_export.sources.segmenter import fill, provenance, read_original
@@ -49,7 +49,7 @@ def export_toy(source: Path, folder: Path) -> ExportedSegmenter:
 
 
 class ToyProcessing:
-    role = "net"
+    role, std = "net", STD
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.side = settings["side"]
