@@ -151,7 +151,7 @@ def figure_rows(figures: Mapping[str, Any]) -> list[tuple[str, Mapping[str, floa
     early = figures["early"]
     return [
         (f"selected ({_chosen(figures)})", figures),
-        ("first click alone", figures["one_shot"]),
+        ("one-shot", figures["one_shot"]),
         (f"accepted at {early['accept']}", early),
         ("truly best", figures["truth_best"]),
         *((f"after click {at}", pair) for at, pair in enumerate(figures["by_click"], 1)),
