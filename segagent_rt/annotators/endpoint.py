@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from segagent_rt.annotators.chat_answer import read_answer
-from segagent_rt.annotators.http_client import parse_address, post
+from segagent_rt.annotators.http_client import find_key, parse_address, post
 from segagent_rt.annotators.mllm import PromptCodec, PromptSettings
 from segagent_rt.annotators.server_profiles import get_profile
 from segagent_rt.draw import png
@@ -54,7 +54,7 @@ class Endpoint:
 
     url: str
     model: str
-    server: str = "openai"
+    server: str = "any"
     timeout: float = 120.0
     allowed: tuple[str, ...] = ()
     preset: str | None = None
@@ -76,6 +76,8 @@ class EndpointAnnotator:
         self.codec, self.endpoint = codec, endpoint
         self.address = parse_address(endpoint.url, endpoint.allowed)
         self.server = get_profile(endpoint.server)
+        openai = endpoint.server == "openai"
+        self.key = find_key(self.address, endpoint.allowed, for_openai=openai)
 
     def check(self, expression: str) -> str:
         return self.codec.check(expression)
@@ -141,7 +143,8 @@ class EndpointView:
             }
         with watch("server"):
             address = self._annotator.address
-            answer = post(address, "/chat/completions", question, endpoint.timeout)
+            key = self._annotator.key
+            answer = post(address, "/chat/completions", question, endpoint.timeout, key)
         answered = read_answer(answer, str(address))
         reply, likelihoods = answered.reply, answered.likelihoods
         reading = codec.understand(reply, self._size, frame)

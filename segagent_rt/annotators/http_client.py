@@ -14,6 +14,7 @@ import time
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,8 +22,9 @@ from segagent_rt.errors import AnnotatorError, Interrupted
 from segagent_rt.io import dump_json, parse_json
 from segagent_rt.timing import current_deadline
 
-KEY = "SEGAGENT_API_KEY"
-"""The environment variable that holds the server's key, if it wants one."""
+KEY, OPENAI_KEY = "SEGAGENT_API_KEY", "OPENAI_API_KEY"
+"""The environment variables that hold a key: that of the server, and that of OpenAI, which many
+people have set for other programs."""
 
 LARGEST = 1 << 20
 """Of an answer, bytes."""
@@ -30,6 +32,9 @@ LARGEST = 1 << 20
 TRIES, PAUSE = 3, 0.25
 """For questions that a server could not take just now; seconds before the second try, then twice
 as many."""
+
+LONGEST_PAUSE = 30.0
+"""Seconds that a server may ask to wait before the next try (`Retry-After`)."""
 
 PASSING = frozenset({429, 500, 502, 503, 504})
 """States of a server that may be others in a moment."""
@@ -95,43 +100,84 @@ def parse_address(url: str, allowed: Collection[str] = ()) -> Address:
     return address
 
 
-def post(address: Address, path: str, question: Mapping[str, Any], timeout: float) -> Any:
+def find_key(address: Address, allowed: Collection[str], *, for_openai: bool) -> str | None:
+    """The name of the environment variable whose key goes to a server; None for no key.
+
+    OpenAI's key goes only to a host that was allowed by name, and only if the server is said to be
+    OpenAI's: people have it set for other programs, and it must reach no other server.
+
+    Args:
+        address: of the server.
+        allowed: names of other machines that pictures may be sent to.
+        for_openai: whether somebody said that the server is of that kind.
+    """
+    if os.environ.get(KEY, "").strip():
+        return KEY
+    named = for_openai and address.host in allowed and os.environ.get(OPENAI_KEY, "").strip()
+    return OPENAI_KEY if named else None
+
+
+def post(
+    address: Address,
+    path: str,
+    question: Mapping[str, Any],
+    timeout: float,
+    key: str | None = None,
+) -> Any:
     """Ask, and return the answer's JSON. Within `timeout` seconds for each try.
+
+    Args:
+        address: of the server.
+        path: of the question, below the address.
+        question: what is sent as JSON.
+        timeout: seconds for each try.
+        key: the environment variable that holds the server's key, if one is sent.
 
     Raises:
         AnnotatorError: there is no answer, or it says no, or is not JSON.
         Interrupted: the deadline passed meanwhile.
     """
-    body, headers = dump_json(question).encode(), _headers(address)
+    body, headers = dump_json(question).encode(), _headers(address, key)
     for tried in range(1, TRIES + 1):
         problem: AnnotatorError
+        pause = PAUSE * tried
         try:
-            status, answer = _exchange(address, path, body, headers, timeout)
+            answer = _exchange(address, path, body, headers, timeout)
         except _Broken as broken:
             problem = AnnotatorError(f"{address} {broken}", hint=broken.hint)
         else:
-            if status == 200:
-                return _json(address, answer)
-            problem = _refusal(address, status, answer)
-            if status not in PASSING:
+            if answer.status == 200:
+                return _json(address, answer.content)
+            problem = _refusal(address, answer)
+            pause = max(pause, answer.retry_after)
+            if answer.status not in PASSING or pause > LONGEST_PAUSE:
                 break
         if tried < TRIES:
-            time.sleep(min(PAUSE * tried, _remaining()))
+            time.sleep(min(pause, _remaining()))
     raise problem
 
 
-def _headers(address: Address) -> dict[str, str]:
+def _headers(address: Address, name: str | None) -> dict[str, str]:
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
-    if key := os.environ.get(KEY, "").strip():
+    if name is not None and (key := os.environ.get(name, "").strip()):
         if not (key.isascii() and key.isprintable()):
-            raise AnnotatorError(f"{KEY} holds what cannot be a key", hint="set it again")
+            raise AnnotatorError(f"{name} holds what cannot be a key", hint="set it again")
         if not (address.secure or address.local):
             raise AnnotatorError(
-                f"the key in {KEY} would go to {address.host} for everyone to read",
-                hint=f"use https, or unset {KEY}",
+                f"the key in {name} would go to {address.host} for everyone to read",
+                hint=f"use https, or unset {name}",
             )
         headers["Authorization"] = f"Bearer {key}"
     return headers
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a server sent; `retry_after` are the seconds that it asks to wait, 0 if it does not."""
+
+    status: int
+    content: bytes
+    retry_after: float = 0.0
 
 
 class _Broken(Exception):
@@ -164,8 +210,8 @@ class _Cut:
 
 def _exchange(
     address: Address, path: str, body: bytes, headers: Mapping[str, str], timeout: float
-) -> tuple[int, bytes]:
-    """Status and content of an answer."""
+) -> _Answer:
+    """One try."""
     connect = http.client.HTTPSConnection if address.secure else http.client.HTTPConnection
     connection, cut = connect(address.host, address.port, timeout=timeout), _Cut()
     timer, deadline = threading.Timer(timeout, cut.now), current_deadline()
@@ -178,11 +224,12 @@ def _exchange(
             connection.request("POST", address.path + path, body, dict(headers))
             with connection.getresponse() as response:
                 answer, missing = response.read(LARGEST + 1), response.length
+                wait = _retry_after(response.getheader("Retry-After"))
         if len(answer) > LARGEST:
             raise AnnotatorError(f"{address} answers with more than {LARGEST >> 20} MB", hint=_LOG)
         if missing or cut.done:  # read() tells of a short answer only when no bound is given
             raise http.client.IncompleteRead(answer)
-        return response.status, answer
+        return _Answer(response.status, answer, wait)
     except (OSError, UnicodeError, http.client.HTTPException) as error:  # no name of a host
         if cut.done or isinstance(error, TimeoutError):
             raise _late(address, timeout) from error
@@ -190,6 +237,16 @@ def _exchange(
     finally:
         timer.cancel()
         connection.close()
+
+
+def _retry_after(header: str | None) -> float:
+    """Seconds, which the header gives as a number or as the time of day."""
+    try:
+        if header is None or header.strip().isdecimal():
+            return float(header or 0)
+        return max(parsedate_to_datetime(header).timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError, TypeError):
+        return 0.0
 
 
 def _late(address: Address, timeout: float) -> Exception:
@@ -219,9 +276,12 @@ def _json(address: Address, answer: bytes) -> Any:
         raise AnnotatorError(f"{address} does not answer in JSON", hint="check the URL") from None
 
 
-def _refusal(address: Address, status: int, answer: bytes) -> AnnotatorError:
-    said = _clean(_said(answer))
+def _refusal(address: Address, answer: _Answer) -> AnnotatorError:
+    said, status = _clean(_said(answer.content)), answer.status
     told = f"{address} answers {status}: {said}" if said else f"{address} answers {status}"
+    if answer.retry_after > LONGEST_PAUSE:
+        hint = f"the server asks to try again in {answer.retry_after:.0f} seconds"
+        return AnnotatorError(told, hint=hint)
     return AnnotatorError(told, hint=_HINTS.get(status, _LOG))
 
 

@@ -46,16 +46,21 @@ class Server:
 
 
 SERVERS: Mapping[str, Server] = {
+    "any": Server(),
     "openai": Server(),
+    "ollama": Server(),
+    "sglang": Server({"regex": FORM}),
     "vllm": Server({"structured_outputs": {"regex": FORM}}, likelihoods=True),
     "trtllm": Server({"response_format": {"type": "regex", "regex": FORM}}),
     "edge-llm": Server({"guided_decoding": {"regex": FORM}}),
     "llama.cpp": Server({"grammar": FORM}, "gbnf", likelihoods=True),
 }
-"""By kind. `openai` is any server, with nothing but what all have in common; that of transformers
-is one, and the only one that has been run with this client. The others are from documentation:
-structured outputs of vLLM (0.12 and newer), guided decoding of TensorRT-LLM (started with a
-guided_decoding_backend) and of TensorRT Edge-LLM, grammars of llama.cpp."""
+"""By kind. `any` is a server with nothing but what all have in common; that of transformers is one,
+and the only one that has been run with this client. `openai` is the same, and may be sent OpenAI's
+key. Ollama's chat API has no form for a reply but JSON schemas, which fence no list. The others are
+from documentation: structured outputs of vLLM (0.12 and newer) and SGLang, guided decoding of
+TensorRT-LLM (started with a guided_decoding_backend) and of TensorRT Edge-LLM, grammars of
+llama.cpp."""
 
 
 def get_profile(kind: str) -> Server:

@@ -193,7 +193,7 @@ ServerOption: TypeAlias = Annotated[
     typer.Option(
         "--server",
         help="The kind of server.",
-        metavar="openai|vllm|trtllm|edge-llm|llama.cpp",
+        metavar="any|openai|ollama|sglang|vllm|...",
         rich_help_panel=SERVER,
     ),
 ]

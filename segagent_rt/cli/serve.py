@@ -124,7 +124,7 @@ def command(
     quiet: QuietOption = False,
     endpoint: EndpointOption = None,
     model: ModelOption = None,
-    server: ServerOption = "openai",
+    server: ServerOption = "any",
     timeout: TimeoutOption = 120.0,
     allow_host: AllowHostOption = None,
     preset: PresetOption = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import time
+from email.utils import formatdate
 
 import pytest
 
@@ -45,8 +46,8 @@ def codec():
 def ask(codec, stub):
     """One question to the stub."""
 
-    def question(server="openai", timeout=10.0, url=None):
-        endpoint = Endpoint(url or stub.url, "tiny", server, timeout)
+    def question(server="any", timeout=10.0, url=None, allowed=()):
+        endpoint = Endpoint(url or stub.url, "tiny", server, timeout, allowed)
         view = EndpointAnnotator(codec, endpoint).look(IMAGE)
         return view.propose([Request(None, "the red circle")])[0][0]
 
@@ -59,6 +60,57 @@ def test_a_click_is_read_in_pixels_of_the_image(ask, stub):
     assert turn.action == Click(25, 50, positive=True)
     assert turn.rating == pytest.approx(0.4)
     assert set(turn.seconds) == {"paint", "server"}
+
+
+@pytest.mark.parametrize(
+    ("server", "allowed", "own", "sent"),
+    [
+        ("openai", ("127.0.0.1",), "", "Bearer openai-key"),
+        ("any", ("127.0.0.1",), "", None),
+        ("vllm", ("127.0.0.1",), "", None),
+        ("openai", (), "", None),
+        ("openai", ("127.0.0.1",), "own-key", "Bearer own-key"),
+        ("any", (), "own-key", "Bearer own-key"),
+    ],
+)
+def test_openais_key_goes_only_to_a_named_host_that_is_said_to_be_openais(
+    ask, stub, monkeypatch, server, allowed, own, sent
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "openai-key")
+    monkeypatch.setenv("SEGAGENT_API_KEY", own)
+    stub.will(replies(GOOD))
+    ask(server, allowed=allowed)
+    headers = {name.lower(): value for name, value in stub.asked[0][1].items()}
+    assert headers.get("authorization") == sent
+
+
+def test_a_busy_server_is_given_the_time_that_it_asks_for(ask, stub, monkeypatch):
+    pauses = []
+    monkeypatch.setattr("segagent_rt.annotators.http_client.time.sleep", pauses.append)
+    soon = formatdate(time.time() + 20, usegmt=True)
+    busy = [says(429, "slow down", **{"Retry-After": value}) for value in ("7", soon)]
+    stub.will(*busy, replies(GOOD))
+    assert isinstance(ask().action, Click)
+    assert pauses[0] == 7.0
+    assert 10.0 < pauses[1] <= 20.0
+
+
+def test_a_server_that_asks_for_too_long_a_pause_is_not_waited_for(ask, stub):
+    stub.will(says(503, "loading", **{"Retry-After": "3600"}))
+    with pytest.raises(AnnotatorError, match="answers 503") as caught:
+        ask()
+    assert caught.value.hint == "the server asks to try again in 3600 seconds"
+    assert len(stub.asked) == 1
+
+
+@pytest.mark.parametrize("value", ["soon", "-5", "9" * 400, ""])
+def test_a_pause_that_is_none_is_not_read(ask, stub, value):
+    stub.will(says(503, "loading", **{"Retry-After": value}), replies(GOOD))
+    if value.startswith("9"):
+        with pytest.raises(AnnotatorError, match="answers 503"):
+            ask()
+    else:
+        assert isinstance(ask().action, Click)
 
 
 FAULTS = {

@@ -103,6 +103,7 @@ def test_expressions_are_refused_as_in_process(codec, stub):
     ("kind", "where"),
     [
         ("vllm", ("structured_outputs", "regex")),
+        ("sglang", ("regex",)),
         ("trtllm", ("response_format", "regex")),
         ("edge-llm", ("guided_decoding", "regex")),
         ("llama.cpp", ("grammar",)),
