@@ -1,6 +1,6 @@
 """Generated parts of the README and of docs/: prints commands, checks or rewrites the rest.
 
-python .ci/readme.py install  the command block marked as the install command; `test` likewise
+python .ci/readme.py install  the command block marked as the install command; so `test`, `serve`
 python .ci/readme.py check    fails if a generated part is stale
 python .ci/readme.py write    rewrites the generated parts
 """
@@ -17,6 +17,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 _PART = re.compile(r"<!-- generated: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+COMMANDS = {"install": "README.md", "test": "README.md", "serve": "docs/serve.md"}
+"""The pages of the blocks that are printed."""
+
 _COMMAND = r"<!-- {} command -->\n```\w*\n(.*?)```"
 
 
@@ -128,8 +131,9 @@ def rendered(text: str) -> str:
 def main(what: str) -> int:
     """Do one of the four."""
     readme = ROOT / "README.md"
-    if what in ("install", "test"):
-        found = re.search(_COMMAND.format(what), readme.read_text("utf-8"), re.DOTALL)
+    if what in COMMANDS:
+        page = (ROOT / COMMANDS[what]).read_text("utf-8")
+        found = re.search(_COMMAND.format(what), page, re.DOTALL)
         print(found[1] if found else "false")
         return 0
     stale = 0

@@ -11,8 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-collect_ignore = [] if find_spec("torch") else ["export"]
-"""The runtime is tested without torch as well, as its users have it."""
+NEEDED = {"export": "torch", "serve": "fastapi", "adapters": "fastapi"}
+collect_ignore = [folder for folder, package in NEEDED.items() if find_spec(package) is None]
+"""The runtime is tested without the extras as well, as most of its users have it."""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,9 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
-pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
-
 import segagent_rt
 from segagent_rt.draw import png
 from segagent_rt.scenes import make_scene
