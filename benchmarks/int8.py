@@ -2,6 +2,7 @@
 
 taskset -c 0 python benchmarks/int8.py          the segmenter that ships; prints one JSON document
 taskset -c 0 python benchmarks/int8.py FOLDER   and EdgeTAM of real size with random weights
+taskset -c 0,1 python benchmarks/int8.py photo  the shipped segmenter for photos alone, two threads
 
 Each is exported with the gate on and forgiving, then both encoders run in turn on generated scenes.
 Random weights say how long it takes, and nothing about masks. FOLDER is removed afterwards.
@@ -26,10 +27,11 @@ from segagent_rt.bundle.bundle import Part, open_bundle, open_part
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Click
-from segagent_rt_export.families.integer_part import quantise_part
+from segagent_rt_export.families.integer_part import STORED, quantise_part
 from segagent_rt_export.gate.inputs import SceneInputs
 from segagent_rt_export.gate.verdict import Gate
 from segagent_rt_export.gate.verify import verify_masks
+from segagent_rt_export.variants import REFERENCE
 
 SCENES, ROUNDS, FAST = 100, 20, "cpu-w8a8-static"
 
@@ -47,11 +49,19 @@ def main(folder: Path | None) -> None:
     print(json.dumps(document, indent=1))
 
 
-def times(part: Part, side: int, rounds: int = ROUNDS) -> dict[str, Any]:
+def photo() -> None:
+    """Measure and print the segmenter for photos; its variant in fp32 has the same weights."""
+    part = open_bundle("photo").part("segmenter")
+    document: dict[str, Any] = {"machine": describe_machine(), "cores": _cores()}
+    document["photo_net"] = times(part, side=512, slow=STORED)
+    print(json.dumps(document, indent=1))
+
+
+def times(part: Part, side: int, rounds: int = ROUNDS, slow: str = REFERENCE) -> dict[str, Any]:
     """Milliseconds of an image's encoding and of a click, in turn; the first round does not
     count."""
     where = SessionOptions("cpu", _cores())
-    names = ("reference", FAST)
+    names = (slow, FAST)
     segmenters = {
         name: open_segmenter(part, lambda part, role, name=name: part.session(role, where, name))
         for name in names
@@ -68,7 +78,7 @@ def times(part: Part, side: int, rounds: int = ROUNDS) -> dict[str, Any]:
     return {
         work: {
             "ms": {name: clock.milliseconds() for name, clock in each.items()},
-            "times_as_fast_cpu": round(median(each["reference"].cpu) / median(each[FAST].cpu), 2),
+            "times_as_fast_cpu": round(median(each[slow].cpu) / median(each[FAST].cpu), 2),
         }
         for work, each in clocks.items()
     }
@@ -100,4 +110,7 @@ def _cores() -> int:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    if sys.argv[1:] == ["photo"]:
+        photo()
+    else:
+        main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)

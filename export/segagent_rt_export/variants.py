@@ -23,8 +23,8 @@ the last bits on how many rows come in at once: tokens fed together would not be
 class SegmenterVariant:
     """`linear` is for matrix products, in fp16 for convolutions too; `decoder` for those of the
     decoder, if they differ. `convolutions` of 8 bits are unpacked when loaded; as int8 they are
-    multiplied in integers, but for those of the roles in `apart`, and for what makes an output
-    unless `outputs` says so."""
+    multiplied in integers, but for those of the roles in `apart`, for those with the weights
+    `exact`, and for what makes an output unless `outputs` says so."""
 
     precision: str
     linear: Precision
@@ -34,6 +34,7 @@ class SegmenterVariant:
     decoder: Precision | None = None
     apart: tuple[str, ...] = ("decoder",)
     outputs: bool = False
+    exact: tuple[str, ...] = ()
 
     def in_integers(self, roles: Iterable[str]) -> tuple[str, ...]:
         """The roles whose convolutions multiply integers."""

@@ -56,7 +56,8 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
         typer.Option(
             metavar="BUNDLE",
             help="A bundle's folder or name, such as tiny: its weights are the start of what has "
-            "no checkpoint yet.",
+            "no checkpoint yet. With photo, activations are rounded too, as in the export; "
+            "photo-bundle exports the bundle's own weights again.",
         ),
     ] = None,
     trajectories: Annotated[
@@ -100,16 +101,24 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
             "training needs packages that are not installed",
             hint=install_hint("export"),
         ) from None
+    start = None if init is None else open_bundle(init)
     if what == "photo":
         from segagent_rt_training.photo.batches import BatchPlan
-        from segagent_rt_training.photo.training import PhotoRecipe, train_photo
+        from segagent_rt_training.photo.training import photo_recipe, train_photo
 
-        train_photo(PhotoRecipe(hours, BatchPlan(seed, side=crop)), photos, folder, processes)
+        recipe = photo_recipe(hours, BatchPlan(seed, side=crop), start)
+        train_photo(recipe, photos, folder, processes, start)
     elif what == "photo-bundle":
-        from segagent_rt_training.photo.bundle import PhotoTrial, ship_photo
+        from segagent_rt_training.photo.bundle import (
+            PhotoTrial,
+            ship_photo,
+            shipped_weights,
+            trained_weights,
+        )
 
+        weights = trained_weights(folder) if start is None else shipped_weights(start)
         trial = PhotoTrial(photos, held_out, scenes, not allow_below_gate)
-        ship_photo(folder, output or Path("engines/photo"), side, trial, _report_progress)
+        ship_photo(weights, output or Path("engines/photo"), side, trial, _report_progress)
     elif what == "photo-gallery":
         from segagent_rt_training.photo.gallery import write_gallery
 
@@ -126,9 +135,9 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
     elif what == "report":
         write_report(folder, output or Path("engines/tiny"), Path("docs"))
     else:
-        start = None if init is None else open_bundle(init).folder
+        begin = None if start is None else start.folder
         files = tuple(trajectories or ())
-        train(TrainingPlan(what, folder, seed, scale, processes, rounds, start, files, images))  # type: ignore[arg-type]
+        train(TrainingPlan(what, folder, seed, scale, processes, rounds, begin, files, images))  # type: ignore[arg-type]
 
 
 def _report_progress(what: str) -> None:

@@ -107,6 +107,17 @@ def test_what_becomes_integers():
     assert QdqSelection(fuse_gelu(net()).graph).values == chosen.values
 
 
+def test_a_convolution_that_is_to_stay_exact_does():
+    """Its weight and its result stay; what it reads is rounded all the same."""
+    chosen = QdqSelection(net().graph, outputs=True, exact=["features_w"])
+    assert [node.output[0] for node in chosen.convolutions] == ["wide", "narrow", "mixed"]
+    assert "features" not in chosen.values
+    ranges = dict.fromkeys(chosen.values, (-9.0, 9.0))
+    made = quantise_convolutions(net(), ranges, outputs=True, exact=["features_w"])
+    (kept,) = [node for node in made.graph.node if node.output[0] == "features"]
+    assert kept.input[1] == "features_w"
+
+
 def joined() -> onnx.ModelProto:
     """Two convolutions of the picture and their squares side by side, read by a third."""
     constants: dict[str, Any] = {}

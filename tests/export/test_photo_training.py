@@ -11,9 +11,22 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from segagent_rt_export.families.photo_net.net import box_map, click_maps  # noqa: E402
-from segagent_rt_export.passes.qdq_conv import MOST  # noqa: E402
+from segagent_rt.bundle.bundle import open_bundle  # noqa: E402
+from segagent_rt_export.families.photo_net.export import (  # noqa: E402
+    PhotoDecoderGraph,
+    example_prompts,
+    fold_norms,
+)
+from segagent_rt_export.families.photo_net.from_bundle import photo_net_from_part  # noqa: E402
+from segagent_rt_export.families.photo_net.net import (  # noqa: E402
+    PhotoSegmenterNet,
+    box_map,
+    click_maps,
+)
+from segagent_rt_export.passes.calibration import CPU  # noqa: E402
+from segagent_rt_export.passes.qdq_conv import LEVELS, MOST  # noqa: E402
 from segagent_rt_training.photo import training  # noqa: E402
+from segagent_rt_training.photo.activations import RoundedActivations  # noqa: E402
 from segagent_rt_training.photo.augmentation import random_crop  # noqa: E402
 from segagent_rt_training.photo.batches import BatchPlan, Sampler  # noqa: E402
 from segagent_rt_training.photo.photos import LabelledImage, load_photos  # noqa: E402
@@ -158,3 +171,58 @@ def test_rounded_weights_are_those_of_the_export_and_do_not_stay():
         layer(torch.ones(1, 3, 3, 3)).sum().backward()
     assert torch.equal(layer.weight, exact)
     assert layer.weight.grad is not None
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return open_bundle("photo")
+
+
+def test_a_bundles_weights_compute_in_torch_what_its_graph_computes(shipped):
+    """What a training with --init begins with."""
+    part = shipped.part("segmenter")
+    net, prompts = photo_net_from_part(part), example_prompts(512)
+    draw = torch.Generator().manual_seed(1)
+    shapes = {
+        "coarse": (64, 64, 64), "fine": (128, 128, 32),
+        "coarse_keys": (32, 64, 64), "fine_keys": (24, 128, 128),
+    }  # fmt: skip
+    maps = {name: torch.randn(1, *shape, generator=draw) for name, shape in shapes.items()}
+    feeds = {name: value.numpy() for name, value in {**maps, **prompts}.items()}
+    found = part.session("decoder", CPU, "cpu-w8").run(feeds, ("logits", "iou"))
+    with torch.no_grad():
+        logits, iou = PhotoDecoderGraph(net)(*maps.values(), *prompts.values())
+    np.testing.assert_allclose(found["logits"], logits.numpy(), atol=1e-3)
+    np.testing.assert_allclose(found["iou"], iou.numpy(), atol=1e-4)
+
+
+def test_a_training_that_begins_with_a_bundle_goes_on_where_it_stopped(photos, shipped, tmp_path):
+    plan = BatchPlan(seed=3, side=64, images=1, longest=(64, 96))
+    recipe = training.photo_recipe(0.1, plan, shipped)
+    batch = Sampler(load_photos(photos, "train")).batch(plan, 0)
+    part = shipped.part("segmenter")
+    first = training.PhotoTraining(
+        recipe, tmp_path, training.WorkerGroup(), photo_net_from_part(part)
+    )
+    first.step(batch)
+    assert first.progress.means["loss"] > 0
+    first.save()
+    net, about = training.trained_photo_net(tmp_path)
+    assert about["runs"][0]["recipe"]["init"] == shipped.digest
+    for name, value in first.average.state_dict().items():
+        torch.testing.assert_close(net.state_dict()[name], value)
+
+
+def test_activations_are_rounded_to_the_levels_of_the_export_only_where_asked_for():
+    net = fold_norms(PhotoSegmenterNet())
+    layer, seen = net.pyramid.smooth8[0], []
+    rounded = RoundedActivations(net)
+    layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    image = torch.randint(0, 256, (1, 3, 64, 64)).float()
+    exact = net.encode(image)
+    with rounded.active(measured=True):
+        net.encode(image)
+    torch.testing.assert_close(net.encode(image), exact)
+    assert len(seen[1].unique()) <= LEVELS + 1 < len(seen[0].unique())
+    seen[1].sum().backward()
+    assert net.pyramid.lateral8[0].weight.grad is not None

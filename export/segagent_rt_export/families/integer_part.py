@@ -32,7 +32,12 @@ INTEGERS = replace(SEGMENTER_VARIANTS["cpu-w8a8-static"], apart=(), outputs=True
 
 
 def write_integer_part(
-    graphs: Mapping[str, Path], folder: Path, family: str, settings: Any, material: GateInputs
+    graphs: Mapping[str, Path],
+    folder: Path,
+    family: str,
+    settings: Any,
+    material: GateInputs,
+    exact: tuple[str, ...] = (),
 ) -> Part:
     """Make a part of graphs in full precision that lie in its folder: the same weights for
     arithmetic in integers, where it is fast, and in fp32 for all other places.
@@ -43,6 +48,7 @@ def write_integer_part(
         family: of the part's manifest.
         settings: likewise.
         material: the images that ranges of integers are measured on.
+        exact: names of weights whose convolutions stay in fp32.
     """
     for path in graphs.values():
         onnx.save_model(quantise_conv_weights(onnx.load(path), MOST), str(path))
@@ -54,7 +60,7 @@ def write_integer_part(
         return open_part(folder, "segmenter")
 
     with tempfile.TemporaryDirectory() as scratch:
-        rounded = quantise_part(described(stored), Path(scratch) / "rounded", material)
+        rounded = quantise_part(described(stored), Path(scratch) / "rounded", material, exact)
         for role, path in graphs.items():
             integers = onnx.load(rounded.graphs(role, "cpu-w8a8-static")[0].path)
             both = {path: onnx.load(path), folder / f"{role}.int8.onnx": integers}
@@ -64,11 +70,14 @@ def write_integer_part(
     return described({"cpu-w8a8-static": fast, **stored})
 
 
-def quantise_part(part: Part, folder: Path, material: GateInputs | None = None) -> Part:
+def quantise_part(
+    part: Part, folder: Path, material: GateInputs | None = None, exact: tuple[str, ...] = ()
+) -> Part:
     """Write `reference` (fp32) and `cpu-w8a8-static` of the part into a new folder.
 
     The decoder multiplies integers, too: its prompts are drawn, not coordinates. The ranges of
-    values are measured on `material`; on generated scenes if it is left out.
+    values are measured on `material`; on generated scenes if it is left out. Convolutions with the
+    weights `exact` stay in fp32.
     """
     whole = folder / REFERENCE
     whole.mkdir(parents=True)
@@ -78,9 +87,8 @@ def quantise_part(part: Part, folder: Path, material: GateInputs | None = None) 
         onnx.save_model(dequantise_conv_weights(model), str(path))
     bare = _described(part, folder, [REFERENCE], graphs)
     images = (material or SceneInputs(MEASURED)).measured()
-    write_variant(
-        graphs, folder / "cpu-w8a8-static", INTEGERS, calibrate_ranges(bare, images, part.roles)
-    )
+    ranges = calibrate_ranges(bare, images, part.roles)
+    write_variant(graphs, folder / "cpu-w8a8-static", replace(INTEGERS, exact=exact), ranges)
     return _described(part, folder, [REFERENCE, "cpu-w8a8-static"], graphs)
 
 

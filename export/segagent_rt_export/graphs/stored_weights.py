@@ -60,6 +60,21 @@ class StoredGraph:
     graph: onnx.GraphProto
     values: Mapping[str, Weight]
 
+    def layers(self) -> dict[str, Weight]:
+        """Weights and biases of convolutions and linear layers by their names in the net; zero
+        biases are left out of graphs."""
+        layers: dict[str, Weight] = {}
+        for node in self.graph.node:
+            if node.op_type in ("Conv", "Gemm") and node.input[1].endswith(".weight"):
+                given = [self.values.get(name) for name in node.input[1:]]
+                weight, bias = (*given, None, None)[:2]
+                if weight is not None:
+                    name = node.input[1].removesuffix(".weight")
+                    layers[f"{name}.weight"] = weight
+                    zeros = np.zeros(weight.shape[:1], np.float32)
+                    layers[f"{name}.bias"] = zeros if bias is None else bias
+        return layers
+
     def unpacked(self) -> Iterator[Weight]:
         """Weights of an MLLM's norms, tables and linear layers, in the order in which nodes use
         them; matrices are [out, in], as in torch."""

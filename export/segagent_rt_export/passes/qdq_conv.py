@@ -6,7 +6,7 @@ multiply integers, all others compute the same in fp32. Only standard operators.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeAlias
 
 import numpy as np
@@ -40,12 +40,14 @@ class QdqSelection:
 
     What a convolution reads and makes does, and the sum of two such values or of one and an input,
     so that integers stay integers from one convolution to the next. Kept in fp32: what reads the
-    picture or an average over it, and, unless `outputs` are to be rounded too, what makes an output
-    of the graph.
+    picture or an average over it, the convolutions with the weights `exact`, and, unless `outputs`
+    are to be rounded too, what makes an output of the graph.
     """
 
-    def __init__(self, graph: onnx.GraphProto, *, outputs: bool = False) -> None:
-        self._graph, self._last = graph, outputs
+    def __init__(
+        self, graph: onnx.GraphProto, *, outputs: bool = False, exact: Collection[str] = ()
+    ) -> None:
+        self._graph, self._last, self._exact = graph, outputs, exact
         self._constants = {tensor.name for tensor in graph.initializer}
         self._outputs = {output.name for output in graph.output}
         self._readers: dict[str, list[NodeProto]] = {}
@@ -63,6 +65,7 @@ class QdqSelection:
             for node in self._graph.node
             if node.op_type == "Conv"
             and node.input[1] in self._constants
+            and node.input[1] not in self._exact
             and node.input[0] not in kept
             and (self._last or self.settled(node.output[0]) not in self._outputs)
         ]
@@ -108,7 +111,11 @@ class QdqSelection:
 
 
 def quantise_convolutions(
-    model: onnx.ModelProto, ranges: Ranges, *, outputs: bool = False
+    model: onnx.ModelProto,
+    ranges: Ranges,
+    *,
+    outputs: bool = False,
+    exact: Collection[str] = (),
 ) -> onnx.ModelProto:
     """Put the convolutions of a graph into integers, in place.
 
@@ -116,9 +123,10 @@ def quantise_convolutions(
         model: its weights are in fp32; nodes stand in the order in which they run.
         ranges: for each of the `values` of `QdqSelection`, or for more.
         outputs: whether what makes an output becomes integers, too.
+        exact: names of weights whose convolutions stay in fp32.
     """
     graph = model.graph
-    chosen = QdqSelection(graph, outputs=outputs)
+    chosen = QdqSelection(graph, outputs=outputs, exact=exact)
     weights = {tensor.name: tensor for tensor in graph.initializer}
     scales = {name: _scale(*ranges[name]) for name in chosen.values}
     writer = _QdqWriter(graph, scales)

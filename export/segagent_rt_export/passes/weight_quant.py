@@ -40,7 +40,9 @@ def write_variant(
             linear = variant.decoder
         if role in variant.in_integers(graphs):
             assert ranges is not None
-            quantise_convolutions(fuse_gelu(model), ranges[role], outputs=variant.outputs)
+            quantise_convolutions(
+                fuse_gelu(model), ranges[role], outputs=variant.outputs, exact=variant.exact
+            )
         elif variant.convolutions != "fp32":
             quantise_conv_weights(model)
         if linear.scheme == "fp16":

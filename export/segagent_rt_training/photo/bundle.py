@@ -10,7 +10,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, cast
 
-from segagent_rt.bundle.bundle import Part, open_part
+from segagent_rt.bundle.bundle import Bundle, Part, open_part
 from segagent_rt.bundle.manifest import BundleIndex, Variant
 from segagent_rt.errors import GateFailed
 from segagent_rt.io import atomic_write
@@ -23,6 +23,7 @@ from segagent_rt_export.families.photo_net.export import (
     export_segmenter,
     torch_checks,
 )
+from segagent_rt_export.families.photo_net.from_bundle import photo_net_from_part
 from segagent_rt_export.families.photo_net.net import PhotoSegmenterNet
 from segagent_rt_export.gate.photo_inputs import GatePhoto, PhotoInputs
 from segagent_rt_export.gate.verdict import Gate
@@ -68,13 +69,49 @@ class PhotoTrial:
     gated: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class PhotoWeights:
+    """What is exported, and for the manifest how it came about: `runs`, `steps` and `hours`."""
+
+    net: PhotoSegmenterNet
+    origin: Mapping[str, Any]
+
+
+def trained_weights(training: Path) -> PhotoWeights:
+    """The moving average in the folder of a training, finished or not."""
+    net, about = trained_photo_net(training)
+    origin = {
+        "runs": json.loads(json.dumps(about["runs"])),
+        "steps": about["progress"]["step"],
+        "hours": round(about["progress"]["seconds"] / 3600, 2),
+    }
+    return PhotoWeights(net, origin)
+
+
+def shipped_weights(bundle: Bundle) -> PhotoWeights:
+    """The weights of a photo bundle, to be exported and measured again.
+
+    Raises:
+        CheckpointInvalid: its segmenter is another one.
+        BundleError: it has no segmenter, or a file of it is missing or was altered.
+    """
+    part = bundle.part("segmenter")
+    known = part.manifest.provenance
+    origin = {name: known[name] for name in ("runs", "steps", "hours") if name in known}
+    return PhotoWeights(photo_net_from_part(part), origin)
+
+
 def ship_photo(
-    training: Path, target: Path, side: int, trial: PhotoTrial, report_progress: ProgressReporter
+    weights: PhotoWeights,
+    target: Path,
+    side: int,
+    trial: PhotoTrial,
+    report_progress: ProgressReporter,
 ) -> None:
     """Write the photo bundle.
 
     Args:
-        training: the folder of a training, finished or not.
+        weights: of a training, or of another bundle.
         target: the bundle to write; files beside its parts are kept.
         side: of the square that the encoder sees, in pixels.
         trial: what the bundle is measured on.
@@ -83,8 +120,7 @@ def ship_photo(
     Raises:
         GateFailed: the graphs do not compute what was trained; nothing is written.
     """
-    trained, about = trained_photo_net(training)
-    net = cast(PhotoSegmenterNet, with_rounded_weights(trained))
+    net = cast(PhotoSegmenterNet, with_rounded_weights(weights.net))
     material = gate_photos(trial.photos)
     with new_part(target / "segmenter") as folder:
         report_progress("export")
@@ -102,7 +138,7 @@ def ship_photo(
         measured = _measure(open_part(shipped.folder, "segmenter"), trial, report_progress)
         write_attributions(trial.photos, shipped.folder / ATTRIBUTIONS)
         write_notice(shipped.folder / NOTICE)
-        origin = provenance(trial.photos, about)
+        origin = provenance(trial.photos, weights.origin)
         verified = {"variant": SHIPPED_VARIANT, "export": gate, **measured}
         write_manifest(shipped.folder, replace(draft, provenance=origin, verified=verified))
         for path in list(shipped.folder.iterdir()):
@@ -182,7 +218,7 @@ def _counting(report_progress: ProgressReporter) -> Callable[[int], None]:
     return lambda done: report_progress(f"{done} done") if done % 50 == 0 else None
 
 
-def provenance(photos: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+def provenance(photos: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
     """Data sets, licences, recipe and time, for the manifest."""
     entries = read_index(photos, "train")
     kinds: dict[str, dict[str, Any]] = {}
@@ -201,9 +237,7 @@ def provenance(photos: Path, about: Mapping[str, Any]) -> dict[str, Any]:
         "notice": NOTICE,
         "weights": "moving average of training; those of convolutions rounded to 127 levels, as "
         "training rounds them once `exact_share` of its time has passed",
-        "runs": json.loads(json.dumps(about["runs"])),
-        "steps": about["progress"]["step"],
-        "hours": round(about["progress"]["seconds"] / 3600, 2),
+        **origin,
     }
 
 

@@ -42,10 +42,10 @@ def next_prompt(
 
 
 def jittered_box(target: Mask, rng: random.Random) -> tuple[float, float, float, float]:
-    """The box round a target, its edges moved by up to about 8 % of its sides: left, top, right and
-    bottom in pixels of the array."""
+    """The box round a target, its edges moved by up to about 10 % of its sides: left, top, right
+    and bottom in pixels of the array."""
     x, y, width, height = cv2.boundingRect(target.view(np.uint8))
-    strength = rng.choice((0.0, 0.02, 0.08))
+    strength = rng.choice((0.0, 0.0, 0.02, 0.05, 0.1))
 
     def moved(edge: float, length: float, most: float) -> float:
         return min(max(edge + rng.gauss(0, strength) * length, 0.0), most)

@@ -7,7 +7,8 @@ import json
 import math
 import random
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,16 +20,26 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
+from segagent_rt.bundle.bundle import Bundle
 from segagent_rt_export.families.photo_net.efficientnet import load_imagenet_weights
+from segagent_rt_export.families.photo_net.export import fold_norms
+from segagent_rt_export.families.photo_net.from_bundle import photo_net_from_part
 from segagent_rt_export.families.photo_net.net import ImageFeatures, PhotoPrompts, PhotoSegmenterNet
 from segagent_rt_training.distributed import WorkerGroup, run_workers
+from segagent_rt_training.photo.activations import RoundedActivations
 from segagent_rt_training.photo.batches import Batch, BatchPlan, batches_from
 from segagent_rt_training.photo.losses import mask_loss, rating_loss, true_iou
 from segagent_rt_training.photo.prompting import jittered_box, next_prompt, spoiled_mask
 from segagent_rt_training.photo.rounding import rounded_weights
 
 CHECKPOINT, LOG = "photo.pt", "photo.jsonl"
+NORM = "decoder.norm8.weight"
+"""A weight that nets with folded norms lack."""
+
 SAVE_EVERY, REPORT_EVERY = 120.0, 30.0
+MEASURE_EVERY = 20
+"""Steps between those that the ranges of activations are measured in."""
+
 MOST_TURNS = 6
 FEW_TURNS_SHARE = 0.5
 
@@ -53,6 +64,9 @@ class PhotoRecipe:
     """Share of the examples that begin with a box instead of a click."""
     spoiled_share: float = 0.1
     """Share of the examples that begin with a mask that went wrong."""
+    init: str | None = None
+    """The digest of the bundle that training begins with instead of ImageNet weights. Its batch
+    norms are folded, so activations are rounded as in the export, too, from the first step."""
 
 
 @dataclass(slots=True)
@@ -73,15 +87,21 @@ class PhotoProgress:
 class PhotoTraining:
     """Net, moving average, optimiser and progress, saved together."""
 
-    def __init__(self, recipe: PhotoRecipe, folder: Path, team: WorkerGroup) -> None:
+    def __init__(
+        self,
+        recipe: PhotoRecipe,
+        folder: Path,
+        team: WorkerGroup,
+        init: PhotoSegmenterNet | None = None,
+    ) -> None:
         torch.manual_seed(recipe.batches.seed)
         self._team, self.recipe = team, recipe
         self._path, self._log = folder / CHECKPOINT, folder / LOG
-        self.net = PhotoSegmenterNet()
-        load_imagenet_weights(self.net.encoder)
+        self.net = _imagenet_net() if init is None else init
         self.net.encoder.freeze(recipe.frozen_stages)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.net).eval()
+        self._activations = None if init is None else RoundedActivations(self.net)
         encoder = [p for p in self.net.encoder.parameters() if p.requires_grad]
         head = [*self.net.pyramid.parameters(), *self.net.decoder.parameters()]
         self.optimiser = torch.optim.AdamW(
@@ -130,8 +150,7 @@ class PhotoTraining:
         for group, rate in zip(self.optimiser.param_groups, self._rates(done), strict=True):
             group["lr"] = rate
         self.optimiser.zero_grad(set_to_none=True)
-        rounds = done >= self.recipe.exact_share
-        with rounded_weights(self.net) if rounds else nullcontext():
+        with self._rounding(done):
             losses = self._losses(batch, frozen)
             losses["loss"].backward()  # type: ignore[no-untyped-call]
         for group in self.optimiser.param_groups:
@@ -141,6 +160,22 @@ class PhotoTraining:
         self._average()
         self.progress.step += 1
         self.progress.note({name: float(value.detach()) for name, value in losses.items()})
+
+    @contextmanager
+    def _rounding(self, done: float) -> Iterator[None]:
+        """As the export in integers will round, as far as this net can be trained for it."""
+        with ExitStack() as stack:
+            if self._activations is not None:
+                measured = self.progress.step % MEASURE_EVERY == 0
+                stack.enter_context(self._activations.active(measured=measured))
+            if self._activations is not None or done >= self.recipe.exact_share:
+                stack.enter_context(rounded_weights(self.net))
+            yield
+
+    def _autocast(self) -> torch.autocast:
+        """In bfloat16, unless activations are rounded anyway or the CPU would only emulate it."""
+        fast = self._activations is None and bfloat16_is_fast()
+        return torch.autocast("cpu", torch.bfloat16, enabled=fast)
 
     def _rates(self, done: float) -> tuple[float, float]:
         """Learning rates of head and encoder: a short warm-up, then half a cosine over the time."""
@@ -173,7 +208,7 @@ class PhotoTraining:
         # 1. Encode each image once; its features serve all its targets.
         pixels = torch.from_numpy(batch.images).permute(0, 3, 1, 2).float()
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with self._autocast():
             with torch.set_grad_enabled(not frozen):
                 maps = self.net.encoder(pixels)
             features = self.net.pyramid(maps)
@@ -189,7 +224,7 @@ class PhotoTraining:
         for turn in range(turns):
             session.click(turn, rng)
             learns = turn == turns - 1 or rng.random() < (0.8 if turn == 0 else 0.25)
-            with torch.set_grad_enabled(learns), torch.autocast("cpu", torch.bfloat16):
+            with torch.set_grad_enabled(learns), self._autocast():
                 logits, rating = self.net.decoder(repeated, session.prompts())
             logits = logits[:, 0].float()
             session.answer(logits.detach())
@@ -202,6 +237,17 @@ class PhotoTraining:
                 names[f"iou{turn + 1}"] = actual.mean()
             names["rating_error"] = (rating.detach().float() - actual).abs().mean()
         return {"loss": total / weights, **names}
+
+
+def _imagenet_net() -> PhotoSegmenterNet:
+    net = PhotoSegmenterNet()
+    load_imagenet_weights(net.encoder)
+    return net
+
+
+def bfloat16_is_fast() -> bool:
+    """Whether this CPU computes in bfloat16 itself; emulation is several times as slow as fp32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 class _Annotation:
@@ -246,7 +292,29 @@ class _Annotation:
         self._masks = np.asarray((logits > 0).numpy())
 
 
-def train_photo(recipe: PhotoRecipe, photos: Path, folder: Path, processes: int = 2) -> None:
+def photo_recipe(hours: float, batches: BatchPlan, init: Bundle | None = None) -> PhotoRecipe:
+    """The usual one; for a net that begins as a bundle's, with lower rates, nothing frozen at
+    first, and more boxes."""
+    if init is None:
+        return PhotoRecipe(hours, batches)
+    return PhotoRecipe(
+        hours,
+        batches,
+        learning_rate=4e-4,
+        encoder_rate=1e-4,
+        frozen_share=0.0,
+        box_share=0.45,
+        init=init.digest,
+    )
+
+
+def train_photo(
+    recipe: PhotoRecipe,
+    photos: Path,
+    folder: Path,
+    processes: int = 2,
+    init: Bundle | None = None,
+) -> None:
     """Train until the recipe's time is used up, or continue where an earlier run stopped.
 
     Args:
@@ -254,17 +322,30 @@ def train_photo(recipe: PhotoRecipe, photos: Path, folder: Path, processes: int 
         photos: the folder with `index.json`, images and label maps.
         folder: where checkpoint and log lie; one training at a time works in it.
         processes: each has one thread and computes the gradients of its own batches.
+        init: the bundle to begin with; without it, ImageNet weights and fresh ones.
+
+    Raises:
+        CheckpointInvalid: the bundle's segmenter is another one.
+        BundleError: a file of it is missing or was altered.
     """
+    net = None if init is None else photo_net_from_part(init.part("segmenter"))
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        run_workers(partial(_work, recipe, photos, folder), processes)
+        run_workers(partial(_work, recipe, photos, folder, net), processes)
 
 
-def _work(recipe: PhotoRecipe, photos: Path, folder: Path, team: WorkerGroup) -> None:
+def _work(
+    recipe: PhotoRecipe,
+    photos: Path,
+    folder: Path,
+    init: PhotoSegmenterNet | None,
+    team: WorkerGroup,
+) -> None:
     """One process of the training; the first one keeps the time, the log and the checkpoint."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    training = PhotoTraining(recipe, folder, team)
+    # Processes are handed the same memory; each has to change weights of its own.
+    training = PhotoTraining(recipe, folder, team, copy.deepcopy(init))
     progress = training.progress
     spent = progress.seconds
     first = progress.step * team.size + team.rank
@@ -292,5 +373,7 @@ def trained_photo_net(folder: Path) -> tuple[PhotoSegmenterNet, dict[str, Any]]:
     with its recipe and its first step."""
     state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
     net = PhotoSegmenterNet()
+    if NORM not in state["average"]:
+        net = fold_norms(net)
     net.load_state_dict(state["average"])
     return net.eval(), {"progress": state["progress"], "runs": state.get("runs", [])}

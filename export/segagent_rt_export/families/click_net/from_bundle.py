@@ -12,7 +12,6 @@ from segagent_rt.segmenters.click_net import ClickNetSettings
 from segagent_rt_export.families.click_net.net import SIDE, SegmenterNet
 from segagent_rt_export.graphs.conv_norm import fuse
 from segagent_rt_export.graphs.stored_weights import (
-    StoredGraph,
     fill,
     read_graph,
     read_settings,
@@ -33,29 +32,13 @@ def click_net_from_part(part: Part) -> SegmenterNet:
     folded = cast(SegmenterNet, fuse(SegmenterNet()))
     weights: dict[str, Weight] = {}
     for role in ("encoder", "decoder"):
-        weights |= _layers(read_graph(part, role))
+        weights |= read_graph(part, role).layers()
     try:
         whole = dict(_joined(weights))
     except (ValueError, IndexError):
         raise refused(part, "the halves of a layer do not fit together") from None
     fill(folded, whole, part)
     return folded
-
-
-def _layers(stored: StoredGraph) -> dict[str, Weight]:
-    """Weights and biases of a graph's layers by their names in the net; zero biases are left out
-    of graphs."""
-    layers: dict[str, Weight] = {}
-    for node in stored.graph.node:
-        if node.op_type in ("Conv", "Gemm") and node.input[1].endswith(".weight"):
-            given = [stored.values.get(name) for name in node.input[1:]]
-            weight, bias = (*given, None, None)[:2]
-            if weight is not None:
-                name = node.input[1].removesuffix(".weight")
-                layers[f"{name}.weight"] = weight
-                zeros = np.zeros(weight.shape[:1], np.float32)
-                layers[f"{name}.bias"] = zeros if bias is None else bias
-    return layers
 
 
 def _joined(layers: Mapping[str, Weight]) -> Iterator[tuple[str, Weight]]:

@@ -21,6 +21,9 @@ from segagent_rt_export.graphs.conv_norm import fuse
 from segagent_rt_export.graphs.exported_segmenter import Check
 from segagent_rt_export.graphs.tracing import trace
 
+SCORES = ("decoder.logits.weight",)
+"""Stays in fp32: steps of a whole range of logits are too coarse round zero, where masks end."""
+
 
 class PhotoEncoderGraph(nn.Module):
     """uint8 [1, side, side, 3] to `MAPS`; the two sums' parts with the channels last, as
@@ -96,7 +99,8 @@ def export_segmenter(net: PhotoSegmenterNet, side: int, folder: Path, material: 
     """
     folder.mkdir()
     graphs = export_photo_net(net, side, folder)
-    return write_integer_part(graphs, folder, "photo_net", PhotoNetSettings(side), material)
+    settings = PhotoNetSettings(side)
+    return write_integer_part(graphs, folder, "photo_net", settings, material, exact=SCORES)
 
 
 def torch_checks(net: PhotoSegmenterNet, side: int) -> Sequence[Check]:
@@ -133,9 +137,12 @@ def example_prompts(side: int) -> dict[str, Tensor]:
 
 
 def fold_norms(net: PhotoSegmenterNet) -> PhotoSegmenterNet:
-    """A copy for inference without batch norms, those behind sums included."""
+    """A copy for inference without batch norms, those behind sums included; of a net whose norms
+    are folded already, a plain copy."""
     folded = cast(PhotoSegmenterNet, fuse(net))
     decoder, pyramid = folded.decoder, folded.pyramid
+    if isinstance(decoder.norm8, nn.Identity):
+        return folded
     _fold_into(decoder.norm8, [pyramid.coarse, decoder.enter8, decoder.clicked])
     _fold_into(decoder.norm4, [pyramid.fine, decoder.enter4, decoder.up4])
     decoder.norm8 = decoder.norm4 = nn.Identity()  # type: ignore[assignment]
