@@ -69,7 +69,7 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
         Path, typer.Option("--photos", help="Training photos with label maps, for photo.")
     ] = Path("../shared/data/training_photos"),
     hours: Annotated[
-        float, typer.Option(min=0.001, help="Time of all runs of photo together.")
+        float, typer.Option(min=0.001, help="Computing time of all runs of photo together.")
     ] = 6.0,
     crop: Annotated[
         int, typer.Option(min=64, help="Pixels of a crop's side in photo; a multiple of 32.")

@@ -71,7 +71,8 @@ class PhotoRecipe:
 
 @dataclass(slots=True)
 class PhotoProgress:
-    """How far a training is; `seconds` is the time spent in it by all its runs."""
+    """How far a training is; `seconds` is the computing time of all its runs in the first process,
+    so that pauses and a busy machine do not lower the learning rate early."""
 
     step: int = 0
     seconds: float = 0.0
@@ -351,12 +352,13 @@ def _work(
     first = progress.step * team.size + team.rank
     with batches_from(photos, recipe.batches, first, team.size) as batches:
         batch = next(batches)
-        saved = reported = began = time.monotonic()
+        saved = reported = time.monotonic()
+        began = time.process_time()
         while progress.seconds < 3600 * recipe.hours:
             training.step(batch)
             batch = next(batches)
             now = time.monotonic()
-            progress.seconds = team.first_value(spent + now - began)
+            progress.seconds = team.first_value(spent + time.process_time() - began)
             if team.rank == 0 and now - reported > REPORT_EVERY:
                 training.report()
                 reported = now
