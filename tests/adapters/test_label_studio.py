@@ -8,11 +8,13 @@ import threading
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from segagent_rt.errors import AnnotatorError, InputError
 from segagent_rt.serve.adapters.brush_rle import encode_brush
 from segagent_rt.serve.adapters.label_config import parse_label_config
-from segagent_rt.serve.adapters.label_studio import label_studio_router
+from segagent_rt.serve.adapters.label_studio import label_studio_router, wanted
 from segagent_rt.serve.adapters.label_studio_media import LabelStudioMedia, site_of
 from tests.adapters.conftest import area
 
@@ -223,3 +225,55 @@ def test_media_are_set_by_the_environment(monkeypatch):
 def test_interfaces_that_cannot_be_used_are_refused(text):
     with pytest.raises(InputError):
         parse_label_config(text)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["x", "y", "text", "width"]), inner)
+    ),
+    max_leaves=6,
+)
+ITEMS = st.fixed_dictionaries(
+    {
+        "type": st.sampled_from(["keypointlabels", "rectanglelabels", "textarea", "other"]) | JSON,
+        "value": st.dictionaries(
+            st.sampled_from(
+                ["x", "y", "width", "height", "text", "keypointlabels", "rectanglelabels"]
+            ),
+            JSON,
+        )
+        | JSON,
+    },
+    optional={"is_positive": JSON},
+)
+
+
+def repr_start(value):
+    return repr(value)[:5]
+
+
+@pytest.mark.parametrize(
+    "x", [float("nan"), float("inf"), True, None, "5", 10**400], ids=repr_start
+)
+def test_coordinates_that_are_no_numbers_are_refused(x):
+    item = key_point(1, 1)
+    item["value"]["x"] = x
+    config = parse_label_config(CONFIG.format(tag="BrushLabels"))
+    with pytest.raises(InputError):
+        wanted(config, {}, [item], (48, 64))
+
+
+@given(context=st.lists(ITEMS, max_size=4), data=st.dictionaries(st.just("caption"), JSON))
+@settings(max_examples=300, deadline=None, database=None)
+def test_any_context_is_understood_or_refused(context, data):
+    config = parse_label_config(CONFIG.format(tag="BrushLabels"))
+    try:
+        found = wanted(config, data, context, (48, 64))
+    except InputError:
+        return
+    for asked in found:
+        for click in asked.prompt.clicks:
+            assert 0 <= click.x < 64
+            assert 0 <= click.y < 48

@@ -29,6 +29,7 @@ from segagent_rt.serve.adapters.known_images import (
 from segagent_rt.serve.adapters.label_config import Control, LabelConfig, parse_label_config
 from segagent_rt.serve.adapters.label_studio_media import LabelStudioMedia
 from segagent_rt.serve.compute_queue import Job
+from segagent_rt.serve.image_routes import ERRORS
 from segagent_rt.serve.job_runner import JobRunner
 from segagent_rt.serve.mask_formats import mask_to_polygons
 from segagent_rt.serve.object_history import ObjectState
@@ -98,7 +99,7 @@ def label_studio_router(runner: JobRunner, media: LabelStudioMedia | None = None
     Raises:
         InputError: the environment is wrong.
     """
-    router = APIRouter(tags=["Label Studio"])
+    router = APIRouter(responses=ERRORS, tags=["Label Studio"])
     backend = _Backend(KnownImages(runner.service), media or LabelStudioMedia.from_environment())
 
     @router.post("/setup", summary="A project of Label Studio uses this server")
@@ -245,10 +246,10 @@ def _values(mask: Mask, kind: str) -> Iterator[dict[str, Any]]:
 
 def _pixels(value: Mapping[str, Any], name: str, axis: int, size: Size) -> float:
     """A coordinate in pixels."""
-    percent = value.get(name)
-    if isinstance(percent, bool) or not isinstance(percent, int | float):
-        raise InputError(f"an item of the context has no number `{name}`")
-    return min(max(float(percent), -100.0), 200.0) * size[axis] / 100
+    percent: Any = value.get(name)
+    if type(percent) in (int, float) and -100 <= percent <= 200:  # which NaN is not
+        return float(percent) * size[axis] / 100
+    raise InputError(f"an item of the context has no percentage `{name}`")
 
 
 def _box(value: Mapping[str, Any], size: Size) -> Box:

@@ -27,6 +27,7 @@ from segagent_rt.serve.adapters.known_images import (
 from segagent_rt.serve.bundle_card import takes_words
 from segagent_rt.serve.compute_queue import Job
 from segagent_rt.serve.image_content import decode_base64
+from segagent_rt.serve.image_routes import ERRORS
 from segagent_rt.serve.job_runner import JobRunner
 from segagent_rt.serve.mask_formats import mask_to_polygons
 from segagent_rt.serve.object_history import ObjectState
@@ -82,7 +83,7 @@ def x_anylabeling_router(runner: JobRunner) -> APIRouter:
     Args:
         runner: of the service.
     """
-    router = APIRouter(prefix="/v1", tags=["X-AnyLabeling"])
+    router = APIRouter(prefix="/v1", responses=ERRORS, tags=["X-AnyLabeling"])
     images = KnownImages(runner.service)
 
     @router.get("/models", summary="Models, as X-AnyLabeling lists them")
