@@ -282,10 +282,13 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_bytes(terminal, runtime, ph
     assert content(photos.parent / "out") == whole
 
 
-@pytest.mark.chaos
-def test_a_run_that_is_killed_goes_on_with_the_same_bytes(tmp_path):
+@pytest.mark.parametrize(
+    "count",
+    [pytest.param(120, marks=pytest.mark.chaos), pytest.param(500, marks=pytest.mark.slow)],
+)
+def test_a_run_that_is_killed_goes_on_with_the_same_bytes(tmp_path, count):
     """SIGKILL at ten random moments; the result is that of an unbroken run."""
-    fill(tmp_path / "photos", 120)
+    fill(tmp_path / "photos", count)
     (tmp_path / "photos" / "p000.txt").write_text("mine")
     mine = content(tmp_path / "photos")
 
@@ -298,13 +301,14 @@ def test_a_run_that_is_killed_goes_on_with_the_same_bytes(tmp_path):
         )  # fmt: skip
 
     unbroken = start("whole")
-    printed, _ = unbroken.communicate(timeout=120)
+    printed, _ = unbroken.communicate(timeout=600)
     assert unbroken.returncode == 0
     random.seed(0)
-    killed = 0
+    killed, share = 0, count // 11  # of the images, done between two kills
     for _ in range(10):
         running = start("out")
-        for _ in range(random.randrange(1, 12) + 11 * killed):  # rows, those of earlier runs too
+        rows = random.randrange(1, share) + share * killed  # those of earlier runs too
+        for _ in range(rows):
             running.stdout.readline()
         time.sleep(random.random() / 50)
         running.send_signal(signal.SIGKILL)
@@ -312,7 +316,7 @@ def test_a_run_that_is_killed_goes_on_with_the_same_bytes(tmp_path):
         killed += running.returncode == -signal.SIGKILL
     assert killed >= 8
     last = start("out")
-    again, _ = last.communicate(timeout=120)
+    again, _ = last.communicate(timeout=600)
     assert last.returncode == 0
     assert again == printed.replace(b"whole/", b"out/")
     assert content(tmp_path / "out") == content(tmp_path / "whole")
