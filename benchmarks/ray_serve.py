@@ -15,6 +15,7 @@ import json
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ from segagent_rt.draw import png
 from segagent_rt.image import mask_to_rle
 from segagent_rt.io import json_bytes, write_result
 from segagent_rt.scenes import make_scene
-from segagent_rt.serve.ray import TRIED, RaySettings, app
+from segagent_rt.serve.ray import REPLICA, TRIED, RaySettings, app
 from segagent_rt.types import Click
 
 PORT = 8123
@@ -51,6 +52,7 @@ class Load:
     seconds: list[float] = field(default_factory=list)
     tries: list[int] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    answered: list[tuple[int, str]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -78,7 +80,7 @@ def ask(load: Load, turns: Iterator[Question]) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=120)
     for question in turns:
         start = time.perf_counter()
-        problem, tries = "", 0
+        problem, tries, replica = "", 0, ""
         try:
             connection.request(
                 "POST", "/v1/segment", question.body, {"Content-Type": "application/json"}
@@ -86,6 +88,7 @@ def ask(load: Load, turns: Iterator[Question]) -> None:
             answer = connection.getresponse()
             content = json.loads(answer.read())
             tries = int(answer.headers.get(TRIED, 0))
+            replica = answer.headers.get(REPLICA, "")
             if answer.status != 200:
                 problem = f"status {answer.status}: {content}"
             elif content["mask"]["value"] != question.mask:
@@ -96,6 +99,7 @@ def ask(load: Load, turns: Iterator[Question]) -> None:
         with load.lock:
             load.seconds.append(time.perf_counter() - start)
             load.tries.append(tries)
+            load.answered.append((hash(question.body), replica))
             if problem:
                 load.lost.append(problem)
 
@@ -125,6 +129,14 @@ def kill_one() -> str:
     return str(victim["name"])
 
 
+def same_replica(load: Load) -> float:
+    """The share of requests that the usual replica of their image answered."""
+    by_image = dict[int, Counter[str]]()
+    for image, replica in load.answered:
+        by_image.setdefault(image, Counter())[replica] += 1
+    return sum(max(counts.values()) for counts in by_image.values()) / len(load.answered)
+
+
 def measure(replicas: int, asked: list[Question], clients: int, rounds: int) -> dict[str, Any]:
     """Figures for so many replicas."""
     settings = RaySettings(
@@ -144,6 +156,7 @@ def measure(replicas: int, asked: list[Question], clients: int, rounds: int) -> 
         "per_second": round(len(usual.seconds) / spent, 2),
         "p50_ms": round(1000 * statistics.median(ordered), 1),
         "p99_ms": round(1000 * ordered[int(0.99 * (len(ordered) - 1))], 1),
+        "same_replica": round(same_replica(usual), 3),
         "lost": usual.lost,
         "killed": {
             "requests": len(killed.seconds),

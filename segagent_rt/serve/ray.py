@@ -43,8 +43,8 @@ Outcome: TypeAlias = tuple[int, dict[str, Any]]
 TRIES = 4
 """So many replicas are tried, if one after the other dies."""
 
-TRIED = "Segagent-Tries"
-"""A header of answers: how many replicas a request was sent to."""
+TRIED, REPLICA = "Segagent-Tries", "Segagent-Replica"
+"""Headers of answers: how many replicas a request was sent to, and which one answered."""
 
 IMAGES_PER_REPLICA = 64
 
@@ -96,14 +96,18 @@ class SegmentReplica:
         loaded = load_bundles(names, settings.backend, settings.threads)
         self._images = KnownImages(SegmentationService(loaded, limits))
 
-    async def segment(self, content: bytes) -> Outcome:
+    async def segment(self, content: bytes) -> tuple[Outcome, str]:
         """Answer a request.
 
         Args:
             content: its body, see `SegmentBody`.
+
+        Returns:
+            The answer, and a name for this replica.
         """
         await self._hold(serve.get_multiplexed_model_id())
-        return await asyncio.to_thread(self._segment, content)
+        answer = await asyncio.to_thread(self._segment, content)
+        return answer, serve.get_replica_context().replica_id.unique_id
 
     @serve.multiplexed(max_num_models_per_replica=IMAGES_PER_REPLICA)  # type: ignore[untyped-decorator]
     async def _hold(self, digest: str) -> str:
@@ -185,12 +189,14 @@ class SegmentFront:
         seconds = self._settings.limits.work_seconds
         for tried in range(1, TRIES + 1):
             try:
-                status, answer = await asyncio.wait_for(handle.segment.remote(content), seconds)
+                reply = await asyncio.wait_for(handle.segment.remote(content), seconds)
             except LOST:
                 continue
             except (TimeoutError, BackPressureError):
                 break
-            headers = {TRIED: str(tried)} | ({"Retry-After": "2"} if status == 503 else {})
+            (status, answer), replica = reply
+            headers = {TRIED: str(tried), REPLICA: replica}
+            headers |= {"Retry-After": "2"} if status == 503 else {}
             return JSONResponse(answer, status, headers)
         busy = {"error": "no replica could answer in time", "hint": "try again"}
         return JSONResponse(busy, 503, {"Retry-After": "2"})

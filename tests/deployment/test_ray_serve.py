@@ -39,7 +39,7 @@ class FakeReplicas:
     async def remote(self, content):
         if self.script:
             raise self.script.pop(0)
-        return 200, {"object": 1}
+        return (200, {"object": 1}), "a"
 
 
 def ask(replicas, body=b"{}", path="/v1/segment", host="127.0.0.1:8000", limits=None):
