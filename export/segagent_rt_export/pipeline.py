@@ -11,6 +11,7 @@ from os.path import relpath
 from pathlib import Path
 from typing import Any
 
+import onnx
 from filelock import FileLock, Timeout
 
 from segagent_rt.bundle.bundle import Part, open_part
@@ -41,6 +42,7 @@ from segagent_rt_export.gate.mllm_reference import open_reference
 from segagent_rt_export.gate.photo_inputs import PhotoInputs
 from segagent_rt_export.gate.preset_fit import preset_fit
 from segagent_rt_export.gate.streaming import CPU
+from segagent_rt_export.gate.tensorrt_support import OPSETS, oldest_tensorrt, unsupported
 from segagent_rt_export.gate.verdict import Gate, Verdict
 from segagent_rt_export.gate.verify import (
     verify_graphs,
@@ -339,4 +341,23 @@ def _finish(
     for name in set(draft.variants) - set(wanted):
         shutil.rmtree(folder / name)
     verified = verdict.record(left_out) | dict(more or {})
+    if taken := _taken_by_tensorrt(folder, wanted):
+        verified["tensorrt"] = taken
     write_manifest(folder, replace(draft, variants=wanted, verified=verified))
+
+
+def _taken_by_tensorrt(folder: Path, variants: Mapping[str, Variant]) -> dict[str, str]:
+    """For each variant that TensorRT may be given: the oldest version that takes all its graphs by
+    NVIDIA's tables, or why none does."""
+    found = dict[str, str]()
+    for name, variant in variants.items():
+        if variant.device == "cpu":
+            continue
+        graphs = [onnx.load(folder / file, load_external_data=False)
+                  for file in variant.graphs.values()]  # fmt: skip
+        refused = next((why for graph in graphs for why in unsupported(graph)), None)
+        versions = {oldest_tensorrt(graph) for graph in graphs} - {None}
+        found[name] = refused or max(
+            (version for version in versions if version), key=list(OPSETS).index
+        )
+    return found

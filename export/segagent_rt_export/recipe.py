@@ -36,7 +36,14 @@ HUBS, FILES = ("hf:", "ms:"), (".pt", ".pth")
 """How the names of hubs' models begin, and how those of checkpoints that are one file end."""
 
 VariantName: TypeAlias = Literal[
-    "reference", "cpu-w8", "cpu-w8a8-dynamic", "cpu-w8a8-static", "cpu-w4", "gpu-fp16"
+    "reference",
+    "cpu-w8",
+    "cpu-w8a8-dynamic",
+    "cpu-w8a8-static",
+    "cpu-w4",
+    "gpu-fp16",
+    "gpu-w8",
+    "gpu-w4",
 ]
 """What each means is in `variants`."""
 

@@ -13,7 +13,7 @@ from segagent_rt_export.graphs.precision import Device, MllmPrecision, Precision
 from segagent_rt_export.recipe import VariantName
 
 REFERENCE: VariantName = "reference"
-LONG, SHORT = 128, 32
+LONG, MIDDLE, SHORT = 128, 64, 32
 """Weights that share a scale. Long blocks are faster, but err more, and their products depend in
 the last bits on how many rows come in at once: tokens fed together would not be tokens fed alone.
 """
@@ -55,6 +55,13 @@ _WHOLE, _FAST = Precision(), Precision("int8")
 _HALF = Precision("fp16")
 _EIGHT, _FOUR = Precision("8bit", LONG), Precision("4bit", SHORT)
 _EIGHT_OF_WORDS = Precision("8bit", SHORT)
+_EIGHT_IN_HALF, _FOUR_IN_HALF = (
+    Precision("8bit", LONG, half=True), Precision("4bit", MIDDLE, half=True)
+)  # fmt: skip
+_SEGMENTER_IN_HALF = SegmenterVariant(
+    "products with weights fp16, decoder and all else fp32", _HALF, "gpu", dialect="portable",
+    decoder=_WHOLE,
+)  # fmt: skip
 
 SEGMENTER_VARIANTS: Mapping[VariantName, SegmenterVariant] = {
     REFERENCE: SegmenterVariant("fp32", _WHOLE, "any"),
@@ -65,8 +72,9 @@ SEGMENTER_VARIANTS: Mapping[VariantName, SegmenterVariant] = {
                                  convolutions="int8", decoder=_EIGHT),
     "cpu-w4": SegmenterVariant("matrices 4 bit, convolutions 8 bit", _FOUR,
                                  convolutions="8bit"),
-    "gpu-fp16": SegmenterVariant("products with weights fp16, decoder and all else fp32", _HALF,
-                                 "gpu", dialect="portable", decoder=_WHOLE),
+    "gpu-fp16": _SEGMENTER_IN_HALF,
+    "gpu-w8": _SEGMENTER_IN_HALF,  # its weights are few beside those of an MLLM
+    "gpu-w4": _SEGMENTER_IN_HALF,
 }  # fmt: skip
 
 MLLM_VARIANTS: Mapping[VariantName, MllmVariant] = {
@@ -79,4 +87,8 @@ MLLM_VARIANTS: Mapping[VariantName, MllmVariant] = {
     "cpu-w4": MllmVariant("vision 8 bit, language 4 bit", MllmPrecision(_EIGHT, _FOUR)),
     "gpu-fp16": MllmVariant("products with weights fp16, all else fp32",
                             MllmPrecision(_HALF, _HALF), "gpu", "portable"),
+    "gpu-w8": MllmVariant("weights 8 bit, products with them fp16, all else fp32",
+                          MllmPrecision(_EIGHT_IN_HALF, _EIGHT_IN_HALF), "gpu", "portable"),
+    "gpu-w4": MllmVariant("vision 8 bit, language 4 bit, products with them fp16, all else fp32",
+                          MllmPrecision(_EIGHT_IN_HALF, _FOUR_IN_HALF), "gpu", "portable"),
 }  # fmt: skip

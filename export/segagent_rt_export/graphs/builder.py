@@ -21,6 +21,10 @@ Dialect: TypeAlias = Literal["ort", "portable"]
 OPSET, IR_VERSION = 21, 10
 """The newest that ONNX Runtime 1.20 reads."""
 
+OLDER_OPSET = 20
+"""Of portable graphs that need nothing newer: the newest that TensorRT 10.3 documents (JetPack 6).
+"""
+
 INLINE_LIMIT = 1024
 """Constants up to this many bytes stay in the .onnx file; the rest goes to .data beside it."""
 
@@ -181,10 +185,15 @@ class GraphBuilder:
             self._nodes, self._name, self._inputs, self._outputs, self._weights
         )
         domains = {node.domain for node in self._nodes} - {""}
-        opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(d, 1) for d in domains)]
+        own = OPSET if self.dialect == "ort" or self._in_blocks() else OLDER_OPSET
+        opsets = [helper.make_opsetid("", own), *(helper.make_opsetid(d, 1) for d in domains)]
         return helper.make_model(
             graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="segagent-rt"
         )
+
+    def _in_blocks(self) -> bool:
+        """Whether weights are unpacked in blocks, which is new in opset 21."""
+        return any(a.name == "block_size" for node in self._nodes for a in node.attribute)
 
     def save(self, path: Path) -> None:
         """Write the graph, beside the file of its weights."""

@@ -30,8 +30,10 @@ PADDING = 1 / 16
 @dataclass(frozen=True, slots=True)
 class Precision:
     """`8bit` and `4bit`: weights in blocks with one scale each; in ONNX Runtime's dialect
-    activations are quantised on the fly (MatMulNBits, accuracy level 4), in the portable one
-    weights are unpacked (DequantizeLinear). `int8`: one scale per output channel, activations one
+    activations are quantised on the fly (MatMulNBits, accuracy level 4). In the portable dialect
+    weights are unpacked (DequantizeLinear), those of 8 bits with one scale per output, because
+    TensorRT 10 takes blocks of 4 bits only; with `half`, to 16 bits, in which they are multiplied
+    then. `int8`: one scale per output channel, activations one
     per tensor (MatMulInteger), ONNX Runtime only. `stored`: eight bits on disk, unpacked once, at
     load, and multiplied in fp32: for small models, whose results then depend on rounding no more.
     `rounded`: as `int8` where weights come as integers with one scale per output, else as `stored`;
@@ -41,6 +43,7 @@ class Precision:
 
     scheme: Scheme = "fp32"
     block: int = 32
+    half: bool = False
 
     def block_of(self, inputs: int) -> int:
         """Inputs that share a scale in a MatMulNBits of so many."""
@@ -62,11 +65,13 @@ class Precision:
         if self.scheme == "fp32":
             y = graph.node("MatMul", [x, graph.weight(weight.T)])
         elif self.scheme == "fp16":
-            y = _half(graph, x, weight)
+            with np.errstate(over="ignore"):  # what does not fit is infinite; the gate sees that
+                y = _half(graph, x, graph.weight(weight.T.astype(np.float16)))
         elif self.scheme == "rounded" and blocks is not None:
             y = _in_integers(graph, x, *_signed(blocks))
         elif graph.dialect == "portable" or self.scheme in ("stored", "rounded"):
-            y = graph.node("MatMul", [x, self._unpacked(graph, weight)])
+            unpacked = self._unpacked(graph, weight)
+            y = _half(graph, x, unpacked) if self.half else graph.node("MatMul", [x, unpacked])
         elif self.scheme == "int8":
             codes, scales = quantise_symmetric(weight, 8, weight.shape[1])
             y = _in_integers(graph, x, codes, scales[:, 0])
@@ -92,21 +97,27 @@ class Precision:
         assert self.scheme != "int8"
         outputs, inputs = weight.shape
         block = fitting(self.block, inputs, 0)
-        if inputs % block:
+        by_output = self.scheme == "8bit" and graph.dialect == "portable"
+        if inputs % block or by_output:
             codes, scales = quantise_symmetric(weight, 8, inputs)
-            return _unpacked_rows(graph, codes, scales[:, 0])
-        bits = 4 if self.scheme == "4bit" else 8
-        codes, scales = quantise_symmetric(weight, bits, block)
-        stored = codes.T
-        if bits == 8:
+            return _unpacked_rows(graph, codes, self._scales(scales[:, 0]))
+        codes, scales = quantise_symmetric(weight, 4 if self.scheme == "4bit" else 8, block)
+        stored, scales = codes.T, self._scales(scales.T)
+        if self.scheme != "4bit" and graph.dialect == "portable":
+            return _unpacked_blocks(graph, stored, scales)
+        if self.scheme != "4bit":
             name = graph.weight(stored)
         else:
             flat = np.pad(stored.reshape(-1), (0, stored.size % 2)).view(np.uint8)
             pairs = (flat[0::2] & 15) | (flat[1::2] << 4)
             name = graph.weight(pairs, nibbles=(inputs, outputs))
         return graph.node(
-            "DequantizeLinear", [name, graph.weight(scales.T)], axis=0, block_size=block
+            "DequantizeLinear", [name, graph.weight(scales)], axis=0, block_size=block
         )
+
+    def _scales(self, scales: Weight) -> Weight:
+        """Scales of the type that weights are unpacked to."""
+        return scales.astype(np.float16) if self.half else scales
 
 
 def per_channel_int8(values: Weight, most: int = 127) -> tuple[Weight, Weight]:
@@ -189,13 +200,12 @@ def quantise_symmetric(
     return codes.reshape(weight.shape), scales.astype(np.float32)
 
 
-def _half(graph: GraphBuilder, x: str, weight: Weight) -> str:
+def _half(graph: GraphBuilder, x: str, weight: str) -> str:
+    """x @ weight in 16 bits, for a weight [in, out] of 16 bits."""
     key = f"{x}_half"
     if key not in graph.shared:
         graph.shared[key] = graph.nodes("Cast", [x], [key], to=10)
-    with np.errstate(over="ignore"):  # what does not fit is infinite, and the gate sees that
-        half = weight.T.astype(np.float16)
-    product = graph.node("MatMul", [*graph.shared[key], graph.weight(half)])
+    product = graph.node("MatMul", [*graph.shared[key], weight])
     return graph.node("Cast", [product], to=1)
 
 
@@ -235,9 +245,18 @@ def _signed(blocks: Blocks) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float3
     return codes.astype(np.int8), blocks.scales[:, 0]
 
 
-def _unpacked_rows(
-    graph: GraphBuilder, codes: npt.NDArray[np.int8], scale: npt.NDArray[np.float32]
-) -> str:
+def _unpacked_blocks(graph: GraphBuilder, codes: Weight, scales: Weight) -> str:
+    """The weight of codes int8 [in, out] and scales [blocks, out], in operators of opset 13:
+    TensorRT 10 has blocks for 4 bits only."""
+    count, outputs = scales.shape
+    one = graph.weight(np.array(1, scales.dtype))
+    whole = graph.node("DequantizeLinear", [graph.weight(codes), one])
+    split = graph.reshape(whole, count, -1, outputs)
+    scaled = graph.mul(split, graph.weight(scales[:, None]))
+    return graph.reshape(scaled, -1, outputs)
+
+
+def _unpacked_rows(graph: GraphBuilder, codes: npt.NDArray[np.int8], scale: Weight) -> str:
     """The weight [in, out] of codes [out, in] with one scale per output."""
     names = [graph.weight(codes.T), graph.weight(scale)]
     return graph.node("DequantizeLinear", names, axis=1)
