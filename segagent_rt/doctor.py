@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segagent_rt import __version__
 from segagent_rt.backends import jetson
@@ -14,10 +14,32 @@ from segagent_rt.backends.driver import gpu
 from segagent_rt.backends.session import probe_backends
 from segagent_rt.errors import BackendUnavailable
 
+if TYPE_CHECKING:
+    from segagent_rt.bundle.bundle import Bundle
+
 PACKAGES = (
     "numpy", "opencv-python-headless", "opencv-python", "pillow", "tokenizers", "onnxruntime",
     "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "torch", "transformers", "onnx",
 )  # fmt: skip
+
+
+JETSON_KEPT, CARD_KEPT = 2 << 30, 1 << 30
+"""Bytes of a GPU's memory that are left to others, as in the table of boards."""
+
+
+def examine_variants(bundle: Bundle) -> list[dict[str, Any]]:
+    """Which variants of a bundle suit the GPU of this machine, as plain data; none without one."""
+    from segagent_rt.bench.boards import DeviceBoard
+    from segagent_rt.bench.budget import suitable_variants
+    from segagent_rt.bundle.manifest import to_json
+
+    try:
+        card = gpu()
+    except BackendUnavailable:
+        return []
+    kept = JETSON_KEPT if card.integrated else CARD_KEPT
+    where = DeviceBoard(card.memory, card.integrated, kept)
+    return [to_json(fit) for fit in suitable_variants(bundle, where, _version("tensorrt"))]
 
 
 def examine() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pytest
 
 from segagent_rt import doctor
 from segagent_rt.backends import jetson
+from segagent_rt.bundle.bundle import open_bundle
 from tests.backends.fake_driver import FakeDriver
 
 RELEASE = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n"
@@ -70,3 +71,13 @@ def test_pip_s_gpu_build_on_a_jetson_is_advised_against():
 def test_without_a_gpu_nothing_is_made_up(machine):
     machine(None)
     assert not {"gpu", "driver", "jetson", "power mode"} & set(doctor.examine()["machine"])
+
+
+def test_the_variants_of_a_bundle_that_suit_the_gpu_are_named(machine):
+    found = doctor.examine_variants(open_bundle())
+    assert [(fit["need"]["variant"], fit["problem"]) for fit in found] == [
+        ("cpu-w8", None),
+        ("portable", None),
+    ]
+    machine(None)
+    assert doctor.examine_variants(open_bundle()) == []

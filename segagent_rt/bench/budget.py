@@ -1,20 +1,23 @@
 """How much memory a bundle takes, computed from its manifests before anything is loaded.
 
-Weights and the buffers of keys and values are counted; activations are estimated as if no kernel
-fused attention, and as if each graph kept its own. So most backends need less.
+Weights and the buffers of keys and values are counted, as TensorRT-RTX keeps them: codes of 8 and 4
+bits stay packed in an engine. Activations are estimated as if no kernel fused attention, and as if
+each graph kept its own. So most backends need less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from segagent_rt.annotators.mllm import MllmSettings
-from segagent_rt.bench.boards import DeviceBoard
+from segagent_rt.bench.boards import GIB, DeviceBoard
 from segagent_rt.bundle.bundle import Bundle, Part
-from segagent_rt.bundle.manifest import Variant
+from segagent_rt.bundle.manifest import PartName, Variant
 from segagent_rt.families import segmenter_family
 from segagent_rt.memory import BUILD_BASE, BUILD_FACTOR
+from segagent_rt.mllm.language_model import cache_rows
 from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt.runtime import open_prompt_codec
 
@@ -33,8 +36,9 @@ HEADS = 16
 CHANNELS = 32
 """Channels that other segmenters keep at the picture's full size, in all their maps together."""
 
-BASE = 32 << 20
-"""What a library takes for a loaded graph, beside its weights."""
+BASE: Mapping[PartName, int] = {"segmenter": 16 << 20, "mllm": 48 << 20}
+"""What a library takes for a loaded graph, beside its weights: kernels and their descriptions grow
+with layers and profiles (`tests/export/command/test_true_widths.py` compares with engines)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,65 @@ def budget(bundle: Bundle, where: DeviceBoard) -> MemoryBudget:
     return MemoryBudget(needs, where.memory, where.kept)
 
 
+@dataclass(frozen=True, slots=True)
+class VariantFit:
+    """Whether one variant of a part suits a board with a GPU; `problem` says why not."""
+
+    need: PartMemory
+    tensorrt: str | None
+    problem: str | None
+
+
+def suitable_variants(
+    bundle: Bundle, where: DeviceBoard, tensorrt: str | None = None
+) -> list[VariantFit]:
+    """Every variant that a GPU may be given, in the manifests' order, and whether it suits a board.
+
+    Args:
+        bundle: what is to run there.
+        where: the board.
+        tensorrt: the version of TensorRT there; None if it is not known.
+    """
+    needs = {
+        name: [_need(part, n) for n, v in part.manifest.variants.items() if v.device != "cpu"]
+        for name, part in bundle.parts.items()
+    }
+    least = {name: min((n.total for n in found), default=0) for name, found in needs.items()}
+    usable, fits = where.memory - where.kept, list[VariantFit]()
+    for name, found in needs.items():
+        beside = sum(total for other, total in least.items() if other != name)
+        versions = bundle.part(name).manifest.verified.get("tensorrt", {})
+        for need in found:
+            taken = versions.get(need.variant)
+            problem = _problem(need, usable, beside, taken, tensorrt)
+            fits.append(VariantFit(need, taken, problem))
+    return fits
+
+
+def _problem(
+    need: PartMemory, usable: int, beside: int, taken: str | None, tensorrt: str | None
+) -> str | None:
+    """Why a variant does not suit; `beside` is what the other parts take at least."""
+    if taken is not None and not _VERSION.fullmatch(taken):
+        return f"not for TensorRT: {taken}"
+    if taken is not None and tensorrt is not None and _older(tensorrt, taken):
+        return f"needs TensorRT {taken}"
+    if need.total + beside > usable:
+        return f"takes {need.total / GIB:.1f} GiB, and {(usable - beside) / GIB:.1f} GiB are left"
+    if need.building > usable:
+        return f"building takes {need.building / GIB:.1f} GiB of {usable / GIB:.1f} GiB"
+    return None
+
+
+_VERSION = re.compile(r"\d+\.\d+")
+
+
+def _older(version: str, other: str) -> bool:
+    """Whether a version of TensorRT is older than another one."""
+    numbers = [[int(n) for n in re.findall(r"\d+", text)[:2]] for text in (version, other)]
+    return numbers[0] < numbers[1]
+
+
 def chosen(part: Part) -> str:
     """The variant that runs on a board with a GPU: made for one, or for anything, or the first."""
     variants = part.manifest.variants
@@ -94,7 +157,8 @@ def chosen(part: Part) -> str:
 def _need(part: Part, name: str) -> PartMemory:
     variant = part.manifest.variants[name]
     stored = list(_stored(part, variant))
-    loaded = sum(stored) * (4 if _unpacks(variant) else 1) + BASE * len(stored)
+    loaded = sum(stored) * (4 if _unpacks(variant) else 1)
+    loaded += BASE[part.manifest.kind] * len(stored)
     buffers = activations = 0
     if part.manifest.kind == "mllm":
         loaded += sum(r.size for f, r in part.manifest.files.items() if f == "embed.npy")
@@ -120,7 +184,7 @@ def _mllm(part: Part) -> tuple[int, int]:
     """Bytes of buffers and of activations, for the largest picture and the longest question."""
     settings = part.settings(MllmSettings)
     language, patches = settings.language, _patches(settings)
-    tokens = open_prompt_codec(part).room(patches // settings.vision.merge**2)
+    tokens = cache_rows(open_prompt_codec(part).room(patches // settings.vision.merge**2))
     width = language.rope.head_dim
     row = language.layers * 2 * language.kv_heads * width * FLOAT
     reading = _layer(tokens, language.hidden, language.hidden // width)

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Optional
+
+import typer
 
 from segagent_rt.cli import console
 from segagent_rt.cli.parameters import JsonOption, QuietOption
 
 
-def command(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
+def command(
+    bundle: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="Also say which variants of this bundle suit the GPU here."),
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
     """Versions, cores, double installs, which backends really work."""
-    from segagent_rt.doctor import examine
+    from segagent_rt.doctor import examine, examine_variants
 
     report = examine()
+    if bundle is not None:
+        from segagent_rt.bundle.bundle import open_bundle
+
+        report["variants"] = examine_variants(open_bundle(bundle))
     if as_json:
         console.show_json(report)
     else:
@@ -30,5 +43,10 @@ def _text(report: dict[str, Any]) -> str:
     lines = list[str]()
     for title, block in blocks.items():
         lines += [f"{title}:", *(f"  {name:{width}s}  {block[name]}" for name in block), ""]
+    if "variants" in report:
+        from segagent_rt.cli.inspect import variant_line
+
+        found = [variant_line(fit) for fit in report["variants"]]
+        lines += [*(found or ["variants: there is no GPU here; those for CPUs run"]), ""]
     lines += [f"advice: {advice}" for advice in report["advice"] or ["nothing to do"]]
     return "\n".join(lines)

@@ -114,11 +114,12 @@ def _nested(title: str, value: Any, indent: str) -> list[str]:
 
 def _budget(bundle: Bundle, name: str) -> dict[str, Any]:
     from segagent_rt.bench.boards import board
-    from segagent_rt.bench.budget import budget
+    from segagent_rt.bench.budget import budget, suitable_variants
     from segagent_rt.bundle.manifest import to_json
 
     where = board(name)
     found = budget(bundle, where)
+    suits = suitable_variants(bundle, where)
     return {
         "bundle": bundle.index.name,
         "board": name,
@@ -127,7 +128,20 @@ def _budget(bundle: Bundle, name: str) -> dict[str, Any]:
         "left": found.left,
         "left_building": found.left_building,
         "fits": found.fits,
+        "variants": [to_json(each) for each in suits],
     }
+
+
+def variant_line(fit: dict[str, Any]) -> str:
+    """Whether a variant suits a board, in one line."""
+    need, taken = fit["need"], fit["tensorrt"]
+    since = f", TensorRT {taken} or newer" if taken and not fit["problem"] else ""
+    total = need["weights"] + need["buffers"] + need["activations"]
+    verdict = f"no: {fit['problem']}" if fit["problem"] else "suits"
+    return (
+        f"{need['part']} {need['variant']}: {verdict}; {total / GIB:.2f} GiB to run, "
+        f"{need['building'] / GIB:.2f} GiB to build{since}"
+    )
 
 
 def _budget_text(found: dict[str, Any]) -> str:
@@ -143,6 +157,7 @@ def _budget_text(found: dict[str, Any]) -> str:
     for need in found["needs"]:
         sizes = [need[column] for column in columns[:-1]]
         lines.append(line(f"{need['part']} {need['variant']}", *sizes, sum(sizes)))
+    lines += ["", *map(variant_line, found["variants"]), ""]
     building = max(need["building"] for need in found["needs"])
     lines += [
         "",

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
+from segagent_rt.bench import budget as budgets
 from segagent_rt.bench.boards import BOARDS, GIB, board
-from segagent_rt.bench.budget import budget, chosen
+from segagent_rt.bench.budget import budget, chosen, suitable_variants
 from segagent_rt.bundle.bundle import Bundle, Part, open_bundle
 from segagent_rt.errors import InputError
 from segagent_rt.memory import BUILD_BASE, BUILD_FACTOR
@@ -90,3 +91,80 @@ def test_a_board_that_there_is_not_is_refused_with_those_that_there_are():
     with pytest.raises(InputError, match="no board `orin`") as caught:
         board("orin")
     assert set(BOARDS) == set(caught.value.hint.removeprefix("choose ").split(", "))
+
+
+MODELS = {  # weights of the vision encoder and the decoder's layers, as their configurations say
+    "Qwen3-VL-2B": (24 * (4 * 1024**2 + 2 * 1024 * 4096) + 4 * (4096**2 + 4096 * 2048),
+                    28 * (2 * 2048**2 + 2 * 2048 * 1024 + 3 * 2048 * 6144)),
+    "Qwen2.5-VL-3B": (32 * (4 * 1280**2 + 3 * 1280 * 3420) + 5120**2 + 5120 * 2048,
+                      36 * (2 * 2048**2 + 2 * 2048 * 256 + 3 * 2048 * 11008)),
+}  # fmt: skip
+BYTES = {"gpu-fp16": (2.0, 2.0), "gpu-w8": (1.0, 1.0), "gpu-w4": (1.0, 0.5 + 2 / 64)}
+"""Of a weight of the vision encoder and of the decoder."""
+
+TABLE = 151936 * 2048 * 2
+
+
+def model_of(monkeypatch, name: str, versions: dict[str, str] | None = None) -> Bundle:
+    """A bundle with the demo's segmenter and an MLLM as large as a published one."""
+    bundle = open_bundle()
+    part = bundle.part("mllm")
+    portable = part.manifest.variants["portable"]
+    variants = {v: dataclasses.replace(portable, device="gpu", precision=v) for v in BYTES}
+    files = {**part.manifest.files, "embed.npy": dataclasses.replace(
+        part.manifest.files["embed.npy"], size=TABLE)}  # fmt: skip
+    manifest = dataclasses.replace(
+        part.manifest, variants=variants, files=files, verified={"tensorrt": versions or {}}
+    )
+    real = budgets._stored
+
+    def stored(part, variant):
+        if part.manifest.kind == "segmenter":
+            return real(part, variant)
+        sizes = zip(MODELS[name], BYTES[variant.precision], strict=True)
+        return iter([int(count * width) for count, width in sizes])
+
+    monkeypatch.setattr(budgets, "_stored", stored)
+    return Bundle(
+        bundle.folder, bundle.index, {**bundle.parts, "mllm": Part(part.folder, manifest, "")}
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "where", "suits"),
+    [
+        ("Qwen3-VL-2B", "orin-nano-8", ["gpu-w8", "gpu-w4"]),
+        ("Qwen3-VL-2B", "orin-nx-16", ["gpu-fp16", "gpu-w8", "gpu-w4"]),
+        ("Qwen2.5-VL-3B", "orin-nx-16", ["gpu-w8", "gpu-w4"]),
+        ("Qwen2.5-VL-3B", "agx-orin-64", ["gpu-fp16", "gpu-w8", "gpu-w4"]),
+        ("Qwen2.5-VL-3B", "orin-nano-4", []),
+    ],
+)
+def test_the_variants_that_run_and_build_on_a_board(monkeypatch, model, where, suits):
+    fits = suitable_variants(model_of(monkeypatch, model), board(where))
+    found = [fit for fit in fits if fit.need.part == "mllm"]
+    print([(fit.need.variant, fit.need.total / GIB, fit.problem) for fit in found])
+    assert [fit.need.variant for fit in found if fit.problem is None] == suits
+
+
+def test_what_a_library_adds_is_little_beside_the_weights_of_a_real_model(monkeypatch):
+    """Within a tenth of the weights and buffers, for the smallest variant of the smallest model."""
+    bundle = model_of(monkeypatch, "Qwen3-VL-2B")
+    need = next(
+        fit.need for fit in suitable_variants(bundle, board("thor")) if fit.need.variant == "gpu-w4"
+    )
+    stored = sum(c * b for c, b in zip(MODELS["Qwen3-VL-2B"], BYTES["gpu-w4"], strict=True)) + TABLE
+    assert stored <= need.weights <= 1.1 * stored
+
+
+def test_a_variant_for_a_newer_tensorrt_is_left_to_boards_that_have_it(monkeypatch):
+    versions = {"gpu-fp16": "10.3", "gpu-w8": "there is no Attention", "gpu-w4": "10.6"}
+    bundle = model_of(monkeypatch, "Qwen3-VL-2B", versions)
+
+    def problems(tensorrt):
+        fits = suitable_variants(bundle, board("thor"), tensorrt)
+        return {fit.need.variant: fit.problem for fit in fits if fit.need.part == "mllm"}
+
+    other = {"gpu-fp16": None, "gpu-w8": "not for TensorRT: there is no Attention"}
+    assert problems("10.3.0.30") == {**other, "gpu-w4": "needs TensorRT 10.6"}
+    assert problems("10.16.2.10") == {**other, "gpu-w4": None} == problems(None)

@@ -69,13 +69,15 @@ def test_a_long_block_fits_every_width(tmp_path, dialect, inputs):
      (144, 32, None), (96, 32, 32), (48, 32, None)],
 )  # fmt: skip
 def test_blocks_become_shorter_before_much_is_filled_up(tmp_path, inputs, padded, whole):
-    """`whole` is a block that divides the width; without one there is a scale for each output."""
+    """`whole` is a block that divides the width; without one there is a scale for each output.
+    TensorRT takes blocks of four bits only."""
     weight, bias, x = layer(8, inputs)
-    for dialect, kind, wanted in (
-        ("ort", "MatMulNBits", padded),
-        ("portable", "DequantizeLinear", whole),
+    for dialect, scheme, kind, wanted in (
+        ("ort", "8bit", "MatMulNBits", padded),
+        ("portable", "4bit", "DequantizeLinear", whole),
+        ("portable", "8bit", "DequantizeLinear", None),
     ):
-        run(tmp_path, Precision("8bit", 128), dialect, weight, bias, x)
+        run(tmp_path, Precision(scheme, 128), dialect, weight, bias, x)
         nodes = onnx.load(tmp_path / "linear.onnx", load_external_data=False).graph.node
         node = next(node for node in nodes if node.op_type == kind)
         blocks = [option.i for option in node.attribute if option.name == "block_size"]
@@ -95,8 +97,9 @@ def test_pictures_have_long_blocks():
 @pytest.mark.parametrize("bits", [8, 4])
 def test_the_portable_form_is_its_codes_times_their_scales(tmp_path, bits):
     weight, bias, x = layer(48, 64)
-    codes, scales = quantise_symmetric(weight, bits, 32)
-    unpacked = codes.reshape(48, 2, 32) * scales[..., None]
+    block = 32 if bits == 4 else 64  # eight bits have a scale for each output
+    codes, scales = quantise_symmetric(weight, bits, block)
+    unpacked = codes.reshape(48, -1, block) * scales[..., None]
     wanted = x @ unpacked.reshape(48, 64).T + bias
     found = run(tmp_path, Precision(f"{bits}bit"), "portable", weight, bias, x)  # type: ignore[arg-type]
     assert np.abs(found - wanted).max() < 1e-5
