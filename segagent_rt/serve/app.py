@@ -21,7 +21,7 @@ from segagent_rt.errors import (
     SegagentError,
     ServerBusy,
 )
-from segagent_rt.serve.guard import MISTAKE, App, Guard
+from segagent_rt.serve.guard import LOG, MISTAKE, App, Guard, error_place
 from segagent_rt.serve.image_routes import ImageRoutes, first_problem
 from segagent_rt.serve.job_runner import JobRunner
 from segagent_rt.serve.metrics import Metrics
@@ -129,13 +129,13 @@ async def answer_error(request: Request, error: Exception) -> Response:
         return _error(422, first_problem(error.errors()))
     if isinstance(error, HTTPException):
         return _error(error.status_code, str(error.detail), headers=error.headers)
-    if not isinstance(error, SegagentError):
-        return _error(500, MISTAKE)
     status = next((code for kind, code in STATUSES if isinstance(error, kind)), 500)
+    if not isinstance(error, SegagentError) or status == 500:
+        LOG.error("%s failed: %s", request.method, error_place(error))
+        return _error(500, MISTAKE)
     wait = error.retry_after if isinstance(error, ServerBusy) else 1
-    return _error(
-        status, str(error), error.hint, {"Retry-After": str(wait)} if status == 503 else None
-    )
+    headers = {"Retry-After": str(wait)} if status == 503 else None
+    return _error(status, str(error), error.hint, headers)
 
 
 def _error(status: int, message: str, hint: str | None = None, headers: Any = None) -> JSONResponse:

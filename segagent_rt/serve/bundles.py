@@ -39,5 +39,6 @@ def load_bundles(
                 f"two bundles have the name {runtime.bundle.index.name}",
                 hint="clients choose them by name, so serve one of the two",
             )
+        _ = runtime.segmenter  # a bundle without one cannot be served
         loaded[runtime.bundle.index.name] = runtime
     return loaded

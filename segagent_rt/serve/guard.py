@@ -108,7 +108,7 @@ class Guard:
         except ClientGone:
             status = 499
         except Exception as error:  # a mistake of ours: the client learns that, and no more
-            LOG.error("%s %s failed: %s", scope["method"], _route(scope), _place(error))
+            LOG.error("%s %s failed: %s", scope["method"], _route(scope), error_place(error))
             if not status:
                 await refuse(send_guarded, RefusedRequest(500, MISTAKE))
         finally:
@@ -256,9 +256,7 @@ class BodyReader:
             with fail_after(self._seconds):
                 await self._read_all(held)
         except TimeoutError:
-            raise RefusedRequest(
-                408, "the request did not arrive in time", headers=((b"connection", b"close"),)
-            ) from None
+            raise RefusedRequest(408, "the request did not arrive in time") from None
 
     async def _read_all(self, held: HeldBody) -> None:
         while True:
@@ -301,12 +299,13 @@ class HeldBody:
 
 
 async def refuse(send: Send, refused: RefusedRequest) -> None:
-    """Answer with an error."""
+    """Answer with an error, and end the connection: there may be more of a body to come."""
     body = json_bytes({"error": refused.message, "hint": refused.hint})
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
+        (b"connection", b"close"),
         *refused.headers,
     ]
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})
@@ -337,7 +336,7 @@ def _route(scope: Scope) -> str:
     return str(getattr(scope.get("route"), "path", "other"))
 
 
-def _place(error: BaseException) -> str:
+def error_place(error: BaseException) -> str:
     """Class of an error, and where it was raised: never its text, which may hold anything."""
     place, trace = "", error.__traceback__
     while trace is not None:

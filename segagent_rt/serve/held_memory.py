@@ -17,9 +17,9 @@ def held_bytes(roots: Iterable[Any], shared: Iterable[Any] = ()) -> int:
 
     Args:
         roots: where to begin.
-        shared: objects that others hold as well; they are left out, with what is below them.
+        shared: objects that others hold as well; they and what they hold directly are left out.
     """
-    seen = {id(each) for each in shared}
+    seen = {id(part) for each in shared for part in (each, *_inside(each))}
     return sum(_held(root, seen, DEEPEST) for root in roots)
 
 

@@ -200,10 +200,10 @@ class ImageRoutes:
         content = decode_base64(body.image or "", "the image")
         return self._service.open_image(job, content, bundle=body.bundle, name=body.name)
 
-    async def show_image(self, image: ImageId, mask: Form = "none") -> Response:
+    async def show_image(self, request: Request, image: ImageId, mask: Form = "none") -> Response:
         """Its size, and all its objects."""
         return await self._answer(
-            lambda: JSONResponse(image_answer(self._service.images.get(image), mask))
+            request, lambda: JSONResponse(image_answer(self._service.images.get(image), mask))
         )
 
     async def close_image(self, image: ImageId) -> Response:
@@ -211,23 +211,26 @@ class ImageRoutes:
         self._service.close_image(image)
         return Response(status_code=204)
 
-    async def show_picture(self, image: ImageId) -> Response:
+    async def show_picture(self, request: Request, image: ImageId) -> Response:
         """A JPEG, upright, at full size."""
         return await self._answer(
+            request,
             lambda: Response(
                 _jpeg(self._service.images.get(image).canvas.image), 200, None, "image/jpeg"
-            )
+            ),
         )
 
-    async def show_results(self, image: ImageId) -> Response:
+    async def show_results(self, request: Request, image: ImageId) -> Response:
         """The document that `segagent-rt run` writes, with who made each step."""
         return await self._answer(
-            lambda: JSONResponse(image_document(self._service.images.get(image)))
+            request, lambda: JSONResponse(image_document(self._service.images.get(image)))
         )
 
-    async def show_coco(self, image: ImageId) -> Response:
+    async def show_coco(self, request: Request, image: ImageId) -> Response:
         """One annotation for each object that has a mask."""
-        return await self._answer(lambda: JSONResponse(image_coco(self._service.images.get(image))))
+        return await self._answer(
+            request, lambda: JSONResponse(image_coco(self._service.images.get(image)))
+        )
 
     async def add_object(
         self, request: Request, image: ImageId, body: schemas.PromptBody, mask: Form = "png"
@@ -260,10 +263,12 @@ class ImageRoutes:
 
         return await self._object(request, work, mask)
 
-    async def show_object(self, image: ImageId, number: Number, mask: Form = "png") -> Response:
+    async def show_object(
+        self, request: Request, image: ImageId, number: Number, mask: Form = "png"
+    ) -> Response:
         """As it is now."""
         return await self._answer(
-            lambda: JSONResponse(object_answer(self._service.state(image, number), mask))
+            request, lambda: JSONResponse(object_answer(self._service.state(image, number), mask))
         )
 
     async def delete_object(self, image: ImageId, number: Number) -> Response:
@@ -339,13 +344,13 @@ class ImageRoutes:
         )
         return JSONResponse({"rating": None if rating is None else round(rating, 4)})
 
-    async def show_mask(self, image: ImageId, number: Number) -> Response:
+    async def show_mask(self, request: Request, image: ImageId, number: Number) -> Response:
         """White on black, of the image's size."""
         return await self._answer(
-            lambda: PngAnswer(png(shown_mask(self._service.state(image, number)).mask()))
+            request, lambda: PngAnswer(png(shown_mask(self._service.state(image, number)).mask()))
         )
 
-    async def show_cutout(self, image: ImageId, number: Number) -> Response:
+    async def show_cutout(self, request: Request, image: ImageId, number: Number) -> Response:
         """Cropped to the object; the rest is transparent."""
 
         def work() -> Response:
@@ -355,7 +360,7 @@ class ImageRoutes:
                 raise InputError("the mask is empty", hint="click the object first")
             return PngAnswer(png(cutout(pixels, mask)))
 
-        return await self._answer(work)
+        return await self._answer(request, work)
 
     async def segment_once(self, request: Request, body: schemas.SegmentBody) -> Response:
         """Image, prompt and previous mask in one request; nothing is kept."""
@@ -381,10 +386,11 @@ class ImageRoutes:
             state = self._service.undo(image, number, back, state=body.state)
             return JSONResponse(object_answer(state, form))
 
-        return await self._answer(work)
-
-    async def _answer(self, work: Callable[[], Response]) -> Response:
         return await self._runner.in_thread(work)
+
+    async def _answer(self, request: Request, work: Callable[[], Response]) -> Response:
+        """What takes a while to encode waits for its turn, too."""
+        return await self._runner.run(request, lambda job: job.run(work))
 
     async def _object(
         self, request: Request, work: Callable[[Job], ObjectState], form: MaskFormat

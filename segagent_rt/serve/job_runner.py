@@ -13,7 +13,7 @@ from starlette.responses import Response
 from segagent_rt.errors import SegagentError
 from segagent_rt.io import dump_json
 from segagent_rt.serve.compute_queue import Job
-from segagent_rt.serve.guard import Receive, Scope, Send
+from segagent_rt.serve.guard import LOG, MISTAKE, Receive, Scope, Send, error_place
 from segagent_rt.serve.service import SegmentationService
 
 T = TypeVar("T")
@@ -130,6 +130,9 @@ class EventStream(Response):
             yield "done", last
         except SegagentError as error:
             yield "error", {"error": str(error), "hint": error.hint}
+        except Exception as error:  # a mistake of ours, too late for a status
+            LOG.error("a stream failed: %s", error_place(error))
+            yield "error", {"error": MISTAKE, "hint": None}
 
     def _next(self) -> dict[str, Any] | None:
         for item in self._items:

@@ -20,6 +20,7 @@ from typing import Any
 
 from segagent_rt.errors import ClickOutside, InputError, Interrupted, NotOpen
 from segagent_rt.image import load_image
+from segagent_rt.io import open_regular, read_bounded
 from segagent_rt.loop import StoppingRules, decode_step
 from segagent_rt.runtime import Canvas, Runtime
 from segagent_rt.search import SearchConfig
@@ -27,7 +28,7 @@ from segagent_rt.serve.bundle_card import bundle_card, takes_words
 from segagent_rt.serve.compute_queue import ComputeQueue, Job
 from segagent_rt.serve.held_memory import held_bytes
 from segagent_rt.serve.limits import ServeLimits
-from segagent_rt.serve.object_history import ObjectHistory, ObjectState
+from segagent_rt.serve.object_history import ObjectState
 from segagent_rt.serve.open_images import OpenImage, OpenImages, new_id
 from segagent_rt.timing import Stopwatch
 from segagent_rt.types import Box, Click, ObjectPrompt, Prediction, Request, RgbImage, Seconds, Step
@@ -156,8 +157,6 @@ class SegmentationService:
         Raises:
             InputError: there is no such file below a root. What lies elsewhere is not told.
         """
-        from segagent_rt.io import open_regular, read_bounded
-
         file = self._allowed(path)
         with open_regular(file) as stream:
             return read_bounded(stream, self.limits.upload_bytes, file.name)
@@ -202,8 +201,7 @@ class SegmentationService:
         said = self._checked(image, expression)
         with image.lock:
             image.check_room(number)
-            history = image.history(number)
-        return self._run(job, image, history, said, None, settings or RunSettings())
+        return self._run(job, image, number, said, None, settings or RunSettings())
 
     def refine(
         self,
@@ -229,12 +227,10 @@ class SegmentationService:
         """
         image = self.images.get(image_id)
         with image.lock:
-            history = image.history(number)
-            said = self._checked(image, history.state.expression or expression or "")
-            if expression is not None:
-                said = self._checked(image, expression)
-            prior = shown_mask(history.state)
-        return self._run(job, image, history, said, prior, settings or RunSettings())
+            state = image.history(number).state
+        said = self._checked(image, expression or state.expression)
+        prior = shown_mask(state)
+        return self._run(job, image, number, said, prior, settings or RunSettings())
 
     def score(
         self, job: Job, image_id: str, number: int, expression: str | None = None
@@ -391,10 +387,9 @@ class SegmentationService:
             raise InputError("the mask is not of the image's size", hint="give one that is")
         if prompt.by_hand:
             return image, self._once_by_hand(job, image, prompt, prior)
-        said, history = self._checked(image, prompt.expression), ObjectHistory(1, 1)
-        for _ in self._run(job, image, history, said, prior, settings or RunSettings()):
-            pass
-        return image, history.state
+        said = self._checked(image, prompt.expression)
+        *_, last = self._run(job, image, None, said, prior, settings or RunSettings())
+        return image, last
 
     # How it is done
 
@@ -450,17 +445,19 @@ class SegmentationService:
         self,
         job: Job,
         image: OpenImage,
-        history: ObjectHistory,
+        number: int | None,
         expression: str,
         prior: Prediction | None,
         settings: RunSettings,
     ) -> Iterator[ObjectState]:
         """A model's run, a piece of work for each step, so that others' clicks go in between."""
         config = SearchConfig(StoppingRules(settings.max_clicks), settings.candidates)
-        number = history.state.number
-        image.take_over(number)
-        image.runs[number] = job
         run, steps = image.canvas.search_steps(expression, config=config, prior=prior), list[Step]()
+        with image.lock:
+            history = image.history(number)
+            number = history.state.number
+            image.take_over(number)
+            image.runs[number] = job
         try:
             while not steps or steps[-1].stop is None:
                 try:

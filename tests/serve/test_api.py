@@ -35,6 +35,15 @@ def test_every_step_is_an_event(server, grey):
     assert documents[-1] | {"steps": 0} == whole | {"steps": 0}
 
 
+def test_a_mistake_in_a_stream_is_an_event(own_server, grey, monkeypatch):
+    image = own_server.open(grey)
+    monkeypatch.setattr(FakeRuntime, "completed_rules", lambda self, rules: 1 / 0)
+    path, body = f"/v1/images/{image}/objects", {"expression": "discs"}
+    answer = own_server("POST", path, body, Accept="text/event-stream")
+    assert [name for name, _ in answer.events()] == ["error"]
+    assert own_server("GET", f"/v1/images/{image}").json()["objects"] == []
+
+
 def test_masks_come_as_png_rle_polygons_or_not(server, grey):
     image = server.open(grey)
     made = server("POST", f"/v1/images/{image}/objects", {"clicks": [{"x": 30, "y": 30}]}).json()
