@@ -8,6 +8,7 @@ other kind in the list `.segagent-files` beside it. A file that was edited since
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -37,7 +38,7 @@ def dump_json(value: Any, *, indent: int | None = None, ascii_only: bool = True)
     """The text of a JSON document, which never contains NaN or an infinity.
 
     Args:
-        value: plain data.
+        value: plain data, and dataclasses, whose attributes become the keys of an object.
         indent: spaces for each level; None for one line.
         ascii_only: escape every other character.
 
@@ -45,7 +46,9 @@ def dump_json(value: Any, *, indent: int | None = None, ascii_only: bool = True)
         OutputError: a number in it is not finite.
     """
     try:
-        return json.dumps(value, indent=indent, ensure_ascii=ascii_only, allow_nan=False)
+        return json.dumps(
+            value, indent=indent, ensure_ascii=ascii_only, allow_nan=False, default=_attributes
+        )
     except ValueError:
         place = next(_not_finite(value, ""), None)
         if place is None:
@@ -190,8 +193,16 @@ def _short(name: str) -> str:
     return os.fsdecode(os.fsencode(name)[:100]) if len(os.fsencode(name)) > 100 else name
 
 
+def _attributes(value: Any) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise TypeError(f"{type(value).__name__} has no JSON form")
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
 def _not_finite(value: Any, place: str) -> Iterator[str]:
     """The places of numbers that are not finite."""
+    if dataclasses.is_dataclass(value):
+        value = _attributes(value)
     if isinstance(value, float) and not math.isfinite(value):
         yield place or "value"
     if isinstance(value, (list, tuple)):

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segagent_rt.bundle.manifest import MANIFEST_FILE, Manifest, read_json
+from segagent_rt.bundle.manifest import MANIFEST_FILE, Manifest, read_json, to_json
+from segagent_rt.eval.figures import SceneSuiteResult
 from segagent_rt.eval.scenes import SceneSuite, evaluate_scenes
 from segagent_rt.loop import StoppingRules
 from segagent_rt.runtime import Runtime, load
@@ -76,16 +77,16 @@ def evaluate(
 ) -> dict[str, Any]:
     """Figures on held-out scenes, and first clicks without or with a wrong expression."""
 
-    def run(ablate: Any, rules: StoppingRules) -> dict[str, Any]:
+    def run(ablate: Any, rules: StoppingRules) -> SceneSuiteResult:
         report_progress(f"evaluate {scenes} scenes, expressions {ablate}")
         suite = SceneSuite(scenes, EVAL_SEED, ablate=ablate)
         return evaluate_scenes(runtime, suite, rules, lambda _: None)
 
     def first_click(ablate: Any) -> dict[str, Any]:
         found = run(ablate, StoppingRules(max_clicks=1))
-        return {name: found[name] for name in ("first_click_hit", "hit_by_rules")}
+        return {name: getattr(found.figures, name) for name in ("first_click_hit", "hit_by_rules")}
 
-    main = run("none", StoppingRules())
+    main = to_json(run("none", StoppingRules()).to_json())
     for volatile in ("bundle", "seconds"):
         main.pop(volatile)
     return {

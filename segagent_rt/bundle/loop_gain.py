@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from segagent_rt.bundle.bundle import Bundle
 from segagent_rt.bundle.manifest import BUNDLE_FILE, BundleIndex, LoopGain, read_json, to_json
 from segagent_rt.io import atomic_write, json_bytes
-
-
-def loop_gain_of(figures: dict[str, Any], digest: str) -> LoopGain:
-    """The record that the figures of a data set make.
-
-    Args:
-        figures: made by `eval`.
-        digest: of the bundle that they were measured with.
-    """
-    shot, returned = figures["one_shot"]["giou"], figures["giou"]
-    return LoopGain(figures["samples"], shot, returned, figures["max_clicks"], digest)
 
 
 def record_loop_gain(bundle: Bundle, measured: dict[str, LoopGain]) -> None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from segagent_rt.data.ray_pool import Cluster
     from segagent_rt.data.sources import DataSet
     from segagent_rt.eval.evaluation import Evaluation
+    from segagent_rt.eval.figures import EvalResult, SceneSuiteResult
     from segagent_rt.eval.loop_runs import EvalRunner
     from segagent_rt.eval.report_cases import EvalReport
     from segagent_rt.eval.scores import MaskChoice
@@ -193,14 +194,16 @@ def command(
     from segagent_rt.search import SearchConfig
 
     if not data:
+        from segagent_rt.bundle.manifest import to_json
+
         check_options(context, ON_SCENES, ONLY_WITH)
         with load(bundle, backend=backend, threads=threads) as runtime:
             taken = _report(report, MaskChoice(), overwrite=False)
             found = _on_scenes(runtime, (scenes, seed, ablate), StoppingRules(max_clicks), taken)
         if as_json:
-            console.show_json(found)
+            console.show_json(found.to_json())
         else:
-            console.show(text(found))
+            console.show(text(to_json(found.to_json())))
         return
     names = named(data, split)
     places = Places(root, images, skip_bad, mask_label)
@@ -221,7 +224,7 @@ def command(
     opened = open_all([name for name in names if recordings[name] is None], places)
     recordings_by_title = [(title_of(name), found) for name, found in recordings.items() if found]
     check_titles([title for title, _ in recordings_by_title] + [each.title for each in opened])
-    figures = [asked.score(title, found) for title, found in recordings_by_title]
+    results = [asked.score(title, found) for title, found in recordings_by_title]
     if opened:
         rules = StoppingRules(
             max_clicks, accept_above=None, retry_below=None, patience=patience,
@@ -233,19 +236,19 @@ def command(
         with load(bundle, backend=backend, threads=threads, parts=here) as runtime:
             if record:
                 check_writable(runtime.bundle.folder)
-            walked = _walk(opened, asked, walker, runtime, cluster)
-            figures += walked
+            run = _walk(opened, asked, walker, runtime, cluster)
+            results += run
             if record:
-                _record(runtime.bundle, walked)
+                _record(runtime.bundle, run)
             if taken is not None:
                 about = {"bundle": f"{runtime.bundle.index.name} {runtime.bundle.digest}"}
-                taken.write(about, figures, overwrite=overwrite)
+                taken.write(about, results, overwrite=overwrite)
                 console.say(f"report: {report}")
     if as_json:
-        console.show_json({"results": figures})
+        console.show_json({"results": [each.to_json() for each in results]})
     else:
-        console.show("\n\n".join("\n".join(summary_lines(each)) for each in figures))
-    check_complete(figures)
+        console.show("\n\n".join("\n".join(summary_lines(each)) for each in results))
+    check_complete(results)
 
 
 def _report(path: Path | None, choice: MaskChoice, *, overwrite: bool) -> EvalReport | None:
@@ -281,7 +284,7 @@ def named(data: list[str], parts: list[str] | None) -> list[str]:
 
 def _walk(
     opened: list[DataSet], asked: Evaluation, walker: EvalRunner, runtime: Runtime, cluster: Cluster
-) -> list[dict[str, Any]]:
+) -> list[EvalResult]:
     """Every file was read before the first walk: a mistake in the last one shows at once."""
     from segagent_rt.data.ray_pool import distribute
 
@@ -292,10 +295,11 @@ def _walk(
         ]
 
 
-def _record(bundle: Bundle, figures: list[dict[str, Any]]) -> None:
-    from segagent_rt.bundle.loop_gain import loop_gain_of, record_loop_gain
+def _record(bundle: Bundle, results: list[EvalResult]) -> None:
+    from segagent_rt.bundle.loop_gain import record_loop_gain
+    from segagent_rt.eval.evaluation import loop_gain_of
 
-    gains = {each["data"]: loop_gain_of(each, bundle.digest) for each in figures}
+    gains = {each.data: loop_gain_of(each, bundle.digest) for each in results}
     record_loop_gain(bundle, gains)
     for data, measured in gains.items():
         console.say(f"{bundle.folder}: loop_gain on {data} is {measured.gain:+.4f}")
@@ -306,7 +310,7 @@ def _on_scenes(
     which: tuple[int, int, Any],
     rules: StoppingRules,
     report: EvalReport | None,
-) -> dict[str, Any]:
+) -> SceneSuiteResult:
     from segagent_rt.eval.scenes import SceneSuite, evaluate_scenes
 
     scenes, seed, ablate = which

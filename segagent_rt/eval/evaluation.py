@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from segagent_rt.bundle.manifest import LoopGain
 from segagent_rt.data.journal import CountReporter, Journal
 from segagent_rt.data.predictions import Recording
 from segagent_rt.data.record import ExpressionQuery
 from segagent_rt.data.sources import DataSet
 from segagent_rt.data.work_items import ProcessAll
 from segagent_rt.errors import BatchFailed, DataInvalid
+from segagent_rt.eval.figures import DataSetFigures, EvalResult, IouFigures
 from segagent_rt.eval.loop_runs import EvalRuns, answer_all, check_entry
 from segagent_rt.eval.report import Report
 from segagent_rt.eval.scores import LOST, MaskChoice
@@ -47,8 +49,8 @@ class Evaluation:
         heading: dict[str, Any],
         spread: ProcessAll[ExpressionQuery],
         report_progress: CountReporter,
-    ) -> dict[str, Any]:
-        """Have walked what is not done yet, and write all files; returns the figures.
+    ) -> EvalResult:
+        """Run what is not done yet, and write all files.
 
         Args:
             heading: what the walks are about, see `EvalRunner.heading`.
@@ -67,26 +69,34 @@ class Evaluation:
         timings = report.write_walks(answered)
         if self.on_answers is not None:
             self.on_answers(answered)
-        about = {
-            **heading,
-            "skipped": list(data.skipped),
-            "missing": [str(path) for path in answered.missing],
-            "refused": [f"{place}: {why}" for place, why in answered.refused],
-        }
         recordings = answered.recordings
-        found = report.write_figures(recordings, self.choice, heading["max_clicks"], about)
+        found = report.write_figures(
+            recordings,
+            self.choice,
+            heading["max_clicks"],
+            heading=heading,
+            skipped=tuple(data.skipped),
+            missing=tuple(str(path) for path in answered.missing),
+            refused=tuple(f"{place}: {why}" for place, why in answered.refused),
+        )
         not_drawn = list[str]()
         if self.pictures:
             images = [question.sample.image for question in answered.questions]
             not_drawn = report.draw(recordings, images, self.choice)
-        return {**found, "milliseconds": timings, "not_drawn": not_drawn}
+        return replace(found, milliseconds=timings, not_drawn=tuple(not_drawn))
 
-    def score(self, title: str, recordings: list[Recording]) -> dict[str, Any]:
+    def score(self, title: str, recordings: list[Recording]) -> EvalResult:
         """Figures and tables of walks that were recorded elsewhere or earlier."""
         report = Report(self.folder, title, self.restart)
         report.check((".figures.json",))
         budget = max(len(recording.steps) - recording.started for recording in recordings)
-        return report.write_figures(recordings[: self.limit], self.choice, budget, {})
+        return report.write_figures(recordings[: self.limit], self.choice, budget)
+
+
+def loop_gain_of(result: EvalResult, digest: str) -> LoopGain:
+    """The record that a result makes in the bundle with this digest."""
+    figures, budget = result.figures, result.heading["max_clicks"]
+    return LoopGain(figures.samples, figures.one_shot.giou, figures.giou, budget, digest)
 
 
 def title_of(predictions: str) -> str:
@@ -97,11 +107,11 @@ def title_of(predictions: str) -> str:
 _HINT = "name the folder of the pictures with --images"
 
 
-def check_complete(figures: list[dict[str, Any]]) -> None:
+def check_complete(results: Sequence[EvalResult]) -> None:
     """Raise `BatchFailed` if a picture was missing or a question refused, and name them."""
-    missing = [name for each in figures for name in each.get("missing", ())]
-    refused = [text for each in figures for text in each.get("refused", ())]
-    not_drawn = [text for each in figures for text in each.get("not_drawn", ())]
+    missing = [name for each in results for name in each.missing]
+    refused = [text for each in results for text in each.refused]
+    not_drawn = [text for each in results for text in each.not_drawn]
     if missing or refused or not_drawn:
         hint = _HINT if missing else None
         raise BatchFailed(_told(missing, refused, not_drawn), hint=hint)
@@ -127,37 +137,36 @@ def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def summary_lines(figures: dict[str, Any]) -> Iterator[str]:
+def summary_lines(result: EvalResult) -> Iterator[str]:
     """The main figures for people, one to a line."""
-    yield f"{figures['data']}: {figures['samples']} expressions, {figures['left_out']} left out"
+    figures = result.figures
+    yield f"{result.data}: {figures.samples} expressions, {figures.left_out} left out"
     yield f"  {'':24s}{'cIoU':>8s}{'gIoU':>8s}"
     for name, pair in figure_rows(figures):
-        yield f"  {name:24s}{pair['ciou']:8.4f}{pair['giou']:8.4f}"
-    if (gain := figures["loop_gain"]) is not None:
-        yield f"  the loop added {gain:+.4f} gIoU to the one-shot masks"
-    if refined := figures["refined"]:
-        begun = refined["start"]["giou"]
-        yield f"  started from gIoU {begun:.4f}, gained {refined['gain']:.4f} each"
-        yield f"  {100 * refined['worse']:.1f} % lost more than {LOST}"
-    noc = "  ".join(f"@{target} {value:.2f}" for target, value in figures["noc"].items())
-    yield f"  clicks needed: {noc}    used: {figures['clicks_mean']:.2f}"
-    for stage, spread in figures.get("milliseconds", {}).items():
+        yield f"  {name:24s}{pair.ciou:8.4f}{pair.giou:8.4f}"
+    if figures.loop_gain is not None:
+        yield f"  the loop added {figures.loop_gain:+.4f} gIoU to the one-shot masks"
+    if refined := figures.refined:
+        yield f"  started from gIoU {refined.start.giou:.4f}, gained {refined.gain:.4f} each"
+        yield f"  {100 * refined.worse:.1f} % lost more than {LOST}"
+    noc = "  ".join(f"@{target} {value:.2f}" for target, value in figures.noc.items())
+    yield f"  clicks needed: {noc}    used: {figures.clicks_mean:.2f}"
+    for stage, spread in result.milliseconds.items():
         spread = "  ".join(f"{name} {value}" for name, value in spread.items())
         yield f"  {stage:12s} ms  {spread}"
 
 
-def figure_rows(figures: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
-    """The names of masks that are compared, each with `ciou` and `giou`, 0..1."""
-    early = figures["early"]
+def figure_rows(figures: DataSetFigures) -> list[tuple[str, IouFigures]]:
+    """The names of masks that are compared, and how good they are."""
+    early = figures.early
     return [
         (f"selected ({_chosen(figures)})", figures),
-        ("one-shot", figures["one_shot"]),
-        (f"accepted at {early['accept']}", early),
-        ("truly best", figures["truth_best"]),
-        *((f"after click {at}", pair) for at, pair in enumerate(figures["by_click"], 1)),
+        ("one-shot", figures.one_shot),
+        (f"accepted at {early.accept}", early),
+        ("truly best", figures.truth_best),
+        *((f"after click {at}", pair) for at, pair in enumerate(figures.by_click, 1)),
     ]
 
 
-def _chosen(figures: Mapping[str, Any]) -> str:
-    click = figures["click_id"]
-    return figures["select"] if click is None else f"click {click}"
+def _chosen(figures: DataSetFigures) -> str:
+    return figures.select if figures.click_id is None else f"click {figures.click_id}"

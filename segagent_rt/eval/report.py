@@ -20,6 +20,7 @@ from segagent_rt.data.record import RunLengths
 from segagent_rt.data.tables import write_tables
 from segagent_rt.draw import draw_overlay, png
 from segagent_rt.errors import InputError
+from segagent_rt.eval.figures import EvalResult
 from segagent_rt.eval.latency import latencies
 from segagent_rt.eval.loop_runs import EvalRuns
 from segagent_rt.eval.scores import MaskChoice, Measured, figures, measure, overlaps
@@ -64,15 +65,15 @@ class Report:
         recordings: Sequence[Recording],
         choice: MaskChoice,
         budget: int,
-        about: dict[str, Any],
-    ) -> dict[str, Any]:
-        """Tables and figures; returns the latter. `about` says where they come from."""
+        **about: Any,
+    ) -> EvalResult:
+        """Write tables and figures; `about` are the further attributes of the result."""
         measured = [measure(recording) for recording in recordings]
         rule = "" if choice.rule == "ref" else f".{choice.rule}"
         rows = overlaps(measured, choice)
         write_tables(self.path(rule), choice.click, rows, overwrite=self.overwrite)
-        found = {"data": self.title, **figures(measured, choice, budget), **about}
-        self._write(self.path(".figures.json"), json_bytes(found, indent=1))
+        found = EvalResult(self.title, figures(measured, choice, budget), **about)
+        self._write(self.path(".figures.json"), json_bytes(found.document(), indent=1))
         return found
 
     def draw(

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from segagent_rt.data.images import read_picture
 from segagent_rt.errors import InputError
 from segagent_rt.eval.evaluation import figure_rows
+from segagent_rt.eval.figures import EvalResult, SceneSuiteResult
 from segagent_rt.eval.loop_runs import EvalRuns
 from segagent_rt.eval.scores import MaskChoice, Measured, measure
 from segagent_rt.eval.selection import select
@@ -49,19 +49,23 @@ class EvalReport:
         self.builder.add(case_of_trajectory(f"scene {scene.seed}", scene.image, found, target))
 
     def write(
-        self, about: Mapping[str, object], figures: Sequence[Mapping[str, Any]], *, overwrite: bool
+        self,
+        about: Mapping[str, object],
+        results: Sequence[EvalResult | SceneSuiteResult],
+        *,
+        overwrite: bool,
     ) -> None:
         """Write the file.
 
         Args:
             about: what was evaluated, by name.
-            figures: of each data set, or of the scenes.
+            results: of each data set, or of the scenes.
             overwrite: also replace a file that segagent-rt did not write.
 
         Raises:
             OutputError: it cannot be written, or somebody else wrote the file that is there.
         """
-        tables = [table for each in figures for table in _tables(each)]
+        tables = [table for each in results for table in _tables(each)]
         self.builder.write(self.path, "segagent-rt eval", about, tables, overwrite=overwrite)
 
 
@@ -104,14 +108,15 @@ def _load(path: Path, size: tuple[int, int]) -> RgbImage | None:
     return image if image.shape[:2] == size else None
 
 
-def _tables(figures: Mapping[str, Any]) -> list[Table]:
-    if "by_click" not in figures:
-        return _scene_tables(figures)
-    rows = [(name, f"{p['ciou']:.4f}", f"{p['giou']:.4f}") for name, p in figure_rows(figures)]
-    bars = [pair["giou"] for _, pair in figure_rows(figures)]
-    title = f"{figures['data']}: {figures['samples']} expressions"
+def _tables(result: EvalResult | SceneSuiteResult) -> list[Table]:
+    if isinstance(result, SceneSuiteResult):
+        return _scene_tables(result)
+    compared = figure_rows(result.figures)
+    rows = [(name, f"{pair.ciou:.4f}", f"{pair.giou:.4f}") for name, pair in compared]
+    bars = [pair.giou for _, pair in compared]
+    title = f"{result.data}: {result.figures.samples} expressions"
     found = [Table(title, ("mask", "cIoU", "gIoU"), rows, bars)]
-    if spreads := figures.get("milliseconds"):
+    if spreads := result.milliseconds:
         heads = ("stage, milliseconds", "p50", "p90", "p99", "n")
         most = max(spread["p50"] for spread in spreads.values()) or 1.0
         times = [
@@ -119,14 +124,15 @@ def _tables(figures: Mapping[str, Any]) -> list[Table]:
             for stage, spread in spreads.items()
         ]
         bars = [spread["p50"] / most for spread in spreads.values()]
-        found.append(Table(f"{figures['data']}: latency", heads, times, bars))
+        found.append(Table(f"{result.data}: latency", heads, times, bars))
     return found
 
 
-def _scene_tables(figures: Mapping[str, Any]) -> list[Table]:
+def _scene_tables(result: SceneSuiteResult) -> list[Table]:
     """Figures of synthetic scenes: one to a row."""
-    single = {name: value for name, value in figures.items() if isinstance(value, int | float)}
-    listed = figures["miou_by_turn"], figures["oracle_miou_by_click"]
+    document, figures = result.to_json(), result.figures
+    single = {name: value for name, value in document.items() if isinstance(value, int | float)}
+    listed = figures.miou_by_turn, figures.oracle_miou_by_click
     turns = [
         (str(number), *(f"{value:.4f}" for value in pair))
         for number, pair in enumerate(zip(*listed, strict=True), 1)
@@ -134,5 +140,5 @@ def _scene_tables(figures: Mapping[str, Any]) -> list[Table]:
     heads = ("after click", "mIoU", "mIoU of the simulated annotator")
     return [
         Table("Figures", ("figure", "value"), [(n, f"{v:.6g}") for n, v in single.items()]),
-        Table("Over clicks", heads, turns, figures["miou_by_turn"]),
+        Table("Over clicks", heads, turns, [value or 0.0 for value in figures.miou_by_turn]),
     ]

@@ -16,6 +16,7 @@ import numpy as np
 
 from segagent_rt.annotators.oracle import next_click
 from segagent_rt.choices import Ablation
+from segagent_rt.eval.figures import RandomMaskFigures, SceneFigures, SceneSuiteResult
 from segagent_rt.eval.statistics import spearman
 from segagent_rt.loop import StoppingRules
 from segagent_rt.metrics import iou
@@ -73,7 +74,7 @@ def evaluate_scenes(
     rules: StoppingRules,
     report_progress: Callable[[int], None],
     on_scene: OnScene | None = None,
-) -> dict[str, Any]:
+) -> SceneSuiteResult:
     """Run the suite.
 
     Args:
@@ -82,25 +83,22 @@ def evaluate_scenes(
         rules: when the loop stops.
         report_progress: called with the number of scenes done.
         on_scene: called with each scene and its trajectory under the rules.
-
-    Returns:
-        The figures.
     """
     start = time.perf_counter()
     results = []
     for done, (scene, expression) in enumerate(_questions(suite), 1):
         results.append(_one(runtime, scene, expression, rules, on_scene))
         report_progress(done)
-    about = {
-        "scenes": suite.scenes,
-        "seed": suite.seed,
-        "ablate": suite.ablate,
-        "generator": GENERATOR,
-        "bundle": {"name": runtime.bundle.index.name, "digest": runtime.bundle.digest},
-        "rules": {"max_clicks": rules.max_clicks, "accept": rules.accept_above},
-        "seconds": round(time.perf_counter() - start, 2),
-    }
-    return summarise(results, rules.max_clicks) | about
+    return SceneSuiteResult(
+        figures=summarise(results, rules.max_clicks),
+        scenes=suite.scenes,
+        seed=suite.seed,
+        ablate=suite.ablate,
+        generator=GENERATOR,
+        bundle={"name": runtime.bundle.index.name, "digest": runtime.bundle.digest},
+        rules={"max_clicks": rules.max_clicks, "accept": rules.accept_above},
+        seconds=round(time.perf_counter() - start, 2),
+    )
 
 
 def _questions(suite: SceneSuite) -> Iterator[tuple[Scene, str]]:
@@ -236,42 +234,43 @@ def _rated(canvas: Canvas, scene: Scene, expression: str) -> Iterator[tuple[floa
             yield iou(prediction.mask(), target), rating
 
 
-def summarise(results: Sequence[SceneResult], clicks: int) -> dict[str, Any]:
-    """The figures of a suite; shares and IoUs in 0..1, `predicted_iou_mae` in points of 100."""
+def summarise(results: Sequence[SceneResult], clicks: int) -> SceneFigures:
+    """The figures of a suite with a budget of clicks."""
     missed = [r for r in results if r.ious and r.ious[0] < TOUCHED]
     pairs = [
-        (true, said)
+        (true, rating)
         for r in results
-        for true, said in zip(r.ious, r.ratings, strict=True)
-        if said is not None
+        for true, rating in zip(r.ious, r.ratings, strict=True)
+        if rating is not None
     ]
     rated = [pair for r in results for pair in r.rated]
     leaks = [r for r in results if r.leak_negative is not None]
-    return {
-        "first_click_hit": _mean(r.hit for r in results),
-        "hit_by_rules": _mean(r.read for r in results),
-        "first_click_hit_by_type": {
+    correlation = spearman(*zip(*rated, strict=True)) if len(rated) > 2 else None
+    return SceneFigures(
+        first_click_hit=_mean(r.hit for r in results),
+        hit_by_rules=_mean(r.read for r in results),
+        first_click_hit_by_type={
             kind: _mean(r.hit for r in results if r.kind == kind) for kind in KINDS
         },
-        "miou": _mean(r.returned for r in results),
-        "one_shot_miou": _mean(_at(r.ious, 0) for r in results),
-        "miou_by_turn": [_mean(_at(r.ious, turn) for r in results) for turn in range(clicks)],
-        "oracle_miou_by_click": [_mean(r.oracle[n] for r in results) for n in range(clicks)],
-        "gain": _mean(r.returned - _at(r.ious, 0) for r in results),
-        "oracle_gain": _mean(r.corrected - _at(r.ious, 0) for r in results),
-        "recovery": _mean(r.returned - r.ious[0] for r in missed),
-        "missed_first_clicks": len(missed),
-        "returned_worse": _mean(r.returned < _at(r.ious, 0) - 0.05 for r in results),
-        "clicks_mean": _mean(r.clicks for r in results),
-        "negative_start_negative": _mean(bool(r.leak_negative) for r in leaks),
-        "negative_start_hit": _mean(bool(r.leak_hit) for r in leaks),
-        "predicted_iou_mae": _mean(100 * abs(true - said) for true, said in pairs),
-        "random_masks": {
-            "mae": _mean(100 * abs(true - said) for true, said in rated),
-            "spearman": _rounded(spearman(*zip(*rated, strict=True))) if len(rated) > 2 else None,
-            "count": len(rated),
-        },
-    }
+        miou=_mean(r.returned for r in results),
+        one_shot_miou=_mean(_at(r.ious, 0) for r in results),
+        miou_by_turn=tuple(_mean(_at(r.ious, turn) for r in results) for turn in range(clicks)),
+        oracle_miou_by_click=tuple(_mean(r.oracle[n] for r in results) for n in range(clicks)),
+        gain=_mean(r.returned - _at(r.ious, 0) for r in results),
+        oracle_gain=_mean(r.corrected - _at(r.ious, 0) for r in results),
+        recovery=_mean(r.returned - r.ious[0] for r in missed),
+        missed_first_clicks=len(missed),
+        returned_worse=_mean(r.returned < _at(r.ious, 0) - 0.05 for r in results),
+        clicks_mean=_mean(r.clicks for r in results),
+        negative_start_negative=_mean(bool(r.leak_negative) for r in leaks),
+        negative_start_hit=_mean(bool(r.leak_hit) for r in leaks),
+        predicted_iou_mae=_mean(100 * abs(true - rating) for true, rating in pairs),
+        random_masks=RandomMaskFigures(
+            mae=_mean(100 * abs(true - rating) for true, rating in rated),
+            spearman=_rounded(correlation),
+            count=len(rated),
+        ),
+    )
 
 
 def _at(values: Sequence[float], turn: int) -> float:

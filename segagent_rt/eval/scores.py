@@ -13,6 +13,13 @@ import numpy as np
 from segagent_rt.choices import Rule
 from segagent_rt.data.predictions import Recording
 from segagent_rt.data.tables import Overlap
+from segagent_rt.eval.figures import (
+    DataSetFigures,
+    EarlyFigures,
+    IouFigures,
+    OneShotFigures,
+    RefinedFigures,
+)
 from segagent_rt.eval.selection import best_rated, select, shortened
 from segagent_rt.loop import StoppingRules
 from segagent_rt.metrics import (
@@ -82,16 +89,8 @@ def measure(recording: Recording) -> Measured:
     return Measured(recording, pairs, nothing)
 
 
-def figures(measured: Sequence[Measured], choice: MaskChoice, budget: int) -> dict[str, Any]:
-    """The figures; IoUs in 0..1, `predicted_iou_mae` in points of 100.
-
-    `one_shot` is the mask after the first click, or after the first box where the MLLM gave one;
-    `loop_gain` is how much higher the gIoU of the chosen masks is.
-    Under the rule `ref` walks without a mask are left out, as in SegAgent's own evaluation; under
-    the others they count as empty masks. `early` is what walking only until a mask is accepted
-    would have returned, `truth_best` what is possible: the best mask of each walk. `refined`, if
-    walks began with a mask: its gIoU, the mean gain, and the share of masks that lost.
-    """
+def figures(measured: Sequence[Measured], choice: MaskChoice, budget: int) -> DataSetFigures:
+    """The figures of runs with a budget of clicks."""
     chosen = [(m, select(m.recording, choice.rule, choice.click)) for m in measured]
     kept = [(m, at) for m, at in chosen if not _dropped(m, at, choice)]
     noc = {
@@ -101,23 +100,24 @@ def figures(measured: Sequence[Measured], choice: MaskChoice, budget: int) -> di
         for target in NOC_TARGETS
     }
     boxes = sum(bool(m.recording.steps and m.recording.steps[0].box) for m in measured)
-    return {
-        "samples": len(measured),
-        "select": choice.rule,
-        "click_id": choice.click,
-        **_ious([m.after(at) for m, at in kept]),
-        "left_out": len(measured) - len(kept),
-        "one_shot": {**_ious([m.after(m.first) for m in measured]), "boxes": boxes},
-        "loop_gain": _loop_gain(kept),
-        "truth_best": _ious([m.best for m in measured]),
-        "early": _early(measured, EARLY),
-        "by_click": [_ious([m.after(m.first + at) for m in measured]) for at in range(budget)],
-        "noc": noc,
-        "clicks_mean": _mean(len(m.pairs) - m.first for m in measured),
-        "refined": _refined([(m, at) for m, at in kept if m.first]),
-        "predicted_iou_mae": _mean(abs(error) for m in measured for error in _errors(m)),
-        "stops": dict(Counter(m.recording.stop or "unknown" for m in measured).most_common()),
-    }
+    by_click = [[m.after(m.first + at) for m in measured] for at in range(budget)]
+    return DataSetFigures(
+        *_ious([m.after(at) for m, at in kept]),
+        samples=len(measured),
+        select=choice.rule,
+        click_id=choice.click,
+        left_out=len(measured) - len(kept),
+        one_shot=OneShotFigures(*_ious([m.after(m.first) for m in measured]), boxes),
+        loop_gain=_loop_gain(kept),
+        truth_best=IouFigures(*_ious([m.best for m in measured])),
+        early=_early(measured, EARLY),
+        by_click=tuple(IouFigures(*_ious(pairs)) for pairs in by_click),
+        noc=noc,
+        clicks_mean=_mean(len(m.pairs) - m.first for m in measured),
+        refined=_refined([(m, at) for m, at in kept if m.first]),
+        predicted_iou_mae=_mean(abs(error) for m in measured for error in _errors(m)),
+        stops=dict(Counter(m.recording.stop or "unknown" for m in measured).most_common()),
+    )
 
 
 def _loop_gain(kept: Sequence[tuple[Measured, int | None]]) -> float | None:
@@ -145,26 +145,23 @@ LOST = 0.02
 """A mask that was there already is worse if its IoU fell by more than this."""
 
 
-def _refined(chosen: Sequence[tuple[Measured, int | None]]) -> dict[str, Any] | None:
+def _refined(chosen: Sequence[tuple[Measured, int | None]]) -> RefinedFigures | None:
     if not chosen:
         return None
     gains = [_share(*m.after(at)) - _share(*m.after(0)) for m, at in chosen]
-    return {
-        "start": _ious([m.after(0) for m, _ in chosen]),
-        "gain": _mean(gains),
-        "worse": _mean(gain < -LOST for gain in gains),
-    }
+    return RefinedFigures(
+        start=IouFigures(*_ious([m.after(0) for m, _ in chosen])),
+        gain=round(float(np.mean(gains)), 6),
+        worse=round(float(np.mean([gain < -LOST for gain in gains])), 6),
+    )
 
 
-def _early(measured: Sequence[Measured], accept: float) -> dict[str, Any]:
+def _early(measured: Sequence[Measured], accept: float) -> EarlyFigures:
     short = [shortened(m.recording.steps, accept) for m in measured]
     clicks = (len(steps) - m.first for m, steps in zip(measured, short, strict=True))
     best = [best_rated([step.rating for step in steps]) if steps else None for steps in short]
-    return {
-        "accept": accept,
-        **_ious([m.after(at) for m, at in zip(measured, best, strict=True)]),
-        "clicks_mean": _mean(clicks),
-    }
+    returned = [m.after(at) for m, at in zip(measured, best, strict=True)]
+    return EarlyFigures(*_ious(returned), accept=accept, clicks_mean=_mean(clicks))
 
 
 def _errors(measured: Measured) -> list[float]:
@@ -172,11 +169,9 @@ def _errors(measured: Measured) -> list[float]:
     return [100 * (step.rating - true) for true, step in rated if step.rating is not None]
 
 
-def _ious(pairs: list[Pair]) -> dict[str, float]:
-    return {
-        "ciou": round(cumulative_iou(pairs), 6),
-        "giou": round(generalised_iou(pairs), 6),
-    }
+def _ious(pairs: list[Pair]) -> tuple[float, float]:
+    """cIoU and gIoU."""
+    return round(cumulative_iou(pairs), 6), round(generalised_iou(pairs), 6)
 
 
 def _mean(values: Any) -> float | None:

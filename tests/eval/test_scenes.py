@@ -39,5 +39,5 @@ def test_the_oracles_gain_is_counted_from_the_annotators_first_mask():
         clicks=2, oracle=[0.9, 0.95], corrected=0.92, leak_negative=None, leak_hit=None,
     )  # fmt: skip
     figures = summarise([result, result], 2)
-    assert figures["gain"] == 0.1
-    assert figures["oracle_gain"] == 0.22
+    assert figures.gain == 0.1
+    assert figures.oracle_gain == 0.22

@@ -9,6 +9,7 @@ import pytest
 
 from segagent_rt.data.predictions import RecordedStep, Recording
 from segagent_rt.data.record import RunLengths
+from segagent_rt.eval.figures import EarlyFigures, OneShotFigures
 from segagent_rt.eval.scores import MaskChoice, figures, measure, overlaps
 from segagent_rt.types import Box, Click
 
@@ -37,42 +38,42 @@ def measured():
 
 def test_ious_of_the_chosen_masks(measured):
     found = figures(measured, MaskChoice("full"), 3)
-    assert (found["ciou"], found["giou"]) == (pytest.approx(10 / 14, abs=1e-6), 0.65)
+    assert (found.ciou, found.giou) == (pytest.approx(10 / 14, abs=1e-6), 0.65)
     last = figures(measured, MaskChoice("last"), 3)
-    assert last["giou"] == 0.65
-    assert figures(measured, MaskChoice("full", 1), 3)["giou"] == 0.7
+    assert last.giou == 0.65
+    assert figures(measured, MaskChoice("full", 1), 3).giou == 0.7
 
 
 def test_one_shot_every_click_and_the_best_there_was(measured):
     found = figures(measured, MaskChoice("full"), 3)
-    assert found["one_shot"] == {"ciou": 0.5, "giou": 0.5, "boxes": 1}
-    assert [each["giou"] for each in found["by_click"]] == [0.5, 0.7, 0.65]
-    assert found["truth_best"]["giou"] == 0.7
+    assert found.one_shot == OneShotFigures(0.5, 0.5, boxes=1)
+    assert [each.giou for each in found.by_click] == [0.5, 0.7, 0.65]
+    assert found.truth_best.giou == 0.7
 
 
 def test_clicks_needed_and_used(measured):
     found = figures(measured, MaskChoice("full"), 3)
-    assert found["noc"] == {"80": 2.5, "85": 2.5, "90": 2.5}
-    assert found["clicks_mean"] == 2.0
-    assert found["stops"] == {"budget": 2}
+    assert found.noc == {"80": 2.5, "85": 2.5, "90": 2.5}
+    assert found.clicks_mean == 2.0
+    assert found.stops == {"budget": 2}
 
 
 def test_the_error_of_ratings_is_in_points(measured):
     found = figures(measured, MaskChoice("full"), 3)
-    assert found["predicted_iou_mae"] == pytest.approx((10 + 20 + 10 + 0) / 4)
+    assert found.predicted_iou_mae == pytest.approx((10 + 20 + 10 + 0) / 4)
 
 
 def test_what_accepting_early_would_have_returned():
     found = figures([measure(walk(10, [9, 8, 10], [0.95, 0.5, 0.9]))], MaskChoice("last"), 3)
-    assert found["early"] == {"accept": 0.9, "ciou": 0.9, "giou": 0.9, "clicks_mean": 1.0}
-    assert found["giou"] == 1.0
+    assert found.early == EarlyFigures(0.9, 0.9, accept=0.9, clicks_mean=1.0)
+    assert found.giou == 1.0
 
 
 def test_an_empty_walk_is_an_empty_mask_except_under_segagents_rule():
     nothing = [measure(walk(10, [], [])), measure(GOOD)]
     full, ref = figures(nothing, MaskChoice("full"), 3), figures(nothing, MaskChoice("ref"), 3)
-    assert (full["giou"], full["left_out"]) == (0.4, 0)
-    assert ref["left_out"] == 1
+    assert (full.giou, full.left_out) == (0.4, 0)
+    assert ref.left_out == 1
     assert len(overlaps(nothing, MaskChoice("full"))) == 2
     assert len(overlaps(nothing, MaskChoice("ref"))) == 1
 
@@ -84,13 +85,13 @@ def test_what_refining_gained_and_lost():
         return measure(replace(clicked, steps=(first, *clicked.steps[1:])))
 
     found = figures([refined([6, 9, 8]), refined([6, 5]), refined([6])], MaskChoice("last"), 2)
-    assert found["refined"]["start"]["giou"] == 0.6
-    assert found["refined"]["gain"] == pytest.approx((0.2 - 0.1 + 0) / 3, abs=1e-6)
-    assert found["refined"]["worse"] == pytest.approx(1 / 3, abs=1e-6)
-    assert found["clicks_mean"] == 1.0
-    assert found["one_shot"]["giou"] == pytest.approx((0.9 + 0.5 + 0.6) / 3, abs=1e-6)
-    assert found["by_click"][1]["giou"] == pytest.approx((0.8 + 0.5 + 0.6) / 3, abs=1e-6)
-    assert figures([measure(GOOD)], MaskChoice(), 3)["refined"] is None
+    assert found.refined.start.giou == 0.6
+    assert found.refined.gain == pytest.approx((0.2 - 0.1 + 0) / 3, abs=1e-6)
+    assert found.refined.worse == pytest.approx(1 / 3, abs=1e-6)
+    assert found.clicks_mean == 1.0
+    assert found.one_shot.giou == pytest.approx((0.9 + 0.5 + 0.6) / 3, abs=1e-6)
+    assert found.by_click[1].giou == pytest.approx((0.8 + 0.5 + 0.6) / 3, abs=1e-6)
+    assert figures([measure(GOOD)], MaskChoice(), 3).refined is None
 
 
 def test_a_step_without_a_mask_made_nothing():
