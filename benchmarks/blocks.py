@@ -13,7 +13,6 @@ others.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -27,6 +26,7 @@ from in_turn import in_turn
 from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.bench.machine import describe_machine
 from segagent_rt.bench.stats import percentiles
+from segagent_rt.io import dump_json
 from segagent_rt.types import Session
 from segagent_rt_export.graphs.builder import new_graph
 from segagent_rt_export.graphs.precision import Precision, Scheme
@@ -56,7 +56,7 @@ def main() -> None:
     }
     if not given.errors:
         document["milliseconds"] = {name: times(*layer) for name, layer in LAYERS.items()}
-    print(json.dumps(document, indent=1))
+    print(dump_json(document, indent=1))
 
 
 def times(rows: int, shapes: tuple[tuple[int, int], ...]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from segagent_rt.bench.machine import describe_machine
 from segagent_rt.bench.stats import percentiles
+from segagent_rt.io import dump_json
 
 RESULT = Path(__file__).parent / "results" / "cold.json"
 COMMAND = [sys.executable, "-m", "segagent_rt"]
@@ -48,8 +49,8 @@ def main(runs: int) -> None:
         "loop_seconds": round(seconds["annotate"] + seconds.get("segment", 0.0), 4),
         **{kind: _summary([row[kind] for row in taken]) for kind in kinds},
     }
-    RESULT.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    print(json.dumps(document, indent=1))
+    RESULT.write_text(dump_json(document, indent=1) + "\n", "utf-8")
+    print(dump_json(document, indent=1))
 
 
 def _scene(folder: Path) -> tuple[Path, str]:

@@ -10,7 +10,6 @@ Random weights say how long it takes, and nothing about masks. FOLDER is removed
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -24,6 +23,7 @@ from clock import Clock
 from segagent_rt.backends.session import SessionOptions
 from segagent_rt.bench.machine import describe_machine
 from segagent_rt.bundle.bundle import Part, open_bundle, open_part
+from segagent_rt.io import dump_json
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Click
@@ -46,7 +46,7 @@ def main(folder: Path | None) -> None:
     if folder is not None:
         document["edgetam"] = times(edgetam(folder), side=1024, rounds=5)
         shutil.rmtree(folder)
-    print(json.dumps(document, indent=1))
+    print(dump_json(document, indent=1))
 
 
 def photo() -> None:

@@ -17,7 +17,6 @@ by less than half of what another picture changes, and the masks after the same 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +33,7 @@ from real_walk import EXACT, EXPRESSION, SIDE, check_graphs, measure_walks
 
 from segagent_rt.bench.machine import describe_machine, measure_ceilings, peak_bytes
 from segagent_rt.bench.stats import percentiles, ratio_percentiles
+from segagent_rt.io import dump_json
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import RgbImage
 
@@ -77,7 +77,7 @@ def main() -> None:
         **{"click": measure_clicks, "walk": measure_walks}[what](place, given.laps),
     }
     document["peak_megabytes"] = round((peak_bytes() or 0) / 1e6)
-    text = json.dumps(document, indent=1) + "\n"
+    text = dump_json(document, indent=1) + "\n"
     (given.output or RESULTS / f"real-{what}.json").write_text(text, "utf-8")
     print(text)
 

@@ -19,11 +19,8 @@ from segagent_rt.mllm.decoder import (
     DecodedReply,
     Prompt,
     Sampler,
-    StopAt,
     greedy,
 )
-from segagent_rt.mllm.grammar import Automaton
-from segagent_rt.mllm.language_model import KVCache
 from segagent_rt.runtime import open_mllm
 from segagent_rt.types import Request, RgbImage, Session, Turn, View
 
@@ -41,15 +38,8 @@ class Ear:
         ear = self
 
         class Listened(ConstrainedDecoder):
-            def write(
-                self,
-                cache: KVCache,
-                prompt: Prompt,
-                automaton: Automaton,
-                sampler: Sampler,
-                stop_at: StopAt,
-            ) -> DecodedReply:
-                written = super().write(cache, prompt, automaton, sampler, stop_at)
+            def write(self, *asked: Any) -> DecodedReply:
+                written = super().write(*asked)
                 ear.calls += 1 + written.calls
                 return written
 

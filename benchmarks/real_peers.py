@@ -33,6 +33,7 @@ from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.bench.machine import describe_machine, measure_ceilings
 from segagent_rt.bench.stats import percentiles, ratio_percentiles
 from segagent_rt.bundle.bundle import Part, open_part
+from segagent_rt.io import dump_json
 from segagent_rt.mllm.decoder import ConstrainedDecoder, Prompt, greedy
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.scenes import make_scene
@@ -75,8 +76,8 @@ def main() -> None:
         document["genai"] = here | measure_genai(given.genai, place, given.laps)
     if given.samexporter:
         document["samexporter"] = here | measure_sam(sam, given.laps)
-    given.output.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    print(json.dumps(document, indent=1))
+    given.output.write_text(dump_json(document, indent=1) + "\n", "utf-8")
+    print(dump_json(document, indent=1))
 
 
 def known(output: Path) -> dict[str, Any]:

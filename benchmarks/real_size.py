@@ -30,6 +30,7 @@ import numpy as np
 from clock import Clock
 
 from segagent_rt.bench.machine import describe_machine, measure_ceilings
+from segagent_rt.io import dump_json
 
 RESULTS = Path(__file__).parent / "results"
 FAMILIES = {"qwen2.5-vl-3b": "qwen2_5_vl", "qwen-vl": "qwen_vl"}
@@ -44,7 +45,7 @@ def main() -> None:
     """Do what the first argument says: the whole run, or in a child one of its steps."""
     steps = {"export": _export, "answer": _answer}
     if sys.argv[1] in steps:
-        print(json.dumps(steps[sys.argv[1]](*sys.argv[2:])))
+        print(dump_json(steps[sys.argv[1]](*sys.argv[2:])))
         return
     parser = argparse.ArgumentParser()
     parser.add_argument("model", choices=FAMILIES)
@@ -60,8 +61,8 @@ def main() -> None:
         if not given.keep:
             shutil.rmtree(place, ignore_errors=True)
     path = RESULTS / f"real-size-{given.model}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    print(json.dumps(document, indent=1))
+    path.write_text(dump_json(document, indent=1) + "\n", "utf-8")
+    print(dump_json(document, indent=1))
 
 
 def measure(model: str, place: Path, variants: Sequence[str], scenes: int) -> dict[str, Any]:

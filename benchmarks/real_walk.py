@@ -19,6 +19,7 @@ from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.bench.loop_runs import BenchQuery, LoopRun, figures, timed_run
 from segagent_rt.bench.profiling import GraphProfiler
 from segagent_rt.bench.stats import percentiles, ratio_percentiles
+from segagent_rt.io import attributes, dump_json
 from segagent_rt.loop import StoppingRules
 from segagent_rt.metrics import iou
 from segagent_rt.runtime import Runtime, load
@@ -47,7 +48,7 @@ def check_graphs(place: BundlePlace) -> None:
     ours.close()
     expected = PlainMllm(place, torch.float32).choices(image, EXPRESSION, click.tokens)
     found = {"graphs_apart": apart(click.logits, expected)}
-    _noted(place).write_text(json.dumps(found), "utf-8")
+    _noted(place).write_text(dump_json(found), "utf-8")
 
 
 def _noted(place: BundlePlace) -> Path:
@@ -123,7 +124,7 @@ def measure_walks(place: BundlePlace, laps: int) -> dict[str, Any]:
         "parity": passed,
         "clicks_with_stop": stops,
         "times_as_fast": told(walks, rated, theirs, stops) if passed else None,
-        "ours": {name: value for name, value in figures(walks).items() if name != "miou"},
+        "ours": {k: v for k, v in attributes(figures(walks)).items() if k != "miou"},
         "torch": {
             "click": percentiles([s for walk in theirs for s in walk.each]),
             "encode": percentiles([walk.encode for walk in theirs]),

@@ -27,6 +27,7 @@ from transformers import Sam2Config, SamConfig, SamModel
 from segagent_rt.backends.session import SessionOptions
 from segagent_rt.bench.machine import describe_machine, measure_ceilings
 from segagent_rt.bundle.bundle import open_bundle
+from segagent_rt.io import dump_json
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.scenes import make_scene
 from segagent_rt.types import Click, Segmenter
@@ -78,8 +79,8 @@ def main(folder: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
         document[family] = measure(family, save, place)
     shutil.rmtree(folder)
-    RESULT.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    print(json.dumps(document, indent=1))
+    RESULT.write_text(dump_json(document, indent=1) + "\n", "utf-8")
+    print(dump_json(document, indent=1))
 
 
 def measure(family: str, save: Callable[[Path], None], place: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from segagent_rt import __version__
@@ -163,17 +162,12 @@ class BatchFolder:
             ]
             check_replaceable(paths, overwrite=self.options.overwrite)
         except BaseException:
-            self._journal.__exit__(None, None, None)
+            self._journal.__exit__()
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._journal.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._journal.__exit__()
 
     def plan(
         self, image: Path, count: int, *, kind: str = "", taken: Mapping[str, str] | None = None

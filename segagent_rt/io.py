@@ -34,6 +34,17 @@ _PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{16}\.partial")
 _JSON_SEAL = re.compile(rb'\{"segagent_rt": "sha256:([0-9a-f]{64})",')
 
 
+def attributes(value: Any) -> dict[str, Any]:
+    """The attributes of a dataclass by name, as they are.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise TypeError(f"{type(value).__name__} has no JSON form")
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
 def dump_json(value: Any, *, indent: int | None = None, ascii_only: bool = True) -> str:
     """The text of a JSON document, which never contains NaN or an infinity.
 
@@ -47,7 +58,7 @@ def dump_json(value: Any, *, indent: int | None = None, ascii_only: bool = True)
     """
     try:
         return json.dumps(
-            value, indent=indent, ensure_ascii=ascii_only, allow_nan=False, default=_attributes
+            value, indent=indent, ensure_ascii=ascii_only, allow_nan=False, default=attributes
         )
     except ValueError:
         place = next(_not_finite(value, ""), None)
@@ -193,16 +204,10 @@ def _short(name: str) -> str:
     return os.fsdecode(os.fsencode(name)[:100]) if len(os.fsencode(name)) > 100 else name
 
 
-def _attributes(value: Any) -> dict[str, Any]:
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        raise TypeError(f"{type(value).__name__} has no JSON form")
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-
-
 def _not_finite(value: Any, place: str) -> Iterator[str]:
     """The places of numbers that are not finite."""
     if dataclasses.is_dataclass(value):
-        value = _attributes(value)
+        value = attributes(value)
     if isinstance(value, float) and not math.isfinite(value):
         yield place or "value"
     if isinstance(value, (list, tuple)):

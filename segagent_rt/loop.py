@@ -14,11 +14,13 @@ import numpy as np
 from segagent_rt.errors import Interrupted
 from segagent_rt.timing import Deadline, Stopwatch
 from segagent_rt.types import (
+    GREEDY,
     Box,
     Click,
     Malformed,
     Prediction,
     Request,
+    Sampling,
     Segmenter,
     Step,
     Stop,
@@ -112,13 +114,15 @@ class Stages:
     embedding: Future[Any]
     deadline: Deadline
 
-    def propose(self, steps: Sequence[Step], watch: Stopwatch, **sampling: Any) -> list[Step]:
-        """Ask for the next action about the last mask; `sampling` is passed on to the view.
+    def propose(
+        self, steps: Sequence[Step], watch: Stopwatch, sampling: Sampling = GREEDY
+    ) -> list[Step]:
+        """Ask for the next action about the last mask.
 
         Returns:
             A step without a mask for each answer.
         """
-        return self._propose(steps[-1].prediction if steps else None, watch, **sampling)
+        return self._propose(steps[-1].prediction if steps else None, watch, sampling)
 
     def retry_first_click(self, steps: Sequence[Step], watch: Stopwatch) -> Step | None:
         """Sample another first click, outside every mask so far; None if no sample lies there.
@@ -126,7 +130,7 @@ class Stages:
         Samples have temperature 1 and a seed of their own, so a run can be repeated.
         """
         rng = np.random.default_rng(len(steps))
-        samples = self._propose(None, watch, samples=RETRY_SAMPLES, temperature=1.0, rng=rng)
+        samples = self._propose(None, watch, Sampling(RETRY_SAMPLES, 1.0, rng))
         masks = [step.prediction.mask() for step in steps if step.prediction is not None]
         for step in samples:
             at = step.click
@@ -154,9 +158,11 @@ class Stages:
             for step, rating in zip(steps, ratings, strict=True)
         ]
 
-    def _propose(self, shown: Prediction | None, watch: Stopwatch, **sampling: Any) -> list[Step]:
+    def _propose(
+        self, shown: Prediction | None, watch: Stopwatch, sampling: Sampling
+    ) -> list[Step]:
         with self.deadline.active(), watch("annotate"):
-            turns = self.view.propose([Request(shown, self.expression)], **sampling)[0]
+            turns = self.view.propose([Request(shown, self.expression)], sampling)[0]
         for turn in turns:
             watch.add_stages(turn.seconds)
         return [_proposed(turn) for turn in turns]

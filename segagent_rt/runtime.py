@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
 from segagent_rt import loop, search
 from segagent_rt.annotators.mllm import (
@@ -64,6 +64,8 @@ if TYPE_CHECKING:
 
 WrapSession: TypeAlias = Callable[[str, Session], Session]
 """Given the part and role of a session ("mllm decoder"), and the session: the one to use."""
+
+Loaded = TypeVar("Loaded")
 
 
 def load(
@@ -163,10 +165,7 @@ class Runtime:
             BundleError: the bundle has none, or it was not loaded.
             RuntimeClosed: the runtime is closed, or belongs to another process.
         """
-        self.check_usable()
-        if self._segmenter is None:
-            raise self.not_loaded("segmenter")
-        return self._segmenter
+        return self.loaded("segmenter", self._segmenter)
 
     @property
     def annotator(self) -> Annotator:
@@ -176,10 +175,7 @@ class Runtime:
             BundleError: the bundle has none, or it was not loaded.
             RuntimeClosed: the runtime is closed, or belongs to another process.
         """
-        self.check_usable()
-        if self._annotator is None:
-            raise self.not_loaded("mllm")
-        return self._annotator
+        return self.loaded("mllm", self._annotator)
 
     @property
     def clicks_help(self) -> bool:
@@ -246,14 +242,18 @@ class Runtime:
         self.placements[name] = opened.placement
         return opened.session if self._wrap is None else self._wrap(name, opened.session)
 
-    def not_loaded(self, part: PartName) -> BundleError:
-        """The error for a part that was not loaded.
+    def loaded(self, part: PartName, what: Loaded | None) -> Loaded:
+        """What was made from a part, if it was loaded.
 
         Raises:
-            BundleError: the bundle does not have it.
+            BundleError: the bundle does not have the part, or it was not loaded.
+            RuntimeClosed: the runtime is closed, or belongs to another process.
         """
-        self.bundle.part(part)
-        return BundleError(f"the {part} was not loaded", hint="name it in `parts` of load")
+        self.check_usable()
+        if what is None:
+            self.bundle.part(part)
+            raise BundleError(f"the {part} was not loaded", hint="name it in `parts` of load")
+        return what
 
     def _close_sessions(self) -> None:
         while self._sessions:
@@ -347,10 +347,7 @@ class Canvas:
             BundleError: no segmenter was loaded.
             RuntimeClosed: the runtime is closed, or belongs to another process.
         """
-        self.runtime.check_usable()
-        if self._embedding is None:
-            raise self.runtime.not_loaded("segmenter")
-        return self._embedding
+        return self.runtime.loaded("segmenter", self._embedding)
 
     @property
     def view(self) -> View:
@@ -360,10 +357,7 @@ class Canvas:
             BundleError: no MLLM was loaded.
             RuntimeClosed: the runtime is closed, or belongs to another process.
         """
-        self.runtime.check_usable()
-        if self._view is None:
-            raise self.runtime.not_loaded("mllm")
-        return self._view
+        return self.runtime.loaded("mllm", self._view)
 
     def annotate(
         self,

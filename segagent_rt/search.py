@@ -19,7 +19,13 @@ import numpy as np
 from segagent_rt.errors import Interrupted
 from segagent_rt.loop import Stages, StoppingRules, completed, iter_steps
 from segagent_rt.timing import Deadline, Stopwatch
-from segagent_rt.types import Prediction, Segmenter, Step, View
+from segagent_rt.types import (
+    Prediction,
+    Sampling,
+    Segmenter,
+    Step,
+    View,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +99,8 @@ def propose(
     first = stages.propose(steps, watch)[0]
     if first.click is None and first.box is None:
         return [first]
-    samples = stages.propose(
-        steps, watch, samples=config.candidates - 1, temperature=config.temperature, rng=rng
-    )
+    sampling = Sampling(config.candidates - 1, config.temperature, rng)
+    samples = stages.propose(steps, watch, sampling)
     distinct = {first.click or first.box: first}
     for step in samples:
         distinct.setdefault(step.click or step.box, step)

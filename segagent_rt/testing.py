@@ -9,6 +9,7 @@ import numpy as np
 
 from segagent_rt.segmenters.prediction import GivenMask
 from segagent_rt.types import (
+    GREEDY,
     Action,
     Box,
     Click,
@@ -17,6 +18,7 @@ from segagent_rt.types import (
     Rating,
     Request,
     RgbImage,
+    Sampling,
     Size,
     Turn,
 )
@@ -56,20 +58,13 @@ class ScriptedView:
     seen: list[Request] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
 
-    def propose(
-        self,
-        requests: Sequence[Request],
-        *,
-        samples: int = 1,
-        temperature: float = 0.0,
-        rng: np.random.Generator | None = None,
-    ) -> list[list[Turn]]:
-        if temperature > 0:
+    def propose(self, requests: Sequence[Request], sampling: Sampling = GREEDY) -> list[list[Turn]]:
+        if sampling.temperature > 0:
             self.calls.append("sample")
             drawn = [*self.script.samples, *self.script.actions[:1]]
             turns = [Turn("sample", action) for action in drawn]
-            return [(turns * samples)[:samples] for _ in requests]
-        return [[self._turn(request)] * samples for request in requests]
+            return [(turns * sampling.count)[: sampling.count] for _ in requests]
+        return [[self._turn(request)] * sampling.count for request in requests]
 
     def rate(self, requests: Sequence[Request]) -> list[Rating]:
         return [self._rating(request) for request in requests]

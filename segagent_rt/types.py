@@ -262,26 +262,35 @@ class Request:
     expression: str
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How answers are drawn.
+
+    Attributes:
+        count: answers to each request.
+        temperature: 0 takes the most likely answer; above it, answers are sampled with `rng`.
+    """
+
+    count: int = 1
+    temperature: float = 0.0
+    rng: np.random.Generator | None = None
+
+
+GREEDY = Sampling()
+
+
 class View(Protocol):
     """One image as an annotator sees it; it keeps whatever its requests have in common."""
 
-    def propose(
-        self,
-        requests: Sequence[Request],
-        *,
-        samples: int = 1,
-        temperature: float = 0.0,
-        rng: np.random.Generator | None = None,
-    ) -> list[list[Turn]]:
+    def propose(self, requests: Sequence[Request], sampling: Sampling = GREEDY) -> list[list[Turn]]:
         """Ask for the next action.
 
         Args:
             requests: the masks to look at.
-            samples: answers for each request.
-            temperature: 0 decodes greedily; above it, answers are sampled with `rng`.
+            sampling: how many answers to each, and how they are drawn.
 
         Returns:
-            `samples` turns for each request.
+            `sampling.count` turns for each request.
         """
 
     def rate(self, requests: Sequence[Request]) -> list[Rating]:

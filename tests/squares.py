@@ -13,7 +13,13 @@ import pytest
 from segagent_rt import io
 from segagent_rt.errors import ExpressionRefused
 from segagent_rt.segmenters.prediction import GivenMask
-from segagent_rt.types import Click, Finish, Rating, Turn
+from segagent_rt.types import (
+    GREEDY,
+    Click,
+    Finish,
+    Rating,
+    Turn,
+)
 
 
 def square(x, y, side=12, size=(48, 64)):
@@ -75,7 +81,7 @@ class SquareView:
     annotator: SquareAnnotator
     image: np.ndarray
 
-    def propose(self, requests, **sampling):
+    def propose(self, requests, sampling=GREEDY):
         self.annotator.asked.append("propose")
         rows, columns = np.nonzero(bright(self.image))
         if not len(rows):

@@ -10,7 +10,12 @@ from segagent_rt.errors import Interrupted
 from segagent_rt.loop import StoppingRules, annotate, iter_steps
 from segagent_rt.segmenters.prediction import GivenMask
 from segagent_rt.testing import DiscSegmenter, ScriptedAnnotator
-from segagent_rt.types import Box, Click, Malformed
+from segagent_rt.types import (
+    GREEDY,
+    Box,
+    Click,
+    Malformed,
+)
 
 IMAGE = np.zeros((60, 80, 3), np.uint8)
 CLICKS = [Click(20 + 5 * n, 30, positive=True) for n in range(10)]
@@ -88,8 +93,8 @@ class Timed:
     def __init__(self, view):
         self.view = view
 
-    def propose(self, requests, **how):
-        ((turn,),) = self.view.propose(requests, **how)
+    def propose(self, requests, sampling=GREEDY):
+        ((turn,),) = self.view.propose(requests, sampling)
         return [[replace(turn, seconds={"language": 1.0})]]
 
     def rate(self, requests):

@@ -20,7 +20,16 @@ from segagent_rt.scenes import make_scene
 from segagent_rt.search import SearchConfig, search_steps
 from segagent_rt.testing import DiscSegmenter, ScriptedAnnotator
 from segagent_rt.timing import current_deadline
-from segagent_rt.types import Click, Malformed, Rating, Request, Trajectory, Turn
+from segagent_rt.types import (
+    GREEDY,
+    Click,
+    Malformed,
+    Rating,
+    Request,
+    Sampling,
+    Trajectory,
+    Turn,
+)
 
 IMAGE = np.zeros((60, 80, 3), np.uint8)
 ROWS, COLUMNS = np.ogrid[:60, :80]
@@ -36,9 +45,12 @@ class Guessing:
     looked: set[int] = field(default_factory=set)
     kept: list[object] = field(default_factory=list)
 
-    def propose(self, requests, *, samples=1, temperature=0.0, rng=None):
-        self.asked.append((len(requests) * samples, temperature))
-        return [[self._turn(r, temperature, rng) for _ in range(samples)] for r in requests]
+    def propose(self, requests, sampling=GREEDY):
+        self.asked.append((len(requests) * sampling.count, sampling.temperature))
+        return [
+            [self._turn(r, sampling.temperature, sampling.rng) for _ in range(sampling.count)]
+            for r in requests
+        ]
 
     def rate(self, requests):
         self.asked.append((len(requests), 0.0))
@@ -198,7 +210,7 @@ def test_on_the_shipped_models_more_about_one_of_several_masks_costs_no_second_l
     turns = canvas.view.propose([Request(mask, text) for mask in masks])
     assert len(looks) == 3
     rng = np.random.default_rng(0)
-    canvas.view.propose([Request(masks[1], text)], samples=4, temperature=1.0, rng=rng)
+    canvas.view.propose([Request(masks[1], text)], Sampling(4, 1.0, rng))
     again = canvas.view.propose([Request(masks[1], text)])
     assert len(looks) == 3
     fresh = runtime.open(scene.image).view.propose([Request(masks[1], text)])
@@ -219,7 +231,7 @@ def test_a_detour_to_the_clean_image_costs_no_second_look_at_a_rated_mask(runtim
         lambda tower, picture: looks.append(1) or embed(tower, picture),
     )
     rng = np.random.default_rng(0)
-    canvas.view.propose([Request(None, text)], samples=4, temperature=1.0, rng=rng)
+    canvas.view.propose([Request(None, text)], Sampling(4, 1.0, rng))
     ((turn,),) = canvas.view.propose([Request(mask, text)])
     assert looks == []
     assert turn.rating == rated.value

@@ -14,7 +14,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules, resolve_name
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from segagent_rt.errors import InputError
 
@@ -25,13 +25,6 @@ CodePath: TypeAlias = str
 """Where code is, as `package.module:name`. It is imported when it is needed."""
 
 Exporter = TypeVar("Exporter", "SegmenterExporter", "MllmExporter")
-
-
-class Named(Protocol):
-    """Whatever has the name of a family."""
-
-    @property
-    def name(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)

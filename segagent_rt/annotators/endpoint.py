@@ -25,7 +25,16 @@ from segagent_rt.mllm.decoder import DecodedReply, TokenChoice
 from segagent_rt.mllm.grammar import Automaton
 from segagent_rt.mllm.rating import expected_iou
 from segagent_rt.timing import Stopwatch
-from segagent_rt.types import Prediction, Rating, Request, RgbImage, Size, Turn
+from segagent_rt.types import (
+    GREEDY,
+    Prediction,
+    Rating,
+    Request,
+    RgbImage,
+    Sampling,
+    Size,
+    Turn,
+)
 
 LONGEST_WAIT = 86400.0
 """Seconds that an answer may be waited for."""
@@ -98,21 +107,16 @@ class EndpointView:
         self._clean = self._codec.settings.resize.resize(image)
         self._rated: list[tuple[Request, Turn]] = []
 
-    def propose(
-        self,
-        requests: Sequence[Request],
-        *,
-        samples: int = 1,
-        temperature: float = 0.0,
-        rng: np.random.Generator | None = None,
-    ) -> list[list[Turn]]:
+    def propose(self, requests: Sequence[Request], sampling: Sampling = GREEDY) -> list[list[Turn]]:
         def drawing() -> dict[str, Any]:
+            rng = sampling.rng
             seed = {} if rng is None else {"seed": int(rng.integers(1 << 31))}
-            return {"temperature": temperature, **seed}
+            return {"temperature": sampling.temperature, **seed}
 
-        if temperature == 0.0 and samples == 1:
+        if sampling == GREEDY:
             return [[self._greedy(request)] for request in requests]
-        return [[self._turn(request, drawing()) for _ in range(samples)] for request in requests]
+        answers = range(sampling.count)
+        return [[self._turn(request, drawing()) for _ in answers] for request in requests]
 
     def rate(self, requests: Sequence[Request]) -> list[Rating]:
         if not self._codec.settings.reply.rates:

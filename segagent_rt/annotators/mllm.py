@@ -32,7 +32,16 @@ from segagent_rt.mllm.rope import Positions
 from segagent_rt.mllm.vision_encoder import VisionEncoder, VisionOutput, VisionSettings
 from segagent_rt.reply import AnyReplyProtocol, Reading
 from segagent_rt.timing import Stopwatch
-from segagent_rt.types import Prediction, Rating, Request, RgbImage, Size, Turn
+from segagent_rt.types import (
+    GREEDY,
+    Prediction,
+    Rating,
+    Request,
+    RgbImage,
+    Sampling,
+    Size,
+    Turn,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -264,17 +273,10 @@ class ImageContext:
         """The image at the size that the model takes, resized when first needed."""
         return self._annotator.tower.resize(self._image)
 
-    def propose(
-        self,
-        requests: Sequence[Request],
-        *,
-        samples: int = 1,
-        temperature: float = 0.0,
-        rng: np.random.Generator | None = None,
-    ) -> list[list[Turn]]:
+    def propose(self, requests: Sequence[Request], sampling: Sampling = GREEDY) -> list[list[Turn]]:
         self._evict(requests)
-        pick = _picker(temperature, rng)
-        return [[self._turn(request, pick) for _ in range(samples)] for request in requests]
+        pick = _picker(sampling)
+        return [[self._turn(request, pick) for _ in range(sampling.count)] for request in requests]
 
     def rate(self, requests: Sequence[Request]) -> list[Rating]:
         if not self._annotator.settings.reply.rates:
@@ -438,13 +440,13 @@ class _PromptPrefix:
     draft: DraftReply | None = None
 
 
-def _picker(temperature: float, rng: np.random.Generator | None) -> Sampler:
-    if temperature == 0.0:
+def _picker(sampling: Sampling) -> Sampler:
+    if sampling.temperature == 0.0:
         return greedy
-    draw = rng or np.random.default_rng()
+    draw = sampling.rng or np.random.default_rng()
 
     def pick(logits: Scores) -> int:
-        scaled = logits.astype(np.float64) / temperature
+        scaled = logits.astype(np.float64) / sampling.temperature
         weights = np.exp(scaled - scaled.max())
         return int(draw.choice(len(weights), p=weights / weights.sum()))
 

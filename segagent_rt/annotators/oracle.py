@@ -17,7 +17,18 @@ import numpy.typing as npt
 
 from segagent_rt.metrics import iou
 from segagent_rt.reply import ReplyProtocol
-from segagent_rt.types import Click, Finish, Mask, Prediction, Rating, Request, RgbImage, Turn
+from segagent_rt.types import (
+    GREEDY,
+    Click,
+    Finish,
+    Mask,
+    Prediction,
+    Rating,
+    Request,
+    RgbImage,
+    Sampling,
+    Turn,
+)
 
 Depth: TypeAlias = npt.NDArray[np.float32]
 
@@ -81,15 +92,8 @@ class OracleView:
 
     annotator: OracleAnnotator
 
-    def propose(
-        self,
-        requests: Sequence[Request],
-        *,
-        samples: int = 1,
-        temperature: float = 0.0,
-        rng: np.random.Generator | None = None,
-    ) -> list[list[Turn]]:
-        return [[self._turn(request.prediction)] * samples for request in requests]
+    def propose(self, requests: Sequence[Request], sampling: Sampling = GREEDY) -> list[list[Turn]]:
+        return [[self._turn(request.prediction)] * sampling.count for request in requests]
 
     def rate(self, requests: Sequence[Request]) -> list[Rating]:
         turns = [self._turn(request.prediction) for request in requests]

@@ -10,6 +10,7 @@ from typing import Any
 
 from segagent_rt import loop
 from segagent_rt.annotators.mllm import MllmAnnotator
+from segagent_rt.bench.figures import AblationFigures
 from segagent_rt.bench.loop_runs import BenchQuery, final_mask, query_of
 from segagent_rt.bench.scenario import Scenario
 from segagent_rt.bench.stats import percentiles, ratio_percentiles
@@ -43,7 +44,7 @@ class Optimisations:
 
 def run_ablation(
     runtime: Runtime, scenario: Scenario, report_progress: Callable[[str], None]
-) -> dict[str, Any]:
+) -> AblationFigures:
     """Seconds with all optimisations, and for each how many times as long the loop takes without.
 
     A walk is timed behind another one on the same canvas, as for the second of two expressions.
@@ -61,7 +62,7 @@ def run_ablation(
                 taken[name].append(seconds)
         report_progress(f"{scenario.name}: {number + 1}")
     without = {n: ratio_percentiles(s, taken[ALL]) for n, s in taken.items() if n != ALL}
-    return {"total": percentiles(taken[ALL]), "times_as_long_without": without}
+    return AblationFigures(percentiles(taken[ALL]), without)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from segagent_rt.annotators.mllm import MllmAnnotator
+from segagent_rt.bench.figures import AccuracyFigures, ComparedFigures, ComparisonResult
 from segagent_rt.bench.loop_runs import (
     BenchQuery,
     LoopRun,
@@ -73,8 +74,8 @@ class Comparison:
 
     def run(
         self, report_progress: ProgressReporter, gate: ParityGate | None = None
-    ) -> dict[str, Any]:
-        """The document of a comparison. Ratios are None where the gate is not passed."""
+    ) -> ComparisonResult:
+        """Compare. Ratios are None where the gate is not passed."""
         laps = []
         for number, scene in enumerate(self.scenario.draw()):
             laps.append(self._lap(scene, number))
@@ -86,21 +87,21 @@ class Comparison:
             states += replay(self.runtime.open(lap.scene.image), lap.theirs.found, gate)
             self._check_replies(lap, replies)
             report_progress(f"{self.scenario.name}: comparing")
-        return {
-            "scenario": self.scenario.name,
-            "clicks": self.scenario.clicks,
-            "reference": self.contender.describe() | self._their_replies(laps),
-            **compare_runs(laps, parity_figures(states, gate), gate),
-            "decoder_calls_after_prefill": _mean(replies.calls),
-            "most_decoder_calls_after_prefill": max(replies.calls, default=0),
-            "tokens_per_reply": _mean(replies.tokens),
-            "token_equality": _mean(replies.equal),
-            "stages": {
+        return ComparisonResult(
+            scenario=self.scenario.name,
+            clicks=self.scenario.clicks,
+            reference=self.contender.describe() | self._their_replies(laps),
+            compared=compare_runs(laps, parity_figures(states, gate), gate),
+            decoder_calls_after_prefill=_mean(replies.calls),
+            most_decoder_calls_after_prefill=max(replies.calls, default=0),
+            tokens_per_reply=_mean(replies.tokens),
+            token_equality=_mean(replies.equal),
+            stages={
                 "ours": figures([lap.same for lap in laps]),
                 "ours_with_stop": figures([lap.stop for lap in laps]),
                 "reference": figures([lap.theirs for lap in laps]),
             },
-        }
+        )
 
     def _lap(self, scene: Scene, number: int) -> SceneComparison:
         """The three walks, beginning with another one each time."""
@@ -154,7 +155,7 @@ class Comparison:
 
 def compare_runs(
     laps: Sequence[SceneComparison], parity: dict[str, Any], gate: ParityGate
-) -> dict[str, Any]:
+) -> ComparedFigures:
     """Ratios where they may be told, and what they rest on."""
     theirs, same, stop = (
         [getattr(lap, name) for lap in laps] for name in ("theirs", "same", "stop")
@@ -164,35 +165,35 @@ def compare_runs(
         "ours_same_clicks": _accuracy(same),
         "reference": _accuracy(theirs),
     }
-    least = accuracy["reference"]["miou"] - gate.accuracy
+    least = accuracy["reference"].miou - gate.accuracy
     passed = bool(parity["passed"])
-    told = {
+    ratios = {
         name: ratio_percentiles([w.seconds for w in theirs], [w.seconds for w in ours])
-        if passed and accuracy[key]["miou"] >= least
+        if passed and accuracy[key].miou >= least
         else None
         for name, key, ours in (
             ("same_clicks", "ours_same_clicks", same),
             ("with_stop", "ours", stop),
         )
     }
-    return {
-        "parity": passed,
-        "parity_figures": parity,
-        "ratios": told,
-        "accuracy": accuracy,
-        "seconds": {
+    return ComparedFigures(
+        parity=passed,
+        parity_figures=parity,
+        ratios=ratios,
+        accuracy=accuracy,
+        seconds={
             "ours": percentiles([w.seconds for w in same], scale=1),
             "ours_with_stop": percentiles([w.seconds for w in stop], scale=1),
             "reference": percentiles([w.seconds for w in theirs], scale=1),
         },
-    }
+    )
 
 
-def _accuracy(walks: Sequence[LoopRun]) -> dict[str, float]:
-    return {
-        "miou": round(float(np.mean([walk.iou for walk in walks])), 4),
-        "clicks_mean": round(float(np.mean([walk.clicks for walk in walks])), 3),
-    }
+def _accuracy(walks: Sequence[LoopRun]) -> AccuracyFigures:
+    return AccuracyFigures(
+        miou=round(float(np.mean([walk.iou for walk in walks])), 4),
+        clicks_mean=round(float(np.mean([walk.clicks for walk in walks])), 3),
+    )
 
 
 def _mean(values: Sequence[float]) -> float | None:

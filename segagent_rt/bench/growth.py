@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
+from segagent_rt.bench.figures import GrowthFigures, Percentiles
 from segagent_rt.bench.loop_runs import final_mask, query_of
 from segagent_rt.bench.scenario import Scenario
 from segagent_rt.bench.stats import percentiles
@@ -45,9 +45,8 @@ class Point:
         return time.perf_counter() - start
 
 
-def grow(runtime: Runtime, scenario: Scenario, report_progress: ProgressReporter) -> dict[str, Any]:
-    """Milliseconds over each of four figures, all else as usual; `steepest` is the most that time
-    grew faster than the figure between two neighbours (above 1: superlinear)."""
+def grow(runtime: Runtime, scenario: Scenario, report_progress: ProgressReporter) -> GrowthFigures:
+    """Measure times over each of four sizes, all else as usual."""
     usual = Point(runtime, scenario.side)
     asked = replace(usual, clicks=1)
     growing = {
@@ -65,12 +64,12 @@ def grow(runtime: Runtime, scenario: Scenario, report_progress: ProgressReporter
             for count in range(1, _cores(runtime) + 1)
         }
         threads = _curve("threads", others, scenario, report_progress)
-    return {"growth": curves | {"threads": threads}, "steepest": steepest}
+    return GrowthFigures(curves | {"threads": threads}, steepest)
 
 
 def _curve(
     name: str, points: Mapping[str, Point], scenario: Scenario, report_progress: ProgressReporter
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Percentiles]:
     """All points in turn for one scene, then for the next: a machine that slows down slows all."""
     drawn = [replace(scenario, side=p.side).draw(p.expressions) for p in points.values()]
     times = [
@@ -94,6 +93,6 @@ def _cores(runtime: Runtime) -> int:
     return runtime.where.threads or usable_cores()
 
 
-def _steepest(curve: Mapping[str, Mapping[str, Any]]) -> float:
-    points = [(float(figure), float(times["p50"])) for figure, times in curve.items()]
+def _steepest(curve: Mapping[str, Percentiles]) -> float:
+    points = [(float(size), times.p50) for size, times in curve.items()]
     return round(max((t2 / t1) / (x2 / x1) for (x1, t1), (x2, t2) in pairwise(points)), 3)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from segagent_rt.bench.figures import LoopFigures, Percentiles
 from segagent_rt.bench.profiling import (
     GraphProfiler,
     count_by_graph,
@@ -77,29 +77,26 @@ def final_mask(found: Trajectory, like: Mask) -> Mask:
     return np.zeros_like(like) if found.prediction is None else found.prediction.mask()
 
 
-def figures(walks: Sequence[LoopRun]) -> dict[str, Any]:
-    """Spreads in milliseconds of whole walks, stages, clicks by number and graphs; accuracy.
-
-    A stage or a graph counts in every walk, with 0 where it did not occur.
-    """
+def figures(walks: Sequence[LoopRun]) -> LoopFigures:
+    """What runs come to."""
     stages = [_stages(walk.found.steps) for walk in walks]
     graphs = _names([walk.graphs for walk in walks])
     clicks = sum(walk.clicks for walk in walks)
-    return {
-        "total": percentiles([walk.seconds for walk in walks]),
-        "per_click": percentiles([walk.seconds / max(walk.clicks, 1) for walk in walks]),
-        "by_click": _by_click(walks),
-        "stages": {n: percentiles([s.get(n, 0.0) for s in stages]) for n in _names(stages)},
-        "graphs": {n: percentiles([w.graphs.get(n, 0.0) for w in walks]) for n in graphs},
-        "calls_per_click": {
+    return LoopFigures(
+        total=percentiles([walk.seconds for walk in walks]),
+        per_click=percentiles([walk.seconds / max(walk.clicks, 1) for walk in walks]),
+        by_click=_by_click(walks),
+        stages={n: percentiles([s.get(n, 0.0) for s in stages]) for n in _names(stages)},
+        graphs={n: percentiles([w.graphs.get(n, 0.0) for w in walks]) for n in graphs},
+        calls_per_click={
             n: round(sum(w.calls.get(n, 0) for w in walks) / max(clicks, 1), 3) for n in graphs
         },
-        "per_call": {n: _per_call(walks, n) for n in graphs},
-        "glue_share": _glue_share(walks) if graphs else None,
-        "clicks_mean": round(clicks / len(walks), 3),
-        "stops": _counts([str(walk.found.stop) for walk in walks]),
-        "miou": round(float(np.mean([walk.iou for walk in walks])), 4),
-    }
+        per_call={n: _per_call(walks, n) for n in graphs},
+        glue_share=_glue_share(walks) if graphs else None,
+        clicks_mean=round(clicks / len(walks), 3),
+        stops=_counts([str(walk.found.stop) for walk in walks]),
+        miou=round(float(np.mean([walk.iou for walk in walks])), 4),
+    )
 
 
 def _per_call(walks: Sequence[LoopRun], graph: str) -> float:
@@ -113,7 +110,7 @@ def _glue_share(walks: Sequence[LoopRun]) -> float:
     return round(float(np.median([1 - walk.covered / walk.seconds for walk in walks])), 4)
 
 
-def _by_click(walks: Sequence[LoopRun]) -> dict[str, Any]:
+def _by_click(walks: Sequence[LoopRun]) -> dict[str, Percentiles]:
     """Whole steps (propose, segment, rate) by the number of their click, from 1."""
     times: dict[str, list[float]] = {}
     for walk in walks:

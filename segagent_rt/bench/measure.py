@@ -7,13 +7,26 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from segagent_rt.bench.ablation import run_ablation
 from segagent_rt.bench.energy import EnergyMeter, find_meter
+from segagent_rt.bench.figures import (
+    AblationFigures,
+    DeadlineFigures,
+    DeadlineShare,
+    EnduranceFigures,
+    GrowthFigures,
+    KindFigures,
+    ManyFigures,
+    OneFigures,
+    ScenarioResult,
+    SequenceFigures,
+    SharedCanvasFigures,
+)
 from segagent_rt.bench.growth import grow
 from segagent_rt.bench.loop_runs import (
     BenchQuery,
@@ -27,6 +40,7 @@ from segagent_rt.bench.machine import resident_bytes
 from segagent_rt.bench.profiling import GraphProfiler
 from segagent_rt.bench.scenario import Scenario
 from segagent_rt.bench.stats import percentiles
+from segagent_rt.io import attributes
 from segagent_rt.metrics import iou
 from segagent_rt.runtime import Canvas, Runtime
 from segagent_rt.scenes import Scene
@@ -48,7 +62,7 @@ def run_scenario(
     scenario: Scenario,
     report_progress: ProgressReporter,
     on_run: OnRun | None = None,
-) -> dict[str, Any]:
+) -> ScenarioResult:
     """Run one scenario.
 
     Args:
@@ -57,11 +71,8 @@ def run_scenario(
         scenario: what to do.
         report_progress: called with what is done.
         on_run: called between two runs of the kinds `one` and `sequence`, without the warm-up.
-
-    Returns:
-        Figures, in milliseconds unless they say otherwise.
     """
-    work: dict[str, Callable[..., dict[str, Any]]] = {
+    work: dict[str, Callable[..., KindFigures]] = {
         "one": partial(_one, on_run=on_run), "sequence": partial(_sequence, on_run=on_run),
         "many": _many, "deadline": _deadline, "endurance": _endurance, "ablation": _ablation,
         "growth": _growth,
@@ -69,9 +80,7 @@ def run_scenario(
     with EnergyMeter(find_meter()) as energy:
         found = work[scenario.kind](runtime, meter, scenario, report_progress)
     joules = None if energy.joules is None else round(energy.joules, 2)
-    return {
-        "kind": scenario.kind, "scenes": scenario.scenes, "seed": scenario.seed, "joules": joules,
-    } | found  # fmt: skip
+    return ScenarioResult(scenario.kind, scenario.scenes, scenario.seed, joules, found)
 
 
 def _one(
@@ -80,8 +89,7 @@ def _one(
     scenario: Scenario,
     report_progress: ProgressReporter,
     on_run: OnRun | None,
-) -> dict[str, Any]:
-    """`first` is the first walk after the graphs were loaded."""
+) -> OneFigures:
     walks = list[LoopRun]()
     for scene in scenario.draw():
         canvas = runtime.open(scene.image)
@@ -89,7 +97,8 @@ def _one(
         if on_run is not None and len(walks) > scenario.warm_up:
             on_run(scene, walks[-1])
         report_progress(f"{scenario.name}: {len(walks)}")
-    return {"first": _ms(walks[0].seconds)} | figures(walks[scenario.warm_up :])
+    measured = figures(walks[scenario.warm_up :])
+    return OneFigures(**attributes(measured), first=_ms(walks[0].seconds))
 
 
 def _sequence(
@@ -98,16 +107,15 @@ def _sequence(
     scenario: Scenario,
     report_progress: ProgressReporter,
     on_run: OnRun | None,
-) -> dict[str, Any]:
+) -> SequenceFigures:
     """Frames come one after the other; the graphs and their buffers stay."""
     found = _one(runtime, meter, scenario, report_progress, on_run)
-    found["frames_per_second"] = round(1000 / found["total"]["p50"], 2)
-    return found
+    return SequenceFigures(**attributes(found), frames_per_second=round(1000 / found.total.p50, 2))
 
 
 def _endurance(
     runtime: Runtime, meter: GraphProfiler, scenario: Scenario, report_progress: ProgressReporter
-) -> dict[str, Any]:
+) -> EnduranceFigures:
     """Image after image, nothing kept of any: does memory stay? The same few scenes come again."""
     scenes = list(islice(scenario.draw(), DIFFERENT))
     seconds, resident = np.zeros(scenario.scenes), np.zeros(scenario.scenes)
@@ -118,21 +126,21 @@ def _endurance(
         report_progress(f"{scenario.name}: {number + 1}")
     first, later = resident[:SETTLED], resident[SETTLED:]
     known = len(later) > 0 and first[-1] > 0
-    return {
-        "total": percentiles(seconds[scenario.warm_up :].tolist()),
-        "resident_megabytes": _thinned(resident / 1e6),
-        "memory_growth": round(float(later.max() / first[-1]) - 1, 4) if known else None,
-    }
+    return EnduranceFigures(
+        total=percentiles(seconds[scenario.warm_up :].tolist()),
+        resident_megabytes=_thinned(resident / 1e6),
+        memory_growth=round(float(later.max() / first[-1]) - 1, 4) if known else None,
+    )
 
 
-def _thinned(values: npt.NDArray[np.float64]) -> list[float]:
+def _thinned(values: npt.NDArray[np.float64]) -> tuple[float, ...]:
     """About twenty of the values, the last among them."""
-    return [round(float(value), 1) for value in values[:: -max(len(values) // 20, 1)][::-1]]
+    return tuple(round(float(v), 1) for v in values[:: -max(len(values) // 20, 1)][::-1])
 
 
 def _many(
     runtime: Runtime, meter: GraphProfiler, scenario: Scenario, report_progress: ProgressReporter
-) -> dict[str, Any]:
+) -> ManyFigures:
     """N expressions on one canvas, and the same on a fresh canvas each, in turn."""
     out = {}
     for count in scenario.expressions:
@@ -143,13 +151,13 @@ def _many(
                 shared.append(times[0])
                 fresh.append(times[1])
             report_progress(f"{scenario.name} {count}: {number + 1}")
-        out[str(count)] = {
-            "shared": percentiles(shared),
-            "fresh": percentiles(fresh),
-            "masks_per_second": round(count / float(np.median(shared)), 2),
-            "gain": round(float(np.median(np.array(fresh) / np.array(shared))), 3),
-        }
-    return {"expressions": out}
+        out[str(count)] = SharedCanvasFigures(
+            shared=percentiles(shared),
+            fresh=percentiles(fresh),
+            masks_per_second=round(count / float(np.median(shared)), 2),
+            gain=round(float(np.median(np.array(fresh) / np.array(shared))), 3),
+        )
+    return ManyFigures(out)
 
 
 def _shared_and_fresh(
@@ -173,19 +181,19 @@ def _timed(canvases: Iterable[Canvas], asked: Sequence[BenchQuery], scenario: Sc
 
 def _ablation(
     runtime: Runtime, meter: GraphProfiler, scenario: Scenario, report_progress: ProgressReporter
-) -> dict[str, Any]:
+) -> AblationFigures:
     return run_ablation(runtime, scenario, report_progress)
 
 
 def _growth(
     runtime: Runtime, meter: GraphProfiler, scenario: Scenario, report_progress: ProgressReporter
-) -> dict[str, Any]:
+) -> GrowthFigures:
     return grow(runtime, scenario, report_progress)
 
 
 def _deadline(
     runtime: Runtime, meter: GraphProfiler, scenario: Scenario, report_progress: ProgressReporter
-) -> dict[str, Any]:
+) -> DeadlineFigures:
     """The loop run to its end, then stopped at shares of its median time."""
     scenes = list(scenario.draw())
     whole = [
@@ -197,9 +205,9 @@ def _deadline(
     for share in scenario.shares:
         limit = share * usual
         ended = [_until(runtime, scenario, limit, scene) for scene in scenes[scenario.warm_up :]]
-        shares[str(share)] = _deadline_figures(limit, ended)
+        shares[str(share)] = _deadline_share(limit, ended)
         report_progress(f"{scenario.name} {share:.0%}")
-    return {"whole": figures(whole), "shares": shares}
+    return DeadlineFigures(figures(whole), shares)
 
 
 def _until(
@@ -214,17 +222,17 @@ def _until(
     return seconds, iou(mask, asked.target), found.prediction is not None
 
 
-def _deadline_figures(limit: float, ended: Sequence[tuple[float, float, bool]]) -> dict[str, Any]:
+def _deadline_share(limit: float, ended: Sequence[tuple[float, float, bool]]) -> DeadlineShare:
     tolerance = max(0.010, 0.05 * limit)
     over = [seconds - limit for seconds, _, _ in ended]
-    return {
-        "deadline": _ms(limit),
-        "tolerance": _ms(tolerance),
-        "in_time": round(float(np.mean([late <= tolerance for late in over])), 4),
-        "late": percentiles([max(late, 0.0) for late in over]),
-        "with_mask": round(float(np.mean([has for _, _, has in ended])), 4),
-        "miou": round(float(np.mean([value for _, value, _ in ended])), 4),
-    }
+    return DeadlineShare(
+        deadline=_ms(limit),
+        tolerance=_ms(tolerance),
+        in_time=round(float(np.mean([late <= tolerance for late in over])), 4),
+        late=percentiles([max(late, 0.0) for late in over]),
+        with_mask=round(float(np.mean([has for _, _, has in ended])), 4),
+        miou=round(float(np.mean([value for _, value, _ in ended])), 4),
+    )
 
 
 def _ms(seconds: float) -> float:

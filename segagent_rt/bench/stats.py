@@ -6,18 +6,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from segagent_rt.bench.figures import Percentiles, RatioPercentiles
 
-def percentiles(values: Sequence[float], scale: float = 1000.0) -> dict[str, float]:
-    """Percentiles of seconds, as milliseconds by default; `n` says of how many."""
+
+def percentiles(values: Sequence[float], scale: float = 1000.0) -> Percentiles:
+    """Percentiles of seconds, as milliseconds by default."""
     ordered = np.asarray(values, np.float64) * scale
-    p50, p90, p99 = np.percentile(ordered, (50, 90, 99))
-    figures = {"p50": p50, "p90": p90, "p99": p99, "max": ordered.max(), "mean": ordered.mean()}
-    return {name: round(float(value), 4) for name, value in figures.items()} | {"n": len(ordered)}
+    spread = (*np.percentile(ordered, (50, 90, 99)), ordered.max(), ordered.mean())
+    p50, p90, p99, most, mean = (round(float(value), 4) for value in spread)
+    return Percentiles(p50, p90, p99, most, mean, n=len(ordered))
 
 
-def ratio_percentiles(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
+def ratio_percentiles(slow: Sequence[float], fast: Sequence[float]) -> RatioPercentiles:
     """Ratios of measurements made in turn, pair by pair: how many times as long `slow` takes."""
     ratios = np.asarray(slow, np.float64) / np.asarray(fast, np.float64)
-    p10, median, p90 = np.percentile(ratios, (10, 50, 90))
-    figures = {"median": median, "p10": p10, "p90": p90}
-    return {name: round(float(value), 3) for name, value in figures.items()} | {"n": len(ratios)}
+    median, p10, p90 = (round(float(v), 3) for v in np.percentile(ratios, (50, 10, 90)))
+    return RatioPercentiles(median, p10, p90, n=len(ratios))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from segagent_rt.mllm.decoder import ConstrainedDecoder, DecodedReply, Prompt, Sampler
-from segagent_rt.mllm.grammar import Automaton, State
+from segagent_rt.mllm.decoder import ConstrainedDecoder, DecodedReply, Prompt, Sampler, StopAt
+from segagent_rt.mllm.grammar import Automaton
 from segagent_rt.mllm.language_model import KVCache
 
 
@@ -18,7 +16,7 @@ class StepwiseDecoder(ConstrainedDecoder):
         prompt: Prompt,
         automaton: Automaton,
         sampler: Sampler,
-        stop_at: Callable[[State], bool],
+        stop_at: StopAt,
     ) -> DecodedReply:
         """As jump-forward decoding, but what is forced is fed alone too."""
         logits = self._model.forward(cache, prompt.embeddings, prompt.positions)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 
@@ -20,6 +20,9 @@ from segagent_rt.cli.parameters import (
     check_options,
 )
 from segagent_rt.errors import ExtraMissing, GateFailed
+
+if TYPE_CHECKING:
+    from segagent_rt.bench.figures import ComparisonResult
 
 SCENARIOS = ("one", "many", "deadline")
 
@@ -68,6 +71,7 @@ def command(
 ) -> None:
     """Warm-up runs are excluded. `n` is the number of timed runs."""
     check_options(context, LIST if list_scenarios else MEASURING, ONLY_WITH)
+    from segagent_rt.bench.figures import BenchResult, LoopFigures
     from segagent_rt.bench.flops import flops_per_call
     from segagent_rt.bench.machine import describe_machine, measure_ceilings, peak_bytes
     from segagent_rt.bench.measure import run_scenario
@@ -75,6 +79,7 @@ def command(
     from segagent_rt.bench.report_cases import BenchReport
     from segagent_rt.bench.roofline import roofline, weight_bytes
     from segagent_rt.bench.scenario import packaged_scenarios, read_scenario
+    from segagent_rt.bundle.manifest import to_json
     from segagent_rt.io import check_replaceable, check_writable, json_bytes, write_result
     from segagent_rt.runtime import load
 
@@ -98,30 +103,34 @@ def command(
     with load(bundle, backend=backend, threads=threads, wrap=meter.wrap) as runtime:
         loaded, machine = time.perf_counter() - start, describe_machine()
         ceilings = measure_ceilings()
-        document: dict[str, Any] = {
-            "schema": 1,
-            "load_ms": round(1000 * loaded, 1),
-            "machine": machine,
-            "ceilings": ceilings,
-            "bundle": {"name": runtime.bundle.index.name, "digest": runtime.bundle.digest},
-            "backend": backend,
-            "threads": threads or machine["cores"],
-        }
+        bundle_name = {"name": runtime.bundle.index.name, "digest": runtime.bundle.digest}
+        found, rooflines, comparison = {}, {}, None
         if against:
-            document |= _compare(runtime, meter, chosen[0], weights)
+            comparison = _compare(runtime, meter, chosen[0], weights)
         else:
             found = {
                 s.name: run_scenario(runtime, meter, s, _report_progress, slowest.add)
                 for s in chosen
             }
-            document["scenarios"] = found
             sizes, flops = weight_bytes(runtime), flops_per_call(runtime, next(chosen[0].draw()))
-            document["roofline"] = {
-                name: roofline(sizes, flops, ceilings, figures["per_call"])
-                for name, figures in found.items()
-                if "per_call" in figures
+            rooflines = {
+                name: roofline(sizes, flops, ceilings, each.figures.per_call)
+                for name, each in found.items()
+                if isinstance(each.figures, LoopFigures)
             }
-    document["peak_megabytes"] = round((peak_bytes() or 0) / 1e6, 1)
+    result = BenchResult(
+        load_ms=round(1000 * loaded, 1),
+        machine=machine,
+        ceilings=ceilings,
+        bundle=bundle_name,
+        backend=backend,
+        threads=threads or machine["cores"],
+        peak_megabytes=round((peak_bytes() or 0) / 1e6, 1),
+        scenarios=found,
+        roofline=rooflines,
+        comparison=comparison,
+    )
+    document = to_json(result.to_json())
     if output is not None:
         write_result(output, json_bytes(document, indent=1), overwrite=overwrite)
     if report is not None:
@@ -138,7 +147,7 @@ def command(
         )
 
 
-def _compare(runtime: Any, meter: Any, scenario: Any, weights: Path | None) -> dict[str, Any]:
+def _compare(runtime: Any, meter: Any, scenario: Any, weights: Path | None) -> ComparisonResult:
     from segagent_rt.bench.compare_reference import Comparison
 
     contender = open_reference_loop(runtime.bundle, weights, runtime.where.threads)

@@ -6,10 +6,11 @@ IoUs and shares are in 0..1. `docs/data.md` explains the figures for readers of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from segagent_rt.choices import Ablation, Rule
+from segagent_rt.io import attributes
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +111,9 @@ class EvalResult:
 
     def document(self) -> dict[str, Any]:
         """The content of `T.figures.json`: the same however often the run was interrupted."""
-        figures = {f.name: getattr(self.figures, f.name) for f in fields(self.figures)}
         about = {name: getattr(self, name) for name in ("skipped", "missing", "refused")}
-        return {"data": self.data, **figures, **self.heading, **(about if self.heading else {})}
+        document = {"data": self.data, **attributes(self.figures), **self.heading}
+        return document | (about if self.heading else {})
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints: the document, and what only this run can say."""
@@ -193,5 +194,5 @@ class SceneSuiteResult:
 
     def to_json(self) -> dict[str, Any]:
         """The document that is printed."""
-        document = {f.name: getattr(self.figures, f.name) for f in fields(self.figures)}
-        return document | {f.name: getattr(self, f.name) for f in fields(self)[1:]}
+        document = attributes(self)
+        return attributes(document.pop("figures")) | document

@@ -29,7 +29,12 @@ from segagent_rt.reply import ReplyProtocol
 from segagent_rt.runtime import open_prompt_codec
 from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.prediction import GivenMask
-from segagent_rt.types import Box, Click, Request
+from segagent_rt.types import (
+    Box,
+    Click,
+    Request,
+    Sampling,
+)
 from tests.annotators.stub import replies, running
 
 CLICKING = sorted(n for n, p in PRESETS.items() if isinstance(p.reply, ReplyProtocol))
@@ -71,7 +76,7 @@ def test_draws_have_seeds_and_a_temperature(codec, stub):
     view = EndpointAnnotator(codec, Endpoint(stub.url, "m")).look(make_scene(3, 64).image)
     for _ in range(2):
         rng = np.random.default_rng(5)
-        drawn = view.propose([Request(None, "circle")], samples=2, temperature=0.7, rng=rng)
+        drawn = view.propose([Request(None, "circle")], Sampling(2, 0.7, rng))
         assert len(drawn[0]) == 2
     seeds = [question["seed"] for _, _, question in stub.asked]
     assert seeds[:2] == seeds[2:]

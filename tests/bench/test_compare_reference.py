@@ -3,10 +3,12 @@
 import pytest
 
 from segagent_rt.bench.compare_reference import Comparison, SceneComparison, compare_runs
+from segagent_rt.bench.figures import RatioPercentiles
 from segagent_rt.bench.loop_runs import LoopRun
 from segagent_rt.bench.parity import ParityGate, ParityState, parity_figures, same_action
 from segagent_rt.bench.profiling import GraphProfiler
 from segagent_rt.bench.scenario import Scenario
+from segagent_rt.bundle.manifest import to_json
 from segagent_rt.runtime import load
 from segagent_rt.types import Click, Malformed, Trajectory
 from tests.bench.twins import Twin
@@ -23,7 +25,7 @@ def race():
 
 
 def test_a_twin_passes_and_its_ratio_is_told(race):
-    found = race().run(lambda _: None, LENIENT)
+    found = to_json(race().run(lambda _: None, LENIENT).to_json())
     assert found["parity"] is True
     assert found["parity_figures"]["same_clicks"] == 1.0
     assert found["parity_figures"]["mask_iou"] == 1.0
@@ -38,14 +40,14 @@ def test_a_twin_passes_and_its_ratio_is_told(race):
 
 
 def test_replies_are_those_of_masked_greedy_decoding_in_fewer_calls(race):
-    found = race().run(lambda _: None, LENIENT)
+    found = to_json(race().run(lambda _: None, LENIENT).to_json())
     assert found["token_equality"] == 1.0
     assert found["decoder_calls_after_prefill"] <= found["most_decoder_calls_after_prefill"] <= 8
     assert found["tokens_per_reply"] > found["decoder_calls_after_prefill"]
 
 
 def test_no_ratio_is_told_of_one_that_clicks_otherwise(race):
-    found = race(flipped=True).run(lambda _: None, LENIENT)
+    found = to_json(race(flipped=True).run(lambda _: None, LENIENT).to_json())
     assert found["parity"] is False
     assert found["parity_figures"]["same_clicks"] == 0.0
     assert found["ratios"] == {"same_clicks": None, "with_stop": None}
@@ -53,7 +55,7 @@ def test_no_ratio_is_told_of_one_that_clicks_otherwise(race):
 
 def test_no_ratio_is_told_where_accuracy_was_paid_for_it(race):
     impossible = ParityGate(accuracy=-2.0)
-    found = race().run(lambda _: None, impossible)
+    found = to_json(race().run(lambda _: None, impossible).to_json())
     assert found["parity"] is True
     assert found["ratios"] == {"same_clicks": None, "with_stop": None}
 
@@ -66,18 +68,18 @@ def test_a_ratio_is_their_time_over_ours_scene_by_scene():
     """With given times: the clock of a busy machine would decide otherwise."""
     times = [(8.0, 1.0, 0.5), (12.0, 2.0, 1.0), (30.0, 3.0, 1.0)]
     laps = [SceneComparison(None, *(record(seconds) for seconds in lap)) for lap in times]
-    told = compare_runs(laps, {"passed": True}, ParityGate())["ratios"]
-    assert told["same_clicks"] == {"median": 8.0, "p10": 6.4, "p90": 9.6, "n": 3}
-    assert told["with_stop"]["median"] == 16.0
-    assert compare_runs(laps, {"passed": False}, ParityGate())["ratios"] == {
+    told = compare_runs(laps, {"passed": True}, ParityGate()).ratios
+    assert told["same_clicks"] == RatioPercentiles(8.0, 6.4, 9.6, n=3)
+    assert told["with_stop"].median == 16.0
+    assert compare_runs(laps, {"passed": False}, ParityGate()).ratios == {
         "same_clicks": None, "with_stop": None,
     }  # fmt: skip
 
 
 def test_only_the_walk_that_lost_accuracy_loses_its_ratio():
     laps = [SceneComparison(None, record(8.0, 0.9), record(1.0, 0.896), record(0.5, 0.894))]
-    told = compare_runs(laps, {"passed": True}, ParityGate(accuracy=0.005))["ratios"]
-    assert told["same_clicks"]["median"] == 8.0
+    told = compare_runs(laps, {"passed": True}, ParityGate(accuracy=0.005)).ratios
+    assert told["same_clicks"].median == 8.0
     assert told["with_stop"] is None
 
 

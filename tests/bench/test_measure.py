@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from segagent_rt.bench import growth, measure
+from segagent_rt.bench.figures import Percentiles
 from segagent_rt.bench.machine import describe_machine, measure_ceilings
 from segagent_rt.bench.measure import run_scenario
 from segagent_rt.bench.profiling import GraphProfiler
 from segagent_rt.bench.scenario import Scenario
+from segagent_rt.bundle.manifest import to_json
 from segagent_rt.runtime import load
 
 SPREAD = {"p50", "p90", "p99", "max", "mean", "n"}
@@ -23,7 +25,9 @@ FRAME = {"kind", "scenes", "seed", "joules"}
 def measured():
     meter = GraphProfiler()
     with load(threads=1, wrap=meter.wrap) as runtime:
-        yield lambda scenario: run_scenario(runtime, meter, scenario, lambda _: None)
+        yield lambda scenario: to_json(
+            run_scenario(runtime, meter, scenario, lambda _: None).to_json()
+        )
 
 
 def small(kind, **more):
@@ -106,7 +110,8 @@ def test_growth_measures_each_curve_with_all_else_as_usual(measured, monkeypatch
 
 
 def test_steepest_is_above_one_only_where_time_outgrows_the_figure():
-    curve = {"1": {"p50": 10.0}, "2": {"p50": 30.0}, "4": {"p50": 40.0}}
+    times = {"1": 10.0, "2": 30.0, "4": 40.0}
+    curve = {size: Percentiles(p50, p50, p50, p50, p50, 1) for size, p50 in times.items()}
     assert growth._steepest(curve) == 1.5
 
 

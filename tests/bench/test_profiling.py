@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from segagent_rt.bench.figures import Percentiles, RatioPercentiles
 from segagent_rt.bench.profiling import (
     GraphProfiler,
     TimedCall,
@@ -44,12 +45,8 @@ def test_every_graph_of_a_runtime_is_met_and_answers_are_the_same():
 
 
 def test_spreads_are_milliseconds_and_say_of_how_many():
-    assert percentiles([0.001, 0.002, 0.003]) == {
-        "p50": 2.0, "p90": 2.8, "p99": 2.98, "max": 3.0, "mean": 2.0, "n": 3,
-    }  # fmt: skip
+    assert percentiles([0.001, 0.002, 0.003]) == Percentiles(2.0, 2.8, 2.98, 3.0, mean=2.0, n=3)
 
 
 def test_ratios_are_made_pair_by_pair():
-    assert ratio_percentiles([2.0, 8.0, 3.0], [1.0, 2.0, 1.0]) == {
-        "median": 3.0, "p10": 2.2, "p90": 3.8, "n": 3,
-    }  # fmt: skip
+    assert ratio_percentiles([2.0, 8.0, 3.0], [1.0, 2.0, 1.0]) == RatioPercentiles(3.0, 2.2, 3.8, 3)

@@ -7,7 +7,7 @@ disc around every positive click.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -34,12 +34,7 @@ class Encoder:
     """Keeps what it is shown."""
 
     def run(
-        self,
-        feeds: Mapping[str, Any],
-        outputs: Sequence[str],
-        *,
-        into: Mapping[str, DeviceTensor] | None = None,
-        keep: Collection[str] = (),
+        self, feeds: Mapping[str, Any], outputs: Sequence[str], *, into: Any = None, keep: Any = ()
     ) -> dict[str, Any]:
         assert set(keep) == set(outputs)
         self.image = feeds["image"]
@@ -59,12 +54,7 @@ class DiscDecoder(Encoder):
         self.feeds: dict[str, Array] = {}
 
     def run(
-        self,
-        feeds: Mapping[str, Any],
-        outputs: Sequence[str],
-        *,
-        into: Mapping[str, DeviceTensor] | None = None,
-        keep: Collection[str] = (),
+        self, feeds: Mapping[str, Any], outputs: Sequence[str], *, into: Any = None, keep: Any = ()
     ) -> dict[str, Any]:
         self.feeds = dict(feeds)
         side = feeds["mask_input"].shape[-1]

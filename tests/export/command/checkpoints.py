@@ -29,6 +29,7 @@ from segagent_rt_export.sources import sam_layout
 from tests.export.mllm import small_models
 from tests.export.mllm.conftest import v1_ranks
 from tests.export.mllm.qwen_vl_v1 import SIZES, make_state
+from tests.export.random_weights import awaken
 from tests.export.simple_click import made_up
 
 SAM_SIZES: dict[str, dict[str, Any]] = {
@@ -79,26 +80,6 @@ EDGETAM_SIZES: dict[str, Any] = SAM2_SIZES | {
     },
 }
 NAMES = Path(__file__).parents[2] / "golden" / "sam_original_names.txt"
-
-
-@torch.no_grad()
-def awaken(model: Any) -> Any:
-    """Weights that matter: fresh ones are in part zero."""
-    rng = torch.Generator().manual_seed(0)
-    for name, tensor in model.state_dict().items():
-        noise = torch.randn(tensor.shape, generator=rng)
-        if name.endswith("running_var"):
-            tensor.copy_(0.5 + noise.abs())
-        elif tensor.ndim < 2 and name.endswith("weight"):
-            tensor.copy_(1 + 0.2 * noise)
-        elif tensor.ndim >= 2 and name.endswith("weight") and "embed." not in name:
-            tensor.copy_(noise * tensor[0].numel() ** -0.5)
-        elif tensor.is_floating_point():
-            tensor.copy_(0.5 * noise)
-    if hasattr(model, "shared_image_embedding"):  # one tensor in every published checkpoint
-        shared = model.shared_image_embedding.positional_embedding
-        model.prompt_encoder.shared_embedding.positional_embedding.copy_(shared)
-    return model.eval()
 
 
 def save(family: str, root: Path) -> Path:

@@ -16,15 +16,6 @@ from tests.cli.terminal import Terminal  # noqa: E402
 from tests.export.command import checkpoints  # noqa: E402
 
 
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Any:
-    """The models are small: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Terminal:
     return Terminal(monkeypatch, capsys)

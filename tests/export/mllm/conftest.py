@@ -41,15 +41,6 @@ class Small:
     reference: Any
 
 
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Any:
-    """The models are small: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     return small_models.train_tokenizer()

@@ -15,6 +15,8 @@ from segagent_rt.types import Session
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("transformers", reason="needs the extra `export`")
 
+from tests.export.random_weights import awaken  # noqa: E402
+
 
 @pytest.fixture(scope="session")
 def sizes() -> dict[str, dict[str, Any]]:
@@ -38,29 +40,8 @@ def sizes() -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def awake() -> Callable[[Any], Any]:
-    """Gives a model weights that matter: fresh ones are in part zero or close to it."""
-
-    def fill(model: Any, seed: int = 0) -> Any:
-        rng = torch.Generator().manual_seed(seed)
-        for name, tensor in model.state_dict().items():
-            if not tensor.is_floating_point():
-                continue
-            noise = torch.randn(tensor.shape, generator=rng)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim < 2 and name.endswith("weight"):
-                tensor.copy_(1 + 0.2 * noise)
-            elif tensor.ndim >= 2 and name.endswith("weight") and "embed." not in name:
-                tensor.copy_(noise * tensor[0].numel() ** -0.5)
-            else:
-                tensor.copy_(0.5 * noise)
-        model.eval().requires_grad_(False)
-        if hasattr(model, "shared_image_embedding"):  # one tensor in every published checkpoint
-            shared = model.shared_image_embedding.positional_embedding
-            model.prompt_encoder.shared_embedding.positional_embedding.copy_(shared)
-        return model
-
-    return fill
+    """Gives a model weights that matter."""
+    return awaken
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import SamConfig, SamModel
 
 from segagent_rt.segmenters.sam import SamSettings
+from segagent_rt_export.families.sam_checkpoint import load_sam_model
 from segagent_rt_export.graphs.exported_segmenter import ExportedSegmenter
 from segagent_rt_export.graphs.sam_decoder import SamDecoder
 from segagent_rt_export.graphs.sam_encoder import (
@@ -17,15 +18,7 @@ from segagent_rt_export.graphs.sam_encoder import (
     with_attention,
 )
 from segagent_rt_export.graphs.sam_export import Pair, export_encoder, export_pair
-from segagent_rt_export.sources import sam_layout
-from segagent_rt_export.sources.segmenter import (
-    build,
-    configuration,
-    provenance,
-    read_config,
-    read_original,
-    read_weights,
-)
+from segagent_rt_export.sources.segmenter import provenance
 
 FEATURES = ("embedding",)
 
@@ -61,9 +54,4 @@ def export_sam_for_gpu(source: Path, folder: Path) -> dict[str, Path]:
 
 def load_sam(source: Path) -> Any:
     """The model with its weights, from either format."""
-    if source.is_dir():
-        config = configuration(SamConfig, read_config(source, "sam"))
-        return build(SamModel, config, sam_layout.tied(read_weights(source)))
-    tensors = sam_layout.tied(sam_layout.renamed(read_original(source)))
-    config = configuration(SamConfig, sam_layout.original_sizes(tensors))
-    return build(SamModel, config, tensors)
+    return load_sam_model(source, SamModel, SamConfig)

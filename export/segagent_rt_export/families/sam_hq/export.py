@@ -13,19 +13,12 @@ from torch import Tensor, nn
 from transformers import SamHQConfig, SamHQModel
 
 from segagent_rt.segmenters.sam import SamSettings
+from segagent_rt_export.families.sam_checkpoint import load_sam_model
 from segagent_rt_export.graphs.exported_segmenter import ExportedSegmenter
 from segagent_rt_export.graphs.sam_decoder import SamDecoder
 from segagent_rt_export.graphs.sam_encoder import BiasAttention, FoldedAttention, with_attention
 from segagent_rt_export.graphs.sam_export import Pair, export_encoder, export_pair
-from segagent_rt_export.sources import sam_layout
-from segagent_rt_export.sources.segmenter import (
-    build,
-    configuration,
-    provenance,
-    read_config,
-    read_original,
-    read_weights,
-)
+from segagent_rt_export.sources.segmenter import provenance
 
 FEATURES = ("embedding", "hq")
 
@@ -110,10 +103,8 @@ def export_sam_hq_for_gpu(source: Path, folder: Path) -> dict[str, Path]:
 
 def load_sam_hq(source: Path) -> Any:
     """The model with its weights, from either format."""
-    if source.is_dir():
-        config = configuration(SamHQConfig, read_config(source, "sam_hq"))
-        return build(SamHQModel, config, sam_layout.tied(read_weights(source)))
-    tensors = sam_layout.tied(sam_layout.renamed(read_original(source)))
-    sizes = sam_layout.original_sizes(tensors)
-    sizes["mask_decoder_config"]["vit_dim"] = sizes["vision_config"]["hidden_size"]
-    return build(SamHQModel, configuration(SamHQConfig, sizes), tensors)
+
+    def complete(sizes: dict[str, Any]) -> None:
+        sizes["mask_decoder_config"]["vit_dim"] = sizes["vision_config"]["hidden_size"]
+
+    return load_sam_model(source, SamHQModel, SamHQConfig, complete)
