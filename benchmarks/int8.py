@@ -54,7 +54,7 @@ def photo() -> None:
     part = open_bundle("photo").part("segmenter")
     document: dict[str, Any] = {"machine": describe_machine(), "cores": _cores()}
     document["photo_net"] = times(part, side=512, slow=STORED)
-    print(json.dumps(document, indent=1))
+    print(dump_json(document, indent=1))
 
 
 def times(part: Part, side: int, rounds: int = ROUNDS, slow: str = REFERENCE) -> dict[str, Any]:
