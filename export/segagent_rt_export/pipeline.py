@@ -245,7 +245,7 @@ def _segmenter_variant(name: VariantName, exported: ExportedSegmenter) -> Varian
 
 
 def _draft(part: PartPlan, exported: ExportedSegmenter, variants: dict[str, Variant]) -> PartDraft:
-    provenance = {**exported.provenance, "order": part.order}
+    provenance = {**_stated_licence(part), **exported.provenance, "order": part.order}
     return PartDraft("segmenter", exported.family, exported.settings, variants, provenance)
 
 
@@ -268,7 +268,9 @@ def make_mllm(
     whole = {str(REFERENCE): _write_variant(source, REFERENCE, folder, report_progress)}
     report_progress("writing the embeddings")
     export_mllm_tables(source, folder)
-    provenance = {**source.provenance, **origin_of(part.source), "order": part.order}
+    provenance = {
+        **_stated_licence(part), **source.provenance, **origin_of(part.source), "order": part.order
+    }  # fmt: skip
     if part.adapter is not None:
         provenance["adapter"] = {"source": part.adapter.name, **origin_of(part.adapter)}
     draft = PartDraft("mllm", source.family, source.settings, whole, provenance)
@@ -312,6 +314,12 @@ def _write_variant(
 def _open_segmenter(folder: Path) -> Segmenter:
     part = open_part(folder, "segmenter")
     return open_segmenter(part, lambda part, role: part.session(role, CPU))
+
+
+def _stated_licence(part: PartPlan) -> dict[str, str]:
+    """The licence that the recipe names; what the checkpoint's own page says goes before it."""
+    facts = part.recipe.published
+    return {} if facts is None else {"licence": facts.licence}
 
 
 def _with_reference(variants: tuple[VariantName, ...]) -> list[VariantName]:

@@ -47,6 +47,7 @@ def test_a_checkpoint_in_a_single_file_is_that_file(hub: HubServer) -> None:
     assert found.name == "mobile_sam.pt"
     record = origin_of(found)
     assert (record["model"], record["commit"]) == ("hf:me/mine", COMMIT)
+    assert "licence" not in record
 
 
 @pytest.mark.parametrize(
