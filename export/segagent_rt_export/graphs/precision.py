@@ -103,8 +103,6 @@ class Precision:
             return _unpacked_rows(graph, codes, self._scales(scales[:, 0]))
         codes, scales = quantise_symmetric(weight, 4 if self.scheme == "4bit" else 8, block)
         stored, scales = codes.T, self._scales(scales.T)
-        if self.scheme != "4bit" and graph.dialect == "portable":
-            return _unpacked_blocks(graph, stored, scales)
         if self.scheme != "4bit":
             name = graph.weight(stored)
         else:
@@ -243,17 +241,6 @@ def _signed(blocks: Blocks) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float3
     assert blocks.scales.shape[1] == 1
     codes = blocks.codes.astype(np.int16) - blocks.zeros
     return codes.astype(np.int8), blocks.scales[:, 0]
-
-
-def _unpacked_blocks(graph: GraphBuilder, codes: Weight, scales: Weight) -> str:
-    """The weight of codes int8 [in, out] and scales [blocks, out], in operators of opset 13:
-    TensorRT 10 has blocks for 4 bits only."""
-    count, outputs = scales.shape
-    one = graph.weight(np.array(1, scales.dtype))
-    whole = graph.node("DequantizeLinear", [graph.weight(codes), one])
-    split = graph.reshape(whole, count, -1, outputs)
-    scaled = graph.mul(split, graph.weight(scales[:, None]))
-    return graph.reshape(scaled, -1, outputs)
 
 
 def _unpacked_rows(graph: GraphBuilder, codes: npt.NDArray[np.int8], scale: Weight) -> str:
