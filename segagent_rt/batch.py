@@ -346,7 +346,7 @@ def _annotate(runtime: Runtime, planned: _PlannedImage, batch: BatchFolder) -> I
     pixels = load_image(image, options.max_megapixels, value_range=options.value_range)
     key = planned.key
     if key is None:
-        raise InputError(f"{image} changed while the batch was running", hint="run it again")
+        raise InputError(f"{image} changed during the batch", hint="run it again")
     found = runtime.open(pixels).annotate_prompts(
         planned.item.prompts, config=options.config, all_objects=options.all_objects
     )

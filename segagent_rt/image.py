@@ -120,7 +120,7 @@ def opened(
     except Exception as error:  # a damaged picture can fail in any way
         said = " ".join(str(error).split()) or type(error).__name__
         raise ImageUnreadable(
-            f"{name} is damaged: {said}", hint="was it copied completely?"
+            f"{name} is damaged: {said}", hint="check that the file is complete"
         ) from error
 
 
@@ -141,11 +141,11 @@ def _stream_of(source: str | os.PathLike[str]) -> BinaryIO:
             return stream
         stream.close()
         raise ImageUnreadable(
-            f"{source} has more than {MAX_BYTES >> 20} MiB", hint="is it a picture?"
+            f"{source} has more than {MAX_BYTES >> 20} MiB", hint="give an image file"
         )
     if sys.stdin.isatty():
         raise ImageUnreadable(
-            "no picture comes in on standard input", hint="send it there: ... < photo.jpg"
+            "there is no image on standard input", hint="send it there: ... < photo.jpg"
         )
     content = read_bounded(sys.stdin.buffer, MAX_BYTES, "standard input", ImageUnreadable)
     return io.BytesIO(content)
@@ -160,7 +160,7 @@ def _open_picture(stream: BinaryIO, name: str, max_megapixels: float) -> Any:
 
     prefix = stream.read(16)
     if not prefix:
-        raise ImageUnreadable(f"{name} is empty", hint="was it copied completely?")
+        raise ImageUnreadable(f"{name} is empty", hint="check that the file is complete")
     for kind in FORMATS:
         try:
             import_module(f"PIL.{kind}ImagePlugin")
@@ -174,7 +174,7 @@ def _open_picture(stream: BinaryIO, name: str, max_megapixels: float) -> Any:
             _check_pixels(picture, name, max_megapixels)
             return picture
     raise ImageUnreadable(
-        f"{name} is not a picture that can be read",
+        f"{name} is not an image that can be read",
         hint="JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF and PPM are read",
     )
 

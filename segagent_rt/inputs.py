@@ -98,7 +98,7 @@ def gather_items(
         own = dict.fromkeys(item.prompts or prompts)
         asked.setdefault(Path(item.image), {}).update(own)
     if not asked:
-        raise InputError("there is no image", hint="does the list name one?")
+        raise InputError("the input names no image", hint="add an image to the list")
     lacking = next((path for path, own in asked.items() if not own), None)
     if lacking is not None:
         raise InputError(
@@ -142,7 +142,7 @@ def read_list(source: str) -> list[AnnotationItem]:
     if isinstance(document, dict):
         return list(_json_items(text, name, folder))
     raise DataInvalid(
-        f"{name} is of no known format", hint="a text file, JSONL, or COCO instances; see --help"
+        f"{name} has no known format", hint="a text file, JSONL, or COCO instances; see --help"
     )
 
 

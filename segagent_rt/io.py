@@ -66,7 +66,7 @@ def dump_json(value: Any, *, indent: int | None = None, ascii_only: bool = True)
             raise
         raise OutputError(
             f"the result `{place}` is not a finite number",
-            hint="is the bundle damaged? see `segagent-rt inspect --verify`",
+            hint="check the bundle: `segagent-rt inspect BUNDLE --verify`",
         ) from None
 
 
@@ -165,7 +165,7 @@ def check_replaceable(paths: Iterable[Path], *, overwrite: bool = False) -> None
     for path in paths:
         if not overwrite and os.path.lexists(path) and not is_own_file(path):
             raise OutputError(
-                f"{path} is there already; segagent-rt did not write it, or it was edited since",
+                f"{path} exists, and segagent-rt did not write it, or it was edited since",
                 hint="choose another folder or name with -o, or replace it with --overwrite",
             )
 

@@ -126,7 +126,10 @@ def sections(page: Path) -> dict[str, str]:
     return {title.replace(" ", "-"): body for title, body in zip(titles, parts[2::2], strict=True)}
 
 
-@pytest.mark.parametrize("page", ["CONTRIBUTING", "SECURITY", "benchmarks/README"])
+@pytest.mark.parametrize(
+    "page",
+    ["README", "CONTRIBUTING", "CHANGELOG", "SECURITY", "benchmarks/README", "engines/README"],
+)
 def test_lines_of_other_pages_end_at_100_columns(page):
     lines = (ROOT / f"{page}.md").read_text("utf-8").splitlines()
     assert [line for line in lines if len(line) > 100 and not line.startswith(("|", "!["))] == []

@@ -227,7 +227,7 @@ def test_a_path_with_other_letters_is_read(tmp_path):
     ("content", "said"),
     [
         (b"", "is empty"),
-        (b"just text", "is not a picture"),
+        (b"just text", "is not an image"),
         (encoded(Image.new("RGB", (64, 64)), "JPEG")[:200], "is damaged"),
         (encoded(Image.fromarray(RNG.integers(0, 255, (64, 64, 3), np.uint8)))[:900], "is damaged"),
     ],
@@ -269,7 +269,7 @@ def test_postscript_is_no_picture_whatever_it_is_called(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     path = tmp_path / "photo.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n%%EOF\n")
-    with pytest.raises(ImageUnreadable, match="not a picture"):
+    with pytest.raises(ImageUnreadable, match="not an image"):
         load_image(path)
     assert not (tmp_path / "started").exists()
 

@@ -96,7 +96,7 @@ def test_a_file_of_somebody_else_is_kept(result, tmp_path):
     foreign = tmp_path / "labels" / "tile.txt"
     foreign.parent.mkdir()
     foreign.write_text("0 0.1 0.1 0.2 0.2 0.3 0.3\n")
-    with pytest.raises(OutputError, match=r"tile\.txt is there already"):
+    with pytest.raises(OutputError, match=r"tile\.txt exists, and"):
         result.save(tmp_path, ("yolo",))
     assert foreign.read_text().startswith("0 0.1")
 
@@ -198,7 +198,7 @@ def test_an_image_that_fails_is_reported_or_raised(runtime):
     found = list(runtime.annotate_many(items, on_error=lambda image, error: failed.append(error)))
     assert len(found) == 1
     assert [str(error) for error in failed] == [
-        "`unknown` is not known", "the image is not a picture that can be read",
+        "`unknown` is not known", "the image is not an image that can be read",
     ]  # fmt: skip
     with pytest.raises(ExpressionRefused):
         next(runtime.annotate_many(items))

@@ -59,7 +59,7 @@ def read_answer(content: Any, server: str) -> ChatAnswer:
         )
     if reply is None:
         raise AnnotatorError(
-            f"{server} answers without a reply", hint="does it serve chats with images?"
+            f"{server} answers without a reply", hint="check that it serves chats with images"
         )
     # A server may send half of a character, which could not be written to a file.
     whole = reply[:LONGEST_REPLY].encode("utf-8", "replace").decode("utf-8")

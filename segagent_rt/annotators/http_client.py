@@ -88,7 +88,8 @@ def parse_address(url: str, allowed: Collection[str] = ()) -> Address:
         plain = False
     if not plain or not parts.hostname or not port:
         raise AnnotatorError(
-            "that is not the URL of a server", hint="write it like http://127.0.0.1:8000/v1"
+            "the value of --endpoint is not the URL of a server",
+            hint="write it like http://127.0.0.1:8000/v1",
         )
     path = parts.path.rstrip("/") or "/v1"
     address = Address(parts.scheme == "https", parts.hostname, port, path)
@@ -254,7 +255,7 @@ def _late(address: Address, timeout: float) -> Exception:
         return Interrupted("the deadline passed while a server was asked")
     return AnnotatorError(
         f"{address} does not answer within {timeout:g} seconds",
-        hint="is the model still loading? --timeout gives it longer",
+        hint="wait until the model is loaded, or give a longer --timeout",
     )
 
 

@@ -70,7 +70,9 @@ def get_profile(kind: str) -> Server:
         AnnotatorError: there is none of that name.
     """
     if kind not in SERVERS:
-        raise AnnotatorError(f"`{kind}` is no kind of server", hint="choose " + ", ".join(SERVERS))
+        raise AnnotatorError(
+            f"`{kind}` is not a kind of server", hint="choose " + ", ".join(SERVERS)
+        )
     return SERVERS[kind]
 
 

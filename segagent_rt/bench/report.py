@@ -57,12 +57,14 @@ def read_results(folder: Path) -> list[BenchmarkResult]:
     for path in sorted(folder.glob("*.json")):
         document = read_json(path)
         if not isinstance(document, dict):
-            raise InputError(f"{path} is no document of a benchmark", hint="move it elsewhere")
+            raise InputError(
+                f"{path} is not a result of a benchmark", hint="move it to another folder"
+            )
         results.append(BenchmarkResult(path.stem, document))
     if not results:
         raise InputError(
             f"there are no results in {folder}",
-            hint=f"segagent-rt bench --output {folder / 'mine.json'}",
+            hint=f"measure some: segagent-rt bench --output {folder / 'mine.json'}",
         )
     return results
 

@@ -86,10 +86,13 @@ def read_scenario(where: str | Path) -> Scenario:
         scenario: Scenario = parse({**content, "name": path.stem}, Scenario, str(path))
         _check(scenario)
     except ManifestInvalid as error:
-        raise InputError(f"not a scenario: {error}", hint="compare a packaged one") from None
+        raise InputError(
+            f"not a scenario: {error}", hint="`segagent-rt bench --list` names the packaged ones"
+        ) from None
     except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or out of bounds
         raise InputError(
-            f"{path} is not a scenario: {error}", hint="compare a packaged one"
+            f"{path} is not a scenario: {error}",
+            hint="`segagent-rt bench --list` names the packaged ones",
         ) from None
     return scenario
 

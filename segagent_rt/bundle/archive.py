@@ -109,10 +109,10 @@ def unpack(
     Raises:
         ArchiveInvalid: the archive is damaged, or not in the layout.
         FileChanged: a file in it is not the one that was packed.
-        OutputError: the folder is there already, or the disk does not hold it.
+        OutputError: the folder exists already, or the disk does not hold it.
     """
     if os.path.lexists(folder):
-        raise OutputError(f"{folder} is there already", hint="choose another folder with -o")
+        raise OutputError(f"{folder} exists already", hint="choose another folder with -o")
     with open_regular(archive, ArchiveInvalid) as stream, written_whole(folder) as partial:
         index, entries = _read_index(stream, archive)
         partial.mkdir(parents=True)

@@ -290,5 +290,5 @@ def inside(folder: Path, relative: str) -> Path:
     if name.is_absolute() or ".." in name.parts or "\\" in relative or ":" in relative:
         raise ManifestInvalid(f"{folder}: the path `{_name(relative)}` leads out of the bundle")
     if not name.parts or not relative.isprintable() or max(map(len, name.parts)) > LONGEST_NAME:
-        raise ManifestInvalid(f"{folder}: `{_name(relative)}` is no name of a file")
+        raise ManifestInvalid(f"{folder}: `{_name(relative)}` is not a file name")
     return folder.joinpath(*name.parts)

@@ -62,7 +62,7 @@ def external_files(path: Path, name: str, sizes: Mapping[str, int], stamp: Stamp
     """
     with open_checked(path, stamp) as stream:
         if not sizes[name]:
-            raise ManifestInvalid(f"{path} is no ONNX graph: it is empty")
+            raise ManifestInvalid(f"{path} is not an ONNX graph: it is empty")
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             try:
                 places = [value for key, value in _entries(content) if key == "location"]

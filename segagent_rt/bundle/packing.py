@@ -65,11 +65,11 @@ def pack(
     Raises:
         BundleMissing: a part has none of the variants, or no part has one of them.
         FileChanged: a file is not the one that was exported.
-        OutputError: the archive is there already, or cannot be written.
+        OutputError: the archive exists already, or cannot be written.
     """
     if os.path.lexists(target) and not overwrite:
         raise OutputError(
-            f"{target} is there already", hint="choose another name with -o, or use --overwrite"
+            f"{target} exists already", hint="choose another name with -o, or use --overwrite"
         )
     contents = _contents(bundle, variants)
     index = ArchiveIndex(bundle.index.name, {name: c.record for name, c in contents.items()})

@@ -16,6 +16,7 @@ import typer
 
 from segagent_rt import __version__
 from segagent_rt.cli import console
+from segagent_rt.cli.examples import epilog
 from segagent_rt.errors import Cancelled, SegagentError
 
 COMMANDS = (
@@ -67,7 +68,8 @@ def build_app(arguments: list[str]) -> typer.Typer:
     asked = [name for name in arguments[:1] if name in COMMANDS]
     app = typer.Typer(
         name="segagent-rt",
-        help="Say what you want cut out; get the mask, at the edge.",
+        help="Say what you want cut out of a photo; get the mask, on your own device.",
+        epilog=epilog(""),
         invoke_without_command=True,
         add_completion=not asked,
         pretty_exceptions_enable=False,
@@ -77,13 +79,21 @@ def build_app(arguments: list[str]) -> typer.Typer:
     for name in asked or COMMANDS:
         module = import_module(f"segagent_rt.cli.{name}")
         if hasattr(module, "GROUP"):
-            group = typer.Typer(cls=module.GROUP, help=module.__doc__)
+            group = typer.Typer(cls=module.GROUP, help=module.__doc__, epilog=epilog(name))
             for inner, (command, about) in module.COMMANDS.items():
-                group.command(inner, help=about)(_guarded(command, name))
+                ends = epilog(f"{name} {inner}") or epilog(name)
+                group.command(inner, help=about, epilog=ends)(_guarded(command, name))
             app.add_typer(group, name=name)
         else:
-            app.command(name, help=module.__doc__)(_guarded(module.command, name))
+            about = _paragraphs(f"{module.__doc__}\n\n{module.command.__doc__}")
+            command = app.command(name, help=about, short_help=module.__doc__, epilog=epilog(name))
+            command(_guarded(module.command, name))
     return app
+
+
+def _paragraphs(text: str) -> str:
+    """Each paragraph on one line; the terminal's width says where it breaks."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def _options(

@@ -1,4 +1,4 @@
-"""Measure latency by stage, percentiles, accuracy and this machine's ceilings, in one document."""
+"""Measure latency, accuracy and memory on this machine."""
 
 from __future__ import annotations
 
@@ -47,20 +47,28 @@ def command(
     bundle: BundleArgument = None,
     scenario: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option("--scenario", "-s", help="A packaged scenario, or a TOML file; repeatable."),
+        typer.Option(
+            "--scenario", "-s", help="A packaged scenario or a TOML file. May be repeated."
+        ),
     ] = None,
-    list_scenarios: Annotated[bool, typer.Option("--list", help="Name the scenarios.")] = False,
+    list_scenarios: Annotated[
+        bool, typer.Option("--list", help="List the packaged scenarios.")
+    ] = False,
     against: Annotated[
         Optional[Literal["reference"]],  # noqa: UP045
-        typer.Option(help="Side by side with plain PyTorch (extra `export`)."),
+        typer.Option(help="Compare with SegAgent's loop in PyTorch (needs the extra `export`)."),
     ] = None,
     weights: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="For the reference: the folder of the training.", readable=False),
+        typer.Option(
+            help="Folder of a training, whose weights the reference uses.", readable=False
+        ),
     ] = None,
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", help="Write the document here as well.", readable=False),
+        typer.Option(
+            "--output", "-o", help="Also write the results to this JSON file.", readable=False
+        ),
     ] = None,
     report: ReportOption = None,
     overwrite: OverwriteOption = False,
@@ -69,7 +77,7 @@ def command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Warm-up runs are excluded. `n` is the number of timed runs."""
+    """Prints or writes one JSON document. Warm-up runs are excluded; `n` counts timed runs."""
     check_options(context, LIST if list_scenarios else MEASURING, ONLY_WITH)
     from segagent_rt.bench.figures import BenchResult, LoopFigures
     from segagent_rt.bench.flops import flops_per_call
@@ -142,8 +150,8 @@ def command(
         console.show(_table(document))
     if document.get("parity") is False:
         raise GateFailed(
-            "the two runtimes do not make the same clicks and masks, so no speed-up is told",
-            hint="`parity_figures` in --json says how far apart they are",
+            "the two loops do not make the same clicks and masks, so there is no speed-up",
+            hint="`parity_figures` in --json has the differences",
         )
 
 
@@ -196,7 +204,7 @@ ONLY_WITH = dict.fromkeys(
 )
 
 COMMANDS = {
-    "measure": (command, "Measure; meant if no command is named."),
+    "measure": (command, "Measure a bundle. This is the default."),
     "report": (bench_report.command, bench_report.__doc__),
 }
 """The commands of `bench`."""

@@ -1,4 +1,4 @@
-"""Turn the results of benchmarks into tables and plots."""
+"""Turn the results of benchmarks into pages with tables and plots."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ from segagent_rt.errors import ExtraMissing, GateFailed
 def command(
     folder: Annotated[
         Path,
-        typer.Argument(help="Where results/ lies and README.md and plots/ go.", readable=False),
+        typer.Argument(
+            help="Folder with results/. The pages and plots/ go there, too.", readable=False
+        ),
     ] = Path("benchmarks"),
-    check: Annotated[bool, typer.Option("--check", help="Only say if it is current.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail if the pages are not up to date.")
+    ] = False,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Reads results/*.json; writes README.md and plots/*.svg. Needs the extra `bench`."""
+    """Reads results/*.json, writes README.md, percentiles.md and plots/*.svg.
+
+    Needs the extra `bench`.
+    """
     from segagent_rt.bench import report
     from segagent_rt.errors import OutputError
     from segagent_rt.io import atomic_write

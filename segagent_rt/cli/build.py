@@ -1,4 +1,4 @@
-"""Build engines for this machine's GPU from a bundle's graphs."""
+"""Build TensorRT engines for the GPU of this machine."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ def command(
     bundle: BundleArgument = None,
     backend: Annotated[
         Literal["auto", "tensorrt", "rtx"],
-        typer.Option("--backend", help="What builds; auto takes the one that is installed."),
+        typer.Option(
+            "--backend", help="Library to build with. auto takes the one that is installed."
+        ),
     ] = "auto",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only see whether every graph is accepted.")
+        bool, typer.Option("--dry-run", help="Only check that the library accepts every graph.")
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Engines go to the user's cache. Each must compute what ONNX Runtime computes on the CPU."""
+    """Engines go to the user's cache. Each is compared with ONNX Runtime on the CPU."""
     from segagent_rt.backends.driver import gpu
     from segagent_rt.bundle.bundle import open_bundle
 

@@ -1,4 +1,4 @@
-"""Turn data sets into other formats, and trajectories into training data."""
+"""Convert data sets to other formats, and trajectories to training data."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ ONLY_WITH = {"preset": TRAINING}
 def command(
     context: typer.Context,
     data: Annotated[
-        str, typer.Argument(help="A data file, a folder, a split, or a file of trajectories.")
+        str,
+        typer.Argument(help="A data file, a folder, a split by name, or a file of trajectories."),
     ],
     to: Annotated[
-        Format, typer.Option(help="llama-factory and qwen-vl are training data, of trajectories.")
+        Format, typer.Option(help="Format to write. llama-factory and qwen-vl need trajectories.")
     ],
     images: ImagesOption = None,
     skip_bad: SkipBadOption = False,
@@ -42,14 +43,17 @@ def command(
     root: RootOption = Path(),
     preset: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Prompt and reply of the training data: segagent, segagent-rated, ..."),
+        typer.Option(help="Preset of the training data: segagent, segagent-rated, ..."),
     ] = None,
     output: OutputOption = Path("segagent-data"),
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Training data is one image, question and reply for every click, the mask painted in."""
+    """Training data has an image, a question and a reply for each click.
+
+    The mask is painted over the image.
+    """
     check_options(context, to, ONLY_WITH)
     from segagent_rt.data import conversion
     from segagent_rt.data.sources import Places, open_data

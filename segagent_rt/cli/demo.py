@@ -1,4 +1,4 @@
-"""Cut one object out of a packaged image, and say what to do next."""
+"""Segment one object of a packaged image, without any download."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ SEED = 7
 def command(
     output: OutputOption = Path("segagent-demo"),
     bundle: BundleOption = None,
-    seed: Annotated[int, typer.Option(help="Another seed gives another image.")] = SEED,
+    seed: Annotated[int, typer.Option(help="Number of the generated image.")] = SEED,
     photo: Annotated[
-        bool, typer.Option("--photo", help="A photo and clicks instead of a scene and words.")
+        bool,
+        typer.Option(
+            "--photo", help="Use a photo and clicks instead of a generated image and words."
+        ),
     ] = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Draws a scene, segments one object by its expression, and writes mask and overlay."""
+    """Writes the image, the mask, an overlay and a JSON file, and prints what to try next."""
     if photo:
         _photo(output, bundle, overwrite=overwrite, as_json=as_json)
         return

@@ -1,4 +1,4 @@
-"""Show what this machine can do."""
+"""Show which backends work on this machine, and what is missing."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from segagent_rt.cli.parameters import JsonOption, QuietOption
 def command(
     bundle: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(help="Also say which variants of this bundle suit the GPU here."),
+        typer.Argument(help="Also show which variants of this bundle suit this GPU."),
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Versions, cores, double installs, which backends really work."""
+    """Prints versions, cores, conflicting packages and the state of each backend."""
     from segagent_rt.doctor import examine, examine_variants
 
     report = examine()

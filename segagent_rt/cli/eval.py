@@ -1,4 +1,4 @@
-"""Measure how good a bundle is."""
+"""Measure the accuracy of a bundle on a data set."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def command(
         Optional[list[str]],  # noqa: UP045
         typer.Argument(
             help="Data files, folders of images and masks, splits by name (refcoco_val), or "
-            "predictions; synthetic scenes if none is named.",
+            "predictions. Default: generated scenes.",
             show_default=False,
         ),
     ] = None,
@@ -85,14 +85,14 @@ def command(
     split: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
-            help="Only this split of the benchmarks named: val, testA; repeatable.",
+            help="Split of the named benchmarks: val, testA. May be repeated.",
             rich_help_panel=DATA,
         ),
     ] = None,
     select: Annotated[
         Rule,
         typer.Option(
-            help="The mask that counts: the best-rated one, that of SegAgent's own rule, the last.",
+            help="Mask to evaluate: best-rated, by SegAgent's own rule, or last.",
             rich_help_panel=RESULTS,
         ),
     ] = "full",
@@ -100,21 +100,21 @@ def command(
         Optional[int],  # noqa: UP045
         typer.Option(
             min=0,
-            help="The mask after this click, counted from 0, instead.",
+            help="Evaluate the mask after this click instead, counted from 0.",
             rich_help_panel=RESULTS,
         ),
     ] = None,
     annotator: Annotated[
         AnnotatorName,
         typer.Option(
-            help="Who clicks: the bundle's MLLM, or a simulated annotator that knows the mask.",
+            help="Who clicks: the bundle's MLLM, or an oracle that knows the mask.",
             rich_help_panel=SEARCH,
         ),
     ] = "mllm",
     start: Annotated[
         StartName,
         typer.Option(
-            help="Start from nothing, or from the true mask degraded to an IoU of 0.5 to 0.7.",
+            help="Start without a mask, or from the true mask degraded to an IoU of 0.5 to 0.7.",
             rich_help_panel=SEARCH,
         ),
     ] = "nothing",
@@ -123,14 +123,18 @@ def command(
     limit: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
-            min=1, help="Only the first expressions of each data set.", rich_help_panel=DATA
+            min=1,
+            help="Evaluate only this many expressions of each data set.",
+            rich_help_panel=DATA,
         ),
     ] = None,
     output: OutputOption = Path("segagent-eval"),
     visualize: Annotated[
         bool,
         typer.Option(
-            "--visualize", help="Draw the chosen masks and clicks.", rich_help_panel=RESULTS
+            "--visualize",
+            help="Write pictures of the evaluated masks and clicks.",
+            rich_help_panel=RESULTS,
         ),
     ] = False,
     report: ReportOption = None,
@@ -145,11 +149,11 @@ def command(
     ] = False,
     overwrite: RestartOption = False,
     scenes: Annotated[
-        int, typer.Option(min=1, help="How many synthetic scenes.", rich_help_panel=SCENES)
+        int, typer.Option(min=1, help="Number of generated scenes.", rich_help_panel=SCENES)
     ] = 100,
     seed: Annotated[
         int,
-        typer.Option(help="Seed of the first scene; the others follow.", rich_help_panel=SCENES),
+        typer.Option(help="Seed of the first generated scene.", rich_help_panel=SCENES),
     ] = 1000,
     ablate: Annotated[
         Ablation,
@@ -163,7 +167,7 @@ def command(
         Optional[int],  # noqa: UP045
         typer.Option(
             min=1,
-            help="Stop after so many masks rated no better than before.",
+            help="Stop after this many masks in a row without a better rating.",
             rich_help_panel=SEARCH,
         ),
     ] = None,
@@ -175,9 +179,9 @@ def command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """On data: cIoU, gIoU, clicks needed and used, latency; predictions and tables as SegAgent's.
+    """On a data set: cIoU, gIoU, clicks, latency, and predictions and tables in SegAgent's format.
 
-    A run that was broken off goes on where it was. On scenes: prints the figures.
+    On generated scenes, it prints the figures. The same command continues an interrupted run.
     """
     from segagent_rt.data.sources import Places, check_titles, open_all, recordings_in
     from segagent_rt.eval.evaluation import (

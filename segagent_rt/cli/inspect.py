@@ -1,4 +1,4 @@
-"""Show what a bundle is: parts, variants, files, verified numbers."""
+"""Show the content of a bundle: parts, variants, sizes and verified figures."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ ONLY_WITH = {"everything": ("a bundle",), "verify": ("a bundle",)}
 def command(
     context: typer.Context,
     bundle: BundleArgument = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Check every file's hash.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Check the hash of every file.")] = False,
     board: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--board", help="Does it fit? orin-nx-16, agx-orin-64, thor, rtx-12, ..."),
+        typer.Option(
+            "--board", help="Estimate whether it fits: orin-nx-16, agx-orin-64, thor, rtx-12, ..."
+        ),
     ] = None,
     everything: Annotated[
         bool,
-        typer.Option("--all", help="Print where everything comes from, and every verified number."),
+        typer.Option("--all", help="Also print origins, licences and all verified figures."),
     ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Reads the manifests; with --verify every byte."""
+    """Reads only the manifests, unless --verify is given."""
     check_options(context, "--board" if board else "a bundle", ONLY_WITH)
     from segagent_rt.bundle.bundle import open_bundle
     from segagent_rt.bundle.manifest import to_json

@@ -1,4 +1,4 @@
-"""Write a bundle as one file, to carry it to another machine."""
+"""Write a bundle as one file."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def command(
     bundle: BundleArgument = None,
     variant: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Take this variant instead of all; may be repeated."),
+        typer.Option(help="Pack only this variant. May be repeated."),
     ] = None,
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", help="The file; NAME.segagent if left out."),
+        typer.Option("--output", "-o", help="File to write. Default: NAME.segagent."),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that is there.")
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """The file holds every part with its hashes. `run -b` and `unpack` take it."""
+    """The file holds every part with its hashes. `run -b FILE` and `unpack` read it."""
     from segagent_rt.bundle.archive import SUFFIX
     from segagent_rt.bundle.bundle import open_bundle
     from segagent_rt.bundle.packing import pack

@@ -42,13 +42,13 @@ BundleOption: TypeAlias = Annotated[
     typer.Option(
         "--bundle",
         "-b",
-        help="A bundle's folder or name; the demo bundle if left out.",
+        help="Folder or name of a bundle. Default: the demo bundle.",
         rich_help_panel=MODEL,
     ),
 ]
 BundleArgument: TypeAlias = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Argument(help="A bundle's folder or name; the demo bundle if left out."),
+    typer.Argument(help="Folder or name of a bundle. Default: the demo bundle."),
 ]
 OutputOption: TypeAlias = Annotated[
     Path,
@@ -78,7 +78,7 @@ RestartOption: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--overwrite",
-        help="Start anew instead of going on, and replace files that segagent-rt did not write.",
+        help="Start again instead of continuing, and replace files of others.",
         rich_help_panel=RESULTS,
     ),
 ]
@@ -93,7 +93,7 @@ QuietOption: TypeAlias = Annotated[
     typer.Option(
         "--quiet",
         "-q",
-        help="Say nothing on stderr but warnings and errors.",
+        help="Print only warnings and errors on stderr.",
         callback=console.be_quiet,
         rich_help_panel=RESULTS,
     ),
@@ -103,41 +103,46 @@ ThreadsOption: TypeAlias = Annotated[
     typer.Option(
         "--threads",
         min=1,
-        help="Threads to use, at most one for each core; all of them if left out.",
+        help="CPU threads. Default: one per core.",
         rich_help_panel=COMPUTE,
     ),
 ]
 BackendOption: TypeAlias = Annotated[
     BackendName,
     typer.Option(
-        "--backend", help="What runs the graphs; auto takes what works.", rich_help_panel=COMPUTE
+        "--backend",
+        help="Backend for the graphs. auto takes the best one that works.",
+        rich_help_panel=COMPUTE,
     ),
 ]
 ImagesOption: TypeAlias = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(
         "--images",
-        help="Folder of the images; beside the data if left out.",
+        help="Folder of the images. Default: beside the data.",
         rich_help_panel=DATA,
     ),
 ]
 RootOption: TypeAlias = Annotated[
     Path,
     typer.Option(
-        "--root", help="Folder of the data sets that are given by name.", rich_help_panel=DATA
+        "--root", help="Folder of data sets that are given by name.", rich_help_panel=DATA
     ),
 ]
 MaxClicksOption: TypeAlias = Annotated[
     int,
     typer.Option(
-        "--max-clicks", min=1, help="The most clicks per expression.", rich_help_panel=SEARCH
+        "--max-clicks",
+        min=1,
+        help="Largest number of clicks per expression.",
+        rich_help_panel=SEARCH,
     ),
 ]
 SkipBadOption: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--skip-bad",
-        help="Leave entries out that are not as their format says, and name them.",
+        help="Skip invalid entries, and list them.",
         rich_help_panel=DATA,
     ),
 ]
@@ -145,7 +150,7 @@ MaskLabelOption: TypeAlias = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(
         "--mask-label",
-        help="The value that is the object, in masks with several.",
+        help="Value of the object in masks with several values.",
         rich_help_panel=DATA,
     ),
 ]
@@ -153,7 +158,7 @@ ValueRangeOption: TypeAlias = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--value-range",
-        help="Black and white in float or 16-bit images: 0,65535.",
+        help="Values of black and white in float and 16-bit images, such as 0,65535.",
         rich_help_panel=DATA,
     ),
 ]
@@ -162,7 +167,7 @@ CandidatesOption: TypeAlias = Annotated[
     typer.Option(
         "--candidates",
         min=1,
-        help="Clicks tried at every turn; the best-rated one is kept.",
+        help="Clicks to try in each turn. The best-rated one is kept.",
         rich_help_panel=SEARCH,
     ),
 ]
@@ -180,19 +185,19 @@ EndpointOption: TypeAlias = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--endpoint",
-        help="URL of a server that has the MLLM (OpenAI's chat API).",
+        help="URL of a server for the MLLM, with the OpenAI chat API.",
         rich_help_panel=SERVER,
     ),
 ]
 ModelOption: TypeAlias = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--model", help="The model's name there.", rich_help_panel=SERVER),
+    typer.Option("--model", help="Name of the model on the server.", rich_help_panel=SERVER),
 ]
 ServerOption: TypeAlias = Annotated[
     str,
     typer.Option(
         "--server",
-        help="The kind of server.",
+        help="Kind of server.",
         metavar="any|openai|ollama|sglang|vllm|...",
         rich_help_panel=SERVER,
     ),
@@ -201,7 +206,7 @@ PresetOption: TypeAlias = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--preset",
-        help="What the model there is asked, for a model that the bundle does not know: "
+        help="Instruction for a model that the bundle does not know: "
         "qwen3-vl, qwen2.5-vl, segagent, ...",
         rich_help_panel=SERVER,
     ),
@@ -212,7 +217,7 @@ TimeoutOption: TypeAlias = Annotated[
         "--timeout",
         min=0.1,
         max=86400,
-        help="Seconds to wait for each of its answers.",
+        help="Seconds to wait for each answer of the server.",
         callback=finite,
         rich_help_panel=SERVER,
     ),
@@ -221,7 +226,7 @@ AllowHostOption: TypeAlias = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
         "--allow-host",
-        help="Another machine that images may be sent to.",
+        help="Allow images to be sent to this machine. May be repeated.",
         rich_help_panel=SERVER,
     ),
 ]
@@ -229,7 +234,7 @@ RayOption: TypeAlias = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--ray",
-        help="Spread the work: `local`, or the address of a Ray cluster.",
+        help="Distribute the work with Ray: `local`, or the address of a cluster.",
         rich_help_panel=COMPUTE,
     ),
 ]
@@ -238,7 +243,7 @@ WorkersOption: TypeAlias = Annotated[
     typer.Option(
         "--workers",
         min=1,
-        help="Workers of --ray; as many as there are CPUs if left out.",
+        help="Workers for --ray. Default: one per CPU.",
         rich_help_panel=COMPUTE,
     ),
 ]

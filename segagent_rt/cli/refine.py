@@ -1,4 +1,4 @@
-"""Improve a mask that is there already."""
+"""Improve an existing mask."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ from segagent_rt.cli.parameters import (
 
 def command(
     context: typer.Context,
-    image: Annotated[Path, typer.Argument(help="An image.", show_default=False)],
-    mask: Annotated[Path, typer.Argument(help="The mask, of its size.", show_default=False)],
-    expression: Annotated[str, typer.Argument(help="What it should cover.", show_default=False)],
+    image: Annotated[Path, typer.Argument(help="Image file.", show_default=False)],
+    mask: Annotated[Path, typer.Argument(help="Mask of the same size.", show_default=False)],
+    expression: Annotated[
+        str, typer.Argument(help="What the mask should cover, in words.", show_default=False)
+    ],
     bundle: BundleOption = None,
     output: OutputOption = Path(),
     overwrite: OverwriteOption = False,
@@ -44,7 +46,7 @@ def command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Writes NAME.refined.segagent.json, NAME.refined.segagent.mask.png and an overlay.
+    """Writes NAME.refined.segagent.json, a mask and an overlay.
 
     The mask stays as it is if no click makes one that is rated higher.
     """

@@ -1,4 +1,4 @@
-"""Segment what an expression says, or what clicks show."""
+"""Segment what words describe, or what clicks and boxes show."""
 
 from __future__ import annotations
 
@@ -70,10 +70,9 @@ def command(
         Optional[list[str]],  # noqa: UP045
         typer.Argument(
             metavar="INPUT|EXPRESSION",
-            help="The first one is an image, a folder, a pattern in quotes, or - for standard "
-            "input. Others that end as images do (.jpg, .png, ...) are further images. The rest "
-            'are expressions: "the red circle". With --from or --video the first one may be an '
-            "expression, too.",
+            help="First an image, a folder, a quoted pattern, or - for standard input. Further "
+            "arguments that end like image files are images. All others are expressions, such as "
+            '"the red circle". With --from or --video, all arguments may be expressions.',
             show_default=False,
         ),
     ] = None,
@@ -81,15 +80,15 @@ def command(
         Optional[str],  # noqa: UP045
         typer.Option(
             "--from",
-            help="A list of images: text (path, tab, expression), JSONL (image, expression, "
-            "clicks, box) or COCO; - for standard input.",
+            help="List of images: text (path, tab, expression), JSONL (image, expression, "
+            "clicks, box) or COCO. - is standard input.",
             rich_help_panel=DATA,
         ),
     ] = None,
     video: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            help="A video, or a folder of its frames; masks go on from frame to frame.",
+            help="Video file or folder of frames. The mask is tracked from frame to frame.",
             readable=False,
             rich_help_panel=DATA,
         ),
@@ -98,20 +97,21 @@ def command(
         int,
         typer.Option(
             min=1,
-            help="In a video, the model is asked on every Nth frame only.",
+            help="In a video, ask the MLLM only on every Nth frame.",
             rich_help_panel=SEARCH,
         ),
     ] = 10,
     click: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
-            help="A click instead of words: +120,80 adds, -30,40 removes.", rich_help_panel=SEARCH
+            help="Click in pixels: +120,80 on the object, -30,40 beside it. May be repeated.",
+            rich_help_panel=SEARCH,
         ),
     ] = None,
     box: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="A box around the object, alone or with clicks: left,top,right,bottom.",
+            help="Box around the object, in pixels: left,top,right,bottom. May go with clicks.",
             rich_help_panel=SEARCH,
         ),
     ] = None,
@@ -119,7 +119,7 @@ def command(
         bool,
         typer.Option(
             "--all",
-            help="A mask for every object that matches, if the model lists several.",
+            help="Return every object that matches, if the MLLM lists several.",
             rich_help_panel=SEARCH,
         ),
     ] = False,
@@ -128,8 +128,8 @@ def command(
     save: Annotated[
         str,
         typer.Option(
-            help="What to save beside the JSON document: mask, overlay, cutout (RGBA, cropped to "
-            "the object), coco, yolo, labelme.",
+            help="Files to write beside the JSON file: mask, overlay, cutout (RGBA, cropped to the "
+            "object), coco, yolo, labelme.",
             rich_help_panel=RESULTS,
         ),
     ] = "mask,overlay",
@@ -144,13 +144,15 @@ def command(
             min=0,
             max=86_400_000,
             callback=finite,
-            help="Stop so long after the graphs are loaded; the best mask so far is the result.",
+            help="Stop after this time and return the best mask so far. Loading does not count.",
             rich_help_panel=SEARCH,
         ),
     ] = None,
     max_megapixels: Annotated[
         float,
-        typer.Option(min=0, callback=finite, help="Refuse larger images.", rich_help_panel=DATA),
+        typer.Option(
+            min=0, callback=finite, help="Refuse images with more megapixels.", rich_help_panel=DATA
+        ),
     ] = MAX_MEGAPIXELS,
     value_range: ValueRangeOption = None,
     backend: BackendOption = "auto",
@@ -166,9 +168,9 @@ def command(
 ) -> None:
     """Writes NAME.segagent.json, NAME.segagent.mask.png and NAME.segagent.overlay.png.
 
-    With several expressions the masks are NAME.segagent.1.mask.png and so on. The exit code is 5 if
-    no mask was found. Of many images, segagent-run.jsonl is a summary; a run that was stopped goes
-    on if it is repeated, and the exit code is 4 if some images failed.
+    With several expressions, masks are NAME.segagent.1.mask.png and so on. For many images,
+    segagent-run.jsonl is a summary, and the same command continues an interrupted run. The exit
+    code is 5 if no mask was found, and 4 if some images failed.
     """
     sources, texts = tell_apart(arguments or [], named=from_list is None and video is None)
     prompts = _prompts(texts, click, box, required=from_list is None)
@@ -176,7 +178,7 @@ def command(
     check_options(context, mode, ONLY_WITH)
     check_options(context, VIDEO if video else "images", {"look_every": (VIDEO,)})
     if video is not None and (all_objects or sources or from_list):
-        raise typer.BadParameter("--video goes with neither --all nor --from nor images")
+        raise typer.BadParameter("--video cannot be combined with --all, --from or images")
     where = endpoint_of(endpoint, model, server, timeout, allow_host, preset)
     from segagent_rt.batch_options import BatchOptions
     from segagent_rt.bundle.store import PHOTO
@@ -242,7 +244,7 @@ def _prompts(
     clicks, area = tuple(parse_click(text) for text in click or ()), parse_box(box)
     by_hand = bool(clicks or area)
     if (by_hand and texts) or (required and not by_hand and not texts):
-        raise typer.BadParameter("give either expressions, or --click and --box")
+        raise typer.BadParameter("give either expressions, or --click and --box, not both")
     return (
         [ObjectPrompt("", clicks, area)] if by_hand else list(map(ObjectPrompt, check_text(texts)))
     )
@@ -310,7 +312,9 @@ def _run_images(
     from segagent_rt.inputs import gather_items, read_list
 
     if "-" in sources:
-        raise typer.BadParameter("- stands for one image, and goes with no others")
+        raise typer.BadParameter(
+            "- is one image on standard input, and cannot be combined with other images"
+        )
     items = gather_items(sources, read_list(from_list) if from_list else (), prompts)
     report_progress = console.progress("images", in_logs=False)
     by_hand = all(prompt.by_hand for item in items for prompt in item.prompts)

@@ -1,4 +1,4 @@
-"""Draw a synthetic scene, and print what can be said of its objects."""
+"""Draw a generated scene, and print expressions for its objects."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from segagent_rt.cli.parameters import RESULTS, JsonOption, OverwriteOption, Qui
 
 
 def command(
-    seed: Annotated[int, typer.Option(help="The same seed gives the same scene.")] = 0,
+    seed: Annotated[int, typer.Option(help="Number of the scene.")] = 0,
     output: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
             "--output",
             "-o",
-            help="The image, scene.png if left out; with --count the folder.",
+            help="Image file (default: scene.png), or with --count a folder.",
             rich_help_panel=RESULTS,
         ),
     ] = None,
     count: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="So many scenes, with a data file for eval and trajectories."),
+        typer.Option(
+            min=1, help="Write this many scenes, with a data file for eval and trajectories."
+        ),
     ] = None,
-    side: Annotated[int, typer.Option(min=64, max=4096, help="Pixels along a side.")] = 512,
-    expressions: Annotated[int, typer.Option(min=1, help="The most expressions.")] = 12,
+    side: Annotated[int, typer.Option(min=64, max=4096, help="Width and height in pixels.")] = 512,
+    expressions: Annotated[int, typer.Option(min=1, help="Largest number of expressions.")] = 12,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Writes a PNG; prints expressions, their kinds and masks (COCO run lengths) as JSON.
+    """Writes a PNG file, and prints expressions and masks (COCO run lengths) as JSON.
 
-    With --count: writes a folder, and prints the path of its data file.
+    With --count, it writes a folder and prints the path of its data file.
     """
     from segagent_rt.draw import png
     from segagent_rt.image import mask_to_rle

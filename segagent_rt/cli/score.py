@@ -1,4 +1,4 @@
-"""Say how well a mask fits what is said of it."""
+"""Rate how well a mask fits its expression."""
 
 from __future__ import annotations
 
@@ -43,26 +43,29 @@ def command(
     context: typer.Context,
     image: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Argument(help="An image.", show_default=False),
+        typer.Argument(help="Image file.", show_default=False),
     ] = None,
     mask: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Argument(help="A mask of its size.", show_default=False),
+        typer.Argument(help="Mask of the same size.", show_default=False),
     ] = None,
     expression: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(help="What the mask should cover.", show_default=False),
+        typer.Argument(help="What the mask should cover, in words.", show_default=False),
     ] = None,
     annotations: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            "--annotations", help="A file of COCO annotations to rate.", rich_help_panel=DATA
+            "--annotations", help="COCO file with annotations to rate.", rich_help_panel=DATA
         ),
     ] = None,
     below: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(
-            min=0, max=1, callback=finite, help="Print only annotations rated below this, 0 to 1."
+            min=0,
+            max=1,
+            callback=finite,
+            help="Print only annotations with a lower rating, from 0 to 1.",
         ),
     ] = None,
     images: ImagesOption = None,
@@ -74,7 +77,7 @@ def command(
         typer.Option(
             "--output",
             "-o",
-            help="Write the other annotations, with ratings, here.",
+            help="Write the remaining annotations, with ratings, to this file.",
             rich_help_panel=RESULTS,
         ),
     ] = None,
@@ -85,7 +88,10 @@ def command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Prints the predicted IoU, 0 to 1; of annotations a line each: id, IoU, image, expressions."""
+    """Prints the predicted IoU, from 0 to 1.
+
+    With --annotations, it prints a line for each: id, IoU, image, expressions.
+    """
     alone = (image, mask, expression)
     if (annotations is None) == (None in alone) or (annotations and any(alone)):
         raise typer.BadParameter("give an image, a mask and an expression, or --annotations")

@@ -1,4 +1,4 @@
-"""Make click trajectories out of images and masks: the data that SegAgent learns from."""
+"""Record click trajectories from images and masks, as training data."""
 
 from __future__ import annotations
 
@@ -61,7 +61,10 @@ def command(
         typer.Argument(help="Data files, folders of images and masks, or splits by name."),
     ],
     check: Annotated[
-        bool, typer.Option("--check", help="Replay the files of trajectories named instead.")
+        bool,
+        typer.Option(
+            "--check", help="Replay trajectories and compare the masks, instead of recording."
+        ),
     ] = False,
     images: ImagesOption = None,
     skip_bad: SkipBadOption = False,
@@ -71,17 +74,21 @@ def command(
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             metavar="empty|box|random|grid",
-            help="Start empty, or from a box, a random point, a grid; repeatable.",
+            help="How trajectories start: empty, box, point or grid. May be repeated.",
             rich_help_panel=SEARCH,
         ),
     ] = None,
     max_clicks: Annotated[
-        int, typer.Option(min=1, help="The most clicks tried.", rich_help_panel=SEARCH)
+        int, typer.Option(min=1, help="Largest number of clicks.", rich_help_panel=SEARCH)
     ] = 20,
     good: Annotated[
         float,
         typer.Option(
-            min=0, max=1, callback=finite, help="An IoU to stop at.", rich_help_panel=SEARCH
+            min=0,
+            max=1,
+            callback=finite,
+            help="IoU at which a trajectory ends.",
+            rich_help_panel=SEARCH,
         ),
     ] = 0.98,
     least_gain: Annotated[
@@ -90,14 +97,14 @@ def command(
             min=0,
             max=1,
             callback=finite,
-            help="IoU that a click must gain.",
+            help="IoU that a click must add.",
             rich_help_panel=SEARCH,
         ),
     ] = 0.0,
     after_loss: Annotated[
         AfterLoss,
         typer.Option(
-            help="A click that gains less: end there, or discard it and go on.",
+            help="What to do after a click that adds less: stop, or discard it.",
             rich_help_panel=SEARCH,
         ),
     ] = "end",
@@ -108,7 +115,7 @@ def command(
         Optional[int],  # noqa: UP045
         typer.Option(
             min=1,
-            help="Add a StaR+ round: the bundle's MLLM walks so many clicks.",
+            help="Add a StaR+ round, in which the bundle's MLLM makes this many clicks.",
             rich_help_panel=SEARCH,
         ),
     ] = None,
@@ -124,9 +131,9 @@ def command(
 ) -> None:
     """Writes <data>.trajectories.json in SegAgent's schema.
 
-    The simulated annotator clicks with the bundle's segmenter. A broken run goes on where it was.
-    With --star, <data>.star.trajectories.json holds them again, and the MLLM's own walks, in which
-    the annotator's clicks replace those that made a mask no better.
+    The simulated annotator clicks with the bundle's segmenter. The same command continues an
+    interrupted run. With --star, <data>.star.trajectories.json also has the MLLM's own clicks; the
+    annotator replaces those that do not improve the mask.
     """
     report_progress = console.progress
     check_options(context, "--check" if check else MAKING, ONLY_WITH)
@@ -206,6 +213,6 @@ def _judge(found: Replayed, as_json: bool) -> None:
     if found.share < LEAST_SAME:
         raise GateFailed(
             f"only {100 * found.share:.1f} % of the trajectories replay to the same masks",
-            hint="were they made with this bundle's segmenter?",
+            hint="use the bundle whose segmenter recorded them: --bundle",
         )
     _tell_problems(found.problems, "trajectory was not replayed", "trajectories were not replayed")

@@ -1,4 +1,4 @@
-"""Turn a packed bundle into a folder again."""
+"""Unpack a bundle that `pack` wrote."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from segagent_rt.cli.parameters import QuietOption
 
 
 def command(
-    archive: Annotated[Path, typer.Argument(help="A file that `pack` wrote.", show_default=False)],
+    archive: Annotated[Path, typer.Argument(help="File that `pack` wrote.", show_default=False)],
     output: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--output", "-o", help="The new folder; engines/NAME if left out."),
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Every file is compared with its hash. `run -b` takes packed bundles, too."""
+    """Every file is compared with its hash. `run -b` also reads packed bundles directly."""
     from segagent_rt.bundle.archive import unpack
 
     folder = output or Path("engines") / archive.stem

@@ -33,7 +33,7 @@ class CanvasCache:
         path = sample.image
         if self._shown is None or self._shown[0] != path:
             if not path.is_file():
-                raise ImageUnreadable(f"the picture {path} is not there")
+                raise ImageUnreadable(f"there is no image {path}")
             self._shown = path, self.runtime.open(read_picture(path))
         canvas = self._shown[1]
         check_size(canvas.image.shape, sample.size, path)
@@ -46,5 +46,5 @@ def check_size(shape: Sequence[int], size: tuple[int, int], path: Path) -> None:
         raise DataInvalid(
             f"{path} is {shape[0]} x {shape[1]} pixels high and wide, "
             f"its mask {size[0]} x {size[1]}",
-            hint="is it the picture that was annotated?",
+            hint="use the image that was annotated",
         )

@@ -44,8 +44,8 @@ def load_mask(source: Any, label: int | None = None, *, name: str = "the mask") 
             mask = _mask_of(found, label, name)
     except ImageUnreadable as error:
         raise DataInvalid(
-            f"{error}: it is not a picture of a mask",
-            hint="a mask is a picture of the image's size, the object white and the rest black",
+            f"{error}, so it is not a mask",
+            hint="a mask has the size of the image, with the object white and the rest black",
         ) from None
     if not mask.any():
         warnings.warn(f"{name} is empty: no pixel is set", SegagentWarning, stacklevel=2)

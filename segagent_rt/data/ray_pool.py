@@ -177,7 +177,7 @@ def _first(given: dict[Any, tuple[Any, int]]) -> Any:
     if not given:
         raise ClusterError(
             f"every worker died {MAX_RESTARTS} times",
-            hint="have they enough memory? the same command goes on where this run ended",
+            hint="give them more memory; the same command continues this run",
         )
     return ray.wait(list(given))[0][0]
 

@@ -60,7 +60,7 @@ def read_json(path: Path) -> Any:
         return parse_json(content)
     except ValueError as error:
         raise DataInvalid(
-            f"{path} is not JSON: {error}", hint="was it written and copied completely?"
+            f"{path} is not JSON: {error}", hint="check that the file is complete"
         ) from None
 
 

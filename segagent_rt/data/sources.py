@@ -137,7 +137,7 @@ def _read_file(path: Path, context: ReadContext) -> list[Sample]:
                 raise DataInvalid(f"{path.name} holds no object")
             return samples
     raise DataInvalid(
-        f"{path} is of no known format",
+        f"{path} has no known format",
         hint="SegAgent's data files, COCO instances, labelme, or a folder of pictures and masks",
     )
 

@@ -124,7 +124,7 @@ def test_each_kind_of_server_is_told_the_form_in_its_own_field(kind, where):
 
 
 def test_a_kind_that_there_is_not_is_refused_with_those_that_there_are(codec):
-    with pytest.raises(AnnotatorError, match="`sglong` is no kind of server") as caught:
+    with pytest.raises(AnnotatorError, match="`sglong` is not a kind of server") as caught:
         EndpointAnnotator(codec, Endpoint("http://localhost", "m", "sglong"))
     assert "vllm" in caught.value.hint
 

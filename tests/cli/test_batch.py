@@ -163,7 +163,7 @@ def test_a_list_has_clicks_and_boxes(terminal, runtime, photos):
         ('{"image": "a.png"}\n{"image"', "line 2 is not JSON"),
         ('{"image": "a.png", "box": [5, 5, 1, 9]}', "`box` is not [left, top, right, bottom]"),
         ('{"image": "a.png", "clicks": [[1, 2]]}', "`clicks` is not an object"),
-        ("[1, 2]", "is of no known format"),
+        ("[1, 2]", "has no known format"),
         ("", "there is no image"),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_mask_that_was_edited_is_kept(terminal, runtime, photos):
     assert edited.read_bytes() == b"painted by hand"
     done = terminal("run", "photos", "another square", "-o", "out")
     assert done.code == 1
-    assert "p001.segagent.mask.png is there already" in done.err
+    assert "p001.segagent.mask.png exists, and" in done.err
     assert edited.read_bytes() == b"painted by hand"
 
 

@@ -111,7 +111,7 @@ def test_no_speed_up_is_printed_when_the_clicks_differ(terminal, scenario, twin,
     arguments = ["-s", scenario, "--against", "reference", "--threads", 1, "-o", path]
     done = terminal("bench", *arguments, *form)
     assert done.code == 3
-    assert "no speed-up is told" in done.err
+    assert "there is no speed-up" in done.err
     assert "times as fast" not in done.out
     assert json.loads(path.read_text())["ratios"] == {"same_clicks": None, "with_stop": None}
 

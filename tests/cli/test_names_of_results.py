@@ -117,7 +117,7 @@ def test_every_command_that_writes_keeps_what_it_did_not_write(terminal, photo, 
     foreign.write_bytes(b"precious")
     done = terminal(*arguments)
     assert done.code == 1, done.out
-    assert f"{foreign.name} is there already" in done.err
+    assert f"{foreign.name} exists, and" in done.err
     assert foreign.read_bytes() == b"precious"
     assert terminal(*arguments, "--overwrite").code == 0
     assert foreign.read_bytes() != b"precious"

@@ -64,7 +64,7 @@ def test_candidates_are_tried_from_a_start_too(terminal, files, tmp_path):
     ("change", "sentence"),
     [
         (lambda image, mask: mask.unlink(), "there is no file"),
-        (lambda image, mask: mask.write_bytes(b"no"), "not a picture of a mask"),
+        (lambda image, mask: mask.write_bytes(b"no"), "not a mask"),
         (lambda image, mask: mask.write_bytes(png(DRAWN[2].mask)), "its mask 32 x 48"),
         (lambda image, mask: image.write_bytes(b""), "is empty"),
     ],
@@ -120,7 +120,7 @@ def test_what_cannot_be_rated_is_named_and_kept(terminal, tmp_path):
     done = terminal("score", "--annotations", path, "--below", 1, "-o", tmp_path / "kept.json")
     assert done.code == 4
     assert "annotation 101: the shipped model does not know `zebra`" in done.err
-    assert "harbour.jpg is not there" in done.err
+    assert "there is no image" in done.err
     assert "2 of 3 annotations could not be rated" in done.err
     kept = json.loads((tmp_path / "kept.json").read_text())["annotations"]
     assert {101, 102} <= {annotation["id"] for annotation in kept}

@@ -268,7 +268,7 @@ def test_bad_records_of_segagent_refer_and_folders_are_left_out_too(tmp_path):
     assert [s.id for s in found.samples] == [100]
     folder = Path(beside(tmp_path))
     (folder / "meadow.png").write_bytes(b"no picture")
-    with pytest.warns(SegagentWarning, match=r"meadow\.png is not a picture"):
+    with pytest.warns(SegagentWarning, match=r"meadow\.png is not an image"):
         (found,) = open_data(str(folder), Places(skip_bad=True))
     assert [s.image.stem for s in found.samples] == ["harbour"]
 

@@ -102,7 +102,7 @@ WRONG = {
     "labelme: no base64": (
         changed(LABELS("meadow"), "shapes", 0, "mask", "!!"), "not base64"),
     "labelme: no picture": (
-        changed(LABELS("meadow"), "shapes", 0, "mask", "AAAA"), "not a picture"),
+        changed(LABELS("meadow"), "shapes", 0, "mask", "AAAA"), "not an image"),
     "labelme: mask outside": (
         changed(LABELS("meadow"), "shapes", 0, "points", [[60, 30], [75, 50]]), "covers no pixel"),
     "labelme: circle without end": (
@@ -164,7 +164,7 @@ def test_a_pickle_that_names_anything_is_refused(tmp_path):
         (lambda f: [p.unlink() for p in (f / "gt").iterdir()], "holds no masks"),
         (lambda f: next((f / "gt").iterdir()).unlink(), "no mask of the name"),
         (lambda f: next((f / "im").glob("*.jpg")).unlink(), "no picture of the name"),
-        (lambda f: next((f / "gt").iterdir()).write_bytes(b"no"), "not a picture of a mask"),
+        (lambda f: next((f / "gt").iterdir()).write_bytes(b"no"), "not a mask"),
         (lambda f: next((f / "im").glob("*.txt")).write_bytes(b"\n \n"), "is empty"),
         (lambda f: next((f / "im").glob("*.txt")).write_bytes(b"\xff"), "not text in UTF-8"),
     ],

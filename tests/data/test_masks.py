@@ -134,7 +134,7 @@ def test_a_label_map_with_a_palette_is_refused_unless_a_label_is_named():
         (np.array(["a"]), "shape"),
         ("no such file.png", "there is no file"),
         ([[0, 1]], "list"),
-        (b"text", "not a picture of a mask"),
+        (b"text", "not a mask"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -354,4 +354,4 @@ def test_a_failure_is_a_sentence(visit, server, tmp_path):
     page = visit(server, refusals=True)
     (tmp_path / "text.png").write_bytes(b"no picture")
     page.locator("#file").set_input_files(tmp_path / "text.png")
-    expect(page.locator("#message")).to_contain_text("not a picture")
+    expect(page.locator("#message")).to_contain_text("not an image")

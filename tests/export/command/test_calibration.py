@@ -206,7 +206,7 @@ def test_refusals_come_before_any_work(folder, terminal, tmp_path, recipe_text):
     (empty / "broken.jpg").write_bytes((folder / "1.jpg").read_bytes()[:500])
     refused(empty, "broken.jpg is")
     (empty / "broken.jpg").write_bytes(b"MZ not a picture")
-    refused(empty, "is not a picture that can be read")
+    refused(empty, "is not an image that can be read")
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
