@@ -204,7 +204,7 @@ def _answer(bundle: str, variant: str) -> dict[str, Any]:
 
 
 def _paces(annotator: Any, image: np.ndarray) -> dict[str, Any]:
-    """The vision tower, the prompt, and tokens after it one by one; each ran before it is timed."""
+    """The vision encoder, the prompt, and tokens one by one; each ran before it is timed."""
     model, rope = annotator.model, annotator.settings.language.rope
     vision, prefill, decode = Clock(), Clock(), Clock()
     lead, tail = annotator.prompt("the mug behind the 2nd laptop")

@@ -1,7 +1,7 @@
 """SegAgent's loop as its own evaluation runs it: plain PyTorch and transformers, nothing reused.
 
 Every click paints the mask over the picture, writes that to a file and reads it back, tokenises the
-prompt again, runs the whole vision tower and prompt, generates up to the end token, and reads the
+prompt again, runs the whole vision encoder and prompt, generates up to the end token, and reads the
 click in the text. The segmenter encodes once for each expression and decodes for each click. The
 number of clicks is fixed; the mask that the replies rate best is the result.
 

@@ -43,7 +43,7 @@ class SegmenterVariant:
 
 @dataclass(frozen=True, slots=True)
 class MllmVariant:
-    """Precisions of the vision tower and the language model, and the dialect of their graphs."""
+    """Precisions of the vision encoder and the language model, and the dialect of their graphs."""
 
     precision: str
     arithmetic: MllmPrecision

@@ -1,4 +1,4 @@
-"""First half of the MLLM's training: teach the vision tower what is true of every object.
+"""First half of the MLLM's training: teach the vision encoder what is true of every object.
 
 Linear heads on the visual tokens, dropped at export, predict the facts; heads on the patches
 predict where objects, mask and errors are. What is linearly there, the language model can read.

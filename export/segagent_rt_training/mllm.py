@@ -71,7 +71,7 @@ def model_of(parts: nn.ModuleDict) -> TinyMllm:
 def train_vision(
     recipe: MllmTrainingConfig, folder: Path, *, init: TinyMllm | None = None
 ) -> nn.ModuleDict:
-    """The vision tower alone: clean pictures first, then more and more masks over them."""
+    """The vision encoder alone: clean pictures first, then more and more masks over them."""
     parts = new_parts(recipe.seed)
     if init is not None:
         parts["net"] = init

@@ -113,7 +113,7 @@ class LanguageSession(_Seat):
 
 
 class NetTower(VisionEncoder):
-    """The vision tower."""
+    """The vision encoder."""
 
     def __init__(self, net: TinyMllm, tower: VisionEncoder) -> None:
         super().__init__(tower._session, tower._settings)

@@ -177,7 +177,7 @@ MODELS: Mapping[str, tuple[str, str, str]] = {
 """Families, checkpoints, and LLaMA-Factory's templates for them."""
 
 RECIPE = """\
-# SegAgent's setting (paper, section C.1): all of the language model, the vision tower frozen.
+# SegAgent's setting (paper, section C.1): all of the language model, the vision encoder frozen.
 model_name_or_path: {model}
 image_max_pixels: {pixels}  # the same when the model is exported: points depend on it
 trust_remote_code: false

@@ -1,4 +1,4 @@
-"""From a photo to the picture that a vision tower takes: four rules of resizing.
+"""From a photo to the picture that a vision encoder takes: four rules of resizing.
 
 Each gives the pixels that the family's own processor gives (Pillow's bicubic filter, 8 bits after
 each pass); `squash` by area is ours, for the model that ships.

@@ -1,4 +1,4 @@
-"""The vision tower of an MLLM: what the host computes around its graph.
+"""The vision encoder of an MLLM: what the host computes around its graph.
 
 One class for every family: the settings say how a picture is resized and what the graph must be
 told about the grid of patches.

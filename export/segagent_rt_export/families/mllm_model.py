@@ -58,7 +58,7 @@ class Given:
 
     @property
     def vision(self) -> Config:
-        """The vision tower's section."""
+        """The vision encoder's section."""
         return self.config.section("vision_config")
 
     @property

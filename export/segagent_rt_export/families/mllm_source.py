@@ -156,7 +156,7 @@ def read_model(folder: Path, most_pixels: int = MAX_PIXELS) -> Model:
         )
     if "mm_vision_tower" in config.fields:
         raise CheckpointInvalid(
-            f"{config.where} is in the layout of LLaVA's own code, whose vision tower is another "
+            f"{config.where} is in the layout of LLaVA's own code, whose vision encoder is another "
             "checkpoint",
             hint=f"convert it with transformers 4's convert_llava_weights_to_hf.py; or {SERVED}",
         )

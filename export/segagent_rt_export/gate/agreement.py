@@ -195,5 +195,5 @@ def check_gate(figures: dict[str, Any]) -> None:
         if not good:
             raise GateFailed(
                 f"{name} is {value}, the bar is {bar}",
-                hint="keep the vision tower or the language model at a higher precision",
+                hint="keep the vision encoder or the language model at a higher precision",
             )

@@ -76,7 +76,8 @@ B = TypeVar("B")
 class OpenedVariant:
     """A part's graphs, opened once each: some roles of one variant, all others of the reference.
 
-    With a convoy they run in pieces, and what is asked of them in one `each` goes together.
+    With a lockstep runner the graph runs partition by partition, and the calls of one `each` are
+    batched.
     """
 
     def __init__(

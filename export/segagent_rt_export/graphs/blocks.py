@@ -1,4 +1,4 @@
-"""Pieces that language models and vision towers are built of, in both dialects."""
+"""Pieces that language models and vision encoders are built of, in both dialects."""
 
 from __future__ import annotations
 

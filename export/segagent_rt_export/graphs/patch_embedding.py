@@ -37,7 +37,7 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True)
 class TowerShape:
-    """A family's vision tower: its sizes, and how to build it.
+    """A family's vision encoder: its sizes, and how to build it.
 
     Attributes:
         depth: layers.

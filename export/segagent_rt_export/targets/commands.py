@@ -62,7 +62,7 @@ def commands(target: Target, name: str, folder: Path, sizes: Sizes) -> dict[str,
             "--maxBatchSize", "1", "--maxInputLen", str(sizes.prompt), "--maxKVCacheCapacity",
             str(sizes.total),
         ],
-        "build the vision tower from its ONNX": [
+        "build the vision encoder from its ONNX": [
             "visual_build", "--onnxDir", f"{here}/onnx/visual", "--engineDir", "engines/visual",
             "--minImageTokens", str(FEWEST_TOKENS), "--maxImageTokens", str(sizes.picture),
             "--maxImageTokensPerImage", str(sizes.picture),

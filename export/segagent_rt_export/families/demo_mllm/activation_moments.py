@@ -1,4 +1,4 @@
-"""What comes into the linear layers of the shipped model's vision tower, over generated scenes."""
+"""Inputs of the linear layers of the shipped model's vision encoder, over generated scenes."""
 
 from __future__ import annotations
 

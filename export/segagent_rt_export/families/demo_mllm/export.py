@@ -115,7 +115,7 @@ def _names(graphs: Mapping[str, Path]) -> dict[str, str]:
 
 
 def tower_shape() -> Qwen3Shape:
-    """Sizes of the vision tower."""
+    """Sizes of the vision encoder."""
     return Qwen3Shape(
         depth=mllm_net.DEPTH,
         width=mllm_net.WIDTH,

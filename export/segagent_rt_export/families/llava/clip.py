@@ -1,4 +1,4 @@
-"""LLaVA's vision tower: CLIP up to the layer that is used, and the projector."""
+"""LLaVA's vision encoder: CLIP up to the layer that is used, and the projector."""
 
 from __future__ import annotations
 

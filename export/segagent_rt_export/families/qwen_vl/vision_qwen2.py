@@ -1,4 +1,4 @@
-"""Qwen2-VL's vision tower: layer norms, quick GELU, rotary positions."""
+"""Qwen2-VL's vision encoder: layer norms, quick GELU, rotary positions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL's vision tower: RMS norms, gated MLP, attention within windows but in a few blocks."""
+"""Qwen2.5-VL's vision encoder: RMS norms, gated MLP, attention in windows but in a few blocks."""
 
 from __future__ import annotations
 

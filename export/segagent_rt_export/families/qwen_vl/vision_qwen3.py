@@ -1,4 +1,4 @@
-"""Qwen3-VL's vision tower: a learned table of positions beside the rotary ones, and deepstack:
+"""Qwen3-VL's vision encoder: a learned table of positions beside the rotary ones, and deepstack:
 features of middle blocks for the first layers of the language model."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Qwen-VL's vision tower: a ViT over 448 x 448 pixels, and a resampler to 256 tokens.
+"""Qwen-VL's vision encoder: a ViT over 448 x 448 pixels, and a resampler to 256 tokens.
 
 Position tables and the resampler's queries are constants and are computed here once.
 """
