@@ -137,7 +137,8 @@ def _detect(text: str, wishes: Wishes) -> DetectedPart:
     if wishes.base is not None:
         raise RecipeInvalid(f"{text} is no adapter", hint="leave out --base")
     _expect_model(place)
-    kind = str(read_object(place / "config.json").get("model_type")).removesuffix("_video")
+    kind = str(read_object(place / "config.json").get("model_type"))
+    kind = kind.removesuffix("_video").removesuffix("_tracker")
     if kind in segmenter_exporters():
         return _of_segmenter(text, kind, wishes)
     return _of_mllm(text, place, wishes)

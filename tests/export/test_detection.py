@@ -120,6 +120,8 @@ SEGMENTER_FOLDERS = {
     "facebook/sam2.1-hiera-tiny": ("sam2_video", "sam2"),
     "facebook/sam2-hiera-large": ("sam2_video", "sam2"),
     "yonigozlan/EdgeTAM-hf": ("edgetam_video", "edgetam"),
+    "facebook/sam3": ("sam3_video", "sam3"),
+    "saved/sam3-tracker": ("sam3_tracker_video", "sam3"),
 }
 
 
@@ -262,7 +264,7 @@ REFUSED = {
     "liuhaotian/llava-v1.5-7b": {
         "model_type": "llava", "mm_vision_tower": "openai/clip-vit-large-patch14-336"},
     "llava_llama": {"model_type": "llava_llama"},
-    "sam3": {"model_type": "sam3"},
+    "DINOv3": {"model_type": "dinov3_vit"},
 }  # fmt: skip
 
 
