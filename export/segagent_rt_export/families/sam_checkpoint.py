@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.sources import sam_layout
 from segagent_rt_export.sources.segmenter import (
     build,
@@ -36,7 +37,14 @@ def load_sam_model(
     if source.is_dir():
         described = configuration(config, read_config(source, config.model_type))
         return build(model, described, sam_layout.tied(read_weights(source)))
-    tensors = sam_layout.tied(sam_layout.renamed(read_original(source)))
+    original = read_original(source)
+    if any(name.startswith("image_encoder.layers.") for name in original):
+        raise CheckpointInvalid(
+            f"{source} has TinyViT for an encoder, as MobileSAM and Light HQ-SAM have",
+            hint='write family = "mobile_sam" for MobileSAM; for Light HQ-SAM take MobileSAM, or '
+            "sam_hq_vit_b, _l or _h",
+        )
+    tensors = sam_layout.tied(sam_layout.renamed(original))
     sizes = sam_layout.original_sizes(tensors)
     complete(sizes)
     return build(model, configuration(config, sizes), tensors)

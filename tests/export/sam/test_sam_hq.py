@@ -130,3 +130,15 @@ def test_another_family_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "sam"}')
     with pytest.raises(CheckpointInvalid, match="of type sam, not sam_hq"):
         export_sam_hq(tmp_path, tmp_path)
+
+
+def test_a_light_hq_sam_is_refused_with_what_to_take_instead(tmp_path):
+    """Its encoder is TinyViT, of which SAM-HQ's authors take other maps than of SAM's."""
+    tensors = {
+        "image_encoder.layers.1.blocks.0.attn.qkv.weight": torch.zeros(1),
+        "mask_decoder.hf_token.weight": torch.zeros(1),
+    }
+    torch.save(tensors, tmp_path / "sam_hq_vit_tiny.pth")
+    with pytest.raises(CheckpointInvalid, match="Light HQ-SAM") as caught:
+        export_sam_hq(tmp_path / "sam_hq_vit_tiny.pth", tmp_path)
+    assert "sam_hq_vit_b" in caught.value.hint
