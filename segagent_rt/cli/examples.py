@@ -16,8 +16,8 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "run": (
         "segagent-rt run photo.jpg --click +120,80 --click -30,40",
         "segagent-rt run photo.jpg --box 40,30,200,180 --save mask,cutout",
-        'segagent-rt run photo.jpg "the mug" -b engines/qwen3-vl-2b-edgetam',
-        'segagent-rt run photos/ "the mug" -b engines/qwen3-vl-2b-edgetam -o masks',
+        'segagent-rt run photo.jpg "the mug" -b qwen3-vl-2b-edgetam',
+        'segagent-rt run photos/ "the mug" -b qwen3-vl-2b-edgetam -o masks',
     ),
     "serve": (
         "segagent-rt serve",
