@@ -164,7 +164,7 @@ def test_a_list_has_clicks_and_boxes(terminal, runtime, photos):
         ('{"image": "a.png", "box": [5, 5, 1, 9]}', "`box` is not [left, top, right, bottom]"),
         ('{"image": "a.png", "clicks": [[1, 2]]}', "`clicks` is not an object"),
         ("[1, 2]", "has no known format"),
-        ("", "there is no image"),
+        ("", "the input names no image"),
     ],
 )
 def test_bad_lists_are_one_sentence(terminal, runtime, photos, text, sentence):
@@ -259,8 +259,8 @@ def test_equal_names_in_two_folders(terminal, runtime, tmp_path, monkeypatch):
         (("photos",), "give either expressions, or --click and --box"),
         (("photos", TEXT, "--save", "png"), "--save is mask, overlay"),
         (("photos", TEXT, "--look-every", "3"), "applies to --video"),
-        (("--video", "v.mp4", TEXT, "--all"), "--video goes with"),
-        (("-", "a.png", TEXT), "- stands for one image"),
+        (("--video", "v.mp4", TEXT, "--all"), "--video cannot be combined"),
+        (("-", "a.png", TEXT), "- is one image on standard input"),
     ],
 )
 def test_usage_errors(terminal, runtime, photos, arguments, said):

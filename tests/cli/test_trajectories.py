@@ -90,7 +90,7 @@ def test_missing_pictures_are_named_and_the_others_done(terminal, tmp_path):
     (tmp_path / "harbour.jpg").unlink()
     done = terminal("trajectories", data, *QUICK, "-o", tmp_path / "out")
     assert done.code == 4
-    assert "record 3: the picture" in done.err
+    assert "record 3: there is no image" in done.err
     assert "1 object without a trajectory" in done.err
     assert "2 trajectories" in done.out
 
