@@ -1,4 +1,4 @@
-"""Turn checkpoints into a bundle: exported, quantised, compared with what was published."""
+"""Export published checkpoints to a bundle, and compare it with them."""
 
 from __future__ import annotations
 
@@ -59,32 +59,32 @@ def command(
         typer.Option(
             "--output",
             "-o",
-            help="The bundle's folder; one of the recipe's name in your data folder if left out.",
+            help="Folder of the bundle. Default: the recipe's name, in your data folder.",
             callback=_expect_folder,
         ),
     ] = None,
     only: Annotated[
         Optional[Literal["segmenter", "mllm"]],  # noqa: UP045
-        typer.Option(help="Export this part alone."),
+        typer.Option(help="Export only this part."),
     ] = None,
     variant: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="A variant instead of those that the recipe names; may be repeated."),
+        typer.Option(help="Variant to write instead of the recipe's. May be repeated."),
     ] = None,
-    show: Annotated[bool, typer.Option("--list", help="List the recipes that come along.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the recipes of the package.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Keep the parts that an earlier run finished.")
+        bool, typer.Option("--resume", help="Continue an interrupted export; finished parts stay.")
     ] = False,
     agreed: Annotated[
         bool,
         typer.Option(
-            "--yes", "-y", "--download", help="Download missing models without asking first."
+            "--yes", "-y", "--download", help="Download missing models without a question."
         ),
     ] = False,
     calibration: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            help="A folder of photos to compare and calibrate on, instead of generated scenes."
+            help="Folder of photos for comparison and calibration, instead of generated scenes."
         ),
     ] = None,
     below_gate: Annotated[
@@ -98,7 +98,7 @@ def command(
         bool,
         typer.Option(
             "--share",
-            help="Refer to equal parts of bundles beside this one instead of holding a copy.",
+            help="Refer to equal parts of neighbouring bundles instead of copying them.",
         ),
     ] = False,
     target: Annotated[
@@ -117,14 +117,14 @@ def command(
     preset: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="What the MLLM is asked: segagent-rated, qwen3-vl, ...; see engines/README.md.",
+            help="Preset of the MLLM: segagent-rated, qwen3-vl, ... (see engines/README.md).",
             rich_help_panel=CHECKPOINT,
         ),
     ] = None,
     base: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="The model that an adapter was trained upon, if it does not say.",
+            help="Base model of an adapter, if the adapter does not name it.",
             rich_help_panel=CHECKPOINT,
         ),
     ] = None,
@@ -132,13 +132,13 @@ def command(
         bool,
         typer.Option(
             "--print-recipe",
-            help="Only print the recipe that the checkpoint's files give.",
+            help="Print the recipe for a checkpoint, and stop.",
             rich_help_panel=CHECKPOINT,
         ),
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Needs the extra `export`. What was compared, and how well it did, is in the manifest."""
+    """Needs the extra `export`. The manifest records the comparison with the original."""
     check_options(context, LIST if show else f"--target {target}", ONLY_WITH)
     if show:
         _list()

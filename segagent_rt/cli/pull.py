@@ -1,4 +1,4 @@
-"""Fetch a bundle that somebody published on a hub."""
+"""Download a bundle from a hub."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from segagent_rt.cli.parameters import QuietOption
 
 def command(
     repository: Annotated[
-        str, typer.Argument(help="hf:owner/name[@revision].", show_default=False)
+        str,
+        typer.Argument(
+            help="Repository of the bundle: hf:owner/name or hf:owner/name@revision.",
+            show_default=False,
+        ),
     ],
     name: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            "--name", help="What the bundle is called here; the repository's name if left out."
+            "--name", help="Name of the bundle on this machine. Default: the repository's name."
         ),
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Every file is compared with the bundle's manifests before the bundle can be used."""
+    """Every file is compared with the bundle's manifests first."""
     from segagent_rt.bundle.store import bundles_folder, is_name
     from segagent_rt.hub.bundles import pull_bundle
     from segagent_rt.hub.repository import parse_repository

@@ -1,4 +1,4 @@
-"""Prepare a bundle for a hub, and upload it if that is asked for."""
+"""Prepare a bundle for a hub, and upload it on request."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ def command(
     bundle: BundleArgument = None,
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", help="The new folder; upload/NAME if left out."),
+        typer.Option("--output", "-o", help="New folder. Default: upload/NAME."),
     ] = None,
     target: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--upload", help="Upload the folder to hf:owner/name, private if it is new."),
+        typer.Option(
+            "--upload", help="Upload the folder to hf:owner/name. A new repository is private."
+        ),
     ] = None,
     quiet: QuietOption = False,
 ) -> None:

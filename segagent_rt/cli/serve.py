@@ -1,4 +1,4 @@
-"""Serve a page and an HTTP API for people and annotation tools."""
+"""Serve a page for people, and an HTTP API for programs and annotation tools."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def command(
         typer.Option(
             "--bundle",
             "-b",
-            help="A bundle's folder or name; may be repeated. The demo bundle and the segmenter "
-            "for photos if left out.",
+            help="Folder or name of a bundle. May be repeated. Default: the demo bundle and the "
+            "segmenter for photos.",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -51,33 +51,49 @@ def command(
     ] = "127.0.0.1",
     port: Annotated[
         int,
-        typer.Option(min=0, max=65535, help="0 takes any free one.", rich_help_panel=NETWORK),
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Port to listen on. 0 takes any free port.",
+            rich_help_panel=NETWORK,
+        ),
     ] = 8000,
     name: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="A name that this server is reached by.", rich_help_panel=NETWORK),
+        typer.Option(
+            help="Host name by which clients reach this server. May be repeated.",
+            rich_help_panel=NETWORK,
+        ),
     ] = None,
     root: Annotated[
         Optional[list[Path]],  # noqa: UP045
         typer.Option(
-            help="A folder whose images clients may open by path; may be repeated.",
+            help="Folder whose images clients may open by path. May be repeated.",
             rich_help_panel=DATA,
         ),
     ] = None,
     max_upload: Annotated[
         float,
         typer.Option(
-            min=0.001, max=4096, callback=finite, help="MB of a request.", rich_help_panel=LIMITS
+            min=0.001,
+            max=4096,
+            callback=finite,
+            help="Largest request, in MB.",
+            rich_help_panel=LIMITS,
         ),
     ] = 32.0,
     max_megapixels: Annotated[
         float,
         typer.Option(
-            min=0.001, max=1000, callback=finite, help="Of an image.", rich_help_panel=LIMITS
+            min=0.001,
+            max=1000,
+            callback=finite,
+            help="Largest image, in megapixels.",
+            rich_help_panel=LIMITS,
         ),
     ] = 50.0,
     max_images: Annotated[
-        int, typer.Option(min=1, help="Images kept open.", rich_help_panel=LIMITS)
+        int, typer.Option(min=1, help="Largest number of open images.", rich_help_panel=LIMITS)
     ] = 64,
     max_memory: Annotated[
         float,
@@ -85,7 +101,7 @@ def command(
             min=1,
             max=1 << 20,
             callback=finite,
-            help="MB that open images may take together.",
+            help="Memory for all open images, in MB.",
             rich_help_panel=LIMITS,
         ),
     ] = 1024.0,
@@ -95,14 +111,14 @@ def command(
             min=0.01,
             max=1e6,
             callback=finite,
-            help="Minutes after which an unused image is closed.",
+            help="Minutes until an unused image is closed.",
             rich_help_panel=LIMITS,
         ),
     ] = 30.0,
     queue: Annotated[
         int,
         typer.Option(
-            min=0, max=10_000, help="Requests that may wait for their turn.", rich_help_panel=LIMITS
+            min=0, max=10_000, help="Largest number of waiting requests.", rich_help_panel=LIMITS
         ),
     ] = 32,
     rate: Annotated[
@@ -111,13 +127,15 @@ def command(
             min=0,
             max=1e6,
             callback=finite,
-            help="Requests per second of one address; 0 for any number.",
+            help="Requests per second from one address. 0 sets no limit.",
             rich_help_panel=LIMITS,
         ),
     ] = 100.0,
     workers: Annotated[
         int,
-        typer.Option(min=1, max=256, help="Requests computed at a time.", rich_help_panel=COMPUTE),
+        typer.Option(
+            min=1, max=256, help="Requests that run at the same time.", rich_help_panel=COMPUTE
+        ),
     ] = 1,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
@@ -129,9 +147,9 @@ def command(
     allow_host: AllowHostOption = None,
     preset: PresetOption = None,
 ) -> None:
-    """The page is at http://127.0.0.1:8000/, the API below /v1; docs/serve.md describes both.
+    """The page is at http://127.0.0.1:8000/, the API is below /v1. docs/serve.md describes both.
 
-    SIGTERM and Ctrl-C let requests in progress finish.
+    Ctrl-C and SIGTERM let requests in progress finish.
     """
     check_options(context)
     try:

@@ -15,7 +15,7 @@ def command(
     archive: Annotated[Path, typer.Argument(help="File that `pack` wrote.", show_default=False)],
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", help="The new folder; engines/NAME if left out."),
+        typer.Option("--output", "-o", help="New folder. Default: engines/NAME."),
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
