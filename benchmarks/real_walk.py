@@ -37,7 +37,7 @@ EXACT, MASK_IOU = 1e-3, 0.95
 torch in fp32, and the mean IoU of masks after the same clicks."""
 
 STOPPED = Path(__file__).parent / "results" / "against-reference.json"
-"""Tells after how many clicks the stop rules end a walk of the shipped bundle, in the mean."""
+"""Has the mean number of clicks after which the stop rules end a trajectory."""
 
 
 def check_graphs(place: BundlePlace) -> None:
@@ -176,7 +176,7 @@ def _alike(ours: LoopRun, theirs: PlainWalk) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image with the replies that our walk gives, and the logits behind all of them."""
+    """An image with the replies that our trajectory gives, and the logits behind all of them."""
 
     image: RgbImage
     replies: tuple[tuple[int, ...], ...]
@@ -184,7 +184,7 @@ class Picture:
 
 
 def _clicked(ours: Listened) -> Picture:
-    """Our own walk, which says what the plain loop is to say; it warms everything up."""
+    """Our own trajectory, which says what the plain loop is to say; it warms everything up."""
     image = make_scene(0, SIDE).image
     walk = ours.walk(image)
     return Picture(image, tuple(_proposals(ours.replies.take(), walk)), ours.ear.take()[0])

@@ -31,7 +31,7 @@ def compatible(text):
 
 
 def spell(automaton, text):
-    """Walk the automaton along a text; returns the tokens that had no alternative."""
+    """Follow the automaton along a text; returns the tokens that had no alternative."""
     state, forced = automaton.start, 0
     for token in characters(text):
         edges = automaton.edges(state)

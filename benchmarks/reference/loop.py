@@ -43,7 +43,7 @@ END = "<|im_end|>"
 LONGEST = 128
 """Tokens after which a reply that does not end is cut."""
 PROBE_SCENES, PROBE_SEED, PROBE_CLICKS = 6, 90_000, 7
-"""Walks that tell whether JPEG files change the clicks."""
+"""Trajectories that tell whether JPEG files change the clicks."""
 
 OverlayFile: TypeAlias = Literal["JPEG", "BMP"]
 

@@ -22,8 +22,8 @@ from segagent_rt_training.states import TrainingState, draw_scene, painted_state
 TURNS = 4
 
 ASTRAY, ASTRAY_SHARE = 0.5, 0.4
-"""A walk is astray where its mask overlaps the object meant by less; so many of the states that are
-drawn are such ones, if there are any."""
+"""A trajectory is astray where its mask overlaps the object meant by less; so many of the states
+that are drawn are such ones, if there are any."""
 
 Drawn: TypeAlias = tuple[list[SceneObject], RgbImage, Bytes]
 

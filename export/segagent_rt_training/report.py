@@ -114,7 +114,7 @@ def _worst(runtime: Runtime, scenes: int) -> RgbImage:
 
 
 def _loop(runtime: Runtime, scenes: int) -> RgbImage:
-    """A walk click by click: the first in which a later click mattered."""
+    """A trajectory click by click: the first in which a later click mattered."""
     for seed in range(scenes):
         scene = make_scene(seed)
         said = scene.expressions[0]

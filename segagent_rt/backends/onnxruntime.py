@@ -37,7 +37,7 @@ from segagent_rt.timing import current_deadline
 from segagent_rt.types import Array, DeviceTensor, Feed
 
 KEPT = 2
-"""Bindings that a session keeps: a walk goes to and fro between the caches of two pictures."""
+"""Bindings that a session keeps: a trajectory alternates between the caches of two pictures."""
 
 IN_PLACE = "CPUExecutionProvider"
 """The provider that reads arrays where they lie, in every run; others copy them when bound."""

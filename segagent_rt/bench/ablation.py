@@ -24,7 +24,7 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True)
 class Optimisations:
-    """What makes a walk cheap, each with its switch.
+    """What makes a trajectory cheap, each with its switch.
 
     Attributes:
         jump_forward: tokens that the grammar forces ride along in the next decoder call.
@@ -32,7 +32,7 @@ class Optimisations:
             for both.
         masks_on_demand: only the mask that is returned is drawn at full size.
         kept_canvas: the picture as it is without a mask is read once for all expressions.
-        stop_rules: the rules of the scenario end the walk, not the budget alone.
+        stop_rules: the rules of the scenario end the trajectory, not the budget alone.
     """
 
     jump_forward: bool = True
@@ -47,7 +47,7 @@ def run_ablation(
 ) -> AblationFigures:
     """Seconds with all optimisations, and for each how many times as long the loop takes without.
 
-    A walk is timed behind another one on the same canvas, as for the second of two expressions.
+    A trajectory is timed after another one on the same canvas, as a second expression is.
     """
     settings = {ALL: Optimisations()}
     settings |= {f.name: replace(Optimisations(), **{f.name: False}) for f in fields(Optimisations)}

@@ -25,7 +25,7 @@ FLOAT = 4
 """Bytes of a number, in buffers and activations."""
 
 CACHES = 2
-"""Buffers of keys and values that a walk keeps: of the clean picture, and of the painted one."""
+"""Buffers of keys and values that a trajectory keeps: of the clean and of the painted picture."""
 
 ROWS = 20
 """Activations of a transformer's layer that are alive together, counted in rows of its width."""

@@ -1,4 +1,4 @@
-"""Our walks and another runtime's, in turn on the same scenes: ratios, with the parity of both."""
+"""Our trajectories and another runtime's, in turn on the same scenes: ratios and parity."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DECODER = "mllm decoder"
 
 
 class ReferenceRunner(Protocol):
-    """Another way to do the same walk with the same weights."""
+    """Another way to do the same trajectory with the same weights."""
 
     def describe(self) -> dict[str, Any]:
         """What it is: libraries, precision, threads; plain data."""
@@ -45,7 +45,7 @@ class ReferenceRunner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SceneComparison:
-    """One scene: the other's walk, ours with as many clicks, ours with the rules that stop it."""
+    """One scene: the other's trajectory, ours with as many clicks, and ours with stop rules."""
 
     scene: Scene
     theirs: LoopRun
@@ -55,7 +55,7 @@ class SceneComparison:
 
 @dataclass(frozen=True, slots=True)
 class ReplyChecks:
-    """Our replies on the states of our walks, against one-token masked greedy decoding."""
+    """Our replies on the states of our trajectories, against one-token masked greedy decoding."""
 
     equal: list[bool]
     calls: list[int]
@@ -104,7 +104,7 @@ class Comparison:
         )
 
     def _lap(self, scene: Scene, number: int) -> SceneComparison:
-        """The three walks, beginning with another one each time."""
+        """The three trajectories, beginning with another one each time."""
         asked, rules = query_of(scene), self.scenario.rules
         fixed = StoppingRules.fixed(self.scenario.clicks, rate_last_mask=False)
         works = [
@@ -126,7 +126,7 @@ class Comparison:
         return LoopRun(found, seconds, iou(mask, asked.target), {}, {}, 0.0)
 
     def _check_replies(self, lap: SceneComparison, replies: ReplyChecks) -> None:
-        """Decode every reply of our walk again, with and without jump-forward."""
+        """Decode every reply of our trajectory again, with and without jump-forward."""
         annotator = self.runtime.annotator
         if not isinstance(annotator, MllmAnnotator) or annotator.settings.decoding == "free":
             return

@@ -1,4 +1,4 @@
-"""How much arithmetic a call of each graph is, read from ONNX Runtime's own profile of a walk."""
+"""How much arithmetic a call of each graph is, read from ONNX Runtime's own profile."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLICKS = 3
 
 
 def flops_per_call(runtime: Runtime, scene: Scene) -> dict[str, float]:
-    """Mean floating-point operations of a call, by part and role of the graph, over one walk.
+    """Mean floating-point operations of a call, by part and role of the graph, over one trajectory.
 
     Products of matrices and convolutions are counted, a multiplication and an addition as two. The
     sessions are opened anew, with a profile; backends that write none give an empty result.

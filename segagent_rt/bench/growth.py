@@ -1,4 +1,4 @@
-"""How the cost of a walk grows with the image, the clicks, the expressions and the threads."""
+"""How the cost of a trajectory grows with image, clicks, expressions and threads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ USUAL_CLICKS = 3
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A walk whose cost is asked for."""
+    """A trajectory whose cost is asked for."""
 
     runtime: Runtime
     side: int

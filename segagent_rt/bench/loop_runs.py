@@ -1,4 +1,4 @@
-"""One walk, measured; and what many of them come to."""
+"""One trajectory, measured; and what many of them come to."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BenchQuery:
 
 @dataclass(frozen=True, slots=True)
 class LoopRun:
-    """What was seen of one walk: its seconds, IoU, and seconds and calls of every graph.
+    """What was seen of one trajectory: its seconds, IoU, and seconds and calls of every graph.
 
     `covered` are the seconds in which at least one graph ran.
     """
@@ -106,7 +106,7 @@ def _per_call(walks: Sequence[LoopRun], graph: str) -> float:
 
 
 def _glue_share(walks: Sequence[LoopRun]) -> float:
-    """Median share of a walk in which no graph runs."""
+    """Median share of a trajectory in which no graph runs."""
     return round(float(np.median([1 - walk.covered / walk.seconds for walk in walks])), 4)
 
 

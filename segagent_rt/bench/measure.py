@@ -1,4 +1,4 @@
-"""Run scenarios: what they took, stage by stage, with the accuracy of the same walks."""
+"""Run scenarios: what they took, stage by stage, with the accuracy of the same trajectories."""
 
 from __future__ import annotations
 

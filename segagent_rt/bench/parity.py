@@ -33,15 +33,15 @@ class ParityGate:
 
 @dataclass(frozen=True, slots=True)
 class ParityState:
-    """One state of a walk, in which both were asked: whether they click alike, how alike the masks
-    after the same clicks are (None behind the last click)."""
+    """One state of a trajectory, in which both were asked: whether they click alike, how alike the
+    masks after the same clicks are (None behind the last click)."""
 
     same_click: bool
     overlap: float | None
 
 
 def replay(canvas: Canvas, found: Trajectory, gate: ParityGate) -> Iterator[ParityState]:
-    """Ask our runtime in every state of another's walk, with the masks that the other had."""
+    """Ask our runtime in every state of another's trajectory, with the masks that the other had."""
     shown: Prediction | None = None
     clicks, size = list[Click](), (canvas.image.shape[0], canvas.image.shape[1])
     for step in found.steps:
@@ -71,7 +71,7 @@ def same_action(ours: Action, theirs: Action, near: float) -> bool:
 def parity_figures(states: Sequence[ParityState], gate: ParityGate) -> dict[str, Any]:
     """Shares over all states, and what the gate asks for; `passed` is the verdict.
 
-    A walk that never got a mask has nothing to compare, and does not pass.
+    A trajectory that never got a mask has nothing to compare, and does not pass.
     """
     overlaps = [state.overlap for state in states if state.overlap is not None]
     clicks = float(np.mean([state.same_click for state in states])) if states else 0.0

@@ -289,7 +289,7 @@ def named(data: list[str], parts: list[str] | None) -> list[str]:
 def _walk(
     opened: list[DataSet], asked: Evaluation, walker: EvalRunner, runtime: Runtime, cluster: Cluster
 ) -> list[EvalResult]:
-    """Every file was read before the first walk: a mistake in the last one shows at once."""
+    """Every file was read before the first trajectory: a mistake in the last one shows at once."""
     from segagent_rt.data.ray_pool import distribute
 
     with distribute(cluster, runtime, walker.answerer, walker.parts) as spread:

@@ -53,7 +53,7 @@ class RecordedStep:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A walk for one expression, and the mask that was wanted."""
+    """A trajectory for one expression, and the mask that was wanted."""
 
     image: str
     expression: str
@@ -68,7 +68,7 @@ class Recording:
 
     @property
     def started(self) -> bool:
-        """Whether the first step is a mask that the walk began with."""
+        """Whether the first step is a mask that the trajectory began with."""
         return bool(self.steps) and self.steps[0].click is None and self.steps[0].box is None
 
 

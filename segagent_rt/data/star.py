@@ -1,9 +1,9 @@
 """A round of StaR+ (SegAgent, algorithm 1): the MLLM walks, and learns where it went wrong.
 
 A click that makes the mask better is kept. One that does not is replaced by the simulated
-annotator's about the same mask; the walk then goes on from what the bad click made, as it would in
-use. The schema of trajectories has one mask after each click, so that is where a trajectory ends
-and the next one starts.
+annotator's about the same mask; the trajectory then goes on from what the bad click made, as it
+would in use. The schema of trajectories has one mask after each click, so that is where a
+trajectory ends and the next one starts.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Round:
     restart: bool = False
 
     def heading(self, data: DataSet, runtime: Runtime) -> dict[str, Any]:
-        """What decides the content of such walks."""
+        """What decides the content of such trajectories."""
         return {
             "digest": data.digest,
             "bundle": runtime.bundle.digest,
@@ -73,7 +73,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Corrected:
-    """A stretch of a walk; `replaced` if its last click is the simulated annotator's."""
+    """A stretch of a trajectory; `replaced` if its last click is the simulated annotator's."""
 
     demonstration: Demonstration
     replaced: bool
@@ -82,7 +82,7 @@ class Corrected:
 def corrected(
     sample: Sample, view: View, bench: EncodedImage, limits: Limits
 ) -> Iterator[Corrected]:
-    """The stretches of one walk for the sample's only expression.
+    """The stretches of one trajectory for the sample's only expression.
 
     It ends with a good mask, with the last click allowed, with a reply that is none, or with a
     click that leaves the mask as it is: the MLLM would say the same again. Where the annotator's

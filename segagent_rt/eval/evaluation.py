@@ -29,7 +29,7 @@ class Evaluation:
 
     Attributes:
         folder: where the files go.
-        choice: which mask of a walk counts.
+        choice: which mask of a trajectory counts.
         limit: only so many questions of each data set; None for all.
         restart: forget what an earlier run has done, and replace files that are not ours.
         pictures: draw a picture of every chosen mask.
@@ -53,7 +53,7 @@ class Evaluation:
         """Run what is not done yet, and write all files.
 
         Args:
-            heading: what the walks are about, see `EvalRunner.heading`.
+            heading: what the trajectories are about, see `EvalRunner.heading`.
             spread: has questions answered by such a walker.
 
         Raises:
@@ -86,7 +86,7 @@ class Evaluation:
         return replace(found, milliseconds=timings, not_drawn=tuple(not_drawn))
 
     def score(self, title: str, recordings: list[Recording]) -> EvalResult:
-        """Figures and tables of walks that were recorded elsewhere or earlier."""
+        """Figures and tables of trajectories that were recorded elsewhere or earlier."""
         report = Report(self.folder, title, self.restart)
         report.check((".figures.json",))
         budget = max(len(recording.steps) - recording.started for recording in recordings)

@@ -1,4 +1,4 @@
-"""How long walks took, by stage."""
+"""How long trajectories took, by stage."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 
 
 def latencies(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Milliseconds by stage, for each turn of a walk, and for whole walks.
+    """Milliseconds by stage, for each turn of a trajectory, and for whole trajectories.
 
-    `annotate` and `segment` add up to the whole; other stages are parts of them. The first walk of
-    every run, which loads the graphs, is left out.
+    `annotate` and `segment` add up to the whole; other stages are parts of them. The first
+    trajectory of every run, which loads the graphs, is left out.
     """
     warm = [entry["seconds"] for entry in entries if not entry["cold"]]
     stages = dict.fromkeys(stage for turns in warm for turn in turns for stage in turn)

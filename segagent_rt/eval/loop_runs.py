@@ -1,4 +1,4 @@
-"""Walks every question of a data set once, and keeps each in a journal as soon as it is done."""
+"""Annotates every question of a data set once; a journal keeps each result when it is there."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from segagent_rt.types import Mask, Trajectory
 class EvalRunner:
     """Answers questions: the bundle's MLLM clicks, or the simulated annotator.
 
-    `start` is what a walk begins with: no mask, or the true one spoilt.
+    `start` is what a trajectory begins with: no mask, or the true one spoilt.
     """
 
     search: SearchConfig
@@ -44,7 +44,7 @@ class EvalRunner:
         return ["segmenter"] if self.annotator == "oracle" else None
 
     def heading(self, data: DataSet, runtime: Runtime) -> dict[str, Any]:
-        """What a journal of such walks is about: what decides their content."""
+        """What a journal of such trajectories is about: what decides their content."""
         rules = self.search.rules
         further: dict[str, Any] = {} if rules.patience is None else {"patience": rules.patience}
         if runtime.completed_rules(rules).stop_after_box is False:
@@ -63,7 +63,7 @@ class EvalRunner:
         }
 
     def answerer(self, runtime: Runtime) -> ProcessItem[ExpressionQuery]:
-        """What answers questions, one after the other: a walk and how long it took, for a journal.
+        """What answers questions in turn: a trajectory and how long it took, for a journal.
 
         The first run of a process warms the graphs up; it is marked as cold.
         """
@@ -79,7 +79,7 @@ class EvalRunner:
         return answer
 
     def walk(self, canvas: Canvas, question: ExpressionQuery) -> Trajectory:
-        """One walk.
+        """One trajectory.
 
         Raises:
             ExpressionRefused: the annotator cannot take the expression.
@@ -149,8 +149,8 @@ def answer_all(
 ) -> EvalRuns:
     """Have every question answered, or the first `limit` of them, that the journal does not hold.
 
-    `report_progress` is called with the number of walks done and to do, those of earlier runs not
-    counted.
+    `report_progress` is called with the number of trajectories done and to do, those of earlier
+    runs not counted.
     """
     wanted = list(expression_queries(data.samples))[:limit]
     missing = missing_images([question.sample for question in wanted])

@@ -27,7 +27,7 @@ class EvalReport:
 
     Attributes:
         path: of the file.
-        choice: which mask of a walk counts.
+        choice: which mask of a trajectory counts.
         builder: takes the cases.
     """
 
@@ -72,7 +72,7 @@ class EvalReport:
 def case_of_recording(
     measured: Measured, choice: MaskChoice, seconds: Sequence[Seconds] = ()
 ) -> ReportCase:
-    """A recorded walk as a case without an image.
+    """A recorded trajectory as a case without an image.
 
     Args:
         measured: the recording, with the IoU of every step.

@@ -1,8 +1,8 @@
 """Evaluation on synthetic scenes: where the first click lands, what the loop adds, what it knows.
 
-Every scene is walked once to the end of the budget, without the rule that accepts a good mask. As
-the annotator has no memory, the walk under the default rules is a beginning of that one, and its
-result is read off.
+The loop runs once over every scene, to the end of the budget, without the rule that accepts a good
+mask. As the annotator has no memory, the trajectory under the default rules is a beginning of that
+one, and its result is read off.
 """
 
 from __future__ import annotations
@@ -274,7 +274,7 @@ def summarise(results: Sequence[SceneResult], clicks: int) -> SceneFigures:
 
 
 def _at(values: Sequence[float], turn: int) -> float:
-    """The value after a turn; a walk that ended keeps its last mask."""
+    """The value after a turn; a trajectory that ended keeps its last mask."""
     return values[min(turn, len(values) - 1)] if values else 0.0
 
 

@@ -1,4 +1,4 @@
-"""The figures of a data set, from its recorded walks alone."""
+"""The figures of a data set, from its recorded trajectories alone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ EARLY = StoppingRules().accept_above or 1.0
 
 @dataclass(frozen=True, slots=True)
 class MaskChoice:
-    """Which mask of a walk is its result: by a rule, or after a click, counted from 0."""
+    """Which mask of a trajectory is its result: by a rule, or after a click, counted from 0."""
 
     rule: Rule = "full"
     click: int | None = None
@@ -54,14 +54,14 @@ class Measured:
     nothing: Pair
 
     def after(self, step: int | None) -> Pair:
-        """The pair of a step's mask. A walk that ended before it keeps its last mask."""
+        """The pair of a step's mask. A trajectory that ended before it keeps its last mask."""
         if step is None or not self.pairs:
             return self.nothing
         return self.pairs[min(step, len(self.pairs) - 1)]
 
     @property
     def first(self) -> int:
-        """Index of the first step that clicked: the mask that a walk began with is not one."""
+        """Index of the first step that clicked: a mask given at the start is not one."""
         return int(self.recording.started)
 
     @property
@@ -79,7 +79,7 @@ def _share(both: int, either: int) -> float:
 
 
 def measure(recording: Recording) -> Measured:
-    """Compare every mask of a walk with the one wanted; a step without a mask made nothing."""
+    """Compare every mask of a trajectory with the one wanted; a step without one made nothing."""
     target = recording.target.mask()
     nothing = (0, int(np.count_nonzero(target)))
     pairs = tuple(

@@ -1,4 +1,4 @@
-"""Which mask of a recorded walk counts."""
+"""Which mask of a recorded trajectory counts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def select(recording: Recording, rule: Rule, click: int | None = None) -> int | 
     Args:
         rule: `full` takes the best-rated mask, the last one rated too; `ref` does as SegAgent's
             own evaluation does; `last` takes the last mask.
-        click: a step's number, counted from 0, in place of the rule. A walk that ended before it
-            keeps its last mask.
+        click: a step's number, counted from 0, in place of the rule. A trajectory that ended before
+            it keeps its last mask.
     """
     last = len(recording.steps) - 1
     if last < 0:

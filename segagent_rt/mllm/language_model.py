@@ -47,7 +47,7 @@ Buffers = Mapping[str, DeviceTensor]
 """Keys and values of every layer, [1, heads, rows, head_dim] each."""
 
 LEFT = 2
-"""Caches' buffers that are kept for the next picture: as many as a walk needs."""
+"""Caches' buffers that are kept for the next picture: as many as a trajectory needs."""
 
 
 class KVCache:

@@ -38,7 +38,7 @@ def read(path: Path):
 
 
 def walked(drawn=DRAWN[0], clicks=4):
-    """A real walk: the simulated annotator over the segmenter that paints discs."""
+    """A real trajectory: the simulated annotator over the segmenter that paints discs."""
     image = np.zeros((*drawn.mask.shape, 3), np.uint8)
     segmenter, embedding = DiscSegmenter(radius=4), Future()
     embedding.set_result(segmenter.encode(image))

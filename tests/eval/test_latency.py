@@ -1,4 +1,5 @@
-"""Timings: the first walk, which loads the graphs, is left out; stages are parts of the whole."""
+"""Timings: the first trajectory, which loads the graphs, is left out; stages are parts of the
+whole."""
 
 from segagent_rt.cli.console import in_words
 from segagent_rt.eval.latency import latencies

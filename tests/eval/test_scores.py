@@ -1,4 +1,4 @@
-"""Figures by hand: two walks of which every IoU is known."""
+"""Figures by hand: two trajectories of which every IoU is known."""
 
 from __future__ import annotations
 

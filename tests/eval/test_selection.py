@@ -1,4 +1,4 @@
-"""Which mask of a walk counts: SegAgent's rule, our own, the last, a click by its number."""
+"""Which mask of a trajectory counts: SegAgent's rule, our own, the last, a click by its number."""
 
 from __future__ import annotations
 

@@ -164,7 +164,8 @@ def test_the_first_question_is_the_one_that_the_loop_was_asked():
 
 
 def trajectories(folder):
-    """One walk over a picture of a bright square: a click beside it, then one that is right."""
+    """One trajectory over a picture of a bright square: a click beside it, then one that is
+    right."""
     from segagent_rt.data.record import RunLengths, Sample
     from segagent_rt.data.trajectories import (
         Demonstration,

@@ -41,7 +41,7 @@ LEAST = {"jump_forward_equal": 1.0, "free_equal": 0.95, "same_click": 0.97, "mio
 
 @dataclass(frozen=True, slots=True)
 class AgreementState:
-    """A question as it comes up in a walk."""
+    """A question as it comes up in a trajectory."""
 
     image: RgbImage
     request: Request
@@ -50,7 +50,7 @@ class AgreementState:
 def walked_states(
     runtime: Runtime, count: int, first: int, side: int = 256
 ) -> Iterator[AgreementState]:
-    """States of a bundle's own walks, by the default rules, over generated scenes: the clean
+    """States of a bundle's own trajectories, by the default rules, over generated scenes: the clean
     picture, then its masks."""
     found, seed = 0, first
     while found < count:
@@ -151,7 +151,7 @@ def measure_agreement(
     first: int = 5000,
 ) -> dict[str, Any]:
     """A bundle against its weights before export (`annotator`, `segmenter`), over states of its own
-    walks from scene `first` on."""
+    trajectories from scene `first` on."""
     shipped = runtime.annotator
     assert isinstance(shipped, MllmAnnotator)
     met = list(walked_states(runtime, states, first))

@@ -1,4 +1,4 @@
-"""Profiles cover all that a walk feeds its graphs; engines are built for nothing else."""
+"""Profiles cover all that a trajectory feeds its graphs; engines are built for nothing else."""
 
 from __future__ import annotations
 
