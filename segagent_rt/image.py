@@ -321,8 +321,8 @@ def _scaled(
 
 def _no_range(name: str, kind: str) -> ImageUnreadable:
     return ImageUnreadable(
-        f"{name} has {kind}, and nothing says which of them are black and white",
-        hint="convert it to 8 bits, or say so: --value-range 0,65535, "
+        f"{name} has {kind}, and the values of black and white are unknown",
+        hint="convert it to 8 bits, or give --value-range 0,65535, "
         "in Python load_image(..., value_range=(0, 65535))",
     )
 

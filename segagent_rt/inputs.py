@@ -68,7 +68,7 @@ def find_pictures(source: str) -> list[Path]:
     if not found:
         raise InputError(
             f"{source} {'holds' if is_folder(source) else 'stands for'} no picture",
-            hint=f"pictures end in {', '.join(ENDINGS)}",
+            hint=f"images end in {', '.join(ENDINGS)}",
         )
     return found
 
@@ -102,7 +102,7 @@ def gather_items(
     lacking = next((path for path, own in asked.items() if not own), None)
     if lacking is not None:
         raise InputError(
-            f"nothing says what to cut out of {lacking}",
+            f"there is no expression, click or box for {lacking}",
             hint="give an expression, or --click and --box, for the images that have none",
         )
     return [AnnotationItem(path, tuple(own)) for path, own in asked.items()]

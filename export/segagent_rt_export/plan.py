@@ -143,7 +143,7 @@ def _plan_part(
 ) -> PartPlan:
     if target.exists() and not (target / MANIFEST_FILE).is_file():
         raise OutputError(
-            f"{target} exists and is no part of a bundle", hint="choose another folder with -o"
+            f"{target} exists and is not part of a bundle", hint="choose another folder with -o"
         )
     source = locate(recipe.source, beside, recipe.origin)
     if isinstance(recipe, SegmenterRecipe):

@@ -59,7 +59,7 @@ class CheckedSession:
             has = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else "none"
             raise EngineRefused(
                 f"the {self.name} does not fit its manifest: `{output}` is {has}, not {wanted}",
-                hint="export the bundle again, or ask whoever made it",
+                hint="export the bundle again, or ask its author",
             )
         if not np.isfinite(found).all():
             raise EngineRefused(

@@ -100,7 +100,7 @@ class OrtSession:
         except Exception as error:  # the library's exceptions share no public base class
             raise EngineRefused(
                 f"ONNX Runtime {ort.__version__} cannot run {self._name}: {_first_line(error)}",
-                hint="export the bundle again, or ask whoever made it",
+                hint="export the bundle again, or ask its author",
             ) from error
 
     def _run(

@@ -143,7 +143,7 @@ def unusable(what: object) -> Iterator[None]:
         lines = str(error).splitlines() or [""]
         raise BundleError(
             f"{what} cannot be used: {type(error).__name__} {lines[0][:200]!a}",
-            hint="export the bundle again, or ask whoever made it",
+            hint="export the bundle again, or ask its author",
         ) from error
 
 

@@ -25,9 +25,9 @@ COMMANDS = (
 )  # fmt: skip
 
 RESUMED_BY = {
-    "eval": "run the same command again to go on",
-    "trajectories": "run the same command again to go on",
-    "export": "run the same command with --resume to go on",
+    "eval": "run the same command again to continue",
+    "trajectories": "run the same command again to continue",
+    "export": "run the same command with --resume to continue",
 }
 """What keeps the work of a command that was stopped."""
 

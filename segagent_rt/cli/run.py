@@ -368,4 +368,4 @@ def _resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Cancelled("interrupted", hint="run the same command again to go on") from None
+        raise Cancelled("interrupted", hint="run the same command again to continue") from None

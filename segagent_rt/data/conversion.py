@@ -48,7 +48,7 @@ def to_labelme(data: DataSet, folder: Path, *, overwrite: bool = False) -> Path:
     for samples in by_stem.values():
         first, *others = dict.fromkeys(sample.image for sample in samples)
         if others:
-            raise DataInvalid(f"{first} and {others[0]} would be one file of labelme")
+            raise DataInvalid(f"{first} and {others[0]} have the same labelme file name")
     files = {folder / f"{stem}.json": samples for stem, samples in by_stem.items()}
     check_replaceable(files, overwrite=overwrite)
     for path, samples in files.items():

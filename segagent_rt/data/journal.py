@@ -142,13 +142,13 @@ class Journal:
     def _damaged(self, number: int) -> DataInvalid:
         return DataInvalid(
             f"{self._path}, line {number} is damaged",
-            hint="remove that line to do its part again, or start anew with --overwrite",
+            hint="remove that line to do its part again, or start again with --overwrite",
         )
 
     def _foreign(self, why: str) -> OutputError:
         return OutputError(
             f"{self._path} belongs to another run: {why}",
-            hint="choose another -o, or start anew with --overwrite",
+            hint="choose another -o, or start again with --overwrite",
         )
 
     def _difference(self, other: Any) -> str:
@@ -169,7 +169,7 @@ class Journal:
     def _refused(self, error: OSError) -> OutputError:
         return OutputError(
             f"{self._path} cannot be written: {error.strerror}",
-            hint="what is in it stays; run the same command again to go on",
+            hint="its content stays; run the same command again to continue",
         )
 
 

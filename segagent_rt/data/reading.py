@@ -97,7 +97,7 @@ def finite(value: Any, where: str) -> float:
     """
     found = expect(value, float, where)
     if not abs(found) < FAR:
-        raise DataInvalid(f"{where} is a number out of all bounds")
+        raise DataInvalid(f"{where} is a number out of range")
     return float(found)
 
 
@@ -146,7 +146,7 @@ def image_size(record: Any, where: str) -> Size:
     )
     size = (height, width)
     if min(size) < 1 or size[0] * size[1] > MAX_MEGAPIXELS * 1e6:
-        raise DataInvalid(f"{where}: {size[0]} x {size[1]} is no size of a picture")
+        raise DataInvalid(f"{where}: {size[0]} x {size[1]} is not the size of an image")
     return size
 
 

@@ -106,7 +106,7 @@ def check_record(record: Any) -> None:
 def _read_click(made: Any, size: Size, where: str) -> ShownClick:
     place = [expect(n, int, f"{where}: `coor`") for n in field(made, "coor", list, where)]
     if len(place) != 2 or not (0 <= place[0] < size[0] and 0 <= place[1] < size[1]):
-        raise DataInvalid(f"{where}: `coor` is no row and column of the image")
+        raise DataInvalid(f"{where}: `coor` is not a row and a column of the image")
     click = Click(place[1], place[0], field(made, "is_positive", bool, where))
     mask = segmentation(field(made, "mask", dict, where), size, where)
     return ShownClick(click, mask, _share(made, where))

@@ -102,7 +102,7 @@ class EvalRunner:
 def _spoilt(target: Mask, question: ExpressionQuery) -> GivenMask:
     mask = degraded(target, DeterministicRng("degraded", question.key))
     if mask is None:
-        raise DataInvalid(f"the mask of `{question.expression}` is too small to be spoilt")
+        raise DataInvalid(f"the mask of `{question.expression}` is too small to degrade")
     return GivenMask(mask)
 
 

@@ -130,7 +130,7 @@ def _check_content(repository: HubRepository, path: Path, file: RemoteFile) -> N
     path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)
     raise HubError(
-        f"{file.name} of {repository} was not what the hub said it would be",
+        f"{file.name} of {repository} does not match what the hub announced",
         hint="run the command again; if it happens twice, tell the model's owner",
     )
 

@@ -67,7 +67,7 @@ class ModelScope:
         for file in listing.files:
             if file.name in names and not _has_size(folder / file.name, file.size):
                 raise HubError(
-                    f"{file.name} of {repository} was not what the hub said it would be",
+                    f"{file.name} of {repository} does not match what the hub announced",
                     hint="run the command again; if it happens twice, tell the model's owner",
                 )
         origin = {"model": str(repository), "revision": repository.revision}

@@ -65,10 +65,10 @@ def explain(repository: HubRepository, error: Exception, *, with_token: bool) ->
             code = str(getattr(response, "headers", {}).get("X-Error-Code", ""))
             return _refused(repository, status, code, with_token=with_token)
     if any(type(e).__name__ == "HFValidationError" for e in reasons):
-        return HubError(f"{repository} is no name that the hub allows")
+        return HubError(f"{repository} is not a name that the hub allows")
     said = " ".join(str(reasons[-1]).split())[:120] or type(reasons[-1]).__name__
     return HubError(
-        f"the download of {repository} broke off: {said}",
+        f"the download of {repository} was interrupted: {said}",
         hint="run the command again; finished files are kept",
     )
 

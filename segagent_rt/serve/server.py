@@ -40,7 +40,7 @@ def listen(settings: ServerSettings) -> socket.socket:
         reason = getattr(error, "strerror", None) or error
         raise ServeError(
             f"the server cannot listen on {settings.host}, port {settings.port}: {reason}",
-            hint="is another one running there? --port takes another number, 0 any free one",
+            hint="choose another --port; 0 takes a free one",
         ) from None
     return listener
 

@@ -158,7 +158,7 @@ def test_a_list_has_clicks_and_boxes(terminal, runtime, photos):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("photos/p000.png\n", "nothing says what to cut out of photos/p000.png"),
+        ("photos/p000.png\n", "there is no expression, click or box for photos/p000.png"),
         ('{"image": 5}', "line 1: `image` is not text"),
         ('{"image": "a.png"}\n{"image"', "line 2 is not JSON"),
         ('{"image": "a.png", "box": [5, 5, 1, 9]}', "`box` is not [left, top, right, bottom]"),

@@ -87,7 +87,7 @@ def test_ctrl_c_says_that_the_run_can_go_on(terminal, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "open_all", interrupted)
     done = terminal("trajectories", tmp_path, "-o", tmp_path / "out")
     assert done.code == 130
-    assert done.err.endswith("error: interrupted\n\nhint: run the same command again to go on\n")
+    assert done.err.endswith("error: interrupted\n\nhint: run the same command again to continue\n")
 
 
 def ended(command, **streams):

@@ -55,8 +55,8 @@ WRONG = {
     "no records": ({"data": []}, "no known format"),
     "a record is no object": (changed(OBJECTS(), "data", 1, 7), "record 2 is not an"),
     "no size": (changed(OBJECTS(), *RECORD, "height", None), "`height` is missing"),
-    "size of nothing": (changed(OBJECTS(), *RECORD, "height", 0), "no size of a picture"),
-    "size without end": (changed(OBJECTS(), *RECORD, "width", 10**9), "no size of a"),
+    "size of nothing": (changed(OBJECTS(), *RECORD, "height", 0), "not the size of an image"),
+    "size without end": (changed(OBJECTS(), *RECORD, "width", 10**9), "not the size of an image"),
     "size is true": (changed(OBJECTS(), *RECORD, "width", True), "is not a number"),
     "no caption": (changed(OBJECTS(), *TRUTH, "caption", None), "`caption` is missing"),
     "no captions": (changed(OBJECTS(), *TRUTH, "caption", []), "is empty"),
@@ -79,9 +79,9 @@ WRONG = {
     "polygon of an odd number": (
         changed(OBJECTS(), *TRUTH, "segmentation", [[1, 2, 3, 4, 5, 6, 7]]), "three points"),
     "polygon far outside": (
-        changed(OBJECTS(), *TRUTH, "segmentation", [[0, 0, 1e9, 0, 5, 5]]), "out of all bounds"),
+        changed(OBJECTS(), *TRUTH, "segmentation", [[0, 0, 1e9, 0, 5, 5]]), "out of range"),
     "polygon of a number without end": (
-        changed(OBJECTS(), *TRUTH, "segmentation", [[0, 0, 10**400, 0, 5, 5]]), "out of all"),
+        changed(OBJECTS(), *TRUTH, "segmentation", [[0, 0, 10**400, 0, 5, 5]]), "out of range"),
     "polygon without end": (
         changed(OBJECTS(), *TRUTH, "segmentation", [[0, 0, 9e5, 9e5] * 20]), "outline"),
     "twice": (
@@ -108,7 +108,7 @@ WRONG = {
     "labelme: circle without end": (
         changed(LABELS("meadow"), "shapes", 0, {
             "label": "it", "shape_type": "circle", "points": [[0, 0], [1e300, 0]]}),
-        "out of all bounds"),
+        "out of range"),
     "labelme: points are numbers": (
         changed(LABELS("meadow"), "shapes", 0, "points", [1, 2]), "list of pairs"),
 }  # fmt: skip

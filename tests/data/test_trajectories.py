@@ -71,8 +71,8 @@ def test_each_click_of_segagent_is_the_one_we_would_make(segagent_golden, name):
     ("path", "value", "sentence"),
     [
         (("clicks_list",), 5, "not a list"),
-        (("clicks_list", 0, "coor"), [1], "no row and column"),
-        (("clicks_list", 0, "coor"), [40, 0], "no row and column"),
+        (("clicks_list", 0, "coor"), [1], "not a row and a column"),
+        (("clicks_list", 0, "coor"), [40, 0], "not a row and a column"),
         (("clicks_list", 0, "is_positive"), "yes", "true or false"),
         (("clicks_list", 0, "iou"), 1.5, "not between 0 and 1"),
         (("clicks_list", 0, "mask"), [[1, 2, 3, 4, 5, 6]], "is not an object"),

@@ -118,7 +118,9 @@ def open_photo_inputs(folder: Path) -> PhotoInputs:
         ImageUnreadable: one of those that are used is damaged or too large.
     """
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}", hint="--calibration takes one of photos")
+        raise InputError(
+            f"there is no folder {folder}", hint="--calibration takes a folder of photos"
+        )
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
     if not found:
         raise InputError(

@@ -58,7 +58,7 @@ def parse_label_config(text: str) -> LabelConfig:
     try:
         root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError, RecursionError):
-        raise InputError("the labelling interface is no XML", hint="see its editor") from None
+        raise InputError("the labelling interface is not XML", hint="see its editor") from None
     tags = list(root.iter())
     images = {tag.get("name", ""): tag.get("value", "") for tag in tags if tag.tag == "Image"}
     for kind in CONTROLS:

@@ -51,12 +51,14 @@ class LabelStudioMedia:
         """The address and the token of the environment.
 
         Raises:
-            InputError: the address is no URL of a server, or the token can be in no header.
+            InputError: the address is not the URL of a server, or the token can be in no header.
         """
         url, token = (os.environ.get(name, "").strip() for name in (URL, TOKEN))
         site = site_of(url)
         if url and site is None:
-            raise InputError(f"{URL} is no URL of a server", hint="write it like http://host:8080")
+            raise InputError(
+                f"{URL} is not the URL of a server", hint="write it like http://host:8080"
+            )
         if not (token.isascii() and (token.isprintable() or not token)):
             raise InputError(f"{TOKEN} holds what no header can", hint="copy it again")
         return cls(site, token)
