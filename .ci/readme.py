@@ -38,52 +38,38 @@ def help_of(command: str = "") -> str:
 def figures() -> str:
     """The table of measured numbers, each read from the file that it was written to."""
     shipped = json.loads((ROOT / "engines/tiny/mllm/manifest.json").read_text("utf-8"))["verified"]
+    photos = json.loads((ROOT / "engines/photo/segmenter/manifest.json").read_text("utf-8"))
     cold = json.loads((ROOT / "benchmarks/results/cold.json").read_text("utf-8"))
     race = json.loads((ROOT / "benchmarks/results/against-reference.json").read_text("utf-8"))
-    ratios = [f"{race['ratios'][name]['median']:.1f}" for name in ("same_clicks", "with_stop")]
-    scenes, agreement, machine = shipped["scenes"], shipped["agreement"], cold["machine"]
-    clicks = [f"{scenes['oracle_miou_by_click'][n - 1]:.2f}" for n in (1, 3, 5)]
-    run, libraries = cold["run"], cold["libraries"]["wall_ms"]["p50"]
-    rows = {
-        "First click inside the object": f"{scenes['first_click_hit']:.2f}",
-        "mIoU of the returned mask": f"{scenes['miou']:.2f}",
-        "Clicks per mask, mean": f"{scenes['clicks_mean']:.1f}",
-        "mIoU with a simulated annotator after 1 / 3 / 5 clicks": " / ".join(clicks),
-        "Same click as the weights before export": f"{agreement['same_click']:.1%}",
-        "Cold start of `run`, 512 x 512, median (imports in brackets)": (
-            f"{run['wall_ms']['p50'] / 1000:.2f} s ({libraries / 1000:.2f} s)"
-        ),
-        "Peak memory of that run": f"{run['peak_megabytes']:.0f} MB",
-        "Speed-up over SegAgent's PyTorch loop (same clicks / early stopping)": " / ".join(ratios),
-    }
-    where = f"{machine['cores']} cores of {machine['processor']}, no GPU"
-    lines = [
-        "| demo bundle (coloured shapes) | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in rows.items()),
-    ]
-    photos = json.loads((ROOT / "engines/photo/segmenter/manifest.json").read_text("utf-8"))
-    held_out = photos["verified"]["held_out_photos"]
-    photo_clicks = " / ".join(f"{held_out['miou_by_click'][n - 1]:.2f}" for n in (1, 3, 5, 7))
-    lines = [
-        "| photo segmenter | |",
-        "|---|---|",
-        f"| mIoU with a simulated annotator after 1 / 3 / 5 / 7 clicks | {photo_clicks} |",
-        f"| mIoU with the object's box, no click | {held_out['box_miou']:.2f} |",
-        "",
-        f"{held_out['targets']} photos that were not used in training, from the manifest in",
-        "`engines/photo/segmenter` ([docs/photo.md](docs/photo.md) has more).",
-        "",
-        *lines,
-    ]
-    told = (
-        f"{scenes['scenes']} generated scenes that were not used in training. Times were measured\n"
-        f"on {where}. Sources: the manifest in `engines/tiny/mllm`\n"
-        "(`segagent-rt inspect tiny --all`), `benchmarks/results/cold.json`\n"
-        "(`python benchmarks/cold.py`) and `benchmarks/results/against-reference.json`\n"
-        "(`segagent-rt bench tiny --against reference`)."
+    scenes, held_out = shipped["scenes"], photos["verified"]["held_out_photos"]
+    same, stop = (f"{race['ratios'][name]['median']:.1f}" for name in ("same_clicks", "with_stop"))
+    run, machine = cold["run"], cold["machine"]
+    rows = [
+        ("mIoU after 1 / 3 / 5 clicks of a simulated annotator",
+         _after_clicks(held_out["miou_by_click"]), _after_clicks(scenes["oracle_miou_by_click"])),
+        ("mIoU from a box", f"{held_out['box_miou']:.2f}", ""),
+        ("mIoU from words", "", f"{scenes['miou']:.2f} ({scenes['clicks_mean']:.1f} clicks, mean)"),
+        ("Speed-up over SegAgent's PyTorch loop", "", f"{same}; {stop} with early stopping"),
+        ("`run` in a new process, 512 x 512, median", "",
+         f"{run['wall_ms']['p50'] / 1000:.2f} s, {run['peak_megabytes']:.0f} MB of memory"),
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            "| | photo segmenter | demo bundle (coloured shapes) |",
+            "|---|---|---|",
+            *(f"| {' | '.join(row)} |" for row in rows),
+            "",
+            f"Measured on {held_out['targets']} photos and {scenes['scenes']} generated scenes "
+            "that were not used in training, on",
+            f"{machine['cores']} cores of {machine['processor']} without a GPU. "
+            "Sources: the manifests (`segagent-rt inspect tiny --all`,",
+            "`inspect photo --all`) and [benchmarks](benchmarks/README.md).",
+        ]
     )
-    return "\n".join([*lines, "", told])
+
+
+def _after_clicks(ious: list[float]) -> str:
+    return " / ".join(f"{ious[clicks - 1]:.2f}" for clicks in (1, 3, 5))
 
 
 def recipes() -> str:
