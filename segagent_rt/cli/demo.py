@@ -61,7 +61,9 @@ def command(
     console.say("\nnext:")
     for other in scene.expressions[1:3]:
         console.say(f'  segagent-rt run {image} "{other.text}" -o {output}')
+    console.say("\nThe demo model knows coloured shapes only. For your own photos:")
     console.say(f"  segagent-rt run your-photo.jpg --click +120,80 -o {output}")
+    console.say("  segagent-rt export --list            models that find words on photos")
     console.say("  segagent-rt --help")
 
 
@@ -95,3 +97,6 @@ def _photo(output: Path, bundle: str | None, *, overwrite: bool, as_json: bool) 
     console.say("\nnext:")
     console.say(f"  segagent-rt run your-photo.jpg --click +120,80 -o {output}")
     console.say(f"  segagent-rt run your-photo.jpg --box 40,30,200,180 -o {output}")
+    console.say("\nThis segmenter takes clicks and boxes. Words on photos need a model:")
+    console.say("  segagent-rt export --list            models for this machine")
+    console.say("  segagent-rt run --help               a model on a server: --endpoint")
