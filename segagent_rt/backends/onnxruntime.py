@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -259,9 +260,24 @@ def open_session(graph: Path | bytes, runtime: SessionOptions) -> OrtSession:
         EngineRefused: the graph is not accepted.
     """
     name = "a graph" if isinstance(graph, bytes) else str(graph)
-    return OrtSession(
-        _load(graph, runtime, _options(runtime)), get_backend(runtime.backend).memory, name
-    )
+    options = _options(runtime)
+    if _multiplies_integers(graph):
+        # x86 without VNNI adds pairs of products in int16, where weights of 8 bits overflow: 4 to
+        # 10 % of a linear layer's result was wrong. With this switch such CPUs use other kernels.
+        # It is for such graphs alone: it breaks weights that are stored in blocks.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return OrtSession(_load(graph, runtime, options), get_backend(runtime.backend).memory, name)
+
+
+def _multiplies_integers(graph: Path | bytes) -> bool:
+    """Whether a graph has products of integer matrices."""
+    if isinstance(graph, bytes):
+        return b"MatMulInteger" in graph
+    try:
+        with graph.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
+            return content.find(b"MatMulInteger") >= 0
+    except (OSError, ValueError):
+        return False  # the library says what is wrong with the file
 
 
 def _load(
@@ -298,9 +314,6 @@ def _options(runtime: SessionOptions) -> ort.SessionOptions:
     # By default, products with weights of 8 bits round the other factor to 8 bits, too. What a
     # graph does not quantise itself is computed in fp32.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    # x86 without VNNI adds pairs of products in int16, where 8-bit weights overflow: 4 to 10 % of a
-    # linear layer's result was wrong. With this switch such CPUs use another product.
-    options.add_session_config_entry("session.x64quantprecision", "1")
     # A loop goes from graph to graph: threads of the one before, still spinning, would take the
     # cores from the next.
     options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -35,6 +35,9 @@ class FakeRuntime:
     def check_usable(self):
         pass
 
+    def loaded(self, part, what):
+        return what
+
     def completed_rules(self, rules):
         return rules
 
