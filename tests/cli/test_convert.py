@@ -184,7 +184,7 @@ def test_images_of_one_name_are_no_two_files_of_labelme(terminal, tmp_path):
     (tmp_path / "f.json").write_text(json.dumps(document))
     done = terminal("convert", tmp_path / "f.json", "--to", "labelme", "-o", tmp_path / "out")
     assert done.code == 1
-    assert "would be one file" in done.err
+    assert "have the same labelme file name" in done.err
     assert not (tmp_path / "out").exists()
 
 
