@@ -16,6 +16,7 @@ from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
 from segagent_rt_training.aux_heads import AuxHeads, aux_loss, aux_targets
 from segagent_rt_training.distributed import WorkerGroup
 from segagent_rt_training.example_packing import ExamplePacker, PackedBatch, TokenisedExample
+from segagent_rt_training.mixed_precision import autocast
 from segagent_rt_training.object_targets import ObjectTargets, compute_object_targets
 from segagent_rt_training.optimisers import Optimisers
 from segagent_rt_training.pool import Pool
@@ -159,7 +160,7 @@ def _learn(
 
 
 def _see(parts: nn.ModuleDict, states: list[TrainingState]) -> Sight:
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         return model_of(parts).see(torch.from_numpy(np.stack([s.image for s in states])))
 
 
@@ -204,7 +205,7 @@ def _answer(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     chosen = [b for b, questions in enumerate(asked) if questions]
     packed = packer.pack([states[b] for b in chosen], [asked[b] for b in chosen])
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         words = F.embedding(packed.tokens, net.embedding)
         picture = sight[chosen].to(words.dtype)
         at = packed.picture

@@ -16,6 +16,7 @@ from segagent_rt.scenes.scene import visible_objects
 from segagent_rt.types import Mask, RgbImage
 from segagent_rt_export.families.click_net.net import SegmenterNet
 from segagent_rt_export.families.demo_mllm.net import SIDE
+from segagent_rt_training.mixed_precision import autocast
 from segagent_rt_training.segmenter import sample_click
 from segagent_rt_training.states import TrainingState, draw_scene, painted_state
 
@@ -98,7 +99,7 @@ def _annotate(
     found = np.zeros((len(drawn), SIDE, SIDE), np.bool_)
     prior = torch.zeros(len(drawn), 1, SIDE, SIDE)
     packed = np.zeros((len(drawn), TURNS, SIDE * SIDE // 8), np.uint8)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         pixels = (
             torch.from_numpy(np.stack([image for _, image, _ in drawn])).permute(0, 3, 1, 2).float()
         )

@@ -18,6 +18,7 @@ from segagent_rt.scenes.rng import DeterministicRng
 from segagent_rt.types import Mask
 from segagent_rt_export.families.click_net.net import SIDE, SegmenterNet
 from segagent_rt_training.collage import make_collage
+from segagent_rt_training.mixed_precision import autocast
 from segagent_rt_training.progress import StageProgress, one_cycle
 
 TARGETS = 2
@@ -86,7 +87,7 @@ def _step(
             masks[i] = spoil(targets[i], targets[i ^ 1], rng)
     prior = torch.from_numpy(masks).float()[:, None]
     totals: dict[str, Tensor] = {}
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
         features, fine = net.encoder(pixels.contiguous(memory_format=torch.channels_last))
         features = features.repeat_interleave(TARGETS, 0)

@@ -26,6 +26,7 @@ from segagent_rt_export.families.photo_net.export import fold_norms
 from segagent_rt_export.families.photo_net.from_bundle import photo_net_from_part
 from segagent_rt_export.families.photo_net.net import ImageFeatures, PhotoPrompts, PhotoSegmenterNet
 from segagent_rt_training.distributed import WorkerGroup, run_workers
+from segagent_rt_training.mixed_precision import autocast
 from segagent_rt_training.photo.activations import RoundedActivations
 from segagent_rt_training.photo.batches import Batch, BatchPlan, batches_from
 from segagent_rt_training.photo.losses import mask_loss, rating_loss, true_iou
@@ -174,9 +175,8 @@ class PhotoTraining:
             yield
 
     def _autocast(self) -> torch.autocast:
-        """In bfloat16, unless activations are rounded anyway or the CPU would only emulate it."""
-        fast = self._activations is None and bfloat16_is_fast()
-        return torch.autocast("cpu", torch.bfloat16, enabled=fast)
+        """Activations that are rounded anyway are computed in fp32."""
+        return autocast(enabled=self._activations is None)
 
     def _rates(self, done: float) -> tuple[float, float]:
         """Learning rates of head and encoder: a short warm-up, then half a cosine over the time."""
@@ -244,11 +244,6 @@ def _imagenet_net() -> PhotoSegmenterNet:
     net = PhotoSegmenterNet()
     load_imagenet_weights(net.encoder)
     return net
-
-
-def bfloat16_is_fast() -> bool:
-    """Whether this CPU computes in bfloat16 itself; emulation is several times as slow as fp32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 class _Annotation:
