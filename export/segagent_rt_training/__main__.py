@@ -67,7 +67,7 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
     images: ImagesOption = None,
     photos: Annotated[
         Path, typer.Option("--photos", help="Training photos with label maps, for photo.")
-    ] = Path("../shared/data/training_photos"),
+    ] = Path("training_photos"),
     hours: Annotated[
         float, typer.Option(min=0.001, help="Computing time of all runs of photo together.")
     ] = 6.0,

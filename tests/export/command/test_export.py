@@ -212,7 +212,7 @@ def test_refusals_come_before_any_work(places, terminal, tmp_path, monkeypatch, 
     assert not target.exists()
     (target / "segmenter").mkdir(parents=True)
     (target / "segmenter" / "thesis.docx").touch()
-    refused(terminal("export", recipe, "-o", target), "is no part of a bundle")
+    refused(terminal("export", recipe, "-o", target), "is not part of a bundle")
 
 
 def test_the_list_needs_no_torch(terminal, monkeypatch):
