@@ -284,7 +284,7 @@ def leave_the_folder(graph):
     ("fault", "said"),
     [
         (rename, "is missing"),
-        (swap_gate_and_up, "exporter writes another decoder"),
+        (swap_gate_and_up, "'Sigmoid' would be computed while it is loaded"),
         (spare, "`spare` has no use"),
         (leave_the_folder, "the manifest does not list"),
     ],

@@ -46,15 +46,15 @@ def test_a_click_against_torch_and_many_on_one_canvas(real, place):
     assert found["logits_apart"]["reference"] < 1e-5
     assert found["logits_apart"]["reference"] < found["logits_apart"]["cpu-w8"] < 0.05
     assert set(found["ways"]) == {"cpu-w8", "cpu-w8a8-dynamic", "torch fp32", "torch bf16"}
-    assert all(way["click"]["n"] == 2 for way in found["ways"].values())
+    assert all(way["click"].n == 2 for way in found["ways"].values())
     assert all(
-        ratio["median"] > 0 for pair in found["times_as_fast"].values() for ratio in pair.values()
+        ratio.median > 0 for pair in found["times_as_fast"].values() for ratio in pair.values()
     )
     for variant in ("reference", "cpu-w8"):
         canvas = found["canvas"][variant]
         assert canvas["equal_to_split"]
         assert canvas["apart_from_unsplit"] <= 1e-4
-        assert canvas["later"]["p50"] < canvas["first"]["p50"]
+        assert canvas["later"].p50 < canvas["first"].p50
 
 
 def test_the_plain_loop_generates_as_many_tokens_as_ours_and_the_end(real, place):

@@ -23,9 +23,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava.processing_llava import LlavaProcessor
 
 from segagent_rt.annotators.mllm import MllmCodec
-from segagent_rt.mllm.prompts import DEFAULT_PRESETS, PRESETS
-from segagent_rt_export.families.chat_templates import PICTURES
+from segagent_rt.families import mllm_family
+from segagent_rt.mllm.prompts import PRESETS
 from segagent_rt_export.families.mllm_source import Choices, read_source
+from segagent_rt_export.registry import mllm_exporter
 from tests.export.mllm.small_models import FAMILIES, save_family, train_tokenizer
 from tests.export.mllm.test_families import STOCK
 
@@ -134,9 +135,15 @@ def asked_by_transformers(folder: Path, family: str, instruction: str) -> Any:
     return ask
 
 
+TEMPLATED = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+"""Families for which transformers has a chat template; the first Qwen-VL has none."""
+
+TRAINED = {family: found.preset for family in TEMPLATED if (found := mllm_family(family))}
+"""The preset of checkpoints that were trained to click, by family."""
+
 CASES = [
-    *((name, family) for family, name in DEFAULT_PRESETS.items() if family != "qwen_vl"),
-    *((name, "qwen2_vl") for name in PRESETS if name not in DEFAULT_PRESETS.values()),
+    *((name, family) for family, name in TRAINED.items()),
+    *((name, "qwen2_vl") for name in PRESETS if name not in TRAINED.values()),
     ("segagent", "qwen2_vl"),
     ("qwen2.5-vl", "qwen2_5_vl"),
     ("qwen2.5-vl-clicks", "qwen2_5_vl"),
@@ -158,7 +165,7 @@ def test_every_preset_is_among_the_cases() -> None:
 def test_prompts_are_those_of_the_chat_template(checkpoint: Any, preset: str, family: str) -> None:
     folder, texts = checkpoint(family), expressions()
     codec = codec_of(folder, preset)
-    picture = codec.encode(PICTURES[family])[-1]
+    picture = codec.encode(mllm_exporter(family).picture)[-1]
     theirs = asked_by_transformers(folder, family, PRESETS[preset].instruction)(texts)
     for text, wanted in zip(texts, theirs, strict=True):
         lead, tail = codec.prompt(text)
