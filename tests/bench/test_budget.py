@@ -41,8 +41,10 @@ def with_sizes(bundle: Bundle, **sizes: int) -> Bundle:
 
 
 def test_the_shipped_bundle_takes_less_than_its_budget():
-    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True)
-    measured = int(done.stdout)
+    # The peak is lower where a busy machine runs one graph after the other, so the highest counts.
+    command = [sys.executable, "-c", MEASURE]
+    runs = [subprocess.run(command, capture_output=True, text=True) for _ in range(3)]
+    measured = max(int(done.stdout) for done in runs)
     planned = sum(need.total for need in budget(open_bundle(), board("orin-nano-8")).needs)
     print(f"measured {measured / 1e6:.0f} MB, planned {planned / 1e6:.0f} MB")
     assert measured < planned < 5 * measured
