@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from clock import Clock
+from random_weights import awaken
 from safetensors.torch import save_file
 from transformers import Sam2Config, SamConfig, SamModel
 
@@ -132,38 +132,18 @@ def _round(segmenter: Segmenter, seed: int, encode: Clock, first: Clock, later: 
 
 def save_sam(place: Path) -> None:
     """SAM ViT-B is the configuration's default."""
-    awake(SamModel(SamConfig())).save_pretrained(place)
+    awaken(SamModel(SamConfig())).save_pretrained(place)
 
 
 def save_edgetam(place: Path, size: EdgeTamSize = AS_PUBLISHED) -> None:
     """The image model, under the published names."""
     config = Sam2Config(**size.config)
     config.mask_decoder_config._attn_implementation = "eager"
-    net = awake(EdgeTam(RepVit(size.widths, size.depths), config))
+    net = awaken(EdgeTam(RepVit(size.widths, size.depths), config))
     save_file(net.state_dict(), place / "model.safetensors")
     described = json.loads(config.to_json_string(use_diff=False)) | {"model_type": "edgetam_video"}
     described["vision_config"]["backbone_config"] = {"model_type": "timm_wrapper"}
     (place / "config.json").write_text(json.dumps(described), "utf-8")
-
-
-@torch.no_grad()
-def awake(model: Any) -> Any:
-    """Random weights of ordinary size; fresh ones are in part zero."""
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in model.state_dict().items():
-        noise = torch.randn(tensor.shape, generator=generator)
-        if name.endswith("running_var"):
-            tensor.copy_(0.5 + noise.abs())
-        elif tensor.ndim < 2 and name.endswith("weight"):
-            tensor.copy_(1 + 0.2 * noise)
-        elif tensor.ndim >= 2 and name.endswith("weight") and "embed." not in name:
-            tensor.copy_(noise * tensor[0].numel() ** -0.5)
-        elif tensor.is_floating_point():
-            tensor.copy_(0.5 * noise)
-    if hasattr(model, "shared_image_embedding"):  # one tensor in every published checkpoint
-        shared = model.shared_image_embedding.positional_embedding
-        model.prompt_encoder.shared_embedding.positional_embedding.copy_(shared)
-    return model.eval()
 
 
 if __name__ == "__main__":

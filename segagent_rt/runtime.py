@@ -511,14 +511,17 @@ class Canvas:
         *_, last = self._masks(clicks, box, prior)
         return last
 
-    def _masks(
-        self, clicks: Sequence[Click], box: Box | None, prior: Prediction | None
-    ) -> Iterator[Prediction]:
-        """The mask after each click, or the mask of the box alone; see `segment`."""
-        corners = [(box.x0, box.y0), (box.x1, box.y1)] if box else []
-        points = [*corners, *((click.x, click.y) for click in clicks)]
+    def check_points(self, points: Sequence[tuple[int, int]]) -> None:
+        """Check that there are points, and that they lie in the image.
+
+        Args:
+            points: x and y of clicks and corners, in pixels of the image.
+
+        Raises:
+            ClickOutside: there is none, or one does not.
+        """
         if not points:
-            raise ClickOutside("there is no click", hint="give at least one: --click +120,80")
+            raise ClickOutside("there is no click", hint="give at least one, or a box")
         height, width = self.image.shape[:2]
         for x, y in points:
             if not (0 <= x < width and 0 <= y < height):
@@ -526,6 +529,13 @@ class Canvas:
                     f"the point ({x}, {y}) is outside the image",
                     hint=f"x goes from 0 to {width - 1}, y from 0 to {height - 1}",
                 )
+
+    def _masks(
+        self, clicks: Sequence[Click], box: Box | None, prior: Prediction | None
+    ) -> Iterator[Prediction]:
+        """The mask after each click, or the mask of the box alone; see `segment`."""
+        corners = [(box.x0, box.y0), (box.x1, box.y1)] if box else []
+        self.check_points([*corners, *((click.x, click.y) for click in clicks)])
         embedding, decode = self.embedding.result(), self.runtime.segmenter.decode
         for count in range(min(1, len(clicks)), len(clicks) + 1):
             prior = decode(embedding, clicks[:count], prior=prior, box=box)

@@ -281,7 +281,7 @@ class SegmentationService:
             ClickOutside: there is no click, or one is not in the image.
         """
         image = self.images.get(image_id)
-        check_clicks(image, clicks)
+        image.canvas.check_points([(click.x, click.y) for click in clicks])
         steps = [Step(click) for click in clicks]
         if number is not None and state is not None:
             self.undo(image_id, number, 0, state=state)
@@ -526,7 +526,7 @@ class SegmentationService:
         if prompt.box is not None:
             check_box(image, prompt.box)
         if prompt.clicks:
-            check_clicks(image, prompt.clicks)
+            image.canvas.check_points([(click.x, click.y) for click in prompt.clicks])
         steps = [] if prior is None else [Step(prediction=prior)]
 
         def work() -> ObjectState:
@@ -550,23 +550,6 @@ def shown_mask(state: ObjectState) -> Prediction:
     return state.prediction
 
 
-def check_clicks(image: OpenImage, clicks: Sequence[Click]) -> None:
-    """Check that there are clicks, and that they lie in the image.
-
-    Raises:
-        ClickOutside: there is none, or one does not.
-    """
-    if not clicks:
-        raise ClickOutside("there is no click", hint="give at least one")
-    height, width = image.canvas.image.shape[:2]
-    for click in clicks:
-        if not (0 <= click.x < width and 0 <= click.y < height):
-            raise ClickOutside(
-                f"the point ({click.x}, {click.y}) is outside the image",
-                hint=f"x goes from 0 to {width - 1}, y from 0 to {height - 1}",
-            )
-
-
 def check_box(image: OpenImage, box: Box) -> None:
     """Check that a box has an area, and lies in the image.
 
@@ -575,4 +558,4 @@ def check_box(image: OpenImage, box: Box) -> None:
     """
     if box.x0 >= box.x1 or box.y0 >= box.y1:
         raise ClickOutside("the box is empty", hint="give its left and its top edge first")
-    check_clicks(image, [Click(box.x0, box.y0, True), Click(box.x1, box.y1, True)])
+    image.canvas.check_points([(box.x0, box.y0), (box.x1, box.y1)])

@@ -22,6 +22,7 @@ from transformers import (
     SamModel,
 )
 
+from benchmarks.random_weights import awaken
 from segagent_rt_export.families.edgetam.export import EdgeTam
 from segagent_rt_export.families.edgetam.repvit import RepVit
 from segagent_rt_export.families.mobile_sam.tiny_vit import TinyVit, TinyVitShape
@@ -29,7 +30,6 @@ from segagent_rt_export.sources import sam_layout
 from tests.export.mllm import small_models
 from tests.export.mllm.conftest import v1_ranks
 from tests.export.mllm.qwen_vl_v1 import SIZES, make_state
-from tests.export.random_weights import awaken
 from tests.export.simple_click import made_up
 
 SAM_SIZES: dict[str, dict[str, Any]] = {

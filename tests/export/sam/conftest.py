@@ -15,7 +15,7 @@ from segagent_rt.types import Session
 torch = pytest.importorskip("torch", reason="needs the extra `export`")
 pytest.importorskip("transformers", reason="needs the extra `export`")
 
-from tests.export.random_weights import awaken  # noqa: E402
+from benchmarks.random_weights import awaken  # noqa: E402
 
 
 @pytest.fixture(scope="session")
