@@ -310,20 +310,34 @@ class Annotator(Protocol):
             ExpressionRefused: it cannot take it.
         """
 
-    def look(self, image: RgbImage) -> View: ...
+    def look(self, image: RgbImage) -> View:
+        """Take an image in, once for all expressions about it.
+
+        Args:
+            image: uint8 [H, W, 3] RGB.
+
+        Returns:
+            What proposes actions about this image, in its pixels.
+        """
 
 
 class Embedding(Protocol):
     """What a segmenter keeps of an image. Immutable; trajectories and threads may share it."""
 
     @property
-    def size(self) -> Size: ...
+    def size(self) -> Size:
+        """Height and width of the image in pixels."""
 
 
 class Segmenter(Protocol):
     """Encodes an image once and turns clicks into masks."""
 
-    def encode(self, image: RgbImage) -> Embedding: ...
+    def encode(self, image: RgbImage) -> Embedding:
+        """Encode an image, once for all clicks into it.
+
+        Args:
+            image: uint8 [H, W, 3] RGB.
+        """
 
     def decode(
         self,
@@ -337,9 +351,9 @@ class Segmenter(Protocol):
 
         Args:
             embedding: what `encode` returned.
-            clicks: all clicks so far; may be empty if there is a box.
+            clicks: all clicks so far, in pixels of the image; may be empty if there is a box.
             prior: the mask before the last click.
-            box: a box prompt.
+            box: a box prompt, in pixels of the image.
 
         Returns:
             The mask for all of them.
@@ -379,4 +393,5 @@ class Session(Protocol):
     def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> DeviceTensor:
         """A zeroed buffer that inputs and outputs may be bound to."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the graph. Closing twice does no harm."""
