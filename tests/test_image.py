@@ -53,6 +53,18 @@ def test_overlay_equals_the_integer_rule_and_leaves_the_rest(mask):
     assert np.array_equal(image, before), "the image itself is not painted"
 
 
+def test_the_overlay_paints_every_column_of_a_narrow_mask():
+    """OpenCV before 4.10 cut columns off: `boundingRect` depended on the row's address."""
+    for height in range(1, 9):
+        for width in range(2, 20):
+            for start in range(8):
+                mask = np.zeros(height * width + 8, np.bool_)[start:][: height * width]
+                mask = mask.reshape(height, width)
+                mask[-1, : min(width, 3)] = True
+                image = np.zeros((height, width, 3), np.uint8)
+                assert (overlay(image, mask)[..., 1] > 0).sum() == mask.sum()
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1", "CMYK"])
 def test_every_mode_becomes_rgb(mode):
     grey = RNG.integers(0, 256, (9, 7), dtype=np.uint8)
