@@ -116,7 +116,7 @@ def test_one_of_four_workers_is_killed_and_the_files_are_those_of_one_process(ra
         while len(workers) < 4 or not journal.exists() or not lines(journal):
             assert running.poll() is None
             time.sleep(0.05)
-            workers = below(running.pid, b"ray::Hand")
+            workers = below(running.pid, b"ray::RayWorker")
         os.kill(workers[0], signal.SIGKILL)
         done = len(lines(journal))
         _, said = running.communicate()
