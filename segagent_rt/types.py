@@ -368,18 +368,17 @@ class DeviceTensor(Protocol):
 
 
 Feed: TypeAlias = Array | DeviceTensor
+Feeds: TypeAlias = Mapping[str, Feed]
+Buffers: TypeAlias = Mapping[str, DeviceTensor]
+Names: TypeAlias = Collection[str]
+"""Inputs, device tensors, and names of inputs and outputs of a graph."""
 
 
 class Session(Protocol):
     """A loaded graph."""
 
     def run(
-        self,
-        feeds: Mapping[str, Feed],
-        outputs: Sequence[str],
-        *,
-        into: Mapping[str, DeviceTensor] | None = None,
-        keep: Collection[str] = (),
+        self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
     ) -> dict[str, Any]:
         """Run the graph.
 

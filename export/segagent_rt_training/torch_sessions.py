@@ -6,7 +6,7 @@ differs from the bundle is what the export changed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.mllm.language_model import LanguageModel
 from segagent_rt.mllm.vision_encoder import VisionEncoder, VisionOutput
 from segagent_rt.segmenters.click_net import MAPS, ClickNet, ClickNetSettings
-from segagent_rt.types import Array, DeviceTensor, Feed, RgbImage
+from segagent_rt.types import Array, Buffers, Feeds, Names, RgbImage
 from segagent_rt_export.families.click_net.export import ClickDecoderGraph, ClickEncoderGraph
 from segagent_rt_export.families.click_net.net import SIDE, SegmenterNet
 from segagent_rt_export.families.demo_mllm.export import mllm_settings
@@ -55,12 +55,7 @@ class ModuleSession(_Seat):
 
     @torch.inference_mode()
     def run(
-        self,
-        feeds: Mapping[str, Feed],
-        outputs: Sequence[str],
-        *,
-        into: Mapping[str, DeviceTensor] | None = None,
-        keep: Collection[str] = (),
+        self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
     ) -> dict[str, Any]:
         tensors = [torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in self._inputs]
         made = dict(zip(self._outputs, self._module(*tensors), strict=True))
@@ -75,12 +70,7 @@ class LanguageSession(_Seat):
 
     @torch.inference_mode()
     def run(
-        self,
-        feeds: Mapping[str, Any],
-        outputs: Sequence[str],
-        *,
-        into: Mapping[str, Any] | None = None,
-        keep: Collection[str] = (),
+        self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
     ) -> dict[str, Any]:
         x = torch.from_numpy(feeds["inputs_embeds"])
         stop = int(feeds["length"][0])

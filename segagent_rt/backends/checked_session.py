@@ -4,7 +4,7 @@ is computed with them."""
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segagent_rt.errors import EngineRefused, RuntimeClosed
-from segagent_rt.types import DeviceTensor, Feed, Session
+from segagent_rt.types import Buffers, DeviceTensor, Feeds, Names, Session
 
 Shape: TypeAlias = tuple[int | str, ...]
 """A length that must be so, or the name of one that is the same wherever the name occurs."""
@@ -33,12 +33,7 @@ class CheckedSession:
     shapes: Mapping[str, Shape]
 
     def run(
-        self,
-        feeds: Mapping[str, Feed],
-        outputs: Sequence[str],
-        *,
-        into: Mapping[str, DeviceTensor] | None = None,
-        keep: Collection[str] = (),
+        self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
     ) -> dict[str, Any]:
         """As `Session.run`.
 

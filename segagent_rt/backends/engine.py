@@ -17,7 +17,7 @@ from segagent_rt.backends.checked_session import check_process, closed
 from segagent_rt.backends.cuda import Cuda, CudaGraphCache, DeviceArray, PinnedBuffer
 from segagent_rt.errors import EngineRefused
 from segagent_rt.timing import current_deadline
-from segagent_rt.types import DeviceTensor, Feed
+from segagent_rt.types import Buffers, DeviceTensor, Feed, Feeds, Names
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -84,12 +84,7 @@ class EngineSession:
         return [tensor.name for tensor in self._tensors.values() if tensor.is_input]
 
     def run(
-        self,
-        feeds: Mapping[str, Feed],
-        outputs: Sequence[str],
-        *,
-        into: Mapping[str, DeviceTensor] | None = None,
-        keep: Collection[str] = (),
+        self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
     ) -> dict[str, Any]:
         deadline = current_deadline()
         check_process(self._process, self._name)

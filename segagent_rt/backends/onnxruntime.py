@@ -35,7 +35,7 @@ from segagent_rt.errors import (
     SegagentError,
 )
 from segagent_rt.timing import current_deadline
-from segagent_rt.types import Array, DeviceTensor, Feed
+from segagent_rt.types import Array, Buffers, DeviceTensor, Feed, Feeds, Names
 
 KEPT = 2
 """Bindings that a session keeps: a trajectory alternates between the caches of two pictures."""
@@ -87,12 +87,7 @@ class OrtSession:
         return str(self._session.get_providers()[0])
 
     def run(
-        self,
-        feeds: Mapping[str, Feed],
-        outputs: Sequence[str],
-        *,
-        into: Mapping[str, DeviceTensor] | None = None,
-        keep: Collection[str] = (),
+        self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
     ) -> dict[str, Any]:
         try:
             return self._run(feeds, outputs, into or {}, keep)

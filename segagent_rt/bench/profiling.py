@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
 
-from segagent_rt.types import DeviceTensor, Feed, Session
+from segagent_rt.types import Buffers, DeviceTensor, Feeds, Names, Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,7 @@ class ProfiledSession:
     meter: GraphProfiler
 
     def run(
-        self,
-        feeds: Mapping[str, Feed],
-        outputs: Sequence[str],
-        *,
-        into: Mapping[str, DeviceTensor] | None = None,
-        keep: Collection[str] = (),
+        self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
     ) -> dict[str, Any]:
         start = time.perf_counter()
         try:

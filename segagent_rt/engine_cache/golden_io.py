@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,9 +18,12 @@ from segagent_rt.segmenters.prediction import GivenMask
 from segagent_rt.types import (
     Annotator,
     Array,
+    Buffers,
     Click,
     DeviceTensor,
     Feed,
+    Feeds,
+    Names,
     Request,
     Segmenter,
     Session,
@@ -44,12 +47,7 @@ class RecordingSession:
         self._seen: set[object] = set()
 
     def run(
-        self,
-        feeds: Mapping[str, Feed],
-        outputs: Sequence[str],
-        *,
-        into: Mapping[str, DeviceTensor] | None = None,
-        keep: Collection[str] = (),
+        self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
     ) -> dict[str, Any]:
         before = {name: _copy(feed) for name, feed in feeds.items()}
         results = self._session.run(feeds, outputs, into=into, keep=keep)

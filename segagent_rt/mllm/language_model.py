@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from segagent_rt.bounds import Count, Layers, Tokens
 from segagent_rt.errors import EngineRefused, ManifestInvalid
 from segagent_rt.memory import check_memory
 from segagent_rt.mllm.rope import Positions, RopeSettings
-from segagent_rt.types import Array, DeviceTensor, Session
+from segagent_rt.types import Array, Buffers, Session
 
 Floats = npt.NDArray[np.float32]
 
@@ -43,9 +43,6 @@ def cache_rows(tokens: int) -> int:
     return -(-tokens // 64) * 64
 
 
-Buffers = Mapping[str, DeviceTensor]
-"""Keys and values of every layer, [1, heads, rows, head_dim] each."""
-
 LEFT = 2
 """Caches' buffers that are kept for the next picture: as many as a trajectory needs."""
 
@@ -53,7 +50,8 @@ LEFT = 2
 class KVCache:
     """Keys and values of a sequence, in buffers of `capacity` rows; only the first `length` count.
 
-    Going back is setting `length`: what lies behind it is overwritten by the next call. `cos` and
+    `buffers` hold keys and values of every layer, [1, heads, rows, head_dim] each. Going back is
+    setting `length`: what lies behind it is overwritten by the next call. `cos` and
     `sin` are the rotary angles of every row, those to come too.
     """
 

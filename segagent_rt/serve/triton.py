@@ -10,7 +10,7 @@ this process: its KV cache would otherwise be copied with every token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,10 +28,12 @@ from segagent_rt.search import SearchConfig
 from segagent_rt.types import (
     Array,
     Box,
+    Buffers,
     Click,
     DeviceTensor,
-    Feed,
+    Feeds,
     Mask,
+    Names,
     ObjectPrompt,
     Session,
     Trajectory,
@@ -67,12 +69,7 @@ class TritonSession:
         self._name, self._call = name, call
 
     def run(
-        self,
-        feeds: Mapping[str, Feed],
-        outputs: Sequence[str],
-        *,
-        into: Mapping[str, DeviceTensor] | None = None,
-        keep: Collection[str] = (),
+        self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
     ) -> dict[str, Any]:
         """Run the graph; see `Session`. Nothing stays elsewhere, so `keep` gives host arrays."""
         arrays = {

@@ -23,7 +23,7 @@ import onnx
 from onnx import helper
 
 from segagent_rt.backends.session import SessionOptions, open_session
-from segagent_rt.types import Array, DeviceTensor, Feed, Session
+from segagent_rt.types import Array, Buffers, Feeds, Names, Session
 
 PARTITION_BYTES = 400_000_000
 """Bytes of weights in a piece; a piece holds at least one node."""
@@ -226,12 +226,7 @@ class LockstepSession:
         self._pieces, self._runner = PartitionedGraph(path), runner
 
     def run(
-        self,
-        feeds: Mapping[str, Feed],
-        outputs: Sequence[str],
-        *,
-        into: Mapping[str, DeviceTensor] | None = None,
-        keep: Collection[str] = (),
+        self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
     ) -> dict[str, Any]:
         assert not keep
         values = {n: f if isinstance(f, np.ndarray) else f.numpy() for n, f in feeds.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,16 @@ import onnx
 from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.bundle.bundle import Part
 from segagent_rt.runtime import open_segmenter
-from segagent_rt.types import Click, DeviceTensor, Feed, RgbImage, Segmenter, Session
+from segagent_rt.types import (
+    Buffers,
+    Click,
+    DeviceTensor,
+    Feeds,
+    Names,
+    RgbImage,
+    Segmenter,
+    Session,
+)
 from segagent_rt_export.passes.qdq_conv import QdqSelection, Ranges, ranges_of
 from segagent_rt_export.variants import REFERENCE
 
@@ -57,12 +66,7 @@ class CalibrationSession:
             beside.unlink(missing_ok=True)
 
     def run(
-        self,
-        feeds: Mapping[str, Feed],
-        outputs: Sequence[str],
-        *,
-        into: Mapping[str, DeviceTensor] | None = None,
-        keep: Collection[str] = (),
+        self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
     ) -> dict[str, Any]:
         for start in range(0, len(self._values), AT_ONCE):
             names = self._values[start : start + AT_ONCE]
