@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -46,7 +46,7 @@ def command(
     context: typer.Context,
     bundle: BundleArgument = None,
     scenario: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             "--scenario", "-s", help="A packaged scenario or a TOML file. May be repeated."
         ),
@@ -55,17 +55,17 @@ def command(
         bool, typer.Option("--list", help="List the packaged scenarios.")
     ] = False,
     against: Annotated[
-        Optional[Literal["reference"]],  # noqa: UP045
+        Literal["reference"] | None,
         typer.Option(help="Compare with SegAgent's loop in PyTorch (needs the extra `export`)."),
     ] = None,
     weights: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             help="Folder of a training, whose weights the reference uses.", readable=False
         ),
     ] = None,
     output: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             "--output", "-o", help="Also write the results to this JSON file.", readable=False
         ),

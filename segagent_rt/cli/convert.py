@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Optional, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
@@ -42,8 +42,7 @@ def command(
     mask_label: MaskLabelOption = None,
     root: RootOption = Path(),
     preset: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Preset of the training data: segagent, segagent-rated, ..."),
+        str | None, typer.Option(help="Preset of the training data: segagent, segagent-rated, ...")
     ] = None,
     output: OutputOption = Path("segagent-data"),
     overwrite: OverwriteOption = False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -12,8 +12,7 @@ from segagent_rt.cli.parameters import JsonOption, QuietOption
 
 def command(
     bundle: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(help="Also show which variants of this bundle suit this GPU."),
+        str | None, typer.Argument(help="Also show which variants of this bundle suit this GPU.")
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -71,7 +71,7 @@ ONLY_WITH = {
 def command(
     context: typer.Context,
     data: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Argument(
             help="Data files, folders of images and masks, splits by name (refcoco_val), or "
             "predictions. Default: generated scenes.",
@@ -83,10 +83,9 @@ def command(
     mask_label: MaskLabelOption = None,
     root: RootOption = Path(),
     split: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
-            help="Split of the named benchmarks: val, testA. May be repeated.",
-            rich_help_panel=DATA,
+            help="Split of the named benchmarks: val, testA. May be repeated.", rich_help_panel=DATA
         ),
     ] = None,
     select: Annotated[
@@ -97,7 +96,7 @@ def command(
         ),
     ] = "full",
     click_id: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(
             min=0,
             help="Evaluate the mask after this click instead, counted from 0.",
@@ -121,7 +120,7 @@ def command(
     candidates: CandidatesOption = 1,
     temperature: TemperatureOption = 1.0,
     limit: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(
             min=1,
             help="Evaluate only this many expressions of each data set.",
@@ -152,8 +151,7 @@ def command(
         int, typer.Option(min=1, help="Number of generated scenes.", rich_help_panel=SCENES)
     ] = 100,
     seed: Annotated[
-        int,
-        typer.Option(help="Seed of the first generated scene.", rich_help_panel=SCENES),
+        int, typer.Option(help="Seed of the first generated scene.", rich_help_panel=SCENES)
     ] = 1000,
     ablate: Annotated[
         Ablation,
@@ -164,7 +162,7 @@ def command(
     ] = "none",
     max_clicks: MaxClicksOption = 7,
     patience: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(
             min=1,
             help="Stop after this many masks in a row without a better rating.",
@@ -184,12 +182,7 @@ def command(
     On generated scenes, it prints the figures. The same command continues an interrupted run.
     """
     from segagent_rt.data.sources import Places, check_titles, open_all, recordings_in
-    from segagent_rt.eval.evaluation import (
-        Evaluation,
-        check_complete,
-        summary_lines,
-        title_of,
-    )
+    from segagent_rt.eval.evaluation import Evaluation, check_complete, summary_lines, title_of
     from segagent_rt.eval.loop_runs import EvalRunner
     from segagent_rt.eval.scores import MaskChoice
     from segagent_rt.io import check_writable
@@ -310,10 +303,7 @@ def _record(bundle: Bundle, results: list[EvalResult]) -> None:
 
 
 def _on_scenes(
-    runtime: Runtime,
-    which: tuple[int, int, Any],
-    rules: StoppingRules,
-    report: EvalReport | None,
+    runtime: Runtime, which: tuple[int, int, Any], rules: StoppingRules, report: EvalReport | None
 ) -> SceneSuiteResult:
     from segagent_rt.eval.scenes import SceneSuite, evaluate_scenes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -48,14 +48,14 @@ def _expect_folder(output: Path | None) -> Path | None:
 def command(
     context: typer.Context,
     recipe: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Argument(
             help="A recipe's name or path; or a checkpoint: a folder, a .pt file, hf:owner/name.",
             show_default=False,
         ),
     ] = None,
     output: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             "--output",
             "-o",
@@ -64,11 +64,10 @@ def command(
         ),
     ] = None,
     only: Annotated[
-        Optional[Literal["segmenter", "mllm"]],  # noqa: UP045
-        typer.Option(help="Export only this part."),
+        Literal["segmenter", "mllm"] | None, typer.Option(help="Export only this part.")
     ] = None,
     variant: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(help="Variant to write instead of the recipe's. May be repeated."),
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="List the recipes of the package.")] = False,
@@ -82,7 +81,7 @@ def command(
         ),
     ] = False,
     calibration: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             help="Folder of photos for comparison and calibration, instead of generated scenes."
         ),
@@ -97,8 +96,7 @@ def command(
     share: Annotated[
         bool,
         typer.Option(
-            "--share",
-            help="Refer to equal parts of neighbouring bundles instead of copying them.",
+            "--share", help="Refer to equal parts of neighbouring bundles instead of copying them."
         ),
     ] = False,
     target: Annotated[
@@ -108,21 +106,21 @@ def command(
         ),
     ] = "bundle",
     segmenter: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             help="The other part: a segmenter's checkpoint, or a recipe whose segmenter is taken.",
             rich_help_panel=CHECKPOINT,
         ),
     ] = None,
     preset: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             help="Preset of the MLLM: segagent-rated, qwen3-vl, ... (see engines/README.md).",
             rich_help_panel=CHECKPOINT,
         ),
     ] = None,
     base: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             help="Base model of an adapter, if the adapter does not name it.",
             rich_help_panel=CHECKPOINT,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,14 +22,13 @@ def command(
     bundle: BundleArgument = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check the hash of every file.")] = False,
     board: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--board", help="Estimate whether it fits: orin-nx-16, agx-orin-64, thor, rtx-12, ..."
         ),
     ] = None,
     everything: Annotated[
-        bool,
-        typer.Option("--all", help="Also print origins, licences and all verified figures."),
+        bool, typer.Option("--all", help="Also print origins, licences and all verified figures.")
     ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,12 +14,10 @@ from segagent_rt.cli.parameters import BundleArgument, QuietOption
 def command(
     bundle: BundleArgument = None,
     variant: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Pack only this variant. May be repeated."),
+        list[str] | None, typer.Option(help="Pack only this variant. May be repeated.")
     ] = None,
     output: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", help="File to write. Default: NAME.segagent."),
+        Path | None, typer.Option("--output", "-o", help="File to write. Default: NAME.segagent.")
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing file.")
@@ -35,11 +33,7 @@ def command(
     target = output or Path(opened.folder.resolve().name + SUFFIX)
     report_progress = console.progress(f"packing {target.name}", in_logs=False, in_bytes=True)
     index = pack(
-        opened,
-        target,
-        variants=variant or (),
-        overwrite=overwrite,
-        report_progress=report_progress,
+        opened, target, variants=variant or (), overwrite=overwrite, report_progress=report_progress
     )
     size = sum(record.size for record in index.files.values())
     console.show_row(target, console.counted(len(index.files), "file"), f"{size / 1e6:.1f} MB")

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 import typer
 
@@ -37,8 +37,19 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def number_option(
+    *flags: str,
+    help: str,
+    panel: str | None = None,
+    min: float | None = None,
+    max: float | None = None,
+) -> Any:
+    """An option whose value is a finite number from `min` to `max`."""
+    return typer.Option(*flags, min=min, max=max, callback=finite, help=help, rich_help_panel=panel)
+
+
 BundleOption: TypeAlias = Annotated[
-    Optional[str],  # noqa: UP045 (Typer reads the annotation at run time, on Python 3.10 too)
+    str | None,
     typer.Option(
         "--bundle",
         "-b",
@@ -47,8 +58,7 @@ BundleOption: TypeAlias = Annotated[
     ),
 ]
 BundleArgument: TypeAlias = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Argument(help="Folder or name of a bundle. Default: the demo bundle."),
+    str | None, typer.Argument(help="Folder or name of a bundle. Default: the demo bundle.")
 ]
 OutputOption: TypeAlias = Annotated[
     Path,
@@ -57,7 +67,7 @@ OutputOption: TypeAlias = Annotated[
     ),
 ]
 ReportOption: TypeAlias = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option(
         "--report",
         metavar="FILE.html",
@@ -99,12 +109,9 @@ QuietOption: TypeAlias = Annotated[
     ),
 ]
 ThreadsOption: TypeAlias = Annotated[
-    Optional[int],  # noqa: UP045
+    int | None,
     typer.Option(
-        "--threads",
-        min=1,
-        help="CPU threads. Default: one per core.",
-        rich_help_panel=COMPUTE,
+        "--threads", min=1, help="CPU threads. Default: one per core.", rich_help_panel=COMPUTE
     ),
 ]
 BackendOption: TypeAlias = Annotated[
@@ -116,11 +123,9 @@ BackendOption: TypeAlias = Annotated[
     ),
 ]
 ImagesOption: TypeAlias = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option(
-        "--images",
-        help="Folder of the images. Default: beside the data.",
-        rich_help_panel=DATA,
+        "--images", help="Folder of the images. Default: beside the data.", rich_help_panel=DATA
     ),
 ]
 RootOption: TypeAlias = Annotated[
@@ -140,14 +145,10 @@ MaxClicksOption: TypeAlias = Annotated[
 ]
 SkipBadOption: TypeAlias = Annotated[
     bool,
-    typer.Option(
-        "--skip-bad",
-        help="Skip invalid entries, and list them.",
-        rich_help_panel=DATA,
-    ),
+    typer.Option("--skip-bad", help="Skip invalid entries, and list them.", rich_help_panel=DATA),
 ]
 MaskLabelOption: TypeAlias = Annotated[
-    Optional[int],  # noqa: UP045
+    int | None,
     typer.Option(
         "--mask-label",
         help="Value of the object in masks with several values.",
@@ -155,7 +156,7 @@ MaskLabelOption: TypeAlias = Annotated[
     ),
 ]
 ValueRangeOption: TypeAlias = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(
         "--value-range",
         help="Values of black and white in float and 16-bit images, such as 0,65535.",
@@ -173,16 +174,15 @@ CandidatesOption: TypeAlias = Annotated[
 ]
 TemperatureOption: TypeAlias = Annotated[
     float,
-    typer.Option(
+    number_option(
         "--temperature",
         min=0.01,
         help="Sampling temperature. Used only with --candidates above 1.",
-        callback=finite,
-        rich_help_panel=SEARCH,
+        panel=SEARCH,
     ),
 ]
 EndpointOption: TypeAlias = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(
         "--endpoint",
         help="URL of a server for the MLLM, with the OpenAI chat API.",
@@ -190,7 +190,7 @@ EndpointOption: TypeAlias = Annotated[
     ),
 ]
 ModelOption: TypeAlias = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option("--model", help="Name of the model on the server.", rich_help_panel=SERVER),
 ]
 ServerOption: TypeAlias = Annotated[
@@ -203,7 +203,7 @@ ServerOption: TypeAlias = Annotated[
     ),
 ]
 PresetOption: TypeAlias = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(
         "--preset",
         help="Instruction for a model that the bundle does not know: "
@@ -213,17 +213,16 @@ PresetOption: TypeAlias = Annotated[
 ]
 TimeoutOption: TypeAlias = Annotated[
     float,
-    typer.Option(
+    number_option(
         "--timeout",
         min=0.1,
         max=86400,
         help="Seconds to wait for each answer of the server.",
-        callback=finite,
-        rich_help_panel=SERVER,
+        panel=SERVER,
     ),
 ]
 AllowHostOption: TypeAlias = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     typer.Option(
         "--allow-host",
         help="Allow images to be sent to this machine. May be repeated.",
@@ -231,7 +230,7 @@ AllowHostOption: TypeAlias = Annotated[
     ),
 ]
 RayOption: TypeAlias = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(
         "--ray",
         help="Distribute the work with Ray: `local`, or the address of a cluster.",
@@ -239,12 +238,9 @@ RayOption: TypeAlias = Annotated[
     ),
 ]
 WorkersOption: TypeAlias = Annotated[
-    Optional[int],  # noqa: UP045
+    int | None,
     typer.Option(
-        "--workers",
-        min=1,
-        help="Workers for --ray. Default: one per CPU.",
-        rich_help_panel=COMPUTE,
+        "--workers", min=1, help="Workers for --ray. Default: one per CPU.", rich_help_panel=COMPUTE
     ),
 ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -19,7 +19,7 @@ def command(
         ),
     ],
     name: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--name", help="Name of the bundle on this machine. Default: the repository's name."
         ),

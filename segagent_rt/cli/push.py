@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,11 +14,10 @@ from segagent_rt.cli.parameters import BundleArgument, QuietOption
 def command(
     bundle: BundleArgument = None,
     output: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", help="New folder. Default: upload/NAME."),
+        Path | None, typer.Option("--output", "-o", help="New folder. Default: upload/NAME.")
     ] = None,
     target: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--upload", help="Upload the folder to hf:owner/name. A new repository is private."
         ),

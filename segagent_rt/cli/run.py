@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -36,7 +36,7 @@ from segagent_rt.cli.parameters import (
     check_options,
     check_text,
     endpoint_of,
-    finite,
+    number_option,
     one_of,
     parse_box,
     parse_click,
@@ -67,7 +67,7 @@ ONLY_WITH = {
 def command(
     context: typer.Context,
     arguments: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Argument(
             metavar="INPUT|EXPRESSION",
             help="First an image, a folder, a quoted pattern, or - for standard input. Further "
@@ -77,7 +77,7 @@ def command(
         ),
     ] = None,
     from_list: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--from",
             help="List of images: text (path, tab, expression), JSONL (image, expression, "
@@ -86,7 +86,7 @@ def command(
         ),
     ] = None,
     video: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             help="Video file or folder of frames. The mask is tracked from frame to frame.",
             readable=False,
@@ -96,20 +96,18 @@ def command(
     look_every: Annotated[
         int,
         typer.Option(
-            min=1,
-            help="In a video, ask the MLLM only on every Nth frame.",
-            rich_help_panel=SEARCH,
+            min=1, help="In a video, ask the MLLM only on every Nth frame.", rich_help_panel=SEARCH
         ),
     ] = 10,
     click: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             help="Click in pixels: +120,80 on the object, -30,40 beside it. May be repeated.",
             rich_help_panel=SEARCH,
         ),
     ] = None,
     box: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             help="Box around the object, in pixels: left,top,right,bottom. May go with clicks.",
             rich_help_panel=SEARCH,
@@ -139,20 +137,16 @@ def command(
     candidates: CandidatesOption = 1,
     temperature: TemperatureOption = 1.0,
     deadline_ms: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(
+        float | None,
+        number_option(
             min=0,
             max=86_400_000,
-            callback=finite,
             help="Stop after this time and return the best mask so far. Loading does not count.",
-            rich_help_panel=SEARCH,
+            panel=SEARCH,
         ),
     ] = None,
     max_megapixels: Annotated[
-        float,
-        typer.Option(
-            min=0, callback=finite, help="Refuse images with more megapixels.", rich_help_panel=DATA
-        ),
+        float, number_option(min=0, help="Refuse images with more megapixels.", panel=DATA)
     ] = MAX_MEGAPIXELS,
     value_range: ValueRangeOption = None,
     backend: BackendOption = "auto",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,7 +14,7 @@ from segagent_rt.cli.parameters import RESULTS, JsonOption, OverwriteOption, Qui
 def command(
     seed: Annotated[int, typer.Option(help="Number of the scene.")] = 0,
     output: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             "--output",
             "-o",
@@ -23,7 +23,7 @@ def command(
         ),
     ] = None,
     count: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(
             min=1, help="Write this many scenes, with a data file for eval and trajectories."
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,7 +23,7 @@ from segagent_rt.cli.parameters import (
     ValueRangeOption,
     check_options,
     check_text,
-    finite,
+    number_option,
     parse_range,
 )
 
@@ -41,31 +41,23 @@ ONLY_WITH = {
 
 def command(
     context: typer.Context,
-    image: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Argument(help="Image file.", show_default=False),
-    ] = None,
+    image: Annotated[Path | None, typer.Argument(help="Image file.", show_default=False)] = None,
     mask: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Argument(help="Mask of the same size.", show_default=False),
+        Path | None, typer.Argument(help="Mask of the same size.", show_default=False)
     ] = None,
     expression: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(help="What the mask should cover, in words.", show_default=False),
+        str | None, typer.Argument(help="What the mask should cover, in words.", show_default=False)
     ] = None,
     annotations: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             "--annotations", help="COCO file with annotations to rate.", rich_help_panel=DATA
         ),
     ] = None,
     below: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(
-            min=0,
-            max=1,
-            callback=finite,
-            help="Print only annotations with a lower rating, from 0 to 1.",
+        float | None,
+        number_option(
+            min=0, max=1, help="Print only annotations with a lower rating, from 0 to 1."
         ),
     ] = None,
     images: ImagesOption = None,
@@ -73,7 +65,7 @@ def command(
     mask_label: MaskLabelOption = None,
     value_range: ValueRangeOption = None,
     output: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             "--output",
             "-o",
@@ -126,10 +118,7 @@ def command(
 
 
 def _one(
-    runtime: Any,
-    alone: tuple[Any, ...],
-    label: int | None,
-    value_range: tuple[float, float] | None,
+    runtime: Any, alone: tuple[Any, ...], label: int | None, value_range: tuple[float, float] | None
 ) -> float:
     from segagent_rt.data.canvas_cache import check_size
     from segagent_rt.data.masks import load_mask

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -23,7 +23,7 @@ from segagent_rt.cli.parameters import (
     TimeoutOption,
     check_options,
     endpoint_of,
-    finite,
+    number_option,
 )
 from segagent_rt.errors import ExtraMissing
 
@@ -33,7 +33,7 @@ NETWORK, LIMITS = "Network", "Limits"
 def command(
     context: typer.Context,
     bundle: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             "--bundle",
             "-b",
@@ -59,60 +59,37 @@ def command(
         ),
     ] = 8000,
     name: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             help="Host name by which clients reach this server. May be repeated.",
             rich_help_panel=NETWORK,
         ),
     ] = None,
     root: Annotated[
-        Optional[list[Path]],  # noqa: UP045
+        list[Path] | None,
         typer.Option(
             help="Folder whose images clients may open by path. May be repeated.",
             rich_help_panel=DATA,
         ),
     ] = None,
     max_upload: Annotated[
-        float,
-        typer.Option(
-            min=0.001,
-            max=4096,
-            callback=finite,
-            help="Largest request, in MB.",
-            rich_help_panel=LIMITS,
-        ),
+        float, number_option(min=0.001, max=4096, help="Largest request, in MB.", panel=LIMITS)
     ] = 32.0,
     max_megapixels: Annotated[
         float,
-        typer.Option(
-            min=0.001,
-            max=1000,
-            callback=finite,
-            help="Largest image, in megapixels.",
-            rich_help_panel=LIMITS,
-        ),
+        number_option(min=0.001, max=1000, help="Largest image, in megapixels.", panel=LIMITS),
     ] = 50.0,
     max_images: Annotated[
         int, typer.Option(min=1, help="Largest number of open images.", rich_help_panel=LIMITS)
     ] = 64,
     max_memory: Annotated[
         float,
-        typer.Option(
-            min=1,
-            max=1 << 20,
-            callback=finite,
-            help="Memory for all open images, in MB.",
-            rich_help_panel=LIMITS,
-        ),
+        number_option(min=1, max=1 << 20, help="Memory for all open images, in MB.", panel=LIMITS),
     ] = 1024.0,
     idle_minutes: Annotated[
         float,
-        typer.Option(
-            min=0.01,
-            max=1e6,
-            callback=finite,
-            help="Minutes until an unused image is closed.",
-            rich_help_panel=LIMITS,
+        number_option(
+            min=0.01, max=1e6, help="Minutes until an unused image is closed.", panel=LIMITS
         ),
     ] = 30.0,
     queue: Annotated[
@@ -123,12 +100,11 @@ def command(
     ] = 32,
     rate: Annotated[
         float,
-        typer.Option(
+        number_option(
             min=0,
             max=1e6,
-            callback=finite,
             help="Requests per second from one address. 0 sets no limit.",
-            rich_help_panel=LIMITS,
+            panel=LIMITS,
         ),
     ] = 100.0,
     workers: Annotated[

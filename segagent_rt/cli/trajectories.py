@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,7 +28,7 @@ from segagent_rt.cli.parameters import (
     WorkersOption,
     check_options,
     cluster_of,
-    finite,
+    number_option,
     one_of,
 )
 from segagent_rt.errors import BatchFailed, GateFailed
@@ -71,7 +71,7 @@ def command(
     mask_label: MaskLabelOption = None,
     root: RootOption = Path(),
     start: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             metavar="empty|box|random|grid",
             help="How trajectories start: empty, box, point or grid. May be repeated.",
@@ -82,24 +82,10 @@ def command(
         int, typer.Option(min=1, help="Largest number of clicks.", rich_help_panel=SEARCH)
     ] = 20,
     good: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            callback=finite,
-            help="IoU at which a trajectory ends.",
-            rich_help_panel=SEARCH,
-        ),
+        float, number_option(min=0, max=1, help="IoU at which a trajectory ends.", panel=SEARCH)
     ] = 0.98,
     least_gain: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            callback=finite,
-            help="IoU that a click must add.",
-            rich_help_panel=SEARCH,
-        ),
+        float, number_option(min=0, max=1, help="IoU that a click must add.", panel=SEARCH)
     ] = 0.0,
     after_loss: Annotated[
         AfterLoss,
@@ -112,7 +98,7 @@ def command(
         int, typer.Option(help="Seed of the random starts.", rich_help_panel=SEARCH)
     ] = 0,
     star: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(
             min=1,
             help="Add a StaR+ round, in which the bundle's MLLM makes this many clicks.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,8 +14,7 @@ from segagent_rt.cli.parameters import QuietOption
 def command(
     archive: Annotated[Path, typer.Argument(help="File that `pack` wrote.", show_default=False)],
     output: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", help="New folder. Default: engines/NAME."),
+        Path | None, typer.Option("--output", "-o", help="New folder. Default: engines/NAME.")
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
