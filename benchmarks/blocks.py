@@ -3,11 +3,11 @@
 python benchmarks/blocks.py             all of it; prints one JSON document
 python benchmarks/blocks.py --errors    without the times, which a busy machine changes
 
-Times are those of one layer of Qwen2.5-VL's tower at 1,024 patches, and of one of a language model
-of half a billion weights that reads a prompt, or one token. Errors are the root mean square of what
-a product is away from that of unrounded numbers, over its own: the operator rounds what comes in
-too, in blocks as long. And it is seen whether a row comes out the same, to the bit, alone and among
-others.
+Times are those of one layer of Qwen2.5-VL's vision encoder at 1,024 patches, and of one of a
+language model of half a billion weights that reads a prompt, or one token. Errors are the root mean
+square of what a product is away from that of unrounded numbers, over its own: the operator rounds
+what comes in too, in blocks as long. And it is seen whether a row comes out the same, to the bit,
+alone and among others.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ QWEN2_5_VL_HALF_B: dict[str, Any] = {
     },
     "vision_config": QWEN2_5_VL_3B["vision_config"] | {"out_hidden_size": 896},
 }  # fmt: skip
-"""Qwen2.5-VL's tower in front of a language model of the size of Qwen2.5-0.5B."""
+"""Qwen2.5-VL's vision encoder in front of a language model of the size of Qwen2.5-0.5B."""
 
 QWEN3_VL_2B: dict[str, Any] = {
     "model_type": "qwen3_vl",

@@ -4,10 +4,10 @@ python benchmarks/real_loop.py make click FOLDER     once: checkpoints and bundl
 python benchmarks/real_loop.py click FOLDER          writes benchmarks/results/real-click.json
 python benchmarks/real_loop.py make walk FOLDER; python benchmarks/real_loop.py walk FOLDER
 
-`click`: one click of Qwen2.5-VL's tower at 1,024 patches in front of a language model of half a
-billion weights, each variant against torch in fp32 and bf16; then many expressions on one canvas.
-`walk`: three clicks of Qwen3-VL-2B's shape with EdgeTAM's. `--dry` takes small shapes. Which
-numbers a weight holds does not change what the work takes.
+`click`: one click of Qwen2.5-VL's vision encoder at 1,024 patches in front of a language model of
+half a billion weights, each variant against torch in fp32 and bf16; then many expressions on one
+canvas. `walk`: three clicks of Qwen3-VL-2B's shape with EdgeTAM's. `--dry` takes small shapes.
+Which numbers a weight holds does not change what the work takes.
 
 Both sides run in one process and in turn, beginning with another one in each lap. A ratio is told
 only if the graphs in full precision give torch's logits, those that were timed are away from them

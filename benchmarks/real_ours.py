@@ -127,8 +127,8 @@ class OurMllm:
         grammar = annotator.grammar(expression, (1, 1))
         assert grammar is not None
         lead, tail = annotator.prompt(expression)
-        clean = annotator.tower.resize(image)
-        seen = annotator.tower.embed(annotator.picture(image, clean, None))
+        clean = annotator.vision_encoder.resize(image)
+        seen = annotator.vision_encoder.embed(annotator.picture(image, clean, None))
         embeddings = np.concatenate([model.embed(lead), seen.embeddings], axis=1)
         positions = annotator.settings.language.rope.before_text(len(lead), seen.grid)
         cache = model.new_cache(annotator.room(seen.embeddings.shape[1]))

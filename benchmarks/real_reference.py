@@ -1,8 +1,8 @@
 """The plain loop at real size: transformers' own model and image processor, and EdgeTAM in torch.
 
 As `reference/loop.py` it reuses nothing: every click paints the mask, passes the picture through a
-JPEG file, tokenises the prompt, runs the whole tower and prompt, and generates to the end token
-with the whole head. The segmenter encodes once for each expression, before the first click.
+JPEG file, tokenises the prompt, runs the whole vision encoder and prompt, and generates to the end
+token with the whole head. The segmenter encodes once for each expression, before the first click.
 
 Random weights give no reply that ends, so what is generated is dictated, token by token: the work
 is that of a model which says it.

@@ -208,10 +208,10 @@ def _paces(annotator: Any, image: np.ndarray) -> dict[str, Any]:
     model, rope = annotator.model, annotator.settings.language.rope
     vision, prefill, decode = Clock(), Clock(), Clock()
     lead, tail = annotator.prompt("the mug behind the 2nd laptop")
-    picture = annotator.tower.resize(image)
-    annotator.tower.embed(picture)
+    picture = annotator.vision_encoder.resize(image)
+    annotator.vision_encoder.embed(picture)
     with vision():
-        seen = annotator.tower.embed(picture)
+        seen = annotator.vision_encoder.embed(picture)
     x = np.concatenate([model.embed(lead), seen.embeddings, model.embed(tail)], axis=1)
     before = rope.before_text(len(lead), seen.grid)
     count = x.shape[1]

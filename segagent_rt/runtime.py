@@ -586,7 +586,7 @@ def open_mllm(part: Part, open_session: OpenSession) -> MllmAnnotator:
     }
     vision = CheckedSession(open_session(part, "vision"), name("vision"), shapes)
     return MllmAnnotator(
-        tower=VisionEncoder(vision, settings.vision),
+        vision_encoder=VisionEncoder(vision, settings.vision),
         model=LanguageModel(decoder, table, settings.language, head),
         encode=codec.encode,
         decode=codec.decode,

@@ -6,7 +6,7 @@ Masks are bool [H, W], images uint8 [H, W, 3] in RGB order, sizes (height, width
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -370,7 +370,7 @@ class DeviceTensor(Protocol):
 Feed: TypeAlias = Array | DeviceTensor
 Feeds: TypeAlias = Mapping[str, Feed]
 Buffers: TypeAlias = Mapping[str, DeviceTensor]
-Names: TypeAlias = Collection[str]
+Names: TypeAlias = Sequence[str]
 """Inputs, device tensors, and names of inputs and outputs of a graph."""
 
 

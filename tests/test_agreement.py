@@ -48,9 +48,9 @@ def said(annotator, met):
 def faulty(annotator: MllmAnnotator, **settings) -> MllmAnnotator:
     """The same graphs, told something wrong."""
     changed = replace(annotator.settings, **settings)
-    tower = VisionEncoder(annotator.tower._session, changed.vision)
+    encoder = VisionEncoder(annotator.vision_encoder._session, changed.vision)
     model = LanguageModel(annotator.model._session, annotator.model._table, changed.language)
-    return replace(annotator, tower=tower, model=model, settings=changed, _grammars={})
+    return replace(annotator, vision_encoder=encoder, model=model, settings=changed, _grammars={})
 
 
 def swapped(annotator):

@@ -201,11 +201,11 @@ def test_on_the_shipped_models_more_about_one_of_several_masks_costs_no_second_l
     scene = make_scene(3, 128)
     text, canvas = scene.expressions[0].text, runtime.open(scene.image)
     masks = [canvas.segment([Click(x, 60, positive=True)]) for x in (30, 60, 90)]
-    embed, looks = type(runtime.annotator.tower).embed, []
+    embed, looks = type(runtime.annotator.vision_encoder).embed, []
     monkeypatch.setattr(
-        type(runtime.annotator.tower),
+        type(runtime.annotator.vision_encoder),
         "embed",
-        lambda tower, picture: looks.append(1) or embed(tower, picture),
+        lambda encoder, picture: looks.append(1) or embed(encoder, picture),
     )
     turns = canvas.view.propose([Request(mask, text) for mask in masks])
     assert len(looks) == 3
@@ -224,11 +224,11 @@ def test_a_detour_to_the_clean_image_costs_no_second_look_at_a_rated_mask(runtim
     mask = canvas.segment([Click(60, 60, positive=True)])
     canvas.view.propose([Request(None, text)])
     (rated,) = canvas.view.rate([Request(mask, text)])
-    embed, looks = type(runtime.annotator.tower).embed, []
+    embed, looks = type(runtime.annotator.vision_encoder).embed, []
     monkeypatch.setattr(
-        type(runtime.annotator.tower),
+        type(runtime.annotator.vision_encoder),
         "embed",
-        lambda tower, picture: looks.append(1) or embed(tower, picture),
+        lambda encoder, picture: looks.append(1) or embed(encoder, picture),
     )
     rng = np.random.default_rng(0)
     canvas.view.propose([Request(None, text)], Sampling(4, 1.0, rng))
@@ -252,11 +252,14 @@ def test_on_the_shipped_models_one_candidate_is_the_loop(runtime):
 def test_on_the_shipped_models_a_search_reads_one_prompt_for_each_mask(runtime, monkeypatch):
     """1 + steps * candidates images are looked at, and each is read into the cache once."""
     looks, reads = [], []
-    embed, forward = type(runtime.annotator.tower).embed, type(runtime.annotator.model).forward
+    embed, forward = (
+        type(runtime.annotator.vision_encoder).embed,
+        type(runtime.annotator.model).forward,
+    )
     monkeypatch.setattr(
-        type(runtime.annotator.tower),
+        type(runtime.annotator.vision_encoder),
         "embed",
-        lambda tower, picture: looks.append(1) or embed(tower, picture),
+        lambda encoder, picture: looks.append(1) or embed(encoder, picture),
     )
     monkeypatch.setattr(
         type(runtime.annotator.model),

@@ -47,7 +47,7 @@ def counted():
 
             patch.setattr(owner, method, counting)
 
-        count(type(runtime.annotator.tower), "embed", "looks")
+        count(type(runtime.annotator.vision_encoder), "embed", "looks")
         count(type(runtime.annotator.model), "forward", "language_calls")
         count(type(runtime.segmenter), "decode", "decodes")
         yield runtime, calls

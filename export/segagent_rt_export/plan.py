@@ -188,9 +188,9 @@ def estimate_segmenter(recipe: SegmenterRecipe, source: Path) -> ResourceEstimat
 
 def estimate_mllm(recipe: MllmRecipe, source: MllmSource) -> ResourceEstimate:
     """An estimate from the shapes alone."""
-    tower, decoder, table, largest = _counts(source)
+    vision, decoder, table, largest = _counts(source)
     sizes = {
-        name: _size(tower, MLLM_VARIANTS[name].arithmetic.vision)
+        name: _size(vision, MLLM_VARIANTS[name].arithmetic.vision)
         + _size(decoder, MLLM_VARIANTS[name].arithmetic.language)
         for name in {*recipe.variants, REFERENCE}
     }
@@ -203,18 +203,19 @@ def estimate_mllm(recipe: MllmRecipe, source: MllmSource) -> ResourceEstimate:
 
 
 def _counts(source: MllmSource) -> tuple[int, int, int, int]:
-    """Weights of the tower, of the decoder's layers, of the embeddings, of the largest tensor."""
-    tower = decoder = table = largest = 0
+    """Weights of the vision encoder, of the decoder's layers, of the embeddings, of the largest
+    tensor."""
+    vision = decoder = table = largest = 0
     for name, tensor in source.weights.tensors.items():
         count = math.prod(tensor.shape)
         largest = max(largest, count)
         if name.startswith("visual."):
-            tower += count
+            vision += count
         elif name == "language.embed_tokens.weight":
             table = count
         elif name.startswith("language.") or source.settings.decoding == "free":
             decoder += count
-    return tower, decoder, table, largest
+    return vision, decoder, table, largest
 
 
 def _size(count: int, precision: Precision) -> int:

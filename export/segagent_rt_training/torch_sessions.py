@@ -6,7 +6,7 @@ differs from the bundle is what the export changed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ class LanguageSession(_Seat):
 
     @torch.inference_mode()
     def run(
-        self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
+        self, feeds: Mapping[str, Any], outputs: Names, *, into: Any = None, keep: Names = ()
     ) -> dict[str, Any]:
         x = torch.from_numpy(feeds["inputs_embeds"])
         stop = int(feeds["length"][0])
@@ -102,11 +102,11 @@ class LanguageSession(_Seat):
         return buffer.tensor[:, :, :stop].repeat_interleave(groups, 1)
 
 
-class NetTower(VisionEncoder):
+class TorchVisionEncoder(VisionEncoder):
     """The vision encoder."""
 
-    def __init__(self, net: TinyMllm, tower: VisionEncoder) -> None:
-        super().__init__(tower._session, tower._settings)
+    def __init__(self, net: TinyMllm, encoder: VisionEncoder) -> None:
+        super().__init__(encoder._session, encoder._settings)
         self._net = net.eval()
 
     @torch.inference_mode()
@@ -121,7 +121,7 @@ def annotator_as_trained(net: TinyMllm, tokenizer: Tokenizer) -> MllmAnnotator:
     session = LanguageSession(net, settings.head_rows)
     table = net.embedding.detach().numpy()
     return MllmAnnotator(
-        tower=NetTower(net, VisionEncoder(session, settings.vision)),
+        vision_encoder=TorchVisionEncoder(net, VisionEncoder(session, settings.vision)),
         model=LanguageModel(session, table, settings.language),
         encode=lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
         decode=lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=False)),

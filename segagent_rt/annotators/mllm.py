@@ -230,7 +230,7 @@ class MllmAnnotator(MllmCodec):
     `writing` is the decoder of replies within the grammar.
     """
 
-    tower: VisionEncoder
+    vision_encoder: VisionEncoder
     model: LanguageModel
     decoder_class: type[ConstrainedDecoder] = ConstrainedDecoder
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -271,7 +271,7 @@ class ImageContext:
     @cached_property
     def _clean(self) -> RgbImage:
         """The image at the size that the model takes, resized when first needed."""
-        return self._annotator.tower.resize(self._image)
+        return self._annotator.vision_encoder.resize(self._image)
 
     def propose(self, requests: Sequence[Request], sampling: Sampling = GREEDY) -> list[list[Turn]]:
         self._evict(requests)
@@ -377,7 +377,7 @@ class ImageContext:
         with watch("paint"):
             picture = self._annotator.picture(self._image, self._clean, prediction)
         with watch("vision"):
-            seen = self._annotator.tower.embed(picture)
+            seen = self._annotator.vision_encoder.embed(picture)
         cache = self._spare_caches.pop() if self._spare_caches else None
         prefix = self._new_prefix(prediction, seen, cache)
         if prediction is None:

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 from collections import Counter, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -35,7 +35,7 @@ from segagent_rt.errors import (
     SegagentError,
 )
 from segagent_rt.timing import current_deadline
-from segagent_rt.types import Array, Buffers, DeviceTensor, Feed, Feeds, Names
+from segagent_rt.types import Array, Buffers, Feed, Feeds, Names
 
 KEPT = 2
 """Bindings that a session keeps: a trajectory alternates between the caches of two pictures."""
@@ -99,13 +99,7 @@ class OrtSession:
                 hint="export the bundle again, or ask its author",
             ) from error
 
-    def _run(
-        self,
-        feeds: Mapping[str, Feed],
-        outputs: Sequence[str],
-        into: Mapping[str, DeviceTensor],
-        keep: Collection[str],
-    ) -> dict[str, Any]:
+    def _run(self, feeds: Feeds, outputs: Names, into: Buffers, keep: Names) -> dict[str, Any]:
         if not into and not keep and not any(isinstance(f, OrtBuffer) for f in feeds.values()):
             return self._run_plain(feeds, outputs)
         bound = self._bound(outputs, into, keep)
@@ -122,9 +116,7 @@ class OrtSession:
         self._spare.append(bound)
         return found
 
-    def _bound(
-        self, outputs: Sequence[str], into: Mapping[str, DeviceTensor], keep: Collection[str]
-    ) -> _IoBinding:
+    def _bound(self, outputs: Names, into: Buffers, keep: Names) -> _IoBinding:
         """A binding with the buffers in their places: one of the last runs', if it had the same.
 
         Threads may run one session: while a binding is in use, it is no longer to be had.
@@ -145,7 +137,7 @@ class OrtSession:
             binding.bind_ortvalue_output(name, held.value)
         return _IoBinding(binding, tuple(outputs), dict(into), in_place=self.provider == IN_PLACE)
 
-    def _run_plain(self, feeds: Mapping[str, Feed], outputs: Sequence[str]) -> dict[str, Any]:
+    def _run_plain(self, feeds: Feeds, outputs: Names) -> dict[str, Any]:
         with self._stoppable() as options:
             arrays = {name: on_host(feed) for name, feed in feeds.items()}
             values = self._call(self._session.run, outputs, arrays, options)
@@ -201,15 +193,15 @@ class _IoBinding:
 
     binding: Any
     asked: tuple[str, ...]
-    into: Mapping[str, DeviceTensor]
+    into: Buffers
     in_place: bool
     fed: dict[str, Feed | None] = field(default_factory=dict)
 
-    def serves(self, asked: Sequence[str], into: Mapping[str, DeviceTensor]) -> bool:
+    def serves(self, asked: Names, into: Buffers) -> bool:
         """Whether a run with these outputs finds a place for each."""
         return self.asked == tuple(asked) and self.into == into
 
-    def take(self, feeds: Mapping[str, Feed]) -> None:
+    def take(self, feeds: Feeds) -> None:
         """Bind what is not in its place already."""
         for name, feed in feeds.items():
             if self.fed.get(name) is feed:

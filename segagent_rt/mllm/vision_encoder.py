@@ -38,7 +38,7 @@ class VisionOutput:
 
 @dataclass(frozen=True, slots=True)
 class VisionSettings:
-    """A tower's geometry, part of an MLLM's manifest.
+    """A vision encoder's geometry, part of an MLLM's manifest.
 
     Attributes:
         patch: side of a patch, in pixels.
@@ -67,7 +67,7 @@ class VisionEncoder:
         self._session, self._settings = session, settings
 
     def resize(self, image: RgbImage) -> RgbImage:
-        """The picture at the size that the tower takes.
+        """The picture at the size that the vision encoder takes.
 
         Raises:
             ImageUnreadable: the image is too narrow for it.

@@ -43,7 +43,7 @@ class Model:
         grammar = compile_grammar(a.settings.reply, a.encode, "", picture.shape[:2])
         tokens = a.encode(FRAME.format(text))
         at = tokens.index(a.encode("<|image_pad|>")[0])
-        seen = a.tower.embed(picture)
+        seen = a.vision_encoder.embed(picture)
         lead, tail = tokens[:at], tokens[at + 1 :]
         x = np.concatenate([a.model.embed(lead), seen.embeddings, a.model.embed(tail)], axis=1)
         positions = a.settings.language.rope.before_text(len(lead), seen.grid)

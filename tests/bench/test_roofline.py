@@ -41,9 +41,9 @@ def test_operations_of_a_node_by_hand():
 
 
 def test_a_profile_tells_the_arithmetic_of_the_shipped_graphs():
-    """256 patches through the tower's 2.25 million weights, and its attention: 1.5 GFLOP; the
-    segmenter's convolutions, though they are made in integers, 3.53 and 0.78 GFLOP by the shapes of
-    its layers; the runtime fills channels up to sixteens."""
+    """256 patches through the vision encoder's 2.25 million weights, and its attention: 1.5 GFLOP;
+    the segmenter's convolutions, though they are made in integers, 3.53 and 0.78 GFLOP by the
+    shapes of its layers; the runtime fills channels up to sixteens."""
     with load(threads=1) as runtime:
         found = flops_per_call(runtime, make_scene(1))
     assert found["mllm vision"] == pytest.approx(1.55e9, rel=0.05)

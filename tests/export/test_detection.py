@@ -39,7 +39,7 @@ def qwen2_5_vl(hidden: int, layers: int, heads: int, kv: int, inner: int) -> dic
     }  # fmt: skip
 
 
-def qwen3_vl(hidden: int, inner: int, layers: int, heads: int, tower: int) -> dict[str, Any]:
+def qwen3_vl(hidden: int, inner: int, layers: int, heads: int, vision: int) -> dict[str, Any]:
     return {
         "architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl",
         "text_config": {
@@ -50,8 +50,8 @@ def qwen3_vl(hidden: int, inner: int, layers: int, heads: int, tower: int) -> di
                              "rope_type": "default"},
         },
         "vision_config": {
-            "model_type": "qwen3_vl", "depth": 24, "hidden_size": tower, "num_heads": 16,
-            "intermediate_size": 4 * tower, "out_hidden_size": hidden, "patch_size": 16,
+            "model_type": "qwen3_vl", "depth": 24, "hidden_size": vision, "num_heads": 16,
+            "intermediate_size": 4 * vision, "out_hidden_size": hidden, "patch_size": 16,
             "num_position_embeddings": 2304, "deepstack_visual_indexes": [5, 11, 17],
             "hidden_act": "gelu_pytorch_tanh",
         },

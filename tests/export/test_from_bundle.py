@@ -186,7 +186,7 @@ def test_the_mllm_that_came_back_is_exported_with_the_same_codes(bundle, tmp_pat
     assert np.array_equal(*same)
 
 
-def test_the_tower_that_came_back_sees_the_same(bundle, tmp_path):
+def test_the_vision_encoder_that_came_back_sees_the_same(bundle, tmp_path):
     export_mllm(
         mllm_from_part(open_part(bundle / "mllm", "mllm")),
         build_tokenizer(), tmp_path / "mllm", VISION, LANGUAGE,
@@ -194,8 +194,8 @@ def test_the_tower_that_came_back_sees_the_same(bundle, tmp_path):
     where, seen = SessionOptions("cpu", 1), []
     for folder in (bundle / "mllm", tmp_path / "mllm"):
         part = open_part(folder, "mllm")
-        tower = open_mllm(part, lambda part, role: part.session(role, where)).tower
-        seen.append(tower.embed(pictures(0)[0][0]).embeddings)
+        encoder = open_mllm(part, lambda part, role: part.session(role, where)).vision_encoder
+        seen.append(encoder.embed(pictures(0)[0][0]).embeddings)
     assert np.abs(seen[0] - seen[1]).std() < 0.02 * seen[0].std()
 
 

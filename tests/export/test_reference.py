@@ -115,7 +115,7 @@ def test_its_prompt_and_pixels_are_those_of_the_runtime(loop, tmp_path):
     annotator = open_mllm(part, lambda part, role: part.session(role, where))
     picture = SCENE
     lead, tail = annotator.prompt("the red circle")
-    seen = annotator.tower.embed(picture)
+    seen = annotator.vision_encoder.embed(picture)
     x = np.concatenate(
         [annotator.model.embed(lead), seen.embeddings, annotator.model.embed(tail)], axis=1
     )

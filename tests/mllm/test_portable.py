@@ -79,9 +79,9 @@ def test_arithmetic_in_fp32_is_in_fp32_whatever_the_library_fuses(part, how):
             given.update(feeds)
             raise InterruptedError
 
-    tower = VisionEncoder(Kept(), part.settings(MllmSettings).vision)
+    encoder = VisionEncoder(Kept(), part.settings(MllmSettings).vision)
     with pytest.raises(InterruptedError):
-        tower.embed(tower.resize(make_scene(FIRST, 256).image))
+        encoder.embed(encoder.resize(make_scene(FIRST, 256).image))
     graph = part.graphs("vision", "portable")[0].path
     plain = ort.SessionOptions()
     plain.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

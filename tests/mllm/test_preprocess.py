@@ -1,4 +1,4 @@
-"""From photos to pictures for towers: sizes, pixels, and what part of a photo is shown."""
+"""From photos to pictures for vision encoders: sizes, pixels, and what part of a photo is shown."""
 
 from __future__ import annotations
 

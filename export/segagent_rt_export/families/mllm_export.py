@@ -36,7 +36,7 @@ def export_mllm_graphs(
     _embeddings(source)
     graphs = {role: folder / f"{role}.onnx" for role in _roles(source)}
     with new_graph(graphs["vision"], dialect) as g:
-        model.tower.build(g, weights.below("visual."), precision.vision)
+        model.vision_encoder.build(g, weights.below("visual."), precision.vision)
     head = _head(source)
     rows = head.read(list(source.settings.head_rows))
     with new_graph(graphs["decoder"], dialect) as g:

@@ -13,7 +13,7 @@ from segagent_rt.mllm.vision_encoder import VisionSettings
 from segagent_rt_export.graphs.attention import Heads
 from segagent_rt_export.graphs.blocks import ACTIVATIONS
 from segagent_rt_export.graphs.language_model import LanguageShape
-from segagent_rt_export.graphs.patch_embedding import Pixels, TowerShape
+from segagent_rt_export.graphs.patch_embedding import Pixels, VisionEncoderShape
 from segagent_rt_export.sources.mllm_config import Config
 
 LEAST_PIXELS, MOST_PIXELS = 56 * 56, 28 * 28 * 1280
@@ -34,7 +34,7 @@ class Model:
     """
 
     family: str
-    tower: TowerShape
+    vision_encoder: VisionEncoderShape
     language: LanguageShape
     vision_settings: VisionSettings
     language_settings: LanguageSettings

@@ -1,7 +1,7 @@
 """Names of tensors: from what checkpoints of a family use, on disk or in memory, to common ones.
 
-`language.*` below is as in transformers' Qwen2 below `model.`; `visual.*` as the tower's builder
-asks for; `head.weight` is the output head.
+`language.*` below is as in transformers' Qwen2 below `model.`; `visual.*` as the vision encoder's
+builder asks for; `head.weight` is the output head.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def _twin(annotator: MllmAnnotator) -> MllmAnnotator:
     one = annotator
     return MllmAnnotator(
         encode=one.encode, decode=one.decode, settings=one.settings, specials=one.specials,
-        tower=one.tower, model=one.model,
+        vision_encoder=one.vision_encoder, model=one.model,
     )  # fmt: skip
 
 
@@ -397,7 +397,7 @@ def _outputs_of(annotator: MllmAnnotator, image: Array) -> ReferenceOutputs:
     model, rope = annotator.model, annotator.settings.language.rope
     lead, tail = annotator.prompt("the mug behind the 2nd laptop")
     more = annotator.encode(" Current IOU: 45  Positive point: (12")
-    seen = annotator.tower.embed(annotator.tower.resize(image))
+    seen = annotator.vision_encoder.embed(annotator.vision_encoder.resize(image))
     x = np.concatenate([model.embed(lead), seen.embeddings, model.embed(tail)], axis=1)
     cache = model.new_cache(x.shape[1] + len(more))
     logits = [model.forward(cache, x, rope.before_text(len(lead), seen.grid))]

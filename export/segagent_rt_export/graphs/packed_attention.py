@@ -1,5 +1,5 @@
-"""Attention of Qwen's later towers: one projection to [query | key | value], rotary positions,
-over all patches or within windows."""
+"""Attention of Qwen's later vision encoders: one projection to [query | key | value], rotary
+positions, over all patches or within windows."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Pixels:
 
 
 @dataclass(frozen=True, slots=True)
-class TowerShape:
+class VisionEncoderShape:
     """A family's vision encoder: its sizes, and how to build it.
 
     Attributes:
@@ -56,7 +56,7 @@ class TowerShape:
     pixels: Pixels
 
     def build(self, g: GraphBuilder, weights: Weights, precision: Precision) -> None:
-        """Add the tower to a graph."""
+        """Add the vision encoder to a graph."""
         raise NotImplementedError
 
 

@@ -49,7 +49,8 @@ def mllm_profiles(graphs: Mapping[str, Path], codec: MllmCodec) -> dict[str, tup
 
 
 def visual_tokens(codec: MllmCodec) -> Span:
-    """Fewest, typical and most tokens of a picture in a prompt; some towers make as many of any."""
+    """Fewest, typical and most tokens of a picture in a prompt; some vision encoders make as many
+    of any."""
     grid = codec.settings.vision.grid
     if grid is not None:
         return (grid[0] * grid[1],) * 3

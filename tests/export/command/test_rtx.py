@@ -21,7 +21,11 @@ from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.errors import EngineRefused
 from segagent_rt_export.families.click_net.export import export_click_net
 from segagent_rt_export.families.click_net.net import SegmenterNet
-from segagent_rt_export.families.demo_mllm.export import language_shape, mllm_settings, tower_shape
+from segagent_rt_export.families.demo_mllm.export import (
+    language_shape,
+    mllm_settings,
+    vision_encoder_shape,
+)
 from segagent_rt_export.families.demo_mllm.net import TinyMllm, tiny_config
 from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
 from segagent_rt_export.families.mllm_export import export_mllm_graphs
@@ -102,7 +106,7 @@ def test_the_mllm_that_ships(library, tmp_path, name):
     language = StateDict(state, "model.language_model.")
     rows = np.asarray(language("embed_tokens.weight"))[list(mllm_settings(tokenizer).head_rows)]
     with new_graph(tmp_path / "vision.onnx", "portable") as g:
-        tower_shape().build(g, StateDict(state, "model.visual."), precision.vision)
+        vision_encoder_shape().build(g, StateDict(state, "model.visual."), precision.vision)
     with new_graph(tmp_path / "decoder.onnx", "portable") as g:
         build_decoder(g, language_shape(), language, rows, precision.language)
     for role in ("vision", "decoder"):
@@ -132,7 +136,7 @@ def test_an_mllm(library, sources, tmp_path, family, name):
 
 
 @pytest.mark.parametrize("scheme", ["fp32", "fp16"])
-def test_a_tower_of_qwen2_5_vl_at_its_true_width(library, sources, tmp_path, scheme):
+def test_a_vision_encoder_of_qwen2_5_vl_at_its_true_width(library, sources, tmp_path, scheme):
     """Two of its 32 layers, for pictures of up to 1,280 visual tokens: attention over all patches
     takes more scratch memory than 2 GiB."""
     vision = QWEN25_3B["vision_config"] | {"depth": 2, "fullatt_block_indexes": [1]}
@@ -142,7 +146,7 @@ def test_a_tower_of_qwen2_5_vl_at_its_true_width(library, sources, tmp_path, sch
     described = Qwen2_5_VLConfig(vision_config=vision).vision_config
     state = Qwen2_5_VisionTransformerPretrainedModel(described).state_dict()
     with new_graph(tmp_path / "vision.onnx", "portable") as g:
-        model.tower.build(g, StateDict(state), Precision(scheme))
+        model.vision_encoder.build(g, StateDict(state), Precision(scheme))
     small = read_source(sources("qwen2_5_vl"))
     codec = replace(small, settings=replace(small.settings, vision=model.vision_settings)).codec
     paths = {"vision": tmp_path / "vision.onnx"}

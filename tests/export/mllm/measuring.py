@@ -19,7 +19,7 @@ def distance(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def distance_of_picture(annotator: MllmAnnotator, reference: Any, image: np.ndarray) -> float:
-    seen = annotator.tower.embed(annotator.tower.resize(image))
+    seen = annotator.vision_encoder.embed(annotator.vision_encoder.resize(image))
     return distance(seen.embeddings[0], reference.picture(image).numpy())
 
 
@@ -29,7 +29,7 @@ def distance_of_logits(annotator: MllmAnnotator, reference: Any, image: np.ndarr
     lead, tail = annotator.prompt(EXPRESSION)
     more = annotator.encode(REPLY)
     theirs = reference.logits(image, lead, tail + more)[len(tail) - 1 :]
-    seen = annotator.tower.embed(annotator.tower.resize(image))
+    seen = annotator.vision_encoder.embed(annotator.vision_encoder.resize(image))
     x = np.concatenate([model.embed(lead), seen.embeddings, model.embed(tail)], axis=1)
     cache = model.new_cache(x.shape[1] + len(more))
     before = rope.before_text(len(lead), seen.grid)

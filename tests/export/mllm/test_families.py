@@ -54,7 +54,7 @@ def test_a_published_qwen2_5_vl(tmp_path):
     assert model.language.heads == Heads(16, 2, 128)
     assert (model.language.layers, model.language.inner) == (36, 11008)
     assert model.language_settings.rope == RopeSettings(128, 1e6, "chunked", (16, 24, 24))
-    assert model.tower.window == 4
+    assert model.vision_encoder.window == 4
     assert model.vision_settings.window == 4
     assert model.vision_settings.rope.head_dim == 80
     assert model.vision_settings.resize == SmartResize(28, 3136, 512 * 512)
@@ -137,14 +137,14 @@ def test_a_published_qwen3_vl(tmp_path):
     assert model.language.heads == Heads(32, 8, 128)
     assert model.language_settings.rope.layout == "interleaved"
     assert model.vision_settings.table == 48
-    assert model.tower.pixels.mean == (0.5, 0.5, 0.5)
+    assert model.vision_encoder.pixels.mean == (0.5, 0.5, 0.5)
 
 
 def test_the_first_qwen_vl_needs_only_its_type(tmp_path):
     """The defaults are those of Qwen-VL-Chat."""
     model = read_model(written(tmp_path, {"model_type": "qwen", "visual": {"image_size": 448}}))
     assert model.language.heads == Heads(32, 32, 128)
-    assert (model.language.inner, model.tower.inner) == (11008, 8192)
+    assert (model.language.inner, model.vision_encoder.inner) == (11008, 8192)
     assert model.language_settings.most_tokens == 2048
     assert model.vision_settings.grid == (16, 16)
     assert model.vision_settings.resize == SquareResize(448)
@@ -159,7 +159,7 @@ def test_llava_takes_what_is_left_out_from_vicuna_and_clip(tmp_path):
     assert model.language.hidden == text.hidden_size
     assert model.language.inner == text.intermediate_size
     assert model.language.layers == text.num_hidden_layers
-    assert (model.tower.depth, model.tower.grid) == (23, 24)
+    assert (model.vision_encoder.depth, model.vision_encoder.grid) == (23, 24)
     assert model.vision_settings.resize == CenterCrop(336, 336)
 
 
@@ -171,7 +171,7 @@ def test_llavas_processor_decides_between_crop_pad_and_squash(tmp_path):
     assert read_model(written(tmp_path, LLAVA, whole)).vision_settings.resize == SquareResize(336)
 
 
-def test_defaults_of_the_towers_are_transformers(tmp_path):
+def test_defaults_of_the_vision_encoders_are_transformers(tmp_path):
     pairs = (
         ("qwen2_vl", Qwen2VLVisionConfig(), {"embed_dim": "width"}),
         ("qwen2_5_vl", Qwen2_5_VLVisionConfig(), {"hidden_size": "width"}),
@@ -182,11 +182,11 @@ def test_defaults_of_the_towers_are_transformers(tmp_path):
         text = {k: v for k, v in QWEN25_3B.items() if k != "vision_config"}
         if kind == "qwen3_vl":
             text = text | {"rope_scaling": {"mrope_section": [24, 20, 20]}}
-        tower = read_model(written(tmp_path, text | {"model_type": kind})).tower
+        encoder = read_model(written(tmp_path, text | {"model_type": kind})).vision_encoder
         for name, ours in (same | names).items():
-            assert getattr(tower, ours) == getattr(theirs, name), (kind, name)
+            assert getattr(encoder, ours) == getattr(theirs, name), (kind, name)
         if kind != "qwen2_vl":
-            assert tower.inner == theirs.intermediate_size
+            assert encoder.inner == theirs.intermediate_size
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -38,9 +38,9 @@ def test_graphs_are_their_reference(small, exported, photo, name, dialect):
 def test_dialects_are_equal(exported, photo, name):
     """Not only close to the reference: closer to each other."""
     one, other = (exported(name, dialect, FREE).annotator for dialect in ("ort", "portable"))
-    picture = one.tower.resize(photo(120, 170))
-    seen = one.tower.embed(picture)
-    assert distance(other.tower.embed(picture).embeddings, seen.embeddings) < CLOSE / 2
+    picture = one.vision_encoder.resize(photo(120, 170))
+    seen = one.vision_encoder.embed(picture)
+    assert distance(other.vision_encoder.embed(picture).embeddings, seen.embeddings) < CLOSE / 2
     positions = one.settings.language.rope.before_text(0, seen.grid)
     count = positions.shape[1]
     ours, theirs = (
@@ -60,9 +60,10 @@ def with_rope(annotator, **changes):
 
 
 def with_vision(annotator, **changes):
-    tower = annotator.tower
+    encoder = annotator.vision_encoder
     return replace(
-        annotator, tower=VisionEncoder(tower._session, replace(tower._settings, **changes))
+        annotator,
+        vision_encoder=VisionEncoder(encoder._session, replace(encoder._settings, **changes)),
     )
 
 
@@ -82,7 +83,7 @@ def test_a_wrong_position_is_noticed(small, exported, photo, fault):
     assert distance_of_logits(wrong, small(name).reference, photo(*SIZES[1])) > 20 * CLOSE
 
 
-def test_a_wrong_angle_in_the_tower_is_noticed(small, exported, photo):
+def test_a_wrong_angle_in_the_vision_encoder_is_noticed(small, exported, photo):
     for name in ("qwen2_vl", "qwen3_vl"):
         wrong = with_vision(exported(name, "ort", FREE).annotator, rope=VisionRope2D(16, 9000.0))
         assert distance_of_picture(wrong, small(name).reference, photo(*SIZES[1])) > 20 * CLOSE
@@ -120,6 +121,6 @@ def test_deepstack_left_out_is_noticed(small, exported, photo, monkeypatch):
 def test_another_filter_is_noticed(small, exported, photo):
     """OpenCV's area filter in place of Pillow's bicubic one."""
     annotator = exported("qwen_vl", "ort", FREE).annotator
-    resize = replace(annotator.tower._settings.resize, filter="area")
+    resize = replace(annotator.vision_encoder._settings.resize, filter="area")
     wrong = with_vision(annotator, resize=resize)
     assert distance_of_picture(wrong, small("qwen_vl").reference, photo(*SIZES[0])) > 20 * CLOSE

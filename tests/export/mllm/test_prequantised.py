@@ -158,7 +158,7 @@ def test_a_quantised_checkpoint_is_exported(pack, name, photo, tmp_path):
     annotator = open_exported(source, tmp_path / "part").annotator
     published = open_reference(folder, source, None)
     image, (lead, tail) = photo(97, 331), annotator.prompt("the mug")
-    seen = annotator.tower.embed(annotator.tower.resize(image))
+    seen = annotator.vision_encoder.embed(annotator.vision_encoder.resize(image))
     x = np.concatenate(
         [annotator.model.embed(lead), seen.embeddings, annotator.model.embed(tail)], axis=1
     )

@@ -121,7 +121,7 @@ def test_absurd_dimensions_are_refused(small: Any, tmp_path: Any, field: str) ->
 
 
 @pytest.mark.parametrize("kind", ["timm_wrapper", "timm_backbone", "siglip_vision_model"])
-def test_llava_with_another_tower_is_refused(small: Any, tmp_path: Any, kind: str) -> None:
+def test_llava_with_another_vision_encoder_is_refused(small: Any, tmp_path: Any, kind: str) -> None:
     """transformers would build it, and timm's wrappers download weights when they are built."""
     folder = changed(small("llava").folder, tmp_path)
     config = json.loads((folder / "config.json").read_text())

@@ -40,7 +40,7 @@ def golden(shared):
 
 @pytest.fixture(scope="module", params=["ort", "portable"])
 def opened(shared, tmp_path_factory, request):
-    """The decoder with its head, and the tower's session."""
+    """The decoder with its head, and the vision encoder's session."""
     folder = tmp_path_factory.mktemp("golden")
     shutil.copy(shared / "qwen_vl_v1" / "tiny.pt", folder / "pytorch_model.bin")
     (folder / "config.json").write_text(json.dumps(GOLDEN))
@@ -49,7 +49,7 @@ def opened(shared, tmp_path_factory, request):
     head, language = weights.stored("head.weight"), weights.below("language.")
     paths = [folder / f"{role}.onnx" for role in ("vision", "decoder", "head")]
     with new_graph(paths[0], request.param) as g:
-        model.tower.build(g, weights.below("visual."), Precision())
+        model.vision_encoder.build(g, weights.below("visual."), Precision())
     with new_graph(paths[1], request.param) as g:
         build_decoder(g, model.language, language, head.read([0]), Precision())
     with new_graph(paths[2], request.param) as g:
@@ -68,7 +68,7 @@ def picture(golden):
     return np.rint((golden["pixel_values"][0].astype(np.float64) * STD + MEAN) * 255)
 
 
-def test_the_tower(opened, golden):
+def test_the_vision_encoder(opened, golden):
     pixels = picture(golden).transpose(1, 2, 0).astype(np.uint8)
     feeds = {"patches": cut_patches(pixels, 14, 1)[:, 0]}
     ours = opened[1].run(feeds, ["image_embeds"])["image_embeds"]

@@ -57,7 +57,7 @@ def masked_greedy(annotator: Any, reference: Any, image: np.ndarray, frame: Any)
 def test_replies_are_masked_greedy(small, exported, photo, name, dialect):
     annotator, image = exported(name, dialect).annotator, photo(150, 211)
     view = annotator.look(image)
-    frame = annotator.tower.resize(image).shape[:2]
+    frame = annotator.vision_encoder.resize(image).shape[:2]
     for prediction in (None, Blob((150, 211))):
         shown = image if prediction is None else overlay(image, prediction.mask())
         wanted = masked_greedy(annotator, small(name).reference, shown, frame)
@@ -84,7 +84,7 @@ def test_every_preset_is_masked_greedy_too(small, exported, photo, preset):
     annotator = exported(name, "ort", Choices(preset=preset)).annotator
     for seed, size in enumerate(((150, 211), (90, 120))):
         image = photo(*size)
-        frame = annotator.tower.resize(image).shape[:2]
+        frame = annotator.vision_encoder.resize(image).shape[:2]
         wanted = masked_greedy(annotator, small(name).reference, image, frame)
         turn = annotator.look(image).propose([Request(None, EXPRESSION)])[0][0]
         assert turn.reply == annotator.decode(wanted), seed
@@ -134,10 +134,10 @@ def test_a_jpeg_pass_changes_what_is_seen(exported, photo):
     image = photo(150, 211)
     passed = exported("qwen_vl", "ort", Choices(jpeg=True)).annotator
     seen: list[np.ndarray] = []
-    embed = passed.tower.embed
-    passed.tower.embed = lambda picture: seen.append(picture) or embed(picture)
+    embed = passed.vision_encoder.embed
+    passed.vision_encoder.embed = lambda picture: seen.append(picture) or embed(picture)
     passed.look(image).propose([Request(None, EXPRESSION)])
-    assert np.array_equal(seen[0], plain.tower.resize(jpeg_round_trip(image)))
+    assert np.array_equal(seen[0], plain.vision_encoder.resize(jpeg_round_trip(image)))
 
 
 def test_tokens_that_steer_the_model_are_refused(exported):

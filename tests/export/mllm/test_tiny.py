@@ -40,7 +40,7 @@ def test_the_graphs_are_the_net(net, photo, tmp_path):
     annotator = opened(net, tmp_path / "mllm", Precision(), Precision())
     image = photo(256, 256)
     sight = net.see(torch.from_numpy(image)[None])
-    seen = annotator.tower.embed(annotator.tower.resize(image))
+    seen = annotator.vision_encoder.embed(annotator.vision_encoder.resize(image))
     theirs = sight.tokens[0].numpy()
     assert np.abs(seen.embeddings[0] - theirs).max() < 1e-4 * theirs.std()
     lead, tail = annotator.prompt("the red circle")

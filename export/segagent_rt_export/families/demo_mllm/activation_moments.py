@@ -22,7 +22,7 @@ SCENES = 24
 
 
 def block_layers(net: TinyMllm) -> dict[str, nn.Linear]:
-    """The linear layers of the tower's blocks by the whole names of their weights."""
+    """The linear layers of the vision encoder's blocks by the whole names of their weights."""
     return {
         f"model.visual.blocks.{name}.weight": module
         for name, module in net.vision.blocks.named_modules()

@@ -33,8 +33,8 @@ from segagent_rt_export.sources.weights import Blocks, StateDict
 
 VISION, LANGUAGE = Precision("rounded", 16), Precision("stored", 16)
 """The language model computes in fp32: so what it writes does not depend on how many tokens are fed
-at once, and jump-forward stays exact. The tower's blocks multiply integers; what follows them errs
-most in integers (its inputs have outliers) and stays in fp32, too."""
+at once, and jump-forward stays exact. The encoder's blocks multiply integers; what follows them
+errs most in integers (its inputs have outliers) and stays in fp32, too."""
 
 SAID: Mapping[Scheme, str] = {"rounded": "int8", "stored": "weights int8"}
 
@@ -53,13 +53,13 @@ def export_mllm(
     folder.mkdir()
     settings = mllm_settings(tokenizer)
     state = net.model.state_dict()
-    tower = StateDict(state, "model.visual.", _rounded(net, vision_precision))
+    encoder = StateDict(state, "model.visual.", _rounded(net, vision_precision))
     language = StateDict(state, "model.language_model.")
     table = np.asarray(language("embed_tokens.weight"), np.float16).astype(np.float32)
     head = table[list(settings.head_rows)]
     graphs = {
         "vision": _in_both_dialects(
-            folder, "vision", lambda g: tower_shape().build(g, tower, vision_precision)
+            folder, "vision", lambda g: vision_encoder_shape().build(g, encoder, vision_precision)
         ),
         "decoder": _in_both_dialects(
             folder,
@@ -88,7 +88,7 @@ def export_mllm(
 
 
 def _rounded(net: mllm_net.TinyMllm, precision: Precision) -> dict[str, Blocks]:
-    """Integers for the tower's blocks, if that is where they are multiplied."""
+    """Integers for the vision encoder's blocks, if that is where they are multiplied."""
     if precision.scheme != "rounded":
         return {}
     moments, layers = observed_moments(net), block_layers(net)
@@ -114,7 +114,7 @@ def _names(graphs: Mapping[str, Path]) -> dict[str, str]:
     return {role: path.name for role, path in graphs.items()}
 
 
-def tower_shape() -> Qwen3Shape:
+def vision_encoder_shape() -> Qwen3Shape:
     """Sizes of the vision encoder."""
     return Qwen3Shape(
         depth=mllm_net.DEPTH,

@@ -13,7 +13,11 @@ from torch import Tensor
 from segagent_rt.annotators.mllm import MllmSettings
 from segagent_rt.bundle.bundle import Part
 from segagent_rt_export.families.demo_mllm.activation_moments import block_layers
-from segagent_rt_export.families.demo_mllm.export import language_shape, mllm_settings, tower_shape
+from segagent_rt_export.families.demo_mllm.export import (
+    language_shape,
+    mllm_settings,
+    vision_encoder_shape,
+)
 from segagent_rt_export.families.demo_mllm.net import PATCH, TinyMllm, tiny_config
 from segagent_rt_export.families.demo_mllm.tokenizer import build_tokenizer
 from segagent_rt_export.graphs.builder import GraphBuilder
@@ -50,8 +54,8 @@ def mllm_from_part(part: Part) -> TinyMllm:
     net = TinyMllm(tiny_config(tokenizer.get_vocab()))
     table = _table(part, tuple(net.embedding.shape))
 
-    def tower(g: GraphBuilder, weights: _Noted, precision: Precision) -> None:
-        tower_shape().build(g, weights, precision)
+    def encoder(g: GraphBuilder, weights: _Noted, precision: Precision) -> None:
+        vision_encoder_shape().build(g, weights, precision)
 
     def decoder(g: GraphBuilder, weights: _Noted, precision: Precision) -> None:
         head = table[list(settings.head_rows)]
@@ -60,7 +64,7 @@ def mllm_from_part(part: Part) -> TinyMllm:
 
     blank = net.model.state_dict()
     unknown = {name: _unknown(layer.weight) for name, layer in block_layers(net).items()}
-    vision = _weights(part, "vision", _Noted(blank, VISION, unknown), tower)
+    vision = _weights(part, "vision", _Noted(blank, VISION, unknown), encoder)
     language = _weights(part, "decoder", _Noted(blank, LANGUAGE), decoder)
     del language[HEAD]
     tied = {f"{LANGUAGE}embed_tokens.weight": table, "lm_head.weight": table}
@@ -122,7 +126,7 @@ def _precision(graph: onnx.GraphProto) -> Precision:
 def _unfolded(vision: Mapping[str, Weight]) -> dict[str, Weight]:
     """The patch embedding without the processor's arithmetic, shared out to both frames: the
     inverse of `frame_kernel` and `Pixels.embed`."""
-    pixels = tower_shape().pixels
+    pixels = vision_encoder_shape().pixels
     folded, offset = vision[BIAS], vision[KERNEL]  # asked for in this order, used in the other
     kernel = folded.astype(np.float64).reshape(len(folded), 3, PATCH, PATCH)
     kernel = kernel * (255 * np.asarray(pixels.std))[:, None, None]

@@ -15,15 +15,15 @@ from segagent_rt_export.graphs.blocks import (
     split_heads,
 )
 from segagent_rt_export.graphs.builder import GraphBuilder
-from segagent_rt_export.graphs.patch_embedding import TowerShape
+from segagent_rt_export.graphs.patch_embedding import VisionEncoderShape
 from segagent_rt_export.graphs.precision import Precision
 from segagent_rt_export.sources.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
-class ClipShape(TowerShape):
-    """Sizes of the tower; `depth` counts the layers below the features, `grid` patches along a
-    side."""
+class ClipShape(VisionEncoderShape):
+    """Sizes of the vision encoder; `depth` counts the layers below the features, `grid` patches
+    along a side."""
 
     grid: int
     patch: int = 14

@@ -24,7 +24,7 @@ def llava(given: Given) -> Model:
         raise config.refuse("vision_feature_select_strategy", "the class token is not put out")
     language = given.language(VICUNA, 1e-6)
     patch, side = vision.size("patch_size", 14), vision.size("image_size", 336)
-    tower = ClipShape(
+    encoder = ClipShape(
         depth=_depth(given),
         width=vision.size("hidden_size", 1024),
         inner=vision.size("intermediate_size", 4096),
@@ -38,9 +38,9 @@ def llava(given: Given) -> Model:
         projector=activation_of(config, "gelu", "projector_hidden_act"),
     )
     rope = given.rope(language.heads.width, 1e4, "plain")
-    seen = VisionSettings(patch, _resize(given, side, tower.pixels))
+    seen = VisionSettings(patch, _resize(given, side, encoder.pixels))
     settings = settings_of(language, rope, text.size("max_position_embeddings", 2048))
-    return Model("llava", tower, language, seen, settings, given.tied)
+    return Model("llava", encoder, language, seen, settings, given.tied)
 
 
 def _depth(given: Given) -> int:
@@ -49,7 +49,7 @@ def _depth(given: Given) -> int:
     layer = given.config.number("vision_feature_layer", -2)
     depth = int(layer) if layer >= 0 else int(layers + 1 + layer)
     if not 0 < depth <= layers:
-        raise given.config.refuse("vision_feature_layer", f"the tower has {layers} layers")
+        raise given.config.refuse("vision_feature_layer", f"the vision encoder has {layers} layers")
     return depth
 
 

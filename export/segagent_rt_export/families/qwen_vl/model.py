@@ -23,7 +23,7 @@ def qwen2_vl(given: Given) -> Model:
     """Qwen2-VL."""
     vision, language = given.vision, given.language({}, 1e-5)
     width = vision.size("embed_dim", 1280)
-    tower = Qwen2Shape(
+    encoder = Qwen2Shape(
         depth=vision.size("depth", 32),
         width=width,
         inner=int(width * vision.number("mlp_ratio", 4)),
@@ -35,16 +35,16 @@ def qwen2_vl(given: Given) -> Model:
         activation=activation_of(vision, "quick_gelu"),
     )
     rope = given.rope(language.heads.width, 1e6, "chunked")
-    return _model("qwen2_vl", given, tower, language, rope)
+    return _model("qwen2_vl", given, encoder, language, rope)
 
 
 def qwen2_5_vl(given: Given) -> Model:
     """Qwen2.5-VL."""
     vision, language = given.vision, given.language({}, 1e-5)
     if activation_of(vision, "silu") != "silu":
-        raise vision.refuse("hidden_act", "this tower is built with silu")
+        raise vision.refuse("hidden_act", "this vision encoder is built with silu")
     patch, merge = vision.size("patch_size", 14), vision.size("spatial_merge_size", 2)
-    tower = Qwen25Shape(
+    encoder = Qwen25Shape(
         depth=vision.size("depth", 32),
         width=vision.size("hidden_size", 3584),
         inner=vision.size("intermediate_size", 3420),
@@ -57,7 +57,7 @@ def qwen2_5_vl(given: Given) -> Model:
         merge=merge,
     )
     rope = given.rope(language.heads.width, 1e6, "chunked")
-    return _model("qwen2_5_vl", given, tower, language, rope, window=tower.window)
+    return _model("qwen2_5_vl", given, encoder, language, rope, window=encoder.window)
 
 
 def qwen3_vl(given: Given) -> Model:
@@ -67,7 +67,7 @@ def qwen3_vl(given: Given) -> Model:
     language = replace(
         given.language({"head_dim": 128}, 1e-6), head_norms=True, deepstack=len(stacked)
     )
-    tower = Qwen3Shape(
+    encoder = Qwen3Shape(
         depth=vision.size("depth", 27),
         width=vision.size("hidden_size", 1152),
         inner=vision.size("intermediate_size", 4304),
@@ -81,29 +81,29 @@ def qwen3_vl(given: Given) -> Model:
         activation=activation_of(vision, "gelu_pytorch_tanh"),
     )
     rope = given.rope(language.heads.width, 5e5, "interleaved")
-    side = round(tower.table**0.5)
-    return _model("qwen3_vl", given, tower, language, rope, table=side, deepstack=len(stacked))
+    side = round(encoder.table**0.5)
+    return _model("qwen3_vl", given, encoder, language, rope, table=side, deepstack=len(stacked))
 
 
 def _model(
     family: str,
     given: Given,
-    tower: Qwen2Shape | Qwen25Shape | Qwen3Shape,
+    encoder: Qwen2Shape | Qwen25Shape | Qwen3Shape,
     language: LanguageShape,
     rope: RopeSettings,
     **geometry: Any,
 ) -> Model:
     """`geometry` are further fields of the vision settings."""
     context = given.text.size("max_position_embeddings", CONTEXT[family])
-    unit = tower.patch * tower.merge
+    unit = encoder.patch * encoder.merge
     cap = given.cap(unit, context)
     theta = given.vision.section("rope_parameters").number("rope_theta", 10000.0)
     vision = VisionSettings(
-        tower.patch,
+        encoder.patch,
         given.smart(unit, cap),
-        tower.merge,
-        rope=VisionRope2D(tower.width // tower.heads, theta),
+        encoder.merge,
+        rope=VisionRope2D(encoder.width // encoder.heads, theta),
         **geometry,
     )
     settings = settings_of(language, rope, context)
-    return Model(family, tower, language, vision, settings, given.tied, cap)
+    return Model(family, encoder, language, vision, settings, given.tied, cap)

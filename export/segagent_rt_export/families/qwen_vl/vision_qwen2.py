@@ -9,7 +9,7 @@ import numpy as np
 from segagent_rt_export.graphs.blocks import ACTIVATIONS, Module, gelu, plain_mlp
 from segagent_rt_export.graphs.builder import GraphBuilder
 from segagent_rt_export.graphs.packed_attention import packed_attention
-from segagent_rt_export.graphs.patch_embedding import TowerShape, frame_kernel, rope_inputs
+from segagent_rt_export.graphs.patch_embedding import VisionEncoderShape, frame_kernel, rope_inputs
 from segagent_rt_export.graphs.precision import Precision
 from segagent_rt_export.sources.weights import Weights
 
@@ -17,8 +17,8 @@ EPSILON = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Qwen2Shape(TowerShape):
-    """Sizes of the tower; `output` is the language model's width."""
+class Qwen2Shape(VisionEncoderShape):
+    """Sizes of the vision encoder; `output` is the language model's width."""
 
     patch: int = 14
     merge: int = 2

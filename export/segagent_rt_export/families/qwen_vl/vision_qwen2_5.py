@@ -9,7 +9,7 @@ import numpy as np
 from segagent_rt_export.graphs.blocks import Module, gated_mlp, gelu, plain_mlp
 from segagent_rt_export.graphs.builder import GraphBuilder
 from segagent_rt_export.graphs.packed_attention import declare_windows, packed_attention
-from segagent_rt_export.graphs.patch_embedding import TowerShape, frame_kernel, rope_inputs
+from segagent_rt_export.graphs.patch_embedding import VisionEncoderShape, frame_kernel, rope_inputs
 from segagent_rt_export.graphs.precision import Precision
 from segagent_rt_export.sources.weights import Weights
 
@@ -17,9 +17,9 @@ EPSILON = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Qwen25Shape(TowerShape):
-    """Sizes of the tower; `window` is the side of a window in tokens, `full` the blocks that see
-    the whole picture."""
+class Qwen25Shape(VisionEncoderShape):
+    """Sizes of the vision encoder; `window` is the side of a window in tokens, `full` the blocks
+    that see the whole picture."""
 
     window: int
     full: tuple[int, ...]

@@ -10,7 +10,7 @@ import numpy as np
 from segagent_rt_export.graphs.blocks import ACTIVATIONS, Module, gelu, plain_mlp
 from segagent_rt_export.graphs.builder import GraphBuilder
 from segagent_rt_export.graphs.packed_attention import packed_attention
-from segagent_rt_export.graphs.patch_embedding import TowerShape, frame_kernel, rope_inputs
+from segagent_rt_export.graphs.patch_embedding import VisionEncoderShape, frame_kernel, rope_inputs
 from segagent_rt_export.graphs.precision import Precision
 from segagent_rt_export.sources.weights import Weights
 
@@ -18,9 +18,9 @@ EPSILON = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Qwen3Shape(TowerShape):
-    """Sizes of the tower; `table` is the number of learned positions, `deepstack` the blocks whose
-    features go to the language model as well."""
+class Qwen3Shape(VisionEncoderShape):
+    """Sizes of the vision encoder; `table` is the number of learned positions, `deepstack` the
+    blocks whose features go to the language model as well."""
 
     table: int
     deepstack: tuple[int, ...] = ()

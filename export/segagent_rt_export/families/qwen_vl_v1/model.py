@@ -29,7 +29,7 @@ def qwen_vl(given: Given) -> Model:
         heads=Heads(heads, heads, config.size("kv_channels", 128)),
         epsilon=config.number("layer_norm_epsilon", 1e-6),
     )
-    tower = QwenV1Shape(
+    encoder = QwenV1Shape(
         depth=vision.size("layers", 48),
         width=width,
         inner=int(width * vision.number("mlp_ratio", 4.9231)),
@@ -44,7 +44,7 @@ def qwen_vl(given: Given) -> Model:
     # longer sequences would need logarithmic scaling of queries, and another base
     context = config.size("seq_length", 2048)
     seen = VisionSettings(
-        patch, SquareResize(tower.grid * patch), grid=(tower.queries, tower.queries)
+        patch, SquareResize(encoder.grid * patch), grid=(encoder.queries, encoder.queries)
     )
     settings = settings_of(language, rope, context)
-    return Model("qwen_vl", tower, language, seen, settings, given.tied)
+    return Model("qwen_vl", encoder, language, seen, settings, given.tied)

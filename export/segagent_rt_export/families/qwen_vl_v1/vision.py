@@ -18,7 +18,7 @@ from segagent_rt_export.graphs.blocks import (
     split_heads,
 )
 from segagent_rt_export.graphs.builder import GraphBuilder
-from segagent_rt_export.graphs.patch_embedding import TowerShape
+from segagent_rt_export.graphs.patch_embedding import VisionEncoderShape
 from segagent_rt_export.graphs.precision import Precision
 from segagent_rt_export.sources.weights import Weight, Weights
 
@@ -27,9 +27,9 @@ RESAMPLER_HEAD = 128
 
 
 @dataclass(frozen=True, slots=True)
-class QwenV1Shape(TowerShape):
-    """Sizes of the tower; `grid` is the number of patches along a side, `queries` that of the
-    resampler's tokens along a side."""
+class QwenV1Shape(VisionEncoderShape):
+    """Sizes of the vision encoder; `grid` is the number of patches along a side, `queries` that of
+    the resampler's tokens along a side."""
 
     grid: int = 32
     queries: int = 16
