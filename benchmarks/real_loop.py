@@ -29,7 +29,7 @@ from in_turn import in_turn
 from real_bundle import BundlePlace, make, place_of
 from real_ours import Floats, OurMllm, apart
 from real_reference import PlainMllm
-from real_walk import EXACT, EXPRESSION, SIDE, check_graphs, measure_walks
+from real_trajectory import EXACT, EXPRESSION, SIDE, check_graphs, measure_trajectories
 
 from segagent_rt.bench.machine import describe_machine, measure_ceilings, peak_bytes
 from segagent_rt.bench.stats import percentiles, ratio_percentiles
@@ -74,7 +74,7 @@ def main() -> None:
         "model": place.model,
         "weights": "random",
         "torch": torch.__version__,
-        **{"click": measure_clicks, "walk": measure_walks}[what](place, given.laps),
+        **{"click": measure_clicks, "walk": measure_trajectories}[what](place, given.laps),
     }
     document["peak_megabytes"] = round((peak_bytes() or 0) / 1e6)
     text = dump_json(document, indent=1) + "\n"

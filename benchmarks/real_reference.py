@@ -179,7 +179,7 @@ def plain_edgetam(place: BundlePlace, settings: SamSettings) -> Segmenter:
 
 
 @dataclass(frozen=True, slots=True)
-class PlainWalk:
+class PlainRun:
     """A loop's clicks, masks and seconds."""
 
     encode: float
@@ -197,13 +197,13 @@ class PlainWalk:
         return self.encode + clicks * sum(self.each) / len(self.each)
 
 
-def plain_walk(
+def plain_run(
     mllm: PlainMllm,
     segmenter: Segmenter,
     image: RgbImage,
     expression: str,
     replies: Sequence[Sequence[int]],
-) -> PlainWalk:
+) -> PlainRun:
     """The loop with dictated replies, which must hold clicks."""
     watch, size = Stopwatch(), (image.shape[0], image.shape[1])
     with watch("encode"):
@@ -218,7 +218,7 @@ def plain_walk(
             made.append(reading.action)
             shown = segmenter.decode(embedding, made, prior=shown)
             masks.append(shown.mask())
-    return PlainWalk(watch.seconds["encode"], tuple(clicks), tuple(segment), tuple(masks))
+    return PlainRun(watch.seconds["encode"], tuple(clicks), tuple(segment), tuple(masks))
 
 
 @contextmanager

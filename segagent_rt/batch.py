@@ -81,8 +81,8 @@ class ImageOutcome:
     def of(cls, document: dict[str, Any], files: ResultFiles) -> ImageOutcome:
         """The outcome that a document tells of."""
         problems = [why_no_mask(result) for result in document["results"]]
-        told = "; ".join(problem for problem in problems if problem is not None)
-        return cls(document["image"], document, files, told or None, problems.count(None))
+        why = "; ".join(problem for problem in problems if problem is not None)
+        return cls(document["image"], document, files, why or None, problems.count(None))
 
     def row(self) -> dict[str, Any]:
         """Its line in the summary."""

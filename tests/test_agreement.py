@@ -20,8 +20,8 @@ from segagent_rt_export.gate.agreement import (
     check_gate,
     compare,
     in_thousandths,
+    trajectory_states,
     turns,
-    walked_states,
     without_grammar,
 )
 from segagent_rt_export.graphs.precision import Precision
@@ -37,7 +37,7 @@ def runtime():
 
 @pytest.fixture(scope="module")
 def met(runtime):
-    return list(walked_states(runtime, STATES, 9000))
+    return list(trajectory_states(runtime, STATES, 9000))
 
 
 def said(annotator, met):

@@ -81,16 +81,16 @@ class ReferenceLoop:
     def choose_file(self) -> None:
         """SegAgent passes JPEG files on. A model that was not trained on them may click elsewhere:
         then the files are BMP, which lose nothing."""
-        walks: dict[OverlayFile, list[tuple[Click, ...]]] = {}
+        clicked: dict[OverlayFile, list[tuple[Click, ...]]] = {}
         kinds: tuple[OverlayFile, ...] = ("BMP", "JPEG")
         for kind in kinds:
             self._file = kind
             scenes = (make_scene(PROBE_SEED + n) for n in range(PROBE_SCENES))
-            walks[kind] = [
+            clicked[kind] = [
                 self.annotate(scene.image, scene.expressions[0].text, PROBE_CLICKS).clicks
                 for scene in scenes
             ]
-        self._file = "JPEG" if walks["JPEG"] == walks["BMP"] else "BMP"
+        self._file = "JPEG" if clicked["JPEG"] == clicked["BMP"] else "BMP"
 
     @torch.inference_mode()
     def annotate(self, image: RgbImage, expression: str, clicks: int) -> Trajectory:

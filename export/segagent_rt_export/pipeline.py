@@ -47,7 +47,7 @@ from segagent_rt_export.gate.verdict import Gate, Verdict
 from segagent_rt_export.gate.verify import (
     verify_graphs,
     verify_masks,
-    verify_published,
+    verify_mllm_reference,
     verify_reference,
     verify_replies,
 )
@@ -275,12 +275,14 @@ def make_mllm(
         provenance["adapter"] = {"source": part.adapter.name, **origin_of(part.adapter)}
     draft = PartDraft("mllm", source.family, source.settings, whole, provenance)
     opened, streamed = _described(folder, draft), too_large(part)
-    published = open_reference(part.source, source, part.adapter, streamed=streamed)
-    verdict = verify_published(opened, published, policy.gate, report_progress, streamed=streamed)
-    fit = preset_fit(source, published)
+    reference = open_reference(part.source, source, part.adapter, streamed=streamed)
+    verdict = verify_mllm_reference(
+        opened, reference, policy.gate, report_progress, streamed=streamed
+    )
+    fit = preset_fit(source, reference)
     if warning := fit.warning(recipe.preset or "of its family"):
         warnings.warn(warning, SegagentWarning, stacklevel=2)
-    del published
+    del reference
     policy.require("mllm", verdict)
     # 2. The variants, compared with them.
     names = [name for name in recipe.variants if name != REFERENCE]

@@ -275,8 +275,8 @@ def _order(part: SegmenterRecipe | MllmRecipe, source: Path, adapter: Path | Non
     recipe = {k: v for k, v in to_json(part).items() if k not in apart}
     files = [file for place in (source, adapter) if place for file in _files(place)]
     stamps = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    told = json.dumps([recipe, stamps, segagent_rt.__version__, REVISION], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    inputs = json.dumps([recipe, stamps, segagent_rt.__version__, REVISION], sort_keys=True)
+    return hashlib.sha256(inputs.encode()).hexdigest()[:16]
 
 
 def _judged_by(pictures: str, order: str) -> str:

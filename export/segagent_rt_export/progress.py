@@ -23,15 +23,15 @@ class Progress:
         self.done = 0
         self._report_progress, self._what, self._total = report_progress, what, max(total, 1)
         self._start: tuple[float, int] | None = None
-        self._told = -1
+        self._reported = -1
 
     def show(self, more: int) -> None:
         """Say how far it is, if that is news: `more` has been done beside `done`."""
         now, done = time.monotonic(), min(self.done + more, self._total)
         self._start = self._start or (now, done)
         step = STEPS * done // self._total
-        if step > self._told:
-            self._told = step
+        if step > self._reported:
+            self._reported = step
             self._report_progress(f"{self._what}, {step / STEPS:.0%}{self._left(now, done)}")
 
     def _left(self, now: float, done: int) -> str:

@@ -128,8 +128,8 @@ def train_joint(
         answered, more = _answer(model_of(parts), packer, sight, states, asked)
         loss = 0.4 * perceived + 1.5 * answered
         if taught:
-            learnt, told = _learn(parts, packer, material.examples, rng[:taught])
-            loss, more = (loss + 1.5 * learnt) / 2, more | told
+            learnt, losses = _learn(parts, packer, material.examples, rng[:taught])
+            loss, more = (loss + 1.5 * learnt) / 2, more | losses
         loss.backward()  # type: ignore[no-untyped-call]
         workers.average_gradients(optimisers.weights)
         optimisers.step(trapezoid(progress.seen, recipe.joint_images, warm_up=600, decay=0.45))

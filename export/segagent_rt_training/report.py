@@ -100,15 +100,17 @@ def _worst(runtime: Runtime, scenes: int) -> RgbImage:
     for seed in range(1000, 1000 + scenes):
         scene = make_scene(seed)
         said = scene.expressions[0]
-        walked = runtime.open(scene.image).annotate(said.text)
+        trajectory = runtime.open(scene.image).annotate(said.text)
         target = scene.mask(said.target)
-        mask = np.zeros_like(target) if walked.prediction is None else walked.prediction.mask()
-        found.append((iou(mask, target), seed, walked, mask))
+        mask = (
+            np.zeros_like(target) if trajectory.prediction is None else trajectory.prediction.mask()
+        )
+        found.append((iou(mask, target), seed, trajectory, mask))
     tiles = []
-    for value, seed, walked, mask in sorted(found, key=lambda item: item[:2])[:GALLERY]:
+    for value, seed, trajectory, mask in sorted(found, key=lambda item: item[:2])[:GALLERY]:
         scene = make_scene(seed)
         caption = f"{scene.expressions[0].text} (seed {seed}, IoU {value:.2f})"
-        drawn = draw_overlay(scene.image, mask, walked.clicks, caption)
+        drawn = draw_overlay(scene.image, mask, trajectory.clicks, caption)
         tiles.append(_tile(drawn))
     return _montage(tiles, 4)
 
@@ -118,13 +120,13 @@ def _loop(runtime: Runtime, scenes: int) -> RgbImage:
     for seed in range(scenes):
         scene = make_scene(seed)
         said = scene.expressions[0]
-        walked = runtime.open(scene.image).annotate(said.text)
-        masks = [step.prediction.mask() for step in walked.masks if step.prediction]
+        trajectory = runtime.open(scene.image).annotate(said.text)
+        masks = [step.prediction.mask() for step in trajectory.masks if step.prediction]
         ious = [iou(mask, scene.mask(said.target)) for mask in masks]
         if len(masks) in (2, 3) and ious[0] < 0.6 and ious[-1] > 0.9:
             break
     panels = [
-        _tile(draw_overlay(scene.image, mask, walked.clicks[:number], said.text), 320, 352)
+        _tile(draw_overlay(scene.image, mask, trajectory.clicks[:number], said.text), 320, 352)
         for number, mask in enumerate(masks, 1)
     ]
     return np.concatenate([_tile(scene.image, 320, 352), *panels], 1)

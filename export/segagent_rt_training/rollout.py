@@ -22,7 +22,7 @@ from segagent_rt_export.families.demo_mllm.net import SIDE
 from segagent_rt_training.pool import ASTRAY, TURNS, Pool
 from segagent_rt_training.states import draw_scene
 
-Walked: TypeAlias = tuple[int, str, np.ndarray, list[bool]]
+RolledOut: TypeAlias = tuple[int, str, np.ndarray, list[bool]]
 """The object meant, what was asked, packed masks [TURNS, SIDE * SIDE / 8], which are astray."""
 
 
@@ -33,18 +33,18 @@ def roll_out(bundle: Path, scenes: int, seed: int, number: int, processes: int =
     context: Any = multiprocessing.get_context("spawn")
     with context.Pool(processes) as crew:
         parts = crew.map(
-            partial(_walk_all, bundle, name, seed), [list(map(int, s)) for s in shares]
+            partial(_roll_out_all, bundle, name, seed), [list(map(int, s)) for s in shares]
         )
-    meant, asked, masks, astray = zip(*(walked for part in parts for walked in part), strict=True)
+    meant, asked, masks, astray = zip(*(found for part in parts for found in part), strict=True)
     return Pool(name, seed, np.array(meant), np.array(asked), np.stack(masks), np.array(astray))
 
 
-def _walk_all(bundle: Path, name: str, seed: int, numbers: Sequence[int]) -> list[Walked]:
+def _roll_out_all(bundle: Path, name: str, seed: int, numbers: Sequence[int]) -> list[RolledOut]:
     with load(bundle, threads=1) as runtime:
-        return [_walk_one(runtime, name, seed, number) for number in numbers]
+        return [_roll_out_one(runtime, name, seed, number) for number in numbers]
 
 
-def _walk_one(runtime: Runtime, name: str, seed: int, number: int) -> Walked:
+def _roll_out_one(runtime: Runtime, name: str, seed: int, number: int) -> RolledOut:
     objects, image, labels = draw_scene(DeterministicRng(name, seed, number))
     rng = DeterministicRng(f"{name}-words", seed, number)
     visible = visible_objects(objects, labels)

@@ -279,11 +279,11 @@ def _json(address: Address, answer: bytes) -> Any:
 
 def _refusal(address: Address, answer: _Answer) -> AnnotatorError:
     said, status = _clean(_said(answer.content)), answer.status
-    told = f"{address} answers {status}: {said}" if said else f"{address} answers {status}"
+    sentence = f"{address} answers {status}: {said}" if said else f"{address} answers {status}"
     if answer.retry_after > LONGEST_PAUSE:
         hint = f"the server asks to try again in {answer.retry_after:.0f} seconds"
-        return AnnotatorError(told, hint=hint)
-    return AnnotatorError(told, hint=_HINTS.get(status, _LOG))
+        return AnnotatorError(sentence, hint=hint)
+    return AnnotatorError(sentence, hint=_HINTS.get(status, _LOG))
 
 
 def _said(answer: bytes) -> str:

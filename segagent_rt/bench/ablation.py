@@ -56,8 +56,8 @@ def run_ablation(
         names = list(settings)
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            walk = _TimedLoop(runtime, scenario, settings[name])
-            seconds = walk.timed(scene.image, query_of(scene), query_of(scene, 1))
+            run = _TimedLoop(runtime, scenario, settings[name])
+            seconds = run.timed(scene.image, query_of(scene), query_of(scene, 1))
             if number >= scenario.warm_up:
                 taken[name].append(seconds)
         report_progress(f"{scenario.name}: {number + 1}")

@@ -189,10 +189,10 @@ def compare_runs(
     )
 
 
-def _accuracy(walks: Sequence[LoopRun]) -> AccuracyFigures:
+def _accuracy(runs: Sequence[LoopRun]) -> AccuracyFigures:
     return AccuracyFigures(
-        miou=round(float(np.mean([walk.iou for walk in walks])), 4),
-        clicks_mean=round(float(np.mean([walk.clicks for walk in walks])), 3),
+        miou=round(float(np.mean([run.iou for run in runs])), 4),
+        clicks_mean=round(float(np.mean([run.clicks for run in runs])), 3),
     )
 
 

@@ -77,44 +77,44 @@ def final_mask(found: Trajectory, like: Mask) -> Mask:
     return np.zeros_like(like) if found.prediction is None else found.prediction.mask()
 
 
-def figures(walks: Sequence[LoopRun]) -> LoopFigures:
+def figures(runs: Sequence[LoopRun]) -> LoopFigures:
     """What runs come to."""
-    stages = [_stages(walk.found.steps) for walk in walks]
-    graphs = _names([walk.graphs for walk in walks])
-    clicks = sum(walk.clicks for walk in walks)
+    stages = [_stages(run.found.steps) for run in runs]
+    graphs = _names([run.graphs for run in runs])
+    clicks = sum(run.clicks for run in runs)
     return LoopFigures(
-        total=percentiles([walk.seconds for walk in walks]),
-        per_click=percentiles([walk.seconds / max(walk.clicks, 1) for walk in walks]),
-        by_click=_by_click(walks),
+        total=percentiles([run.seconds for run in runs]),
+        per_click=percentiles([run.seconds / max(run.clicks, 1) for run in runs]),
+        by_click=_by_click(runs),
         stages={n: percentiles([s.get(n, 0.0) for s in stages]) for n in _names(stages)},
-        graphs={n: percentiles([w.graphs.get(n, 0.0) for w in walks]) for n in graphs},
+        graphs={n: percentiles([run.graphs.get(n, 0.0) for run in runs]) for n in graphs},
         calls_per_click={
-            n: round(sum(w.calls.get(n, 0) for w in walks) / max(clicks, 1), 3) for n in graphs
+            n: round(sum(run.calls.get(n, 0) for run in runs) / max(clicks, 1), 3) for n in graphs
         },
-        per_call={n: _per_call(walks, n) for n in graphs},
-        glue_share=_glue_share(walks) if graphs else None,
-        clicks_mean=round(clicks / len(walks), 3),
-        stops=_counts([str(walk.found.stop) for walk in walks]),
-        miou=round(float(np.mean([walk.iou for walk in walks])), 4),
+        per_call={n: _per_call(runs, n) for n in graphs},
+        glue_share=_glue_share(runs) if graphs else None,
+        clicks_mean=round(clicks / len(runs), 3),
+        stops=_counts([str(run.found.stop) for run in runs]),
+        miou=round(float(np.mean([run.iou for run in runs])), 4),
     )
 
 
-def _per_call(walks: Sequence[LoopRun], graph: str) -> float:
+def _per_call(runs: Sequence[LoopRun], graph: str) -> float:
     """Mean milliseconds of a call of a graph."""
-    seconds = sum(walk.graphs.get(graph, 0.0) for walk in walks)
-    return round(1000 * seconds / sum(walk.calls.get(graph, 0) for walk in walks), 4)
+    seconds = sum(run.graphs.get(graph, 0.0) for run in runs)
+    return round(1000 * seconds / sum(run.calls.get(graph, 0) for run in runs), 4)
 
 
-def _glue_share(walks: Sequence[LoopRun]) -> float:
+def _glue_share(runs: Sequence[LoopRun]) -> float:
     """Median share of a trajectory in which no graph runs."""
-    return round(float(np.median([1 - walk.covered / walk.seconds for walk in walks])), 4)
+    return round(float(np.median([1 - run.covered / run.seconds for run in runs])), 4)
 
 
-def _by_click(walks: Sequence[LoopRun]) -> dict[str, Percentiles]:
+def _by_click(runs: Sequence[LoopRun]) -> dict[str, Percentiles]:
     """Whole steps (propose, segment, rate) by the number of their click, from 1."""
     times: dict[str, list[float]] = {}
-    for walk in walks:
-        for number, step in enumerate(walk.found.steps, 1):
+    for run in runs:
+        for number, step in enumerate(run.found.steps, 1):
             if step.click is not None:
                 spent = step.seconds.get("annotate", 0.0) + step.seconds.get("segment", 0.0)
                 times.setdefault(str(number), []).append(spent)

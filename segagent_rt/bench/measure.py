@@ -90,15 +90,15 @@ def _one(
     report_progress: ProgressReporter,
     on_run: OnRun | None,
 ) -> OneFigures:
-    walks = list[LoopRun]()
+    runs = list[LoopRun]()
     for scene in scenario.draw():
         canvas = runtime.open(scene.image)
-        walks.append(timed_run(canvas, meter, scenario.rules, query_of(scene)))
-        if on_run is not None and len(walks) > scenario.warm_up:
-            on_run(scene, walks[-1])
-        report_progress(f"{scenario.name}: {len(walks)}")
-    measured = figures(walks[scenario.warm_up :])
-    return OneFigures(**attributes(measured), first=_ms(walks[0].seconds))
+        runs.append(timed_run(canvas, meter, scenario.rules, query_of(scene)))
+        if on_run is not None and len(runs) > scenario.warm_up:
+            on_run(scene, runs[-1])
+        report_progress(f"{scenario.name}: {len(runs)}")
+    measured = figures(runs[scenario.warm_up :])
+    return OneFigures(**attributes(measured), first=_ms(runs[0].seconds))
 
 
 def _sequence(
@@ -200,7 +200,7 @@ def _deadline(
         timed_run(runtime.open(scene.image), meter, scenario.rules, query_of(scene))
         for scene in scenes
     ][scenario.warm_up :]
-    usual = float(np.median([walk.seconds for walk in whole]))
+    usual = float(np.median([run.seconds for run in whole]))
     shares = {}
     for share in scenario.shares:
         limit = share * usual

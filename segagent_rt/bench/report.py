@@ -120,7 +120,9 @@ def _comparison(document: Document) -> Iterator[str]:
     yield ""
     yield "| times as fast | median | p10 | p90 | n |\n|---|---|---|---|---|"
     for name, ratio in document["ratios"].items():
-        cells = [ratio[key] for key in ("median", "p10", "p90", "n")] if ratio else ["not told"] * 4
+        cells = (
+            [ratio[key] for key in ("median", "p10", "p90", "n")] if ratio else ["not reported"] * 4
+        )
         yield _row(name, cells)
     yield "\n| accuracy | mIoU | clicks |\n|---|---|---|"
     for name, accuracy in document["accuracy"].items():

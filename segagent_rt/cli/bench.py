@@ -231,12 +231,12 @@ def _comparison(document: dict[str, Any]) -> list[str]:
     """The ratios, or that there are none to tell."""
     lines = ["", f"against plain PyTorch, {document['clicks']} clicks:"]
     for name, ratio in document["ratios"].items():
-        told = "not told"
+        text = "not reported"
         if ratio is not None:
-            told = "{median:.2f} times as fast (p10 {p10:.2f}, p90 {p90:.2f}, n {n})".format(
+            text = "{median:.2f} times as fast (p10 {p10:.2f}, p90 {p90:.2f}, n {n})".format(
                 **ratio
             )
-        lines.append(f"  {name:34s} {told}")
+        lines.append(f"  {name:34s} {text}")
     for name, accuracy in document["accuracy"].items():
         lines.append(f"  {'miou ' + name:34s} {accuracy['miou']}")
     parity = document["parity_figures"]

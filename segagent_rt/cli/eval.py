@@ -227,13 +227,13 @@ def command(
             max_clicks, accept_above=None, retry_below=None, patience=patience,
             stop_after_box=False if record else None,
         )  # fmt: skip
-        walker = EvalRunner(SearchConfig(rules, candidates, temperature), annotator, start)
+        runner = EvalRunner(SearchConfig(rules, candidates, temperature), annotator, start)
         cluster = cluster_of(ray, workers)
-        here = walker.parts if cluster.address is None else ()  # on a cluster, the workers load
+        here = runner.parts if cluster.address is None else ()  # on a cluster, the workers load
         with load(bundle, backend=backend, threads=threads, parts=here) as runtime:
             if record:
                 check_writable(runtime.bundle.folder)
-            run = _walk(opened, asked, walker, runtime, cluster)
+            run = _evaluate(opened, asked, runner, runtime, cluster)
             results += run
             if record:
                 _record(runtime.bundle, run)
@@ -279,15 +279,17 @@ def named(data: list[str], parts: list[str] | None) -> list[str]:
     return [f"{name}_{part}" for name in data for part in parts] if parts else data
 
 
-def _walk(
-    opened: list[DataSet], asked: Evaluation, walker: EvalRunner, runtime: Runtime, cluster: Cluster
+def _evaluate(
+    opened: list[DataSet], asked: Evaluation, runner: EvalRunner, runtime: Runtime, cluster: Cluster
 ) -> list[EvalResult]:
     """Every file was read before the first trajectory: a mistake in the last one shows at once."""
     from segagent_rt.data.ray_pool import distribute
 
-    with distribute(cluster, runtime, walker.answerer, walker.parts) as spread:
+    with distribute(cluster, runtime, runner.answerer, runner.parts) as spread:
         return [
-            asked.walk(each, walker.heading(each, runtime), spread, console.progress(each.title))
+            asked.evaluate(
+                each, runner.heading(each, runtime), spread, console.progress(each.title)
+            )
             for each in opened
         ]
 

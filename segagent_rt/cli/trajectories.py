@@ -154,7 +154,7 @@ def command(
             ]
         if star is not None:
             more = Round(replace(limits, most=star), restart=overwrite)
-            with distribute(cluster, runtime, more.walker, parts) as spread:
+            with distribute(cluster, runtime, more.corrector, parts) as spread:
                 made += [
                     add_round(
                         each, first, runtime, more, spread, report_progress(f"{each.title}, StaR+")

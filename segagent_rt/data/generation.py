@@ -127,8 +127,10 @@ def generate(
         records = [journal.done[task.key] for task in tasks if task.key in journal.done]
     write_trajectories(path, records, heading, overwrite=how.restart)
     clicks = sum(len(record["clicks_list"]) for record in records)
-    told = (f"{task.sample.source}: {problems[task.key]}" for task in tasks if task.key in problems)
-    return Made(path, len(records), clicks, list(dict.fromkeys(told)))
+    failures = (
+        f"{task.sample.source}: {problems[task.key]}" for task in tasks if task.key in problems
+    )
+    return Made(path, len(records), clicks, list(dict.fromkeys(failures)))
 
 
 @dataclass(frozen=True, slots=True)

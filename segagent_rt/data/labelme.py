@@ -75,11 +75,11 @@ def read_labelme(document: Any, name: str, context: ReadContext) -> list[Sample]
 
 def _size(document: Any, name: str, image: Path) -> Size:
     """Of the image, as the file says or, where it says nothing, as the picture is."""
-    told = document.get("imageHeight"), document.get("imageWidth")
-    if None in told and image.is_file():
+    stated = document.get("imageHeight"), document.get("imageWidth")
+    if None in stated and image.is_file():
         height, width = read_picture(image).shape[:2]
         return height, width
-    return image_size({"height": told[0], "width": told[1]}, name)
+    return image_size({"height": stated[0], "width": stated[1]}, name)
 
 
 def _draw(shape: Any, size: Size, where: str) -> Mask:

@@ -71,11 +71,11 @@ class ReadContext:
         """
         if self.skipped:
             more = f", and {len(self.skipped) - NAMED} more" if len(self.skipped) > NAMED else ""
-            told = f"{'; '.join(self.skipped[:NAMED])}{more}"
+            listed = f"{'; '.join(self.skipped[:NAMED])}{more}"
             if not read:
-                raise DataInvalid(f"{title}: no entry can be read: {told}")
+                raise DataInvalid(f"{title}: no entry can be read: {listed}")
             left_out = _many(len(self.skipped), "bad entry was", "bad entries were")
-            _warn(f"{title}: {left_out} left out: {told}")
+            _warn(f"{title}: {left_out} left out: {listed}")
         if self.from_names:
             _warn(
                 f"{title}: {_many(len(self.from_names), 'expression is', 'expressions are')} taken "

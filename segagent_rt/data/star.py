@@ -1,4 +1,4 @@
-"""A round of StaR+ (SegAgent, algorithm 1): the MLLM walks, and learns where it went wrong.
+"""A round of StaR+ (SegAgent, algorithm 1): the MLLM clicks, and learns where it went wrong.
 
 A click that makes the mask better is kept. One that does not is replaced by the simulated
 annotator's about the same mask; the trajectory then goes on from what the bad click made, as it
@@ -37,7 +37,7 @@ from segagent_rt.types import Click, Mask, Request, View
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """How the MLLM walks: `limits.most` clicks for each expression, without a look at its ratings;
+    """How the MLLM clicks: `limits.most` clicks for each expression, without a look at its ratings;
     `limits` say too which of them are good ones. `restart` forgets what an earlier run has done.
     """
 
@@ -54,11 +54,11 @@ class Round:
             "least_gain": self.limits.least_gain,
         }
 
-    def walker(self, runtime: Runtime) -> ProcessItem[ExpressionQuery]:
-        """What walks, once for each question: its trajectories as records of their file."""
+    def corrector(self, runtime: Runtime) -> ProcessItem[ExpressionQuery]:
+        """Has the MLLM click for one question and corrects it; returns records for the file."""
         canvases = CanvasCache(runtime)
 
-        def walk(question: ExpressionQuery) -> dict[str, Any]:
+        def correct(question: ExpressionQuery) -> dict[str, Any]:
             canvas = canvases.show(question.sample)
             bench = EncodedImage(runtime.segmenter, canvas.embedding.result())
             sample = replace(question.sample, expressions=(question.expression,))
@@ -68,7 +68,7 @@ class Round:
                 "replaced": sum(each.replaced for each in found),
             }
 
-        return walk
+        return correct
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +130,9 @@ def _correct(builder: TrajectoryBuilder, target: Mask) -> bool:
     return True
 
 
-def _check_walk(walk: Any) -> None:
-    field(walk, "replaced", int, "the journal")
-    for record in field(walk, "records", list, "the journal"):
+def _check_entry(entry: Any) -> None:
+    field(entry, "replaced", int, "the journal")
+    for record in field(entry, "records", list, "the journal"):
         check_record(record)
 
 
@@ -146,7 +146,7 @@ def add_round(
 ) -> Made:
     """Write the trajectories that were made already and those of a round into one more file.
 
-    `spread` has questions processed as `how.walker` does. The journal lies beside the file.
+    `spread` has questions processed as `how.corrector` does. The journal lies beside the file.
 
     Raises:
         OutputError: a file cannot be written, or belongs to another run.
@@ -158,17 +158,17 @@ def add_round(
     check_replaceable([path], overwrite=how.restart)
     asked = list(expression_queries(data.samples))
     noted = path.with_suffix(".journal.jsonl")
-    with Journal(noted, heading, check=_check_walk, overwrite=how.restart) as journal:
+    with Journal(noted, heading, check=_check_entry, overwrite=how.restart) as journal:
         problems = complete(journal, asked, spread, report_progress)
-        walks = [journal.done[question.key] for question in asked if question.key in journal.done]
+        entries = [journal.done[question.key] for question in asked if question.key in journal.done]
     first = read_json(made.path)
-    records = [*first["data"], *(record for walk in walks for record in walk["records"])]
+    records = [*first["data"], *(record for entry in entries for record in entry["records"])]
     about = {**first["info"]["args"], "star": heading}
     write_trajectories(path, records, about, overwrite=how.restart)
     return Made(
         path,
         trajectories=len(records),
         clicks=sum(len(record["clicks_list"]) for record in records),
-        replaced=sum(walk["replaced"] for walk in walks),
+        replaced=sum(entry["replaced"] for entry in entries),
         problems=[f"{q.sample.source}: {problems[q.key]}" for q in asked if q.key in problems],
     )

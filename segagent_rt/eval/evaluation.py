@@ -43,7 +43,7 @@ class Evaluation:
     pictures: bool = False
     on_answers: Callable[[EvalRuns], None] | None = None
 
-    def walk(
+    def evaluate(
         self,
         data: DataSet,
         heading: dict[str, Any],
@@ -54,7 +54,7 @@ class Evaluation:
 
         Args:
             heading: what the trajectories are about, see `EvalRunner.heading`.
-            spread: has questions answered by such a walker.
+            spread: has questions answered, see `EvalRunner.answerer`.
 
         Raises:
             DataInvalid: no question could be answered.
@@ -66,7 +66,7 @@ class Evaluation:
             answered = answer_all(data, journal, spread, report_progress, self.limit)
         if not answered.questions:
             raise DataInvalid(f"{data.title}: {_and_why(answered)}", hint=_HINT)
-        timings = report.write_walks(answered)
+        timings = report.write_trajectories(answered)
         if self.on_answers is not None:
             self.on_answers(answered)
         recordings = answered.recordings
@@ -114,16 +114,16 @@ def check_complete(results: Sequence[EvalResult]) -> None:
     not_drawn = [text for each in results for text in each.not_drawn]
     if missing or refused or not_drawn:
         hint = _HINT if missing else None
-        raise BatchFailed(_told(missing, refused, not_drawn), hint=hint)
+        raise BatchFailed(_problem_summary(missing, refused, not_drawn), hint=hint)
 
 
 def _and_why(answered: EvalRuns) -> str:
     missing = [str(path) for path in answered.missing]
-    told = _told(missing, [f"{place}: {why}" for place, why in answered.refused])
-    return f"no question could be answered; {told}" if told else "there is no question"
+    problems = _problem_summary(missing, [f"{place}: {why}" for place, why in answered.refused])
+    return f"no question could be answered; {problems}" if problems else "there is no question"
 
 
-def _told(missing: list[str], refused: list[str], not_drawn: Sequence[str] = ()) -> str:
+def _problem_summary(missing: list[str], refused: list[str], not_drawn: Sequence[str] = ()) -> str:
     parts = (
         ("pictures are not there", missing),
         ("questions could not be put", refused),

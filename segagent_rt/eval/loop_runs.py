@@ -71,14 +71,14 @@ class EvalRunner:
 
         def answer(question: ExpressionQuery) -> dict[str, Any]:
             cold = canvases.is_empty
-            trajectory = self.walk(canvases.show(question.sample), question)
+            trajectory = self.run_loop(canvases.show(question.sample), question)
             described = describe_recording(record(question, trajectory))
             seconds = [dict(step.seconds) for step in trajectory.steps]
             return {"record": described, "seconds": seconds, "cold": cold}
 
         return answer
 
-    def walk(self, canvas: Canvas, question: ExpressionQuery) -> Trajectory:
+    def run_loop(self, canvas: Canvas, question: ExpressionQuery) -> Trajectory:
         """One trajectory.
 
         Raises:
@@ -107,7 +107,7 @@ def _spoilt(target: Mask, question: ExpressionQuery) -> GivenMask:
 
 
 def check_entry(entry: Any) -> None:
-    """Raise `DataInvalid` unless this is what a walker answers, see `EvalRunner.answerer`."""
+    """Raise `DataInvalid` unless this is an answer, see `EvalRunner.answerer`."""
     where = "the journal"
     read_recording(field(entry, "record", dict, where), where)
     field(entry, "cold", bool, where)

@@ -51,7 +51,7 @@ class Report:
     def _write(self, path: Path, content: bytes) -> None:
         write_result(path, content, overwrite=self.overwrite)
 
-    def write_walks(self, answered: EvalRuns) -> dict[str, Any]:
+    def write_trajectories(self, answered: EvalRuns) -> dict[str, Any]:
         """Predictions and timings; returns the latter."""
         write_predictions(
             self.path(".predictions.json"), answered.records, overwrite=self.overwrite

@@ -128,19 +128,19 @@ class ReportBuilder:
             title = f'<a href="#{name}">{title}</a>' if name in drawn else title
             spent = "" if line.milliseconds is None else f"{line.milliseconds:.0f}"
             cells = [line.score, line.clicks, spent, line.stop or ""]
-            told = "".join(f"<td>{text(cell)}</td>" for cell in cells)
+            columns = "".join(f"<td>{text(cell)}</td>" for cell in cells)
             words = f'<td class="words">{text(line.source)}</td>'
-            rows.append(f'<tr><th scope="row">{title}</th>{words}{told}</tr>')
+            rows.append(f'<tr><th scope="row">{title}</th>{words}{columns}</tr>')
         order = "slowest first" if self.slowest_first else "worst first"
         caption = f"{len(self._lines)} cases, {order}"
         if len(self._lines) > LISTED:
             caption += f"; the first {LISTED} are listed"
         heads = ("case", "image", "score", "clicks", "ms", "stop")
         aligned = {"image": ' class="words"'}
-        told = "".join(f'<th scope="col"{aligned.get(head, "")}>{head}</th>' for head in heads)
+        head_row = "".join(f'<th scope="col"{aligned.get(head, "")}>{head}</th>' for head in heads)
         return (
             f'<section class="wide"><table><caption>{caption}</caption>'
-            f"<thead><tr>{told}</tr></thead><tbody>{''.join(rows)}</tbody></table></section>"
+            f"<thead><tr>{head_row}</tr></thead><tbody>{''.join(rows)}</tbody></table></section>"
         )
 
     def _legend(self) -> Iterable[str]:

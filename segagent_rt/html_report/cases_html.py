@@ -49,11 +49,11 @@ def score_of(step: ReportStep | None) -> str:
     """`IoU 0.81, rated 0.92`; how good a step's mask is, as far as it is known."""
     if step is None or step.mask is None:
         return "no mask"
-    told = [] if step.iou is None else [f"IoU {step.iou:.2f}"]
-    told += [] if step.rating is None else [f"rated {step.rating:.2f}"]
+    words = [] if step.iou is None else [f"IoU {step.iou:.2f}"]
+    words += [] if step.rating is None else [f"rated {step.rating:.2f}"]
     if step.rating is None and step.estimate is not None:
-        told.append(f"estimated {step.estimate:.2f}")
-    return ", ".join(told) or "unrated"
+        words.append(f"estimated {step.estimate:.2f}")
+    return ", ".join(words) or "unrated"
 
 
 def _badges(case: ReportCase) -> Iterator[str]:

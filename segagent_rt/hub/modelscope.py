@@ -38,8 +38,8 @@ class ModelScope:
             for entry in found
             if entry.get("Type") != "tree"
         )
-        told = repr(sorted((file.name, file.size, file.sha256) for file in files))
-        return Listing(repository, hashlib.sha256(told.encode()).hexdigest(), files)
+        listed = repr(sorted((file.name, file.size, file.sha256) for file in files))
+        return Listing(repository, hashlib.sha256(listed.encode()).hexdigest(), files)
 
     def fetch(
         self,

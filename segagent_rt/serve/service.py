@@ -143,7 +143,7 @@ class SegmentationService:
             bundle: the name of a loaded bundle.
 
         Raises:
-            InputError: there is no such file below a root. What lies elsewhere is not told.
+            InputError: there is no such file below a root. The message names no file elsewhere.
         """
         content = self.read_path(path)
         return self.open_image(job, content, bundle=bundle, name=Path(path).name)
@@ -155,7 +155,7 @@ class SegmentationService:
             path: absolute, or from a root.
 
         Raises:
-            InputError: there is no such file below a root. What lies elsewhere is not told.
+            InputError: there is no such file below a root. The message names no file elsewhere.
         """
         file = self._allowed(path)
         with open_regular(file) as stream:

@@ -1,4 +1,4 @@
-"""Results become tables and curves; what is not told in a result is not told in the report."""
+"""Results become tables and curves; what is not in a result is not in the report."""
 
 import pytest
 
@@ -110,7 +110,7 @@ def test_ratios_are_shown_with_their_spread():
 def test_a_race_without_parity_shows_no_ratio():
     assert "No speed-up is" in page([race(parity=False)])
     text = percentiles_page([race(parity=False)])
-    assert "| same_clicks | not told |" in text
+    assert "| same_clicks | not reported |" in text
     assert "Parity FAILS" in text
 
 

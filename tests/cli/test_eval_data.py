@@ -201,7 +201,7 @@ def test_a_second_run_repeats_nothing(terminal, tmp_path, monkeypatch):
     command = ("eval", data, *ORACLE, "-o", tmp_path / "out", "--json")
     (first,) = figures(terminal(*command))
     with monkeypatch.context() as patch:
-        patch.setattr(EvalRunner, "walk", lambda *_: 1 / 0)
+        patch.setattr(EvalRunner, "run_loop", lambda *_: 1 / 0)
         (again,) = figures(terminal(*command))
     assert again == first
 

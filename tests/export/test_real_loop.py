@@ -85,12 +85,12 @@ def test_wrong_positions_are_noticed_and_no_ratio_is_told(real, place, monkeypat
 @pytest.mark.slow
 def test_three_clicks_with_their_masks(real, tmp_path):
     loop, bundles = real("real_loop"), real("real_bundle")
-    walks = real("real_walk")
+    trajectories = real("real_trajectory")
     place = bundles.place_of(tmp_path, "qwen3-vl-small")
     bundles.make(place, ("reference",))
-    walks.check_graphs(place)
+    trajectories.check_graphs(place)
     bundles.make(place, loop.VARIANTS["walk"])
-    found = walks.measure_walks(place, 2)
+    found = trajectories.measure_trajectories(place, 2)
     assert found["parity"] is True
     assert found["parity_figures"]["graphs_apart"] < 1e-5
     assert found["parity_figures"]["mask_iou"] > 0.95
@@ -100,11 +100,11 @@ def test_three_clicks_with_their_masks(real, tmp_path):
         > found["times_as_fast"]["same_clicks"]["median"]
     )
     (place.folder / "graphs.json").write_text(json.dumps({"graphs_apart": 0.5}))
-    assert walks.measure_walks(place, 1)["times_as_fast"] is None
+    assert trajectories.measure_trajectories(place, 1)["times_as_fast"] is None
 
 
 def test_a_walk_that_was_stopped_is_put_together_from_its_turns(real):
-    stopped = real("real_walk").stopped
+    stopped = real("real_trajectory").stopped
     assert stopped([5.0, 3.0, 3.0], 1.0) == 5.0  # each step holds the rating of its mask
     assert stopped([5.0, 3.0, 3.0], 2.0) == 8.0
 

@@ -47,7 +47,7 @@ class AgreementState:
     request: Request
 
 
-def walked_states(
+def trajectory_states(
     runtime: Runtime, count: int, first: int, side: int = 256
 ) -> Iterator[AgreementState]:
     """States of a bundle's own trajectories, by the default rules, over generated scenes: the clean
@@ -56,8 +56,8 @@ def walked_states(
     while found < count:
         scene = make_scene(seed, side)
         said = scene.expressions[0].text
-        walked = runtime.open(scene.image).annotate(said)
-        shown = [None, *(step.prediction for step in walked.masks)]
+        trajectory = runtime.open(scene.image).annotate(said)
+        shown = [None, *(step.prediction for step in trajectory.masks)]
         for prediction in shown[: count - found]:
             yield AgreementState(scene.image, Request(prediction, said))
         found, seed = found + len(shown), seed + 1
@@ -135,9 +135,11 @@ def returned_iou(annotator: Annotator, segmenter: Segmenter, seeds: Iterable[int
         scene = make_scene(seed)
         said, encoded = scene.expressions[0], Future[Any]()
         encoded.set_result(segmenter.encode(scene.image))
-        walked = loop.annotate(said.text, annotator.look(scene.image), segmenter, encoded)
+        trajectory = loop.annotate(said.text, annotator.look(scene.image), segmenter, encoded)
         target = scene.mask(said.target)
-        mask = np.zeros_like(target) if walked.prediction is None else walked.prediction.mask()
+        mask = (
+            np.zeros_like(target) if trajectory.prediction is None else trajectory.prediction.mask()
+        )
         found.append(iou(mask, target))
     return round(float(np.mean(found)), 4)
 
@@ -154,7 +156,7 @@ def measure_agreement(
     trajectories from scene `first` on."""
     shipped = runtime.annotator
     assert isinstance(shipped, MllmAnnotator)
-    met = list(walked_states(runtime, states, first))
+    met = list(trajectory_states(runtime, states, first))
     said = list(turns(shipped, met))
     plain = turns(replace(shipped, decoder_class=StepwiseDecoder), met)
     free = list(turns(without_grammar(shipped, precision), met))

@@ -53,7 +53,7 @@ class PresetFit:
         return {"preset_share": round(self.share, 3), "reply_begins": self.begins}
 
 
-def preset_fit(source: MllmSource, published: MllmReference) -> PresetFit:
+def preset_fit(source: MllmSource, reference: MllmReference) -> PresetFit:
     """Compare a preset's replies with those that the published model would give unconstrained.
 
     One forward pass reads an example of a reply: at each token of its fixed text the model's own
@@ -61,14 +61,14 @@ def preset_fit(source: MllmSource, published: MllmReference) -> PresetFit:
 
     Args:
         source: the checkpoint and how it is asked.
-        published: the model in torch.
+        reference: the model in torch.
     """
-    found, begins = _share(source.codec, source.settings.reply, published)
+    found, begins = _share(source.codec, source.settings.reply, reference)
     if found >= ENOUGH:
         return PresetFit(found, begins)
     asked = source.settings.prompt
     others = {
-        name: _share(source.codec, preset.reply, published)[0]
+        name: _share(source.codec, preset.reply, reference)[0]
         for name, preset in PRESETS.items()
         if preset.reply != source.settings.reply and preset.instruction in asked
     }
@@ -78,13 +78,13 @@ def preset_fit(source: MllmSource, published: MllmReference) -> PresetFit:
 
 
 def _share(
-    codec: MllmCodec, reply: AnyReplyProtocol, published: MllmReference
+    codec: MllmCodec, reply: AnyReplyProtocol, reference: MllmReference
 ) -> tuple[float, str]:
     scene = make_scene(SCENE, SIDE)
     expression = scene.expressions[0].text
     lead, tail = replace(codec, settings=replace(codec.settings, reply=reply)).prompt(expression)
     said = codec.encode(_example(reply, expression, (SIDE, SIDE)))
-    logits = published.logits(scene.image, lead, [*tail, *said])[-len(said) - 1 : -1]
+    logits = reference.logits(scene.image, lead, [*tail, *said])[-len(said) - 1 : -1]
     chosen = np.asarray(logits).argmax(axis=1)
     signs = set("".join(getattr(reply, "signs", ())))
     fixed = [at for at, token in enumerate(said) if _is_fixed(codec.decode([token]), signs)]

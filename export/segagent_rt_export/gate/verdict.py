@@ -156,8 +156,8 @@ class Case:
 
     def describe(self) -> dict[str, Any]:
         """For the list of worst cases."""
-        told = {"state": self.state, "reference": self.wanted.reply, "variant": self.found.reply}
-        return told | {"distance": _rounded(self.distance), "mask_iou": _rounded(self.mask_iou)}
+        replies = {"state": self.state, "reference": self.wanted.reply, "variant": self.found.reply}
+        return replies | {"distance": _rounded(self.distance), "mask_iou": _rounded(self.mask_iou)}
 
 
 def _points(action: Action) -> list[tuple[int, int]]:

@@ -274,9 +274,9 @@ def _segmenter_variant(
     return _judged(part, variant, measure, gate)
 
 
-def verify_published(
+def verify_mllm_reference(
     part: Part,
-    published: MllmReference,
+    reference: MllmReference,
     gate: Gate,
     report_progress: ProgressReporter,
     *,
@@ -284,26 +284,26 @@ def verify_published(
 ) -> Verdict:
     """Compare the reference of an MLLM's part with the published model."""
     report_progress("comparing the graphs with torch")
-    found = [f for f in lint(part) if f.variant is None] + list(_resized_otherwise(part, published))
+    found = [f for f in lint(part) if f.variant is None] + list(_resized_otherwise(part, reference))
     if found:
         return Verdict(failures=tuple(found))
     try:
         with OpenedVariant(
             part, runner=LockstepRunner(report_progress) if streamed else None
         ) as opened:
-            errors = published_errors(opened, published, report_progress)
+            errors = reference_errors(opened, reference, report_progress)
     except EngineRefused as error:
         return Verdict(failures=(_not_finite(part, error),))
     return Verdict({"graphs": errors}, tuple(_away(errors, "deviations away", gate)))
 
 
-def _resized_otherwise(part: Part, published: MllmReference) -> Iterator[Failure]:
+def _resized_otherwise(part: Part, reference: MllmReference) -> Iterator[Failure]:
     """Sizes, those of large photos among them, that the runtime makes something else of."""
     resize = part.settings(MllmSettings).vision.resize
     if not isinstance(resize, SmartResize):
         return  # every picture becomes equally large, and the comparison of graphs shows how large
     for size in (*LARGE, *SIZES):
-        wanted = published.resized(size)
+        wanted = reference.resized(size)
         if wanted is not None and (found := resize.target(size)) != wanted:
             yield Failure(
                 f"a picture of {_by(size)} pixels is resized to {_by(found)}, "
@@ -363,8 +363,8 @@ def verify_replies(
     return Verdict({"variants": found} | _shown(material, variants), tuple(failures))
 
 
-def published_errors(
-    opened: OpenedVariant, published: MllmReference, report_progress: ProgressReporter
+def reference_errors(
+    opened: OpenedVariant, reference: MllmReference, report_progress: ProgressReporter
 ) -> dict[str, float]:
     """Errors in standard deviations of the published values: of picture embeddings, and of logits
     (prompt at once, then several tokens at once, two alone, and the rest at once)."""
@@ -373,9 +373,9 @@ def published_errors(
     embeddings, logits = 0.0, 0.0
     for number, (image, ours) in enumerate(zip(images, found, strict=True), 1):
         report_progress(f"asking torch, picture {number} of {len(images)}")
-        seen = published.picture(image).numpy()
+        seen = reference.picture(image).numpy()
         embeddings = max(embeddings, max_error(ours.seen, seen, seen.std()))
-        theirs = published.logits(image, ours.lead, ours.tail)[-len(ours.logits) :]
+        theirs = reference.logits(image, ours.lead, ours.tail)[-len(ours.logits) :]
         logits = max(logits, max_error(ours.logits, theirs[:, ours.rows], theirs.std()))
     return {"picture": float(f"{embeddings:.3g}"), "logits": float(f"{logits:.3g}")}
 

@@ -118,11 +118,11 @@ _INSTALL = ("-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-i
 def _opened(folder: Path) -> Tool:
     python = _python(folder)
     try:
-        told = subprocess.run(
+        listed = subprocess.run(
             [python, "-I", "-c", _VERSIONS], capture_output=True, stdin=subprocess.DEVNULL,
             check=False,
         ).stdout  # fmt: skip
-        packages = json.loads(told)
+        packages = json.loads(listed)
     except (OSError, ValueError):
         packages = {}
     if packages.get(NAME) != VERSION:

@@ -141,8 +141,8 @@ def write_vocabulary(scratch: Path, recipe: MllmRecipe, source: MllmSource) -> i
     for name in ("config.json", "generation_config.json"):
         if (path := scratch / "checkpoint" / name).is_file():
             content = read_object(path)
-            for told in (content, content.get("text_config") or {}):
-                found = told.get("eos_token_id")
+            for settings in (content, content.get("text_config") or {}):
+                found = settings.get("eos_token_id")
                 ending |= {i for i in (found if isinstance(found, list) else [found]) if i}
     tokens = np.array(sorted({*source.settings.head_rows, *ending}), np.int32)
     header = {"vocab_map": {"dtype": "I32", "shape": [len(tokens)],

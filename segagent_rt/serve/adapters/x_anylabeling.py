@@ -138,7 +138,7 @@ def _predict(images: KnownImages, job: Job, body: PredictBody) -> Iterator[dict[
                 "shape_type": "polygon" if outlines else "rectangle",
                 "points": points,
                 "score": score,
-                "description": _told(state),
+                "description": _description(state),
                 "group_id": number if len(outlines) > 1 else None,
                 "attributes": {},
                 "difficult": False,
@@ -200,9 +200,9 @@ def _rectangle(mask: Mask) -> list[list[float]]:
     ]
 
 
-def _told(state: ObjectState) -> str:
+def _description(state: ObjectState) -> str:
     """How the mask came about, in a line."""
     clicks = sum(step.click is not None for step in state.steps)
     stop = state.steps[-1].stop if state.steps else None
-    told = [f"{clicks} click{'' if clicks == 1 else 's'}", *([] if stop is None else [stop])]
-    return ", ".join(told)
+    parts = [f"{clicks} click{'' if clicks == 1 else 's'}", *([] if stop is None else [stop])]
+    return ", ".join(parts)

@@ -31,7 +31,7 @@ from segagent_rt_export.gate.mllm_reference import open_reference
 from segagent_rt_export.gate.verdict import Case, Gate, Verdict, shortfalls, summarise
 from segagent_rt_export.gate.verify import (
     verify_masks,
-    verify_published,
+    verify_mllm_reference,
     verify_reference,
     verify_replies,
 )
@@ -111,7 +111,7 @@ def mllm(tmp_path_factory: Any, recipe_text: Any, sources: Any) -> Made:
     published = open_reference(folder, source, None)
 
     def verify(part: Part) -> Verdict:
-        verdict = verify_published(part, published, QUICK, quiet)
+        verdict = verify_mllm_reference(part, published, QUICK, quiet)
         return verdict.and_also(verify_replies(part, None, QUICK, quiet))
 
     return Made(bundle / "mllm", verify)
@@ -234,7 +234,7 @@ def test_a_wrong_weight_is_found_piece_by_piece(mllm, sources, tmp_path, monkeyp
     for change in (lambda model: None, scale("", 1.02)):
         alter(spoilt / "reference" / "decoder.onnx", change)
         part = open_part(spoilt, "mllm")
-        verdicts.append(verify_published(part, published, QUICK, quiet, streamed=True))
+        verdicts.append(verify_mllm_reference(part, published, QUICK, quiet, streamed=True))
     right, wrong = verdicts
     assert right.passed
     assert "the logits is" in str(wrong.failures[0])

@@ -21,7 +21,7 @@ from segagent_rt_export.families.mllm_source import Choices, read_source
 from segagent_rt_export.families.weight_names import common_name
 from segagent_rt_export.gate.mllm_reference import load_whole, merged_by_peft, open_reference
 from segagent_rt_export.gate.verdict import Gate
-from segagent_rt_export.gate.verify import verify_published
+from segagent_rt_export.gate.verify import verify_mllm_reference
 from segagent_rt_export.sources import lora
 from segagent_rt_export.sources.shards import open_shards
 from tests.export.mllm.conftest import open_exported
@@ -194,7 +194,7 @@ def test_an_adapter_merged_into_the_wrong_weights_fails_the_gate(small, tmp_path
         source = read_source(folder, Choices(adapter=adapter))
         part = open_part(open_exported(source, place, "portable").folder, "mllm")
         published = open_reference(folder, source, adapter)
-        found = verify_published(part, published, Gate(), lambda text: None)
+        found = verify_mllm_reference(part, published, Gate(), lambda text: None)
         return "; ".join(map(str, found.failures))
 
     assert failures(tmp_path / "right") == ""

@@ -33,9 +33,9 @@ def export_sam(source: Path, folder: Path) -> ExportedSegmenter:
     side = net.config.vision_config.image_size
     encoder = SamEncoder(with_attention(net.vision_encoder, BiasAttention))
     decoder = SamDecoder(net.prompt_encoder, net.mask_decoder, side)
-    published = SamEncoder(net.vision_encoder)
+    reference = SamEncoder(net.vision_encoder)
     graphs, checks = export_pair(
-        Pair(encoder, decoder, side, FEATURES, reference=published), folder
+        Pair(encoder, decoder, side, FEATURES, reference=reference), folder
     )
     return ExportedSegmenter("sam", SamSettings(side=side), graphs, checks, provenance(source))
 

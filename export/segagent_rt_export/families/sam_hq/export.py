@@ -83,8 +83,8 @@ def export_sam_hq(source: Path, folder: Path) -> ExportedSegmenter:
     side = net.config.vision_config.image_size
     encoder = HqEncoder(with_attention(net.vision_encoder, BiasAttention), net.mask_decoder)
     decoder = HqDecoder(net.prompt_encoder, net.mask_decoder, side)
-    published = HqEncoder(net.vision_encoder, net.mask_decoder)
-    pair = Pair(encoder, decoder, side, FEATURES, reference=published)
+    reference = HqEncoder(net.vision_encoder, net.mask_decoder)
+    pair = Pair(encoder, decoder, side, FEATURES, reference=reference)
     graphs, checks = export_pair(pair, folder)
     settings = SamSettings(side=side, features=FEATURES)
     return ExportedSegmenter("sam_hq", settings, graphs, checks, provenance(source))

@@ -13,7 +13,7 @@ import torch
 from in_turn import in_turn
 from real_bundle import BundlePlace
 from real_ours import Ear, OurMllm, Replies, apart
-from real_reference import PlainMllm, PlainWalk, plain_edgetam, plain_walk
+from real_reference import PlainMllm, PlainRun, plain_edgetam, plain_run
 
 from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.bench.loop_runs import BenchQuery, LoopRun, figures, timed_run
@@ -64,7 +64,7 @@ class Listened:
     ear: Ear
     replies: Replies
 
-    def walk(self, image: RgbImage, rules: StoppingRules = RULES) -> LoopRun:
+    def run(self, image: RgbImage, rules: StoppingRules = RULES) -> LoopRun:
         """Three clicks on an image that was not seen before."""
         nothing = np.zeros(image.shape[:2], np.bool_)
         return timed_run(
@@ -82,7 +82,7 @@ def listen(place: BundlePlace) -> Listened:
     return Listened(runtime, meter, ear, Replies(annotator))
 
 
-def measure_walks(place: BundlePlace, laps: int) -> dict[str, Any]:
+def measure_trajectories(place: BundlePlace, laps: int) -> dict[str, Any]:
     """Three clicks in each lap, on the same picture: new canvases know nothing of it."""
     ours = listen(place)
     first = _clicked(ours)
@@ -98,18 +98,16 @@ def measure_walks(place: BundlePlace, laps: int) -> dict[str, Any]:
     }
     done = in_turn(
         {
-            "ours": lambda _: ours.walk(first.image),
-            "ours rated": lambda _: ours.walk(first.image, RATED),
-            "torch fp32": lambda _: plain_walk(
+            "ours": lambda _: ours.run(first.image),
+            "ours rated": lambda _: ours.run(first.image, RATED),
+            "torch fp32": lambda _: plain_run(
                 plain, segmenter, first.image, EXPRESSION, first.replies
             ),
         },
         laps,
     )
-    walks, rated, theirs = done["ours"], done["ours rated"], done["torch fp32"]
-    apart_by["mask_iou"] = float(
-        np.mean([_alike(o, t) for o, t in zip(walks, theirs, strict=True)])
-    )
+    runs, rated, theirs = done["ours"], done["ours rated"], done["torch fp32"]
+    apart_by["mask_iou"] = float(np.mean([_alike(o, t) for o, t in zip(runs, theirs, strict=True)]))
     passed = (
         apart_by["graphs_apart"] <= EXACT
         and apart_by["rounded_apart"] <= apart_by["allowed_when_rounded"]
@@ -123,36 +121,34 @@ def measure_walks(place: BundlePlace, laps: int) -> dict[str, Any]:
         "parity_figures": apart_by,
         "parity": passed,
         "clicks_with_stop": stops,
-        "times_as_fast": told(walks, rated, theirs, stops) if passed else None,
-        "ours": {k: v for k, v in attributes(figures(walks)).items() if k != "miou"},
+        "times_as_fast": speed_up(runs, rated, theirs, stops) if passed else None,
+        "ours": {k: v for k, v in attributes(figures(runs)).items() if k != "miou"},
         "torch": {
-            "click": percentiles([s for walk in theirs for s in walk.each]),
-            "encode": percentiles([walk.encode for walk in theirs]),
-            "vision": percentiles([c.seconds["vision"] for walk in theirs for c in walk.clicks]),
-            "language": percentiles([c.language for walk in theirs for c in walk.clicks]),
-            "segment": percentiles([s for walk in theirs for s in walk.segment]),
+            "click": percentiles([s for run in theirs for s in run.each]),
+            "encode": percentiles([run.encode for run in theirs]),
+            "vision": percentiles([c.seconds["vision"] for run in theirs for c in run.clicks]),
+            "language": percentiles([c.language for run in theirs for c in run.clicks]),
+            "segment": percentiles([s for run in theirs for s in run.segment]),
         },
     }  # fmt: skip
 
 
-def told(
-    walks: Sequence[LoopRun], rated: Sequence[LoopRun], theirs: Sequence[PlainWalk], stops: float
+def speed_up(
+    runs: Sequence[LoopRun], rated: Sequence[LoopRun], theirs: Sequence[PlainRun], stops: float
 ) -> dict[str, Any]:
     """How many times as long the plain loop takes.
 
-    The plain loop does not rate its last mask, and with the same clicks `walks` do not either;
+    The plain loop does not rate its last mask, and with the same clicks `runs` do not either;
     `rated` do, which is the second figure. With stopping rules it is the plain loop of seven clicks
     against ours of `stops` clicks, each rated, put together from the steps that were measured.
     """
-    same = [walk.seconds(CLICKS) for walk in theirs]
+    same = [run.seconds(CLICKS) for run in theirs]
     return {
-        "same_clicks": ratio_percentiles(same, [walk.seconds for walk in walks]),
-        "same_clicks_with_our_last_rating": ratio_percentiles(
-            same, [walk.seconds for walk in rated]
-        ),
+        "same_clicks": ratio_percentiles(same, [run.seconds for run in runs]),
+        "same_clicks_with_our_last_rating": ratio_percentiles(same, [run.seconds for run in rated]),
         "with_stop": ratio_percentiles(
-            [walk.seconds(THEIR_CLICKS) for walk in theirs],
-            [stopped(_steps(walk), stops) for walk in rated],
+            [run.seconds(THEIR_CLICKS) for run in theirs],
+            [stopped(_steps(run), stops) for run in rated],
         ),
     }
 
@@ -163,12 +159,12 @@ def stopped(steps: Sequence[float], clicks: float) -> float:
     return first + (clicks - 1) * float(np.mean(later))
 
 
-def _steps(walk: LoopRun) -> list[float]:
+def _steps(run: LoopRun) -> list[float]:
     """Seconds of every step: click, mask and rating."""
-    return [step.seconds["annotate"] + step.seconds.get("segment", 0) for step in walk.found.steps]
+    return [step.seconds["annotate"] + step.seconds.get("segment", 0) for step in run.found.steps]
 
 
-def _alike(ours: LoopRun, theirs: PlainWalk) -> float:
+def _alike(ours: LoopRun, theirs: PlainRun) -> float:
     """Mean IoU of the masks after each click."""
     masks = [step.prediction.mask() for step in ours.found.steps if step.click and step.prediction]
     return float(np.mean([iou(o, t) for o, t in zip(masks, theirs.masks, strict=True)]))
@@ -186,10 +182,10 @@ class Picture:
 def _clicked(ours: Listened) -> Picture:
     """Our own trajectory, which says what the plain loop is to say; it warms everything up."""
     image = make_scene(0, SIDE).image
-    walk = ours.walk(image)
-    return Picture(image, tuple(_proposals(ours.replies.take(), walk)), ours.ear.take()[0])
+    run = ours.run(image)
+    return Picture(image, tuple(_proposals(ours.replies.take(), run)), ours.ear.take()[0])
 
 
-def _proposals(decoded: Sequence[tuple[int, ...]], walk: LoopRun) -> list[tuple[int, ...]]:
+def _proposals(decoded: Sequence[tuple[int, ...]], run: LoopRun) -> list[tuple[int, ...]]:
     """The replies that proposed clicks: every other one that was decoded rates a mask."""
-    return [*decoded[::2]][: walk.clicks]
+    return [*decoded[::2]][: run.clicks]
