@@ -14,13 +14,7 @@ from real_bundle import BundlePlace
 from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.backends.session import SessionOptions
 from segagent_rt.bundle.bundle import Part, open_bundle
-from segagent_rt.mllm.decoder import (
-    ConstrainedDecoder,
-    DecodedReply,
-    Prompt,
-    Sampler,
-    greedy,
-)
+from segagent_rt.mllm.decoder import ConstrainedDecoder, DecodedReply, Prompt, Sampler, greedy
 from segagent_rt.runtime import open_mllm
 from segagent_rt.types import Request, RgbImage, Session, Turn, View
 

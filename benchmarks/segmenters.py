@@ -48,7 +48,7 @@ EDGETAM: dict[str, Any] = {
         "backbone_channel_list": [384, 192, 96, 48],
         "backbone_feature_sizes": [[256, 256], [128, 128], [64, 64]],
         "fpn_hidden_size": 256,
-    },
+    }
 }
 """As published; the trunk is RepViT-m1."""
 

@@ -260,9 +260,7 @@ def _check_entry(content: Any) -> None:
         expect(name, str, "the entry")
 
 
-def _named(
-    pictures: Sequence[tuple[Path, dict[str, Any]]],
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _named(pictures: Sequence[tuple[Path, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Documents with the path of their image from the folder that has them all."""
     folder = os.path.commonpath([path.parent for path, _ in pictures]) if pictures else ""
     for path, document in pictures:

@@ -26,13 +26,7 @@ from segagent_rt.bundle.bundle import Bundle, Part, open_bundle, open_photo_bund
 from segagent_rt.bundle.integrity import unusable
 from segagent_rt.bundle.manifest import PartName
 from segagent_rt.bundle.placement import Placement
-from segagent_rt.errors import (
-    BundleError,
-    ClickOutside,
-    InputError,
-    ManifestInvalid,
-    RuntimeClosed,
-)
+from segagent_rt.errors import BundleError, ClickOutside, InputError, ManifestInvalid, RuntimeClosed
 from segagent_rt.families import mllm_family, segmenter_family
 from segagent_rt.image import load_image
 from segagent_rt.lazy_future import LazyFuture
@@ -580,10 +574,7 @@ def open_mllm(part: Part, open_session: OpenSession) -> MllmAnnotator:
         head = CheckedSession(open_session(part, "head"), name("head"), {"logits": (1, len(table))})
     shapes: dict[str, Shape] = {"logits": ("tokens", rows), "hidden": ("tokens", hidden)}
     decoder = CheckedSession(open_session(part, "decoder"), name("decoder"), shapes)
-    shapes = {
-        "image_embeds": ("tokens", hidden),
-        "deepstack_embeds": (deepstack, "tokens", hidden),
-    }
+    shapes = {"image_embeds": ("tokens", hidden), "deepstack_embeds": (deepstack, "tokens", hidden)}
     vision = CheckedSession(open_session(part, "vision"), name("vision"), shapes)
     return MllmAnnotator(
         vision_encoder=VisionEncoder(vision, settings.vision),

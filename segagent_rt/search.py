@@ -19,13 +19,7 @@ import numpy as np
 from segagent_rt.errors import Interrupted
 from segagent_rt.loop import Stages, StoppingRules, completed, iter_steps
 from segagent_rt.timing import Deadline, Stopwatch
-from segagent_rt.types import (
-    Prediction,
-    Sampling,
-    Segmenter,
-    Step,
-    View,
-)
+from segagent_rt.types import Prediction, Sampling, Segmenter, Step, View
 
 
 @dataclass(frozen=True, slots=True)

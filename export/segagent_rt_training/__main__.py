@@ -98,8 +98,7 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
         from segagent_rt_training.ship import Trial, ship
     except ModuleNotFoundError:
         raise SegagentError(
-            "training needs packages that are not installed",
-            hint=install_hint("export"),
+            "training needs packages that are not installed", hint=install_hint("export")
         ) from None
     start = None if init is None else open_bundle(init)
     if what == "photo":

@@ -25,16 +25,7 @@ from segagent_rt.mllm.decoder import DecodedReply, TokenChoice
 from segagent_rt.mllm.grammar import Automaton
 from segagent_rt.mllm.rating import expected_iou
 from segagent_rt.timing import Stopwatch
-from segagent_rt.types import (
-    GREEDY,
-    Prediction,
-    Rating,
-    Request,
-    RgbImage,
-    Sampling,
-    Size,
-    Turn,
-)
+from segagent_rt.types import GREEDY, Prediction, Rating, Request, RgbImage, Sampling, Size, Turn
 
 LONGEST_WAIT = 86400.0
 """Seconds that an answer may be waited for."""

@@ -119,11 +119,7 @@ def find_key(address: Address, allowed: Collection[str], *, for_openai: bool) ->
 
 
 def post(
-    address: Address,
-    path: str,
-    question: Mapping[str, Any],
-    timeout: float,
-    key: str | None = None,
+    address: Address, path: str, question: Mapping[str, Any], timeout: float, key: str | None = None
 ) -> Any:
     """Ask, and return the answer's JSON. Within `timeout` seconds for each try.
 

@@ -32,16 +32,7 @@ from segagent_rt.mllm.rope import Positions
 from segagent_rt.mllm.vision_encoder import VisionEncoder, VisionOutput, VisionSettings
 from segagent_rt.reply import AnyReplyProtocol, Reading
 from segagent_rt.timing import Stopwatch
-from segagent_rt.types import (
-    GREEDY,
-    Prediction,
-    Rating,
-    Request,
-    RgbImage,
-    Sampling,
-    Size,
-    Turn,
-)
+from segagent_rt.types import GREEDY, Prediction, Rating, Request, RgbImage, Sampling, Size, Turn
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -10,13 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from segagent_rt.bundle.archive import (
-    BLOCK,
-    INDEX_FILE,
-    ArchiveIndex,
-    CopyReporter,
-    written_whole,
-)
+from segagent_rt.bundle.archive import BLOCK, INDEX_FILE, ArchiveIndex, CopyReporter, written_whole
 from segagent_rt.bundle.bundle import Bundle, Part
 from segagent_rt.bundle.integrity import LARGEST, changed, open_checked, read_regular
 from segagent_rt.bundle.manifest import (

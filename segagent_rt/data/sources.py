@@ -18,11 +18,7 @@ from segagent_rt.data.reading import read_bytes, read_json
 from segagent_rt.data.record import Category, Sample
 from segagent_rt.data.refcoco import Split, check_split, read_refer, refer_folder, splits_named
 from segagent_rt.data.segagent import looks_like_segagent, read_segagent
-from segagent_rt.data.trajectories import (
-    Demonstration,
-    looks_like_trajectories,
-    read_trajectories,
-)
+from segagent_rt.data.trajectories import Demonstration, looks_like_trajectories, read_trajectories
 from segagent_rt.errors import DataInvalid
 
 Reader: TypeAlias = Callable[[Any, str, ReadContext], list[Sample]]

@@ -153,11 +153,7 @@ def _describe_click(number: int, made: ShownClick) -> dict[str, Any]:
 
 
 def write_trajectories(
-    path: Path,
-    records: Sequence[dict[str, Any]],
-    how: dict[str, Any],
-    *,
-    overwrite: bool = False,
+    path: Path, records: Sequence[dict[str, Any]], how: dict[str, Any], *, overwrite: bool = False
 ) -> None:
     """Write records, and under `info` how they were made.
 

@@ -8,12 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segagent_rt.backends.tensorrt import BATCH, POINTS, Machine
-from segagent_rt.bundle.manifest import (
-    PartName,
-    Profile,
-    Variant,
-    to_json,
-)
+from segagent_rt.bundle.manifest import PartName, Profile, Variant, to_json
 
 
 @dataclass(frozen=True, slots=True)

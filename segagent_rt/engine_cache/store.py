@@ -15,12 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from segagent_rt.bundle.integrity import is_ours, make_private, read_regular
-from segagent_rt.bundle.manifest import (
-    SCHEMA,
-    FileRecord,
-    read_json,
-    to_json,
-)
+from segagent_rt.bundle.manifest import SCHEMA, FileRecord, read_json, to_json
 from segagent_rt.engine_cache.key import EngineKey, hash_of
 from segagent_rt.errors import EngineRefused, FileChanged, ManifestInvalid
 from segagent_rt.io import atomic_write, json_bytes

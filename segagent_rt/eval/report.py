@@ -61,11 +61,7 @@ class Report:
         return timings
 
     def write_figures(
-        self,
-        recordings: Sequence[Recording],
-        choice: MaskChoice,
-        budget: int,
-        **about: Any,
+        self, recordings: Sequence[Recording], choice: MaskChoice, budget: int, **about: Any
     ) -> EvalResult:
         """Write tables and figures; `about` are the further attributes of the result."""
         measured = [measure(recording) for recording in recordings]

@@ -114,11 +114,7 @@ def _questions(suite: SceneSuite) -> Iterator[tuple[Scene, str]]:
 
 
 def _one(
-    runtime: Runtime,
-    scene: Scene,
-    expression: str,
-    rules: StoppingRules,
-    on_scene: OnScene | None,
+    runtime: Runtime, scene: Scene, expression: str, rules: StoppingRules, on_scene: OnScene | None
 ) -> SceneResult:
     meant = scene.expressions[0]
     target = scene.mask(meant.target)

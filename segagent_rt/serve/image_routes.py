@@ -14,12 +14,7 @@ from segagent_rt.draw import png
 from segagent_rt.errors import InputError
 from segagent_rt.result_pictures import cutout
 from segagent_rt.serve import schemas
-from segagent_rt.serve.answers import (
-    image_answer,
-    image_coco,
-    image_document,
-    object_answer,
-)
+from segagent_rt.serve.answers import image_answer, image_coco, image_document, object_answer
 from segagent_rt.serve.compute_queue import Job
 from segagent_rt.serve.image_content import decode_base64, mask_of_picture, mask_of_rle
 from segagent_rt.serve.job_runner import JobRunner
@@ -400,11 +395,7 @@ class ImageRoutes:
         )
 
     async def _steps(
-        self,
-        request: Request,
-        run: schemas.RunBody,
-        work: Callable[[Job], Any],
-        form: MaskFormat,
+        self, request: Request, run: schemas.RunBody, work: Callable[[Job], Any], form: MaskFormat
     ) -> Response:
         """The states of a model's run: each as an event, or the last one as JSON."""
         if STREAM in request.headers.get("accept", ""):

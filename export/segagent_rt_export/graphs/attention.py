@@ -119,8 +119,7 @@ class _Portable:
             for old, new, name in zip(past, fresh, present, strict=True)
         )
         scaled = g.mul(
-            self._turn(split_heads(g, query, heads.count, heads.width)),
-            g.scalar(heads.width**-0.5),
+            self._turn(split_heads(g, query, heads.count, heads.width)), g.scalar(heads.width**-0.5)
         )
         # [kv, group, S, width] against [kv, 1, T, width]: a group shares its keys
         grouped = g.reshape(scaled, heads.kv, heads.count // heads.kv, -1, heads.width)

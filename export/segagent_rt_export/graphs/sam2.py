@@ -11,9 +11,7 @@ from segagent_rt.segmenters.sam import SamSettings
 from segagent_rt_export.graphs.exported_segmenter import ExportedSegmenter
 from segagent_rt_export.graphs.sam_decoder import SamDecoder
 from segagent_rt_export.graphs.sam_export import Pair, export_pair
-from segagent_rt_export.sources.segmenter import (
-    provenance,
-)
+from segagent_rt_export.sources.segmenter import provenance
 
 FEATURES = ("embedding", "hi0", "hi1")
 RESULTS = ("masks", "scores", "obj_score")

@@ -111,11 +111,7 @@ class QdqSelection:
 
 
 def quantise_convolutions(
-    model: onnx.ModelProto,
-    ranges: Ranges,
-    *,
-    outputs: bool = False,
-    exact: Collection[str] = (),
+    model: onnx.ModelProto, ranges: Ranges, *, outputs: bool = False, exact: Collection[str] = ()
 ) -> onnx.ModelProto:
     """Put the convolutions of a graph into integers, in place.
 

@@ -63,11 +63,7 @@ def list_model(model: HubRepository) -> tuple[Listing, list[RemoteFile]]:
 
 
 def fetch_model(
-    listing: Listing,
-    files: list[RemoteFile],
-    report_progress: ProgressReporter,
-    *,
-    show_bars: bool,
+    listing: Listing, files: list[RemoteFile], report_progress: ProgressReporter, *, show_bars: bool
 ) -> Path:
     """Download a model's files into the cache of the hub's client.
 

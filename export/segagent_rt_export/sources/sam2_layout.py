@@ -106,7 +106,7 @@ def original_sizes(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
                 "window_size_per_stage": list(windows),
                 "global_attention_blocks": list(everywhere),
                 "window_positional_embedding_background_size": list(background),
-            },
+            }
         }
         return parts
 

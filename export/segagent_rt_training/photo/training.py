@@ -305,11 +305,7 @@ def photo_recipe(hours: float, batches: BatchPlan, init: Bundle | None = None) -
 
 
 def train_photo(
-    recipe: PhotoRecipe,
-    photos: Path,
-    folder: Path,
-    processes: int = 2,
-    init: Bundle | None = None,
+    recipe: PhotoRecipe, photos: Path, folder: Path, processes: int = 2, init: Bundle | None = None
 ) -> None:
     """Train until the recipe's time is used up, or continue where an earlier run stopped.
 

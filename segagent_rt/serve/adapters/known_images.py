@@ -59,11 +59,7 @@ class KnownImages:
         return image
 
     def segment(
-        self,
-        job: Job,
-        image: OpenImage,
-        prompt: ObjectPrompt,
-        settings: RunSettings | None = None,
+        self, job: Job, image: OpenImage, prompt: ObjectPrompt, settings: RunSettings | None = None
     ) -> ObjectState:
         """Segment an object of an open image; the object itself is not kept.
 

@@ -18,12 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from segagent_rt.data.record import corners
 from segagent_rt.errors import InputError
-from segagent_rt.serve.adapters.known_images import (
-    KnownImages,
-    box_at,
-    click_at,
-    score_of,
-)
+from segagent_rt.serve.adapters.known_images import KnownImages, box_at, click_at, score_of
 from segagent_rt.serve.bundle_card import takes_words
 from segagent_rt.serve.compute_queue import Job
 from segagent_rt.serve.image_content import decode_base64

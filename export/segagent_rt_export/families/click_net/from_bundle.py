@@ -11,12 +11,7 @@ from segagent_rt.bundle.bundle import Part
 from segagent_rt.segmenters.click_net import ClickNetSettings
 from segagent_rt_export.families.click_net.net import SIDE, SegmenterNet
 from segagent_rt_export.graphs.conv_norm import fuse
-from segagent_rt_export.graphs.stored_weights import (
-    fill,
-    read_graph,
-    read_settings,
-    refused,
-)
+from segagent_rt_export.graphs.stored_weights import fill, read_graph, read_settings, refused
 from segagent_rt_export.sources.weights import Weight
 
 
