@@ -1,12 +1,13 @@
-"""How much memory is left, asked before work that would take more."""
+"""How much memory and disk is left, asked before work that would take more."""
 
 from __future__ import annotations
 
 import ctypes
+import shutil
 import sys
 from pathlib import Path
 
-from segagent_rt.errors import BackendUnavailable
+from segagent_rt.errors import BackendUnavailable, TooLittleRoom
 
 BUILD_FACTOR = 4
 """A builder holds the weights several times over: parsed, typed, tried out, serialised."""
@@ -52,6 +53,29 @@ def check_memory(size: int, what: str) -> None:
         raise BackendUnavailable(
             f"{what} take {size / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
             hint="close other programs, or export the model for smaller pictures",
+        )
+
+
+def check_disk_space(needed: float, folder: Path, what: str, hint: str) -> None:
+    """Refuse to write so many bytes below a folder, which need not exist yet, if they do not fit.
+
+    Args:
+        needed: bytes.
+        folder: is, or will be, on the disk in question.
+        what: begins the message, such as `the bundle takes`.
+        hint: what to do instead.
+
+    Raises:
+        TooLittleRoom: the disk has not enough space.
+    """
+    place = folder.absolute()
+    existing = next(each for each in (place, *place.parents) if each.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise TooLittleRoom(
+            f"{what} {needed / 1e9:.1f} GB of the disk that holds {folder}, "
+            f"{free / 1e9:.1f} GB are free",
+            hint=hint,
         )
 
 

@@ -5,15 +5,14 @@ The figures are those that a recipe names: a hub is asked only after somebody ag
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from segagent_rt.errors import TooLittleRoom
 from segagent_rt.hub.repository import HubRepository
+from segagent_rt.memory import check_disk_space
 from segagent_rt.types import ProgressReporter
 from segagent_rt_export.progress import duration
 from segagent_rt_export.recipe import MllmRecipe, PublishedFacts, Recipe, SegmenterRecipe
@@ -120,12 +119,5 @@ def check_disk(recipe: Recipe, missing: Sequence[HubRepository], target: Path) -
         1e6 * (fact.bundle_mb + (fact.download_mb if part.source in names else 0))
         for part, fact in _facts(recipe)
     )
-    place = target.absolute()
-    existing = next(folder for folder in (place, *place.parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        raise TooLittleRoom(
-            f"the download and the bundle take about {needed / 1e9:.1f} GB of the disk that holds "
-            f"{existing}, {free / 1e9:.1f} GB are free",
-            hint="free some space; -o names another folder for the bundle",
-        )
+    hint = "free some space; -o names another folder for the bundle"
+    check_disk_space(needed, target, "the download and the bundle take about", hint)

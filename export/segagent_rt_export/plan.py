@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from segagent_rt.bundle.bundle import open_part
 from segagent_rt.bundle.manifest import MANIFEST_FILE, PartName, to_json
 from segagent_rt.errors import BundleError, OutputError, TooLittleRoom
 from segagent_rt.io import check_writable
-from segagent_rt.memory import free_memory
+from segagent_rt.memory import check_disk_space, free_memory
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.families.mllm_source import Choices, MllmSource, read_source
 from segagent_rt_export.families.segmenters import formed_for_gpu
@@ -229,19 +228,17 @@ def check_room(plan: Plan) -> None:
     Raises:
         TooLittleRoom: one of them is too small.
     """
-    existing = next(f for f in (plan.target, *plan.target.resolve().parents) if f.exists())
-    disk, free = sum(part.need.disk for part in plan.pending), shutil.disk_usage(existing).free
     less = "fewer variants take less, and so does one part at a time: --variant, --only"
-    if disk > free:
-        raise TooLittleRoom(_short(disk, f"of the disk that holds {existing}", free), hint=less)
+    disk = sum(part.need.disk for part in plan.pending)
+    check_disk_space(disk, plan.target, "the export takes about", less)
     memory = free_memory()
     for part in plan.pending:
         if memory is not None and part.need.memory > memory:
-            raise TooLittleRoom(_short(part.need.memory, "of memory", memory), hint=less)
-
-
-def _short(needed: int, what: str, free: int) -> str:
-    return f"the export takes about {needed / 1e9:.1f} GB {what}, {free / 1e9:.1f} GB are free"
+            raise TooLittleRoom(
+                f"the export takes about {part.need.memory / 1e9:.1f} GB of memory, "
+                f"{memory / 1e9:.1f} GB are free",
+                hint=less,
+            )
 
 
 def too_large(part: PartPlan) -> bool:

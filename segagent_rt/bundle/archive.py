@@ -39,6 +39,7 @@ from segagent_rt.bundle.manifest import (
 )
 from segagent_rt.errors import ArchiveInvalid, FileChanged, ManifestInvalid, OutputError
 from segagent_rt.io import atomic_write, json_bytes, open_regular, parse_json
+from segagent_rt.memory import check_disk_space
 
 SUFFIX = ".segagent"
 INDEX_FILE = "segagent.json"
@@ -49,6 +50,8 @@ MOST_FILES = 4096
 
 BLOCK = 1 << 20
 """Bytes that are copied at a time."""
+
+_HINT = "free some space, or choose another place with -o"
 
 _LOCAL = struct.Struct("<4s2xHH16xHH")
 """Of an entry's header: signature, flags, method, lengths of name and extra field (APPNOTE.TXT,
@@ -116,7 +119,8 @@ def unpack(
     with open_regular(archive, ArchiveInvalid) as stream, written_whole(folder) as partial:
         index, entries = _read_index(stream, archive)
         partial.mkdir(parents=True)
-        _expect_room(partial, sum(entry.record.size for entry in entries))
+        needed = sum(entry.record.size for entry in entries)
+        check_disk_space(needed, folder, "the bundle takes", _HINT)
         _copy(stream, archive, entries, partial, report_progress)
         read_json(partial / BUNDLE_FILE, BundleIndex)
         partial.rename(folder)
@@ -167,22 +171,12 @@ def written_whole(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(
             f"{target} cannot be written: {error.strerror or error}",
-            hint="free some space, or choose another place with -o",
+            hint=_HINT,
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if os.path.lexists(partial):
             partial.unlink()
-
-
-def _expect_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OutputError(
-            f"the bundle takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in "
-            f"{folder.parent}",
-            hint="free some space, or choose another place with -o",
-        )
 
 
 def _copy(

@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from segagent_rt.errors import HubError, TooLittleRoom
+from segagent_rt.errors import HubError
 from segagent_rt.hub.refusals import explain, explained, is_passing
 from segagent_rt.hub.repository import HubRepository, Listing, RemoteFile
+from segagent_rt.memory import check_disk_space
 from segagent_rt.types import ProgressReporter
 
 TRIES = 3
@@ -50,7 +50,9 @@ class HuggingFace:
         repository = listing.repository
         files = {file.name: file for file in listing.files}
         missing = [files[name] for name in names if not self._is_cached(listing, name)]
-        self._check_room(repository, sum(file.size for file in missing))
+        needed = sum(file.size for file in missing)
+        hint = "free some space, or set HF_HOME to a folder on a larger disk"
+        check_disk_space(needed, _cache(), f"{repository} takes", hint)
         _set_bars(shown=show_bars)
         for file in missing:
             report_progress(f"downloading {file.name} of {repository}, {file.size / 1e6:.0f} MB")
@@ -72,17 +74,6 @@ class HuggingFace:
 
     def _is_cached(self, listing: Listing, name: str) -> bool:
         return (self._folder(listing.repository) / "snapshots" / listing.commit / name).is_file()
-
-    def _check_room(self, repository: HubRepository, needed: int) -> None:
-        place = _cache()
-        existing = next(folder for folder in (place, *place.parents) if folder.exists())
-        free = shutil.disk_usage(existing).free
-        if needed > free:
-            raise TooLittleRoom(
-                f"{repository} takes {needed / 1e9:.1f} GB of the disk that holds {place}, "
-                f"{free / 1e9:.1f} GB are free",
-                hint="free some space, or set HF_HOME to a folder on a larger disk",
-            )
 
     def _fetch_file(self, repository: HubRepository, revision: str, file: RemoteFile) -> Path:
         """Every file is asked for at the listed commit, so that all belong together."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from segagent_rt.errors import TooLittleRoom
+from segagent_rt.memory import check_disk_space
 from segagent_rt_export.errors import ToolFailed
 
 NAME, VERSION = "tensorrt-edgellm", "0.11.0"
@@ -86,12 +86,8 @@ def open_tool(cache: Path, report_progress: Callable[[str], None]) -> Tool:
 
 
 def _make(folder: Path, report_progress: Callable[[str], None]) -> None:
-    if (free := shutil.disk_usage(folder.parent).free) < ROOM:
-        raise TooLittleRoom(
-            f"the environment of {NAME} takes {ROOM / 1e9:.0f} GB of the disk that holds "
-            f"{folder.parent}, {free / 1e9:.1f} GB are free",
-            hint="free some, or let SEGAGENT_CACHE name a folder on another disk",
-        )
+    hint = "free some, or let SEGAGENT_CACHE name a folder on another disk"
+    check_disk_space(ROOM, folder.parent, f"the environment of {NAME} takes", hint)
     report_progress(f"making an environment for {NAME} {VERSION} in {folder}")
     log = folder.with_name(f"{folder.name}.log")
     shutil.rmtree(folder, ignore_errors=True)

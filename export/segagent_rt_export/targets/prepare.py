@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,9 @@ import numpy as np
 
 from segagent_rt.bundle.manifest import MANIFEST_FILE, FileRecord
 from segagent_rt.bundle.store import cache_folder
-from segagent_rt.errors import OutputError, TooLittleRoom
+from segagent_rt.errors import OutputError
 from segagent_rt.io import check_writable
+from segagent_rt.memory import check_disk_space
 from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt.types import ProgressReporter
 from segagent_rt_export.bundle_writer import file_records, new_part, tool_versions, write_json
@@ -121,13 +121,7 @@ def _is_ours(folder: Path) -> bool:
 def _check_room(source: Path, folder: Path, copies: int) -> None:
     """At least the weights, in 16 bits, go into the checkpoint, and again into the graphs."""
     need = copies * sum(2 * int(np.prod(t.shape)) for t in open_shards(source).values())
-    existing = next(place for place in folder.absolute().parents if place.exists())
-    if need > (free := shutil.disk_usage(existing).free):
-        raise TooLittleRoom(
-            f"this takes {need / 1e9:.1f} GB of the disk that holds {folder}, {free / 1e9:.1f} GB "
-            "are free",
-            hint="choose another folder with -o",
-        )
+    check_disk_space(need, folder, "this takes", "choose another folder with -o")
 
 
 def write_vocabulary(scratch: Path, recipe: MllmRecipe, source: MllmSource) -> int | None:

@@ -207,7 +207,7 @@ def test_refusals_come_before_any_work(places, terminal, tmp_path, monkeypatch, 
         patch.setattr(plan, "free_memory", lambda: 1000)
         refused(terminal("export", recipe, "-o", target), "GB of memory", "--only")
     with monkeypatch.context() as patch:
-        patch.setattr(plan.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
         refused(terminal("export", recipe, "-o", target), "of the disk that holds")
     assert not target.exists()
     (target / "segmenter").mkdir(parents=True)
