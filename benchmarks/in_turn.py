@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 
-def in_turn(ways: dict[str, Callable[[int], Any]], laps: int) -> dict[str, list[Any]]:
-    """Run every way once in each lap, beginning with another one each time."""
+def in_turn(
+    ways: dict[str, Callable[[int], Any]], laps: int, seconds: float = float("inf")
+) -> dict[str, list[Any]]:
+    """Run every way once in each lap, beginning with another one each time; no lap begins after so
+    many seconds."""
+    end = time.monotonic() + seconds
     names, done = list(ways), dict[str, list[Any]]((name, []) for name in ways)
     for lap in range(laps):
+        if lap and time.monotonic() > end:
+            break
         for turn in range(len(names)):
             name = names[(lap + turn) % len(names)]
             done[name].append(ways[name](lap))

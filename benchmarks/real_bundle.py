@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from random_checkpoint import write_checkpoint
-from segmenters import AS_PUBLISHED, EdgeTamSize, save_edgetam
+from segmenters import EdgeTamSize, save_edgetam, save_sam2
 
 from segagent_rt.bundle.manifest import BundleIndex, PartName, Variant
 from segagent_rt_export.bundle_writer import PartDraft, new_part, write_index, write_manifest
 from segagent_rt_export.families.mllm_export import export_mllm_graphs, export_mllm_tables
 from segagent_rt_export.families.mllm_source import Choices, MllmSource, read_source
 from segagent_rt_export.families.segmenters import export_segmenter
+from segagent_rt_export.graphs.exported_segmenter import Check
 from segagent_rt_export.passes.weight_quant import write_variant
 from segagent_rt_export.recipe import SegmenterRecipe, VariantName
 from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
@@ -42,19 +44,27 @@ SMALL_EDGETAM = EdgeTamSize(
 
 
 @dataclass(frozen=True, slots=True)
+class RandomSegmenter:
+    """A segmenter's family, and what writes a checkpoint of it into an empty folder."""
+
+    family: str
+    save: Callable[[Path], None]
+
+
+@dataclass(frozen=True, slots=True)
 class BundlePlace:
     """A model's folder: a checkpoint, and the bundle that was made of it.
 
     Attributes:
         model: one of random_checkpoint's.
         pixels: of the pictures that the MLLM sees: 1,024 patches.
-        segmenter: the shape of the EdgeTAM beside it, if there is one.
+        segmenter: the segmenter beside it, if there is one.
     """
 
     folder: Path
     model: str
     pixels: int
-    segmenter: EdgeTamSize | None = None
+    segmenter: RandomSegmenter | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -63,8 +73,9 @@ class BundlePlace:
 
     @property
     def segmenter_checkpoint(self) -> Path:
-        """EdgeTAM's."""
-        return self.folder / "edgetam"
+        """The segmenter's."""
+        assert self.segmenter is not None
+        return self.folder / self.segmenter.family
 
     @property
     def bundle(self) -> Path:
@@ -78,32 +89,43 @@ class BundlePlace:
 
 
 SMALL_PIXELS = 140 * 140
+MODELS: dict[str, tuple[int, RandomSegmenter | None]] = {
+    "qwen2.5-vl-0.5b": (448 * 448, None),
+    "qwen2.5-vl-3b": (448 * 448, RandomSegmenter("sam2", save_sam2)),
+    "qwen3-vl-2b": (512 * 512, RandomSegmenter("edgetam", save_edgetam)),
+    "qwen3-vl-small": (
+        SMALL_PIXELS, RandomSegmenter("edgetam", partial(save_edgetam, size=SMALL_EDGETAM))
+    ),
+}  # fmt: skip
+"""Pixels and segmenters of models that are not small, or have a segmenter."""
 
 
 def place_of(folder: Path, model: str) -> BundlePlace:
     """Where a model of these benchmarks lies, and what belongs to it."""
-    pixels = {"qwen2.5-vl-0.5b": 448 * 448, "qwen3-vl-2b": 512 * 512}.get(model, SMALL_PIXELS)
-    size = {"qwen3-vl-2b": AS_PUBLISHED, "qwen3-vl-small": SMALL_EDGETAM}.get(model)
-    return BundlePlace(folder / model, model, pixels, size)
+    pixels, segmenter = MODELS.get(model, (SMALL_PIXELS, None))
+    return BundlePlace(folder / model, model, pixels, segmenter)
 
 
-def make(place: BundlePlace, variants: Sequence[VariantName]) -> None:
+def make(
+    place: BundlePlace,
+    variants: Sequence[VariantName],
+    segmenter_variants: Sequence[VariantName] = ("cpu-w8",),
+) -> None:
     """Write what is not there yet: checkpoints, then a bundle with exactly these variants."""
     if not place.checkpoint.exists():
         write_checkpoint(place.model, place.checkpoint)
     parts: list[PartName] = ["mllm"]
     if not _is_there(place.bundle / "mllm", variants):
         shutil.rmtree(place.bundle / "mllm", ignore_errors=True)
-        _make_mllm(place, variants)
+        make_mllm(place.source(), place.bundle / "mllm", variants)
     if place.segmenter is not None:
         parts.append("segmenter")
         if not place.segmenter_checkpoint.exists():
             place.segmenter_checkpoint.mkdir()
-            save_edgetam(place.segmenter_checkpoint, place.segmenter)
+            place.segmenter.save(place.segmenter_checkpoint)
         if not (place.bundle / "segmenter").exists():
-            make_segmenter(
-                "edgetam", place.segmenter_checkpoint, place.bundle / "segmenter", ("cpu-w8",)
-            )
+            target, family = place.bundle / "segmenter", place.segmenter.family
+            make_segmenter(family, place.segmenter_checkpoint, target, segmenter_variants)
     write_index(place.bundle, BundleIndex(place.model, {name: name for name in parts}))
 
 
@@ -114,9 +136,9 @@ def _is_there(part: Path, variants: Sequence[VariantName]) -> bool:
     return set(json.loads(manifest.read_text("utf-8"))["variants"]) == set(variants)
 
 
-def _make_mllm(place: BundlePlace, variants: Sequence[VariantName]) -> None:
-    source = place.source()
-    with new_part(place.bundle / "mllm") as folder:
+def make_mllm(source: MllmSource, target: Path, variants: Sequence[VariantName]) -> None:
+    """Write an MLLM's part with these variants."""
+    with new_part(target) as folder:
         made: dict[str, Variant] = {}
         for name in variants:
             kind = MLLM_VARIANTS[name]
@@ -131,8 +153,12 @@ def _make_mllm(place: BundlePlace, variants: Sequence[VariantName]) -> None:
 
 def make_segmenter(
     family: str, checkpoint: Path, target: Path, variants: Sequence[VariantName]
-) -> None:
-    """Write a segmenter's part; the reference is among its variants only if it is named."""
+) -> Sequence[Check]:
+    """Write a segmenter's part; the reference is among its variants only if it is named.
+
+    Returns:
+        What its graphs in full precision must compute.
+    """
     recipe = SegmenterRecipe(family, str(checkpoint), tuple(variants))  # type: ignore[arg-type]
     with new_part(target) as folder:
         (folder / REFERENCE).mkdir()
@@ -150,3 +176,4 @@ def make_segmenter(
             "segmenter", family, exported.settings, made, exported.provenance, NOT_RUN
         )
         write_manifest(folder, draft)
+    return exported.checks

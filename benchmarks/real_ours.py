@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,9 +87,15 @@ class OurClick:
 class OurMllm:
     """One variant; the full-precision one is run as it lies in its file, to save memory."""
 
-    def __init__(self, place: BundlePlace, variant: str) -> None:
-        self._cpu = SessionOptions("cpu", skip_prepack=variant == "reference")
-        self._variant, self._sessions = variant, list[Session]()
+    def __init__(
+        self,
+        place: BundlePlace,
+        variant: str,
+        backend: str = "cpu",
+        wrap: Callable[[str, Session], Session] = lambda role, session: session,
+    ) -> None:
+        self._where = SessionOptions(backend, skip_prepack=variant == "reference")
+        self._variant, self._wrap, self._sessions = variant, wrap, list[Session]()
         part = open_bundle(place.bundle).part("mllm")
         self.ear = Ear()
         self.annotator: MllmAnnotator = open_mllm(part, self._open)
@@ -97,7 +103,7 @@ class OurMllm:
         self._replies = Replies(self.annotator)
 
     def _open(self, part: Part, role: str) -> Session:
-        session = part.session(role, self._cpu, self._variant)
+        session = self._wrap(role, part.session(role, self._where, self._variant))
         self._sessions.append(session)
         return session
 

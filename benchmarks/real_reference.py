@@ -13,7 +13,9 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +32,13 @@ from segagent_rt.types import Click, Mask, Prediction, RgbImage, Segmenter
 from segagent_rt_export.families.edgetam.export import load_edgetam
 from segagent_rt_export.families.edgetam.repvit import merged_branches
 from segagent_rt_export.families.mllm_source import MllmSource
+from segagent_rt_export.families.sam.export import load_sam
+from segagent_rt_export.families.sam2.export import Hiera, load_sam2
 from segagent_rt_export.gate.mllm_reference import TransformersReference
 from segagent_rt_export.graphs.sam2 import FEATURES, RESULTS, PyramidEncoder, Sam2Decoder
+from segagent_rt_export.graphs.sam_decoder import SamDecoder
+from segagent_rt_export.graphs.sam_encoder import SamEncoder
+from segagent_rt_export.graphs.sam_export import Pair
 
 END = "<|im_end|>"
 
@@ -67,17 +74,22 @@ class PlainClick:
 class PlainMllm:
     """The checkpoint in transformers."""
 
-    def __init__(self, place: BundlePlace, dtype: torch.dtype) -> None:
+    def __init__(self, place: BundlePlace, dtype: torch.dtype, device: str = "cpu") -> None:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         self.source: MllmSource = place.source()
-        self._model = AutoModelForImageTextToText.from_pretrained(
+        self.model = AutoModelForImageTextToText.from_pretrained(
             place.checkpoint, dtype=dtype, local_files_only=True, attn_implementation="sdpa"
-        ).eval()
-        self._net = TransformersReference(self._model, place.checkpoint, self.source)
+        ).to(device).eval()  # fmt: skip
+        self._net = TransformersReference(self.model, place.checkpoint, self.source)
         self._dtype, self._watch = dtype, Stopwatch()
         self._end = self.source.tokenizer.token_to_id(END)
-        _time_calls(self._model.model.visual, self._watch)
+        self._hooks = _time_calls(self.model.model.visual, self._watch)
+
+    def forget_hooks(self) -> None:
+        """Take no times of the vision encoder, which would part what torch compiles."""
+        for hook in self._hooks:
+            hook.remove()
 
     def choices(self, image: RgbImage, expression: str, tokens: Sequence[int]) -> np.ndarray:
         """Logits [choices, rows] over the tokens of the grammar wherever a reply of these tokens
@@ -90,35 +102,43 @@ class PlainMllm:
 
     @torch.inference_mode()
     def click(
-        self, image: RgbImage, shown: Prediction | None, expression: str, tokens: Sequence[int]
+        self,
+        image: RgbImage,
+        shown: Prediction | None,
+        expression: str,
+        tokens: Sequence[int],
+        **generation: Any,
     ) -> PlainClick:
-        """One click, from the mask that is shown to the end token behind the reply's tokens."""
+        """One click, from the mask that is shown to the end token behind the reply's tokens;
+        `generation` are further options of `generate`."""
         watch = Stopwatch()
         with watch("paint"):
             painted = image if shown is None else overlay(image, shown.mask())
             picture = jpeg_round_trip(painted)
         with watch("prepare"):
-            inputs = self._inputs(picture, expression)
+            inputs = self.inputs(picture, expression)
         said = [*tokens, self._end]
         start = inputs["input_ids"].shape[1]
         self._watch.seconds.clear()
         with watch("generate"):
-            whole = self._model.generate(
+            whole = self.model.generate(
                 **inputs, do_sample=False, max_new_tokens=len(said), eos_token_id=self._end,
                 pad_token_id=self._end,
-                logits_processor=LogitsProcessorList([Dictated(said, start)]),
+                logits_processor=LogitsProcessorList([Dictated(said, start)]), **generation,
             )  # fmt: skip
         assert whole[0, start:].tolist() == said
         return PlainClick(watch.seconds | self._watch.seconds)
 
-    def _inputs(self, picture: RgbImage, expression: str) -> dict[str, Tensor]:
+    def inputs(self, picture: RgbImage, expression: str) -> dict[str, Tensor]:
+        """What `generate` takes."""
         settings = self.source.settings
         inputs = self._net.inputs(picture)
         rows, columns = inputs["image_grid_thw"][0, 1:].tolist()
         lead, tail = self.source.codec.prompt(expression)
         token = self.source.tokenizer.token_to_id(settings.picture)
         ids = torch.tensor(
-            [[*lead, *[token] * (rows * columns // settings.vision.merge**2), *tail]]
+            [[*lead, *[token] * (rows * columns // settings.vision.merge**2), *tail]],
+            device=self.model.device,
         )
         return inputs | {
             "pixel_values": inputs["pixel_values"].to(self._dtype),
@@ -140,18 +160,29 @@ def places_of_choice(source: MllmSource, expression: str, tokens: Sequence[int])
         state = edges[token]
 
 
-def _time_calls(module: nn.Module, watch: Stopwatch) -> None:
-    """Add the module's time to a stopwatch, as `vision`."""
+def _time_calls(module: nn.Module, watch: Stopwatch) -> list[Any]:
+    """Add the module's time to a stopwatch, as `vision`; returns the hooks that do it."""
     begun = list[float]()
-    module.register_forward_pre_hook(lambda *_: begun.append(time.perf_counter()))
-    module.register_forward_hook(lambda *_: watch.add("vision", time.perf_counter() - begun.pop()))
+    return [
+        module.register_forward_pre_hook(lambda *_: begun.append(time.perf_counter())),
+        module.register_forward_hook(
+            lambda *_: watch.add("vision", time.perf_counter() - begun.pop())
+        ),
+    ]
 
 
 class TorchSession:
-    """A torch module where the runtime expects a graph."""
+    """A torch module where the runtime expects a graph. What it keeps stays on its device."""
 
-    def __init__(self, module: nn.Module, outputs: tuple[str, ...]) -> None:
-        self._module, self._outputs = module.eval(), outputs
+    def __init__(
+        self,
+        module: nn.Module,
+        outputs: tuple[str, ...],
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._module, self._outputs = module.eval().to(device, dtype), outputs
+        self._at = device, dtype
 
     @torch.inference_mode()
     def run(
@@ -162,20 +193,44 @@ class TorchSession:
         into: None = None,
         keep: Collection[str] = (),
     ) -> dict[str, Any]:
-        """Call the module; results are arrays."""
-        found = self._module(**{name: torch.from_numpy(feed) for name, feed in feeds.items()})
-        named = dict(zip(self._outputs, found, strict=True))
-        return {name: named[name].numpy() for name in outputs}
+        """Call the module; results are arrays, those of `keep` tensors."""
+        found = self._module(**{n: torch.as_tensor(f).to(*self._at) for n, f in feeds.items()})
+        named = dict(
+            zip(self._outputs, found if isinstance(found, tuple) else (found,), strict=True)
+        )
+        return {n: named[n] if n in keep else named[n].float().numpy(force=True) for n in outputs}
 
 
-def plain_edgetam(place: BundlePlace, settings: SamSettings) -> Segmenter:
-    """EdgeTAM in torch, with the runtime's host around it; its branches are merged, which makes it
-    faster than it was published."""
-    net = load_edgetam(place.segmenter_checkpoint)
-    trunk = merged_branches(net.vision_encoder.backbone["timm_model"])
-    encoder = PyramidEncoder(trunk, net)
-    decoder = Sam2Decoder(net.prompt_encoder, net.mask_decoder, settings.side)
-    return Sam(TorchSession(encoder, FEATURES), TorchSession(decoder, RESULTS), settings)  # type: ignore[arg-type]
+def torch_segmenter(family: str, checkpoint: Path) -> Pair:
+    """The encoder and the decoder of a segmenter in torch. EdgeTAM's branches are merged, which
+    makes it faster than it was published."""
+    if family == "sam":
+        net = load_sam(checkpoint)
+        side = net.config.vision_config.image_size
+        decoder = SamDecoder(net.prompt_encoder, net.mask_decoder, side)
+        return Pair(SamEncoder(net.vision_encoder), decoder, side)
+    if family == "sam2":
+        net = load_sam2(checkpoint)
+        side = net.config.prompt_encoder_config.image_size
+        trunk: nn.Module = Hiera(net.vision_encoder.backbone, side)
+    else:
+        net = load_edgetam(checkpoint)
+        side = net.prompt_encoder.input_image_size
+        trunk = merged_branches(net.vision_encoder.backbone["timm_model"])
+    sam2_decoder = Sam2Decoder(net.prompt_encoder, net.mask_decoder, side)
+    return Pair(PyramidEncoder(trunk, net), sam2_decoder, side, FEATURES, RESULTS)
+
+
+def plain_segmenter(
+    pair: Pair,
+    settings: SamSettings,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Segmenter:
+    """A segmenter in torch, with the runtime's host around it; `dtype` is the encoder's."""
+    own = deepcopy(pair.encoder)  # shares layers with the decoder, whose type may be another
+    encoder = TorchSession(own, pair.features, device, dtype)
+    return Sam(encoder, TorchSession(pair.decoder, pair.results, device), settings)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

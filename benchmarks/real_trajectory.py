@@ -13,7 +13,7 @@ import torch
 from in_turn import in_turn
 from real_bundle import BundlePlace
 from real_ours import Ear, OurMllm, Replies, apart
-from real_reference import PlainMllm, PlainRun, plain_edgetam, plain_run
+from real_reference import PlainMllm, PlainRun, plain_run, plain_segmenter, torch_segmenter
 
 from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.bench.loop_runs import BenchQuery, LoopRun, figures, timed_run
@@ -88,7 +88,9 @@ def measure_trajectories(place: BundlePlace, laps: int) -> dict[str, Any]:
     first = _clicked(ours)
     plain = PlainMllm(place, torch.float32)
     settings = ours.runtime.bundle.part("segmenter").settings(SamSettings)
-    segmenter = plain_edgetam(place, settings)
+    assert place.segmenter is not None
+    pair = torch_segmenter(place.segmenter.family, place.segmenter_checkpoint)
+    segmenter = plain_segmenter(pair, settings)
     expected = plain.choices(first.image, EXPRESSION, first.replies[0])
     other = plain.choices(make_scene(1, SIDE).image, EXPRESSION, first.replies[0])
     apart_by = {

@@ -17,12 +17,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 from clock import Clock
 from random_weights import awaken
 from safetensors.torch import save_file
-from transformers import Sam2Config, SamConfig, SamModel
+from transformers import Sam2Config, Sam2Model, SamConfig, SamModel
 
 from segagent_rt.backends.session import SessionOptions
 from segagent_rt.bench.machine import describe_machine, measure_ceilings
@@ -61,6 +62,14 @@ class EdgeTamSize:
     depths: tuple[int, ...]
     config: Mapping[str, Any]
 
+
+VIT_LARGE: dict[str, Any] = {
+    "vision_config": {
+        "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "global_attn_indexes": [5, 11, 17, 23], "mlp_dim": 4096,
+    },
+}  # fmt: skip
+"""SAM ViT-L."""
 
 AS_PUBLISHED = EdgeTamSize((48, 96, 192, 384), (2, 2, 14, 2), EDGETAM)
 
@@ -130,9 +139,14 @@ def _round(segmenter: Segmenter, seed: int, encode: Clock, first: Clock, later: 
             prediction.mask()
 
 
-def save_sam(place: Path) -> None:
+def save_sam(place: Path, sizes: Mapping[str, Any] = MappingProxyType({})) -> None:
     """SAM ViT-B is the configuration's default."""
-    awaken(SamModel(SamConfig())).save_pretrained(place)
+    awaken(SamModel(SamConfig(**sizes))).save_pretrained(place)
+
+
+def save_sam2(place: Path, sizes: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """SAM 2.1 tiny is the configuration's default."""
+    awaken(Sam2Model(Sam2Config(**sizes))).save_pretrained(place)
 
 
 def save_edgetam(place: Path, size: EdgeTamSize = AS_PUBLISHED) -> None:

@@ -148,7 +148,8 @@ def _streamed(folder: Path, source: MllmSource, adapter: Path | None) -> Any:
 
 
 class TransformersReference:
-    """A model in transformers, asked in its own way, with its own image processor."""
+    """A model in transformers, asked in its own way on its own device, with its own image
+    processor."""
 
     def __init__(self, model: Any, folder: Path, source: MllmSource) -> None:
         self._model = model
@@ -169,11 +170,12 @@ class TransformersReference:
     @torch.no_grad()
     def logits(self, image: RgbImage, lead: Sequence[int], tail: Sequence[int]) -> Floats:
         inputs, count = self.inputs(image), len(self.picture(image))
-        ids = torch.tensor([[*lead, *[self._picture] * count, *tail]])
+        text = [[*lead, *[self._picture] * count, *tail]]
+        ids = torch.tensor(text, device=self._model.device)
         if "image_grid_thw" in inputs:
             inputs["mm_token_type_ids"] = (ids == self._picture).int()
         found: Tensor = self._model(input_ids=ids, **inputs).logits[0]
-        return np.asarray(found[-len(tail) :].numpy())
+        return np.asarray(found[-len(tail) :].float().numpy(force=True))
 
     def resized(self, size: Size) -> Size | None:
         if self._cap is None:
@@ -188,7 +190,8 @@ class TransformersReference:
 
     def inputs(self, image: RgbImage) -> dict[str, Tensor]:
         """What the image processor makes of a picture, as the model takes it."""
-        return dict(self._processor(images=[image], return_tensors="pt"))
+        made: dict[str, Tensor] = dict(self._processor(images=[image], return_tensors="pt"))
+        return {name: tensor.to(self._model.device) for name, tensor in made.items()}
 
 
 def _processor(folder: Path, source: MllmSource) -> Any:

@@ -373,7 +373,7 @@ def reference_errors(
     embeddings, logits = 0.0, 0.0
     for number, (image, ours) in enumerate(zip(images, found, strict=True), 1):
         report_progress(f"asking torch, picture {number} of {len(images)}")
-        seen = reference.picture(image).numpy()
+        seen = reference.picture(image).numpy(force=True)
         embeddings = max(embeddings, max_error(ours.seen, seen, seen.std()))
         theirs = reference.logits(image, ours.lead, ours.tail)[-len(ours.logits) :]
         logits = max(logits, max_error(ours.logits, theirs[:, ours.rows], theirs.std()))

@@ -79,6 +79,7 @@ EDGETAM_SIZES: dict[str, Any] = SAM2_SIZES | {
         "fpn_hidden_size": 32,
     },
 }
+TINY_VIT = TinyVitShape((8, 16, 16, 32), (1, 1, 2, 1), (0, 2, 2, 4), (0, 7, 14, 7), outputs=32)
 NAMES = Path(__file__).parents[2] / "golden" / "sam_original_names.txt"
 
 
@@ -105,8 +106,8 @@ def save_sam2(place: Path) -> Path:
     return place
 
 
-def save_sam3(place: Path) -> Path:
-    config = Sam3TrackerConfig(**copy.deepcopy(SAM3_SIZES))  # transformers takes it apart
+def save_sam3(place: Path, sizes: dict[str, Any] = SAM3_SIZES) -> Path:
+    config = Sam3TrackerConfig(**copy.deepcopy(sizes))  # transformers takes it apart
     awaken(Sam3TrackerModel(config)).save_pretrained(place)
     return place
 
@@ -123,14 +124,15 @@ def save_edgetam(place: Path) -> Path:
     return place
 
 
-def save_mobile_sam(place: Path) -> Path:
+def save_mobile_sam(
+    place: Path, sizes: dict[str, dict[str, Any]] = SAM_SIZES, shape: TinyVitShape = TINY_VIT
+) -> Path:
     """Under the names of `mobile_sam.pt`; its square is always 1024."""
-    prompts = SAM_SIZES["prompt_encoder_config"] | {"image_size": 1024}
-    lender = awaken(SamModel(SamConfig(**SAM_SIZES | {"prompt_encoder_config": prompts})))
+    prompts = sizes.get("prompt_encoder_config", {}) | {"image_size": 1024}
+    lender = awaken(SamModel(SamConfig(**sizes | {"prompt_encoder_config": prompts})))
     names = [n for n in NAMES.read_text("utf-8").split() if not n.startswith("image_encoder.")]
     renamed = sam_layout.renamed(dict.fromkeys(names, torch.zeros(1)))
     tensors = {old: lender.state_dict()[new] for old, new in zip(names, renamed, strict=True)}
-    shape = TinyVitShape((8, 16, 16, 32), (1, 1, 2, 1), (0, 2, 2, 4), (0, 7, 14, 7), outputs=32)
     encoder = awaken(TinyVit(shape)).state_dict()
     tensors |= {f"image_encoder.{name}": tensor for name, tensor in encoder.items()}
     torch.save(tensors, place / "mobile_sam.pt")
@@ -147,9 +149,9 @@ def save_mllm(family: str, place: Path) -> Path:
     return place
 
 
-def save_qwen_vl(place: Path) -> Path:
-    torch.save(make_state(), place / "pytorch_model.bin")
-    (place / "config.json").write_text(json.dumps(SIZES))
+def save_qwen_vl(place: Path, sizes: dict[str, Any] = SIZES) -> Path:
+    torch.save(make_state(sizes), place / "pytorch_model.bin")
+    (place / "config.json").write_text(json.dumps(sizes))
     (place / "qwen.tiktoken").write_bytes(v1_ranks(small_models.train_tokenizer()))
     return place
 

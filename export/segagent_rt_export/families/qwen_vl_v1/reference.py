@@ -51,7 +51,7 @@ class QwenVlV1:
 
     def pixels(self, image: np.ndarray) -> Tensor:
         side = self._sizes["visual"]["image_size"]
-        scaled = torch.from_numpy(bicubic(image, (side, side)).copy()).permute(2, 0, 1) / 255
+        scaled = torch.as_tensor(bicubic(image, (side, side)).copy()).permute(2, 0, 1) / 255
         mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
         std = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
         return ((scaled - mean) / std)[None]
@@ -127,4 +127,4 @@ class QwenVlV1:
     def logits(self, image: np.ndarray, lead: list[int], tail: list[int]) -> np.ndarray:
         picture, text = self.picture(image), self._w("wte.weight")[[*lead, *tail]]
         x = torch.cat([text[: len(lead)], picture, text[len(lead) :]])
-        return self.read(x)[-len(tail) :].numpy()
+        return self.read(x)[-len(tail) :].numpy(force=True)
