@@ -131,15 +131,36 @@ def with_known_shapes(path: Path, call: GraphCall) -> Path:
     known when it is loaded. Otherwise the host would compute it, and a graph in which the host
     takes part cannot be captured."""
     model = onnx.load(str(path), load_external_data=False)
+    graph, inline = model.graph, onnx.TensorProto.DEFAULT
     shapes = {n: f.shape for n, f in call.feeds.items() if isinstance(f, np.ndarray)}
-    asking = [n for n in model.graph.node if n.op_type == "Shape" and n.input[0] in shapes]
-    for node in asking:
-        shape = np.array(shapes[node.input[0]], np.int64)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(shape, node.output[0]))
-        model.graph.node.remove(node)
+    known: dict[str, Array] = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in graph.initializer
+        if tensor.data_location == inline
+    }
+    for node in list(graph.node):
+        if (value := _known(node, shapes, known)) is not None:
+            known[node.output[0]] = value
+            graph.initializer.append(onnx.numpy_helper.from_array(value, node.output[0]))
+            graph.node.remove(node)
     fixed = path.with_name(f"fixed-{'x'.join(map(str, _lengths(shapes)))}-{path.name}")
     fixed.write_bytes(model.SerializeToString())
     return fixed
+
+
+def _known(
+    node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], known: Mapping[str, Array]
+) -> Array | None:
+    """What a node that reads lengths, or counts up to them, computes; None of any other."""
+    if node.op_type == "Shape" and node.input[0] in shapes:
+        return np.array(shapes[node.input[0]], np.int64)
+    if node.op_type not in ("Gather", "Range") or not all(name in known for name in node.input):
+        return None
+    values = [known[name] for name in node.input]
+    if node.op_type == "Range":
+        return np.arange(*(value.item() for value in values), dtype=values[0].dtype)
+    axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+    return np.take(values[0], values[1], axis)
 
 
 def _lengths(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:

@@ -83,9 +83,9 @@ def published_checkpoints() -> dict[str, SaveCheckpoint]:
             sizes={"vision_config": {"model_type": "sam3_vision_model", "backbone_config": sam3}},
         ),
         "simple_click": lambda place: made_up.save(place / "large.pth", made_up.content(large)),
-        "qwen2_vl": _mllm("Qwen/Qwen2-VL-2B-Instruct"),
-        "qwen2_5_vl": _mllm("Qwen/Qwen2.5-VL-3B-Instruct"),
         "qwen3_vl": _mllm("Qwen/Qwen3-VL-2B-Instruct"),
+        "qwen2_5_vl": _mllm("Qwen/Qwen2.5-VL-3B-Instruct"),
+        "qwen2_vl": _mllm("Qwen/Qwen2-VL-2B-Instruct"),
         "llava": _mllm("llava-hf/llava-1.5-7b-hf"),
         "qwen_vl": partial(checkpoints.save_qwen_vl, sizes=qwen_vl),
     }

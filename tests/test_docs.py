@@ -212,6 +212,8 @@ def test_every_section_of_the_benchmark_page_names_a_result_file():
     for section in re.split(r"\n(?=## )", page)[1:]:
         named = re.findall(r"`results/([\w.-]+\.json)`", section)
         assert named, section
+        if "| not measured |" in section:
+            continue  # the file is that which its command will write
         assert all((ROOT / "benchmarks" / "results" / name).is_file() for name in named), section
 
 
