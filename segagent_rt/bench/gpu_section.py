@@ -40,14 +40,14 @@ def gpu_section(documents: Mapping[str, Document]) -> Section | None:
                 "CUDA graph",
                 "PyTorch",
                 "torch.compile",
-                "of the GPU",
+                "% of GPU",
             ),
             tuple(rows),
             BarChart("milliseconds", tuple(bars), "{:.1f}"),
             f"{_numerics(document)} Whole clicks begin with an image on the host, and "
             "`transformers` generates the same reply in them. Other work begins and ends in the "
             "GPU's memory. The last column is the share of its published bandwidth (decode step) "
-            "or matrix rate.",
+            "or matrix rate. Why something failed stands in the file.",
             source_of(COMMAND, name),
         )
     return None
@@ -101,7 +101,7 @@ def _share(ways: Document) -> str:
         for key, figure in ways.get(way, {}).items()
         if key.startswith("percent_of_published")
     ]
-    return f"{max(shares):.0f}%" if shares else ""
+    return f"{max(shares):.0f}" if shares else ""
 
 
 def _bars(document: Document) -> Iterator[Bar]:
@@ -144,14 +144,18 @@ def _measured(document: Document) -> str:
 def _numerics(document: Document) -> str:
     """How many families compute what torch computes."""
     found: Document = document.get("numerics", {})
-    passed, failed = list[str](), list[str]()
-    for family, ways in found.items():
-        verdict = ways.get("reference", {}).get("passed")
-        (passed if verdict else failed).append(family)
     if not found:
         return "Graphs were not compared with PyTorch."
-    text = f"Graphs of {len(passed)} of {len(found)} model families equal PyTorch on the GPU"
-    return f"{text}; those of {', '.join(failed)} do not." if failed else f"{text}."
+    exact, rounded = (
+        [name for name, ways in found.items() if ways.get(way, {}).get("passed")]
+        for way in ("reference", "reference in TF32")
+    )
+    others = ", ".join(name for name in found if name not in exact)
+    return (
+        f"Graphs of {len(exact)} of {len(found)} model families equal PyTorch within the export "
+        f"gate's tolerance{f', those of {others} do not' if others else ''}; with TF32, ONNX "
+        f"Runtime's default, {len(rounded)} do."
+    )
 
 
 def _precise(value: float) -> str:
