@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,13 @@ ROOT = Path(__file__).parents[1]
 NEEDED = {"export": "torch", "serve": "fastapi", "adapters": "fastapi"}
 collect_ignore = [folder for folder, package in NEEDED.items() if find_spec(package) is None]
 """The runtime is tested without the extras as well, as most of its users have it."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The exporter's tests import torch, which takes longer than most tests; they are read only if
+    the expression behind `-m` lets them in."""
+    without = re.search(r"not \(?export\b", config.option.markexpr)
+    return True if without and collection_path == ROOT / "tests" / "export" else None
 
 
 @pytest.fixture(scope="session", autouse=True)
