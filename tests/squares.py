@@ -102,7 +102,7 @@ def square_runtime(**annotator):
     """The demo bundle, whose graphs are never loaded, with the fakes in their places."""
     from segagent_rt.runtime import load
 
-    runtime = load()
+    runtime = load(parts=())
     runtime._segmenter = RegionSegmenter()
     runtime._annotator = SquareAnnotator(**annotator)
     runtime.close = lambda: None
