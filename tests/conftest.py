@@ -7,8 +7,10 @@ import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,11 +19,24 @@ collect_ignore = [folder for folder, package in NEEDED.items() if find_spec(pack
 """The runtime is tested without the extras as well, as most of its users have it."""
 
 
+settings.register_profile("quick", max_examples=20, deadline=None)  # other work counts in it
+settings.register_profile("thorough", max_examples=300, deadline=None)
+settings.load_profile("quick")
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """The exporter's tests import torch, which takes longer than most tests; they are read only if
     the expression behind `-m` lets them in."""
     without = re.search(r"not \(?export\b", config.option.markexpr)
     return True if without and collection_path == ROOT / "tests" / "export" else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file run in one process, so that what they share is loaded once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

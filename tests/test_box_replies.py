@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from segagent_rt.annotators.preset_codec import preset_codec
@@ -163,7 +163,6 @@ def test_free_text_is_understood(text, action):
 _SIDE = st.integers(64, 2000)
 
 
-@settings(deadline=None)  # of time: other work on the machine counts
 @given(st.data(), _SIDE, _SIDE, st.integers(1, 8), st.sampled_from([THOUSANDTHS, PIXELS]))
 def test_what_is_written_is_spelt_by_the_grammar_and_read_back_within_a_unit(
     data, height, width, count, protocol

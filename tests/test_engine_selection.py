@@ -90,9 +90,19 @@ def test_examples_survive_the_file():
             assert all(np.array_equal(old[name], new[name]) for name in old)
 
 
+VARIANTS = ["fast", "safer", "safest"]
+
+
 @pytest.fixture
 def part(tmp_path, machine):
-    return segmenter(write_bundle(tmp_path / "b", ["fast", "safer", "safest"]))
+    return segmenter(write_bundle(tmp_path / "b", VARIANTS))
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    """What such a part computes on the CPU."""
+    folder = tmp_path_factory.mktemp("examples") / "b"
+    return record_golden(segmenter(write_bundle(folder, VARIANTS)), "tensorrt")
 
 
 @pytest.fixture
@@ -101,8 +111,7 @@ def selector(tmp_path, machine):
 
 
 @pytest.fixture
-def build(part, selector):
-    examples = record_golden(part, "tensorrt")
+def build(part, selector, examples):
     return lambda role: selector.build(part.graphs(role), examples[role], lambda phase: None)
 
 
@@ -202,8 +211,7 @@ def test_after_an_update_of_the_library_the_difference_is_named(part, build, tmp
         opened(part, tmp_path, "tensorrt")
 
 
-def test_examples_are_the_part_s_own_work_with_every_number_of_clicks(part):
-    examples = record_golden(part, "tensorrt")
+def test_examples_are_the_part_s_own_work_with_every_number_of_clicks(examples):
     assert {role: len(found) for role, found in examples.items()} == {"encoder": 1, "decoder": 3}
     feeds, outputs = examples["decoder"][-1]
     assert feeds["points"].shape == (1, 4, 3)

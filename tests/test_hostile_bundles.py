@@ -87,13 +87,15 @@ def leaves(settings: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
         yield path
 
 
-def settings_cases() -> list[tuple[str, tuple[Any, ...], Any]]:
+def settings_cases() -> list[Any]:
+    """Two values for every setting; the second one takes its turn in `.ci/run`."""
     cases = []
     for part in ("segmenter", "mllm"):
         manifest = json.loads((open_bundle().folder / part / "manifest.json").read_text())
         for at, path in enumerate(leaves(manifest["settings"])):
-            chosen = [ODD[(at + shift) % len(ODD)] for shift in (0, 5)]
-            cases += [(part, path, value) for value in chosen]
+            first, second = (ODD[(at + shift) % len(ODD)] for shift in (0, 5))
+            cases.append(pytest.param(part, path, first))
+            cases.append(pytest.param(part, path, second, marks=pytest.mark.thorough))
     return cases
 
 
@@ -314,6 +316,7 @@ def test_files_that_do_not_fit_are_refused(bundle, case):
     refused(bundle)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", HARMLESS)
 def test_files_that_may_fit_end_in_a_mask_or_one_sentence(bundle, case):
     FILES[case](bundle)

@@ -4,12 +4,13 @@ import hashlib
 import io
 import os
 import struct
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageOps
@@ -261,9 +262,11 @@ def test_missing_files_and_folders_are_told_apart(tmp_path):
 
 
 def test_a_picture_above_the_limit_is_refused_before_it_is_unpacked():
-    huge = encoded(Image.new("1", (20000, 20000)))
+    huge = bytearray(encoded(Image.new("1", (8, 8))))
+    huge[16:24] = struct.pack(">2I", 20000, 20000)
+    huge[29:33] = struct.pack(">I", zlib.crc32(huge[12:29]))
     with pytest.raises(ImageUnreadable, match="400 megapixels") as caught:
-        decode_image(huge)
+        decode_image(bytes(huge))
     assert "--max-megapixels" in caught.value.hint
 
 
@@ -351,7 +354,6 @@ def test_a_mask_drawn_twice_as_large_and_back_is_itself(mask):
     assert np.array_equal(resize_mask(large, (height, width)), mask)
 
 
-@settings(max_examples=200)
 @given(masks)
 def test_run_lengths_are_read_back(mask):
     assert np.array_equal(rle_to_mask(mask_to_rle(mask)), mask)

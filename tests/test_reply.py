@@ -3,7 +3,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from segagent_rt.mllm.grammar import Automaton, compile_grammar
@@ -96,7 +96,6 @@ def test_what_is_written_is_read_back_within_a_unit(x, y, positive, iou):
     assert reading.iou == int(100 * iou) / 100
 
 
-@settings(deadline=None)
 @given(x=st.integers(0, 639), y=st.integers(0, 479), positive=st.booleans(), iou=st.floats(0, 1))
 def test_the_grammar_spells_every_reply_that_the_protocol_writes(x, y, positive, iou):
     grammar = compile_grammar(SEGAGENT, characters, "", SIZE)

@@ -266,7 +266,7 @@ def test_coordinates_that_are_no_numbers_are_refused(x):
 
 
 @given(context=st.lists(ITEMS, max_size=4), data=st.dictionaries(st.just("caption"), JSON))
-@settings(max_examples=300, deadline=None, database=None)
+@settings(database=None)
 def test_any_context_is_understood_or_refused(context, data):
     config = parse_label_config(CONFIG.format(tag="BrushLabels"))
     try:

@@ -40,6 +40,7 @@ def with_sizes(bundle: Bundle, **sizes: int) -> Bundle:
     return Bundle(bundle.folder, bundle.index, parts)
 
 
+@pytest.mark.thorough
 def test_the_shipped_bundle_takes_less_than_its_budget():
     # The peak is lower where a busy machine runs one graph after the other, so the highest counts.
     command = [sys.executable, "-c", MEASURE]

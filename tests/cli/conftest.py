@@ -15,10 +15,16 @@ def terminal(monkeypatch, capsys):
     return Terminal(monkeypatch, capsys)
 
 
+@pytest.fixture(scope="session")
+def opened():
+    """Runtimes by what they were loaded with."""
+    return {}
+
+
 @pytest.fixture(scope="module")
-def kept_open():
-    """Graphs are loaded once for a module: hundreds of command lines would take minutes."""
-    load, opened = runtimes.load, {}
+def kept_open(opened):
+    """Graphs are loaded once: hundreds of command lines would take minutes."""
+    load = runtimes.load
 
     def load_once(bundle=None, **options):
         key = f"{bundle} {options}"

@@ -9,6 +9,8 @@ from PIL import Image
 from segagent_rt.image import rle_to_mask
 from segagent_rt.scenes import make_scene
 
+pytestmark = pytest.mark.usefixtures("kept_open")
+
 TEXT = make_scene(7, 256).expressions[0].text
 OTHER = make_scene(7, 256).expressions[1].text
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from segagent_rt.data.demonstrate import EncodedImage, Limits, begin, demonstrate, same_masks
@@ -112,7 +112,6 @@ def test_nothing_to_segment_starts_and_ends_empty():
     assert demonstrate(empty, start, bench(), Limits()) == []
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**20), st.integers(1, 6), st.sampled_from(["end", "discard"]))
 def test_any_blob_gives_rising_ious_that_can_be_replayed(seed, radius, after_loss):
     rng = np.random.default_rng(seed)

@@ -6,7 +6,7 @@ import json
 import os
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from segagent_rt.data.journal import Journal
@@ -27,7 +27,6 @@ def test_what_was_noted_is_there_the_next_time(tmp_path):
         assert journal.done == {str(n): {"value": n} for n in range(3)}
 
 
-@settings(max_examples=50, deadline=None)
 @given(cut=st.integers(0, 200))
 def test_a_cut_loses_no_whole_line_and_the_rest_is_done_again(tmp_path_factory, cut):
     path = tmp_path_factory.mktemp("j") / "journal"

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from segagent_rt.data.polygons import fill_polygons
@@ -37,7 +37,6 @@ def test_golden_run_lengths(name):
 coordinates = st.floats(-50, 90, allow_nan=False)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(coordinates, coordinates), min_size=3, max_size=8))
 def test_turning_a_polygon_round_changes_nothing(points):
     flat = [n for point in points for n in point]

@@ -1,7 +1,7 @@
 """Masks are spoilt as much as is said, the same way every time."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from segagent_rt.eval.degrade import degraded
@@ -15,7 +15,6 @@ def disc(x, y, radius):
     return np.asarray((ROWS - y) ** 2 + (COLUMNS - x) ** 2 <= radius**2)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 79), st.integers(0, 59), st.integers(5, 25), st.integers(0, 10**6))
 def test_the_iou_lies_where_it_should(x, y, radius, seed):
     target = disc(x, y, radius)

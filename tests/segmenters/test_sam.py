@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from segagent_rt.segmenters.prediction import GivenMask, LogitsPrediction
@@ -217,7 +217,6 @@ def test_the_golden_frames_notice_a_planted_fault(
 
 
 @given(st.tuples(st.integers(100, 1500), st.integers(100, 1500)), st.data())
-@settings(max_examples=40, deadline=None)
 def test_a_disc_is_drawn_around_its_click(size: tuple[int, int], data: Any) -> None:
     """There and back: into the square and out of it, for pictures of any shape."""
     height, width = size

@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from segagent_rt.segmenters.prediction import GivenMask
@@ -79,7 +79,6 @@ def test_another_window_sees_the_full_map(prediction, data):
 
 
 @given(predictions(), st.integers(1, 60), st.integers(1, 60))
-@settings(max_examples=50)
 def test_other_sizes_sample_the_same_surface(prediction, tall, wide):
     """At a pixel's centre, in the frame of the image; outside the window nothing is set."""
     drawn, (height, width) = prediction.mask((tall, wide)), prediction.size
