@@ -65,13 +65,10 @@ QWEN_VL: dict[str, Any] = {
         "mlp_ratio": 4.9231, "output_dim": 4096, "image_start_id": 151857,
     },
 }  # fmt: skip
-QWEN2_5_VL_HALF_B: dict[str, Any] = {
-    "model_type": "qwen2_5_vl",
-    "tie_word_embeddings": True,
-    "text_config": {
+QWEN2_5_VL_HALF_B: dict[str, Any] = QWEN2_5_VL_3B | {
+    "text_config": QWEN2_5_VL_3B["text_config"] | {
         "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-        "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936,
-        "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+        "num_attention_heads": 14, "max_position_embeddings": 32768,
         "rope_parameters": {
             "rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12],
         },

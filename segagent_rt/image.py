@@ -21,7 +21,6 @@ from segagent_rt.errors import ImageUnreadable, InputError
 from segagent_rt.io import open_regular, read_bounded
 from segagent_rt.types import Mask, RgbImage, Size
 
-GREEN = (0, 255, 0)
 MAX_MEGAPIXELS = 100.0
 """Larger pictures are refused unless the limit is raised: a small file can unpack to gigabytes."""
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import pytest
 
-from segagent_rt.bundle.archive import INDEX_FILE, read_archive_index, unpack
+from segagent_rt.bundle.archive import INDEX_FILE, _read_index, unpack
 from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.bundle.manifest import BUNDLE_FILE
 from segagent_rt.bundle.packing import pack
@@ -215,7 +215,7 @@ def test_hidden_bytes_are_refused(tmp_path):
 def test_what_is_no_bundle_is_not_unpacked(tmp_path):
     archive_of(tmp_path / "x.segagent", {"a": b"1"})
     with pytest.raises(ArchiveInvalid, match=r"bundle\.json"):
-        read_archive_index(tmp_path / "x.segagent")
+        unpack(tmp_path / "x.segagent", tmp_path / "out")
 
 
 def test_some_variants_are_taken_with_the_files_that_they_need(tmp_path):
@@ -295,4 +295,6 @@ def test_files_beyond_4_gib_are_read(tmp_path):
             stream.write(b"\0")
             entry._file_size = size
         archive.writestr(zipfile.ZipInfo("mllm/last"), b"last")
-    assert read_archive_index(target).files["mllm/large"].size == size
+    with target.open("rb") as stream:
+        index, _ = _read_index(stream, target)
+    assert index.files["mllm/large"].size == size

@@ -89,16 +89,6 @@ class _Entry:
     record: FileRecord
 
 
-def read_archive_index(archive: Path) -> ArchiveIndex:
-    """What a packed bundle holds.
-
-    Raises:
-        ArchiveInvalid: it is damaged, or not in the layout.
-    """
-    with open_regular(archive, ArchiveInvalid) as stream:
-        return _read_index(stream, archive)[0]
-
-
 def unpack(
     archive: Path, folder: Path, report_progress: CopyReporter | None = None
 ) -> ArchiveIndex:

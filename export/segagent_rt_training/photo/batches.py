@@ -86,7 +86,6 @@ class Sampler:
         self._groups: dict[str, list[TrainingPhoto]] = {}
         for photo in photos:
             self._groups.setdefault(GROUPS.get(photo.source, "various"), []).append(photo)
-        self._photos = photos
         self._cutouts = cut_out([p for p in photos if GROUPS.get(p.source) != "repetitive"])
 
     def batch(self, plan: BatchPlan, number: int) -> Batch:
