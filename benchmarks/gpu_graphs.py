@@ -7,7 +7,7 @@ its inputs and outputs stay here where it runs, at the same addresses in every r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ class GraphHost:
 
 
 @dataclass(frozen=True, slots=True)
-class GraphCall:
+class RecordedCall:
     """What a session was given in one call, and the arrays that came out."""
 
     feeds: Mapping[str, Feed]
@@ -84,7 +84,7 @@ class LastCall:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.last: GraphCall | None = None
+        self.last: RecordedCall | None = None
 
     def run(
         self,
@@ -92,10 +92,10 @@ class LastCall:
         outputs: Sequence[str],
         *,
         into: Mapping[str, DeviceTensor] | None = None,
-        keep: Collection[str] = (),
+        keep: Sequence[str] = (),
     ) -> dict[str, Any]:
         results = self._session.run(feeds, outputs, into=into, keep=keep)
-        self.last = GraphCall(dict(feeds), dict(into or {}), results)
+        self.last = RecordedCall(dict(feeds), dict(into or {}), results)
         return results
 
     def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> DeviceTensor:
@@ -105,7 +105,7 @@ class LastCall:
         self._session.close()
 
 
-def repeated(path: Path, call: GraphCall, host: GraphHost) -> Callable[[], object]:
+def repeated(path: Path, call: RecordedCall, host: GraphHost) -> Callable[[], object]:
     """The same call again and again, between places of the device's memory that do not change."""
     session = host.open(path)
     feeds = {
@@ -119,14 +119,14 @@ def repeated(path: Path, call: GraphCall, host: GraphHost) -> Callable[[], objec
     return lambda: session.run(feeds, (), into=into)
 
 
-def captured(path: Path, call: GraphCall, device: str) -> Callable[[], object]:
+def captured(path: Path, call: RecordedCall, device: str) -> Callable[[], object]:
     """As `repeated`, with the work captured in a CUDA graph; on the CPU there is nothing to
     capture, and only the shapes are fixed."""
     fixed = with_known_shapes(path, call)
     return repeated(fixed, call, GraphHost(device, cuda_graph=device == "cuda"))
 
 
-def with_known_shapes(path: Path, call: GraphCall) -> Path:
+def with_known_shapes(path: Path, call: RecordedCall) -> Path:
     """The same graph for inputs of one shape, beside it: what it computes from their shapes is
     known when it is loaded. Otherwise the host would compute it, and a graph in which the host
     takes part cannot be captured."""
@@ -173,6 +173,8 @@ def stored_bytes(graph: Path) -> int:
     return sum(file.stat().st_size for file in graph.parent.glob(f"{graph.name}*"))
 
 
-def cache_bytes(call: GraphCall) -> int:
+def cache_bytes(call: RecordedCall) -> int:
     """Bytes of the keys and values that a call of a decoder reads."""
-    return sum(feed.numpy().nbytes for name, feed in call.feeds.items() if name.startswith("past."))
+    return sum(
+        on_host(feed).nbytes for name, feed in call.feeds.items() if name.startswith("past.")
+    )

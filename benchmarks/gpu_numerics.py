@@ -29,7 +29,8 @@ from segagent_rt.metrics import max_error, meets
 from segagent_rt.types import Session
 from segagent_rt_export.families.mllm_source import read_source
 from segagent_rt_export.families.mobile_sam.tiny_vit import TinyVitShape
-from segagent_rt_export.families.simple_click import export as simple_click
+from segagent_rt_export.families.simple_click.checkpoint_layout import Source
+from segagent_rt_export.families.simple_click.export import load_net
 from segagent_rt_export.gate.mllm_reference import (
     MllmReference,
     TransformersReference,
@@ -42,6 +43,7 @@ from segagent_rt_export.graphs import sam_export
 from segagent_rt_export.graphs.exported_segmenter import Check
 from segagent_rt_export.recipe import VariantName
 from segagent_rt_export.registry import mllm_exporter, mllm_exporters
+from segagent_rt_export.sources.checkpoints import read_checkpoint
 from tests.export import published
 from tests.export.command import checkpoints
 from tests.export.simple_click import made_up
@@ -112,6 +114,8 @@ def compare(
         device: `cuda` or `cpu`.
         saved: by family, what writes its checkpoint.
     """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False  # torch is what graphs are measured by
     for family, save in saved.items():
         place = folder / family
         with findings.attempt("numerics", family):
@@ -144,7 +148,7 @@ def compare_segmenter(
             yield way, _errors(opened, part, checks)
 
 
-def _errors(opened: HostedVariant, part: Part, checks: Sequence[Check]) -> dict[str, float]:
+def _errors(opened: OpenedVariant, part: Part, checks: Sequence[Check]) -> dict[str, float]:
     errors: dict[str, float] = {}
     sessions = {role: opened(part, role) for role in part.roles}
     for check in checks:
@@ -203,10 +207,10 @@ def torch_on(device: str) -> Iterator[None]:
 @torch.no_grad()
 def _simple_click_on(device: str, checkpoint: Path, checks: Sequence[Check]) -> list[Check]:
     """The same comparisons with what torch computes on the device."""
-    read = simple_click.Source.of(simple_click.read_checkpoint(checkpoint))
+    read = Source.of(read_checkpoint(checkpoint))
     found = []
     for check in checks:
-        net = simple_click.load_net(read, check.feeds["image"].shape[-1]).to(device)
+        net = load_net(read, check.feeds["image"].shape[-1]).to(device)
         feeds = {name: torch.as_tensor(feed).to(device) for name, feed in check.feeds.items()}
         found.append(replace(check, expected={"logits": net(**feeds).numpy(force=True)}))
     return found

@@ -46,7 +46,7 @@ DRY_FAMILIES = ("sam", "qwen3_vl")
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class GpuSession:
     """What is measured, and where.
 
     Attributes:
@@ -171,16 +171,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{output}: {document['state']} after {document['seconds']} s")
 
 
-def real_session(folder: Path, run: SessionRun) -> Session:
+def real_session(folder: Path, run: SessionRun) -> GpuSession:
     """On the GPU, at real sizes."""
     places = tuple(place_of(folder, name) for name in ("qwen3-vl-2b", "qwen2.5-vl-3b"))
     checkpoints = gpu_numerics.published_checkpoints()
     compiled = ("qwen3-vl-2b", "sam-vit-l", "qwen2.5-vl-3b")
     sam = "sam-vit-l", VIT_LARGE
-    return Session(folder, "cuda", places, sam, checkpoints, compiled, 30, run)
+    return GpuSession(folder, "cuda", places, sam, checkpoints, compiled, 30, run)
 
 
-def dry_session(folder: Path, run: SessionRun) -> Session:
+def dry_session(folder: Path, run: SessionRun) -> GpuSession:
     """On the CPU, in small."""
     sam2 = RandomSegmenter("sam2", partial(save_sam2, sizes=SAM2_SIZES))
     places = (
@@ -190,7 +190,9 @@ def dry_session(folder: Path, run: SessionRun) -> Session:
     checkpoints = {name: MADE[name] for name in DRY_FAMILIES}
     compiled = ("qwen3-vl-small",)
     torch.set_num_threads(1)  # of small shapes the threads take longer than the work
-    return Session(folder, "cpu", places, ("sam-small", SAM_SIZES), checkpoints, compiled, 2, run)
+    return GpuSession(
+        folder, "cpu", places, ("sam-small", SAM_SIZES), checkpoints, compiled, 2, run
+    )
 
 
 if __name__ == "__main__":

@@ -45,4 +45,6 @@ PYTHON
 export LD_LIBRARY_PATH=${libraries}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export PYTHONPATH=${site:+$site:}$root:$root/export${PYTHONPATH:+:$PYTHONPATH}
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+# Phases are forked, and a process that has asked CUDA anything cannot be: torch asks the driver.
+export PYTORCH_NVML_BASED_CUDA_CHECK=1
 "$python" "$here/gpu_session.py" "$@"

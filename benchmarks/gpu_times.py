@@ -1,6 +1,6 @@
 """Times of models of real size on a GPU: ours, and torch's with the same weights and inputs.
 
-A part (a tower, a prompt, a step) runs between places of the device's memory on both sides, so
+A part (an encoder, a prompt, a step) runs between places of the device's memory on both sides, so
 nothing is copied. A whole click runs from an image on the host to a mask on the host. Ways take
 turns. What did not come out is in the document as a sentence.
 """
@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from gpu_cards import seconds_of, share_of_card, wait
 from gpu_graphs import (
-    GraphCall,
     GraphHost,
     LastCall,
+    RecordedCall,
     cache_bytes,
     captured,
     repeated,
@@ -46,8 +46,9 @@ from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.sam import SamSettings
 from segagent_rt.types import Click, RgbImage, Segmenter, Session
 from segagent_rt_export.graphs.sam_export import Pair, random_prompts, run
+from segagent_rt_export.recipe import VariantName
 
-VARIANT = "gpu-fp16"
+VARIANT: VariantName = "gpu-fp16"
 OURS, CAPTURED = "segagent-rt", "segagent-rt, CUDA graph"
 EAGER, COMPILED = "PyTorch", "torch.compile"
 GENERATE, STATIC = "transformers generate", "transformers generate, compiled"
@@ -80,6 +81,9 @@ class Timer:
         """Put a value below this model."""
         self.findings.note("models", self.model, *path, value=value)
 
+    def _turn(self, work: Way, lap: int) -> float:
+        return seconds_of(self.device, work)
+
     def part(
         self,
         name: str,
@@ -104,7 +108,7 @@ class Timer:
                 work = prepare()
                 for _ in range(3):  # allocate, capture, replay
                     seconds_of(self.device, work)
-                ready[way] = lambda _, work=work: seconds_of(self.device, work)
+                ready[way] = partial(self._turn, work)
         if not ready:
             return
         done = in_turn(ready, self.laps, min(seconds, self.findings.left / 2))
@@ -126,7 +130,8 @@ class Timer:
 @contextmanager
 def inference(device: str) -> Iterator[None]:
     """Without gradients; products of 32-bit floats as ONNX Runtime does them, in TF32."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
     with torch.inference_mode():
         yield
     wait(device)
@@ -181,8 +186,8 @@ def time_segmenter(timer: Timer, segmenter: SegmenterPair, *, compiled: bool) ->
         feeds = maps | {name: feed.to(device) for name, feed in prompts.items()}
         results = run(decoder, feeds, pair.results)
         calls = {
-            "encoder": GraphCall(_arrays({"image": image}), {}, _arrays(maps)),
-            "decoder": GraphCall(_arrays(feeds), {}, _arrays(results)),
+            "encoder": RecordedCall(_arrays({"image": image}), {}, _arrays(maps)),
+            "decoder": RecordedCall(_arrays(feeds), {}, _arrays(results)),
         }
         torch_ways: dict[str, tuple[torch.nn.Module, Mapping[str, Tensor]]] = {
             "encoder": (encoder, {"image": half}), "decoder": (decoder, feeds),
@@ -192,19 +197,19 @@ def time_segmenter(timer: Timer, segmenter: SegmenterPair, *, compiled: bool) ->
             graph = partial(repeated, segmenter.path(role), calls[role])
             ways: dict[str, Callable[[], Way]] = {
                 OURS: partial(graph, GraphHost(device)),
-                EAGER: lambda module=module, inputs=inputs: lambda: module(**inputs),
+                EAGER: partial(_module_call, module, inputs),
             }
             if compiled:
-                ways[COMPILED] = partial(_compiled, device, module, dict(inputs))
+                ways[COMPILED] = partial(_compiled_call, device, module, inputs)
             else:
                 path, call = segmenter.path(role), calls[role]
                 ways[CAPTURED] = partial(captured, path, call, device)
                 with timer.findings.attempt("models", timer.model, "nodes", role):
                     note_nodes(timer, role, path, call)
-            timer.part(title, ways, 4, flops=count_flops(lambda m=module, i=inputs: m(**i)))
+            timer.part(title, ways, 4, flops=count_flops(_module_call(module, inputs)))
 
 
-def note_nodes(timer: Timer, role: str, path: Path, call: GraphCall) -> None:
+def note_nodes(timer: Timer, role: str, path: Path, call: RecordedCall) -> None:
     """How many nodes of a graph each provider runs: those on the CPU make the GPU wait."""
     feeds = {n: f if isinstance(f, np.ndarray) else f.numpy() for n, f in call.feeds.items()}
     timer.note("nodes", role, value=nodes_by_provider(path, SessionOptions(timer.device), feeds))
@@ -212,12 +217,6 @@ def note_nodes(timer: Timer, role: str, path: Path, call: GraphCall) -> None:
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: tensor.float().numpy(force=True) for name, tensor in tensors.items()}
-
-
-def _compiled(device: str, module: torch.nn.Module, inputs: Mapping[str, Any]) -> Way:
-    """The module as `torch.compile` makes it; on the CPU without its compiler, for dry runs."""
-    fast = torch.compile(module, backend="inductor" if device == "cuda" else "eager")
-    return lambda: fast(**inputs)
 
 
 @dataclass(slots=True)
@@ -248,7 +247,7 @@ class MllmPair:
         """Of a graph."""
         return open_part(self.place.bundle / "mllm", "mllm").graphs(role, VARIANT)[0].path
 
-    def call(self, role: str) -> GraphCall:
+    def call(self, role: str) -> RecordedCall:
         """The last call of a graph."""
         found = self.last[role].last
         assert found is not None
@@ -287,7 +286,9 @@ def time_parts(timer: Timer, models: MllmPair, *, compiled: bool) -> None:
             )  # fmt: skip
 
 
-def _module_call(module: Any, inputs: Mapping[str, Any], reset: Way) -> Way:
+def _module_call(module: Any, inputs: Mapping[str, Any], reset: Way = lambda: None) -> Way:
+    """One call; `reset` is done before."""
+
     def work() -> None:
         reset()
         module(**inputs)
@@ -295,7 +296,10 @@ def _module_call(module: Any, inputs: Mapping[str, Any], reset: Way) -> Way:
     return work
 
 
-def _compiled_call(device: str, module: Any, inputs: Mapping[str, Any], reset: Way) -> Way:
+def _compiled_call(
+    device: str, module: Any, inputs: Mapping[str, Any], reset: Way = lambda: None
+) -> Way:
+    """One call of what `torch.compile` makes; on the CPU without its compiler, for dry runs."""
     fast = torch.compile(module, backend="inductor" if device == "cuda" else "eager")
     return _module_call(fast, inputs, reset)
 
@@ -306,7 +310,7 @@ def _logits_apart(models: MllmPair) -> float:
     return apart(found.logits, models.plain.choices(models.image, EXPRESSION, found.tokens))
 
 
-def _call_of(models: MllmPair, name: str) -> GraphCall:
+def _call_of(models: MllmPair, name: str) -> RecordedCall:
     """What the runtime gives a graph: for the picture, the whole prompt, or one more token."""
     annotator, model = models.ours.annotator, models.ours.annotator.model
     picture = annotator.picture(models.image, annotator.vision_encoder.resize(models.image), None)
@@ -345,12 +349,12 @@ def captured_calls(models: MllmPair) -> dict[str, TorchCall]:
     models.plain.click(models.image, None, EXPRESSION, models.tokens)
     for hook in hooks:
         hook.remove()
-    tower = next(named for name, named in seen if name == "visual")
+    vision = next(named for name, named in seen if name == "visual")
     prefill, step = [named for name, named in seen if name == "language_model"][:2]
     count = prefill["inputs_embeds"].shape[1]
     cache: DynamicCache = step["past_key_values"]
-    if "hidden_states" in tower:  # the parameter's name differs between models
-        first = tower.pop("hidden_states")
+    if "hidden_states" in vision:  # the parameter's name differs between models
+        first = vision.pop("hidden_states")
         vision_module: Any = lambda **named: model.visual(first, **named)  # noqa: E731
     else:
         vision_module = model.visual
@@ -364,7 +368,7 @@ def captured_calls(models: MllmPair) -> dict[str, TorchCall]:
             cache.crop(-further)
 
     return {
-        "vision encoder": (vision_module, tower, lambda: None),
+        "vision encoder": (vision_module, vision, lambda: None),
         "prefill": (language, prefill, empty),
         "decode step": (language, step, back),
     }
