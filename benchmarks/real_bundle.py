@@ -159,7 +159,7 @@ def make_segmenter(
     Returns:
         What its graphs in full precision must compute.
     """
-    recipe = SegmenterRecipe(family, str(checkpoint), tuple(variants))  # type: ignore[arg-type]
+    recipe = SegmenterRecipe(family, str(checkpoint), tuple(variants))
     with new_part(target) as folder:
         (folder / REFERENCE).mkdir()
         exported = export_segmenter(recipe, checkpoint, folder / REFERENCE)

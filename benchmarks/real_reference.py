@@ -83,7 +83,7 @@ class PlainMllm:
         ).to(device).eval()  # fmt: skip
         self._net = TransformersReference(self.model, place.checkpoint, self.source)
         self._dtype, self._watch = dtype, Stopwatch()
-        self._end = self.source.tokenizer.token_to_id(END)
+        self._end = int(self.source.tokenizer.token_to_id(END) or 0)
         self._hooks = _time_calls(self.model.model.visual, self._watch)
 
     def forget_hooks(self) -> None:
@@ -135,7 +135,7 @@ class PlainMllm:
         inputs = self._net.inputs(picture)
         rows, columns = inputs["image_grid_thw"][0, 1:].tolist()
         lead, tail = self.source.codec.prompt(expression)
-        token = self.source.tokenizer.token_to_id(settings.picture)
+        token = int(self.source.tokenizer.token_to_id(settings.picture) or 0)
         ids = torch.tensor(
             [[*lead, *[token] * (rows * columns // settings.vision.merge**2), *tail]],
             device=self.model.device,
