@@ -41,7 +41,7 @@ RESULT = Path(__file__).parent / "results" / "gpu.json"
 SECONDS = 480.0
 """Of the whole session; each phase has its share."""
 
-DRY_FAMILIES = ("sam", "qwen3_vl")
+DRY_FAMILIES = ("sam2", "qwen3_vl")
 """Families that a dry run compares: one of segmenters, one of MLLMs."""
 
 

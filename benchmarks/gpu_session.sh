@@ -25,7 +25,7 @@ if [ "${1:-}" = --packages ]; then
         archive=$site/$(awk '{print $2; exit}' "$packages/sum")
         cat "$packages"/part.* > "$archive"
         (cd "$site" && sha256sum --check --quiet "$packages/sum")
-        "$python" -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$archive" "$site"
+        "$python" -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter="data")' "$archive" "$site"
         rm "$archive"
     fi
     if compgen -G "$packages/*.whl" > /dev/null; then
