@@ -96,11 +96,28 @@ def recipes() -> str:
     return "\n".join(lines)
 
 
+def boards() -> str:
+    """The variants of each recipe's models that fit a board, and what was verified with them."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "export"), str(ROOT / ".ci")]
+    from recipe_memory import BOARDS, fitting, verified
+
+    from segagent_rt_export.recipe import read_recipe
+
+    lines = [f"| recipe | {' | '.join(BOARDS.values())} | verified with |", "|---" * 6 + "|"]
+    for path in sorted((ROOT / "engines").glob("*.toml")):
+        recipe = read_recipe(path)
+        cells = [", ".join(fitting(recipe, board)) or "no" for board in BOARDS]
+        lines.append(f"| {' | '.join([f'`{path.stem}`', *cells, verified(recipe)])} |")
+    return "\n".join(lines)
+
+
 def _megabytes(size: float) -> str:
     return f"{size / 1000:.1f} GB" if size >= 1000 else f"{size:.0f} MB"
 
 
-PARTS: dict[str, Callable[..., str]] = {"recipes": recipes, "help": help_of, "figures": figures}
+PARTS: dict[str, Callable[..., str]] = {
+    "recipes": recipes, "boards": boards, "help": help_of, "figures": figures,
+}  # fmt: skip
 
 
 def rendered(text: str) -> str:

@@ -14,8 +14,11 @@ from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
 
-NEEDED = {"export": "torch", "serve": "fastapi", "adapters": "fastapi"}
-collect_ignore = [folder for folder, package in NEEDED.items() if find_spec(package) is None]
+NEEDED = {
+    "export": "torch", "documented/test_exports.py": "torch", "serve": "fastapi",
+    "adapters": "fastapi",
+}  # fmt: skip
+collect_ignore = [path for path, package in NEEDED.items() if find_spec(package) is None]
 """The runtime is tested without the extras as well, as most of its users have it."""
 
 

@@ -49,6 +49,29 @@ VariantName: TypeAlias = Literal[
 
 
 @dataclass(frozen=True, slots=True)
+class PublishedShape:
+    """Sizes of a published MLLM that its memory on a board depends on.
+
+    Attributes:
+        vision_m, decoder_m, table_m: weights of the vision encoder, of the language model's layers
+            and of the table of embeddings, in millions.
+        patches: of the largest picture that an export takes if the recipe does not say it.
+        visual_tokens: that the language model reads of that picture.
+        layers, hidden, kv_heads, head_width: of the language model.
+    """
+
+    vision_m: float
+    decoder_m: float
+    table_m: float
+    patches: int
+    visual_tokens: int
+    layers: int
+    hidden: int
+    kv_heads: int
+    head_width: int
+
+
+@dataclass(frozen=True, slots=True)
 class PublishedFacts:
     """What is known of a published checkpoint before it is downloaded.
 
@@ -58,6 +81,7 @@ class PublishedFacts:
         download_mb: megabytes of the files that an export reads.
         bundle_mb: megabytes of the part, with the variants that the recipe names.
         memory_mb: megabytes of memory that the export takes.
+        shape: sizes of an MLLM, for the plan of its memory on boards.
     """
 
     licence: str
@@ -65,6 +89,7 @@ class PublishedFacts:
     download_mb: float
     bundle_mb: float
     memory_mb: float
+    shape: PublishedShape | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ each graph kept its own. So most backends need less.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from segagent_rt.annotators.mllm import MllmSettings
@@ -108,13 +108,32 @@ def suitable_variants(
         name: [_need(part, n) for n, v in part.manifest.variants.items() if v.device != "cpu"]
         for name, part in bundle.parts.items()
     }
+    versions = {
+        name: part.manifest.verified.get("tensorrt", {}) for name, part in bundle.parts.items()
+    }
+    return judge_variants(needs, where, versions, tensorrt)
+
+
+def judge_variants(
+    needs: Mapping[PartName, Sequence[PartMemory]],
+    where: DeviceBoard,
+    versions: Mapping[PartName, Mapping[str, str]],
+    tensorrt: str | None = None,
+) -> list[VariantFit]:
+    """Whether each variant of a bundle suits a board, beside the smallest one of the other part.
+
+    Args:
+        needs: the variants of each part.
+        where: the board.
+        versions: the oldest TensorRT of a variant, by part; variants may be missing.
+        tensorrt: the version of TensorRT there; None if it is not known.
+    """
     least = {name: min((n.total for n in found), default=0) for name, found in needs.items()}
     usable, fits = where.memory - where.kept, list[VariantFit]()
     for name, found in needs.items():
         beside = sum(total for other, total in least.items() if other != name)
-        versions = bundle.part(name).manifest.verified.get("tensorrt", {})
         for need in found:
-            taken = versions.get(need.variant)
+            taken = versions.get(name, {}).get(need.variant)
             problem = _problem(need, usable, beside, taken, tensorrt)
             fits.append(VariantFit(need, taken, problem))
     return fits
@@ -155,18 +174,41 @@ def chosen(part: Part) -> str:
 
 
 def _need(part: Part, name: str) -> PartMemory:
-    variant = part.manifest.variants[name]
+    manifest = part.manifest
+    variant = manifest.variants[name]
     stored = list(_stored(part, variant))
-    loaded = sum(stored) * (4 if _unpacks(variant) else 1)
-    loaded += BASE[part.manifest.kind] * len(stored)
-    buffers = activations = 0
-    if part.manifest.kind == "mllm":
-        loaded += sum(r.size for f, r in part.manifest.files.items() if f == "embed.npy")
+    buffers = activations = table = 0
+    if manifest.kind == "mllm":
+        table = sum(r.size for f, r in manifest.files.items() if f == "embed.npy")
         buffers, activations = _mllm(part)
     else:
-        activations = _segmenter(part)
-    building = BUILD_FACTOR * max(stored) + BUILD_BASE
-    return PartMemory(part.manifest.kind, name, loaded, buffers, activations, building)
+        side, flip = int(manifest.settings["side"]), bool(manifest.settings.get("flip"))
+        activations = (2 if flip else 1) * segmenter_activations(manifest.family, side)
+    unpacked = 4 if _unpacks(variant) else 1
+    loaded = [size * unpacked for size in stored]
+    return part_memory(manifest.kind, name, loaded, table, (buffers, activations), max(stored))
+
+
+def part_memory(
+    kind: PartName,
+    variant: str,
+    graphs: Sequence[int],
+    table: int,
+    working: tuple[int, int],
+    largest: int,
+) -> PartMemory:
+    """What one variant takes.
+
+    Args:
+        kind: of the part.
+        variant: its name.
+        graphs: bytes of each graph's weights when it is loaded.
+        table: bytes of the table of embeddings, for an MLLM.
+        working: bytes of buffers, and of activations.
+        largest: bytes on disk of the largest graph, which is built alone.
+    """
+    loaded = sum(graphs) + BASE[kind] * len(graphs) + table
+    return PartMemory(kind, variant, loaded, *working, BUILD_FACTOR * largest + BUILD_BASE)
 
 
 def _stored(part: Part, variant: Variant) -> Iterator[int]:
@@ -186,9 +228,24 @@ def _mllm(part: Part) -> tuple[int, int]:
     language, patches = settings.language, _patches(settings)
     tokens = cache_rows(open_prompt_codec(part).room(patches // settings.vision.merge**2))
     width = language.rope.head_dim
-    row = language.layers * 2 * language.kv_heads * width * FLOAT
-    reading = _layer(tokens, language.hidden, language.hidden // width)
-    return CACHES * tokens * row, reading + _layer(patches, language.hidden, HEADS)
+    return mllm_working(
+        tokens, patches, language.layers, language.hidden, language.kv_heads, head_width=width
+    )
+
+
+def mllm_working(
+    tokens: int, patches: int, layers: int, hidden: int, kv_heads: int, *, head_width: int
+) -> tuple[int, int]:
+    """Bytes of buffers and of activations of an MLLM.
+
+    Args:
+        tokens: of the picture, the question and the reply together.
+        patches: of the picture.
+        layers, hidden, kv_heads, head_width: of the language model.
+    """
+    row = layers * 2 * kv_heads * head_width * FLOAT
+    reading = _layer(tokens, hidden, hidden // head_width)
+    return CACHES * tokens * row, reading + _layer(patches, hidden, HEADS)
 
 
 def _patches(settings: MllmSettings) -> int:
@@ -197,13 +254,12 @@ def _patches(settings: MllmSettings) -> int:
     return pixels // patch**2
 
 
-def _segmenter(part: Part) -> int:
-    side = int(part.manifest.settings["side"])
-    batch = 2 if part.manifest.settings.get("flip") else 1
-    family = segmenter_family(part.manifest.family)
-    if family is not None and family.attention_patch is not None:
-        return batch * _layer((side // family.attention_patch) ** 2, 64 * HEADS, HEADS)
-    return batch * side**2 * CHANNELS * FLOAT
+def segmenter_activations(family: str, side: int) -> int:
+    """Bytes of activations of a segmenter for one square picture."""
+    known = segmenter_family(family)
+    if known is not None and known.attention_patch is not None:
+        return _layer((side // known.attention_patch) ** 2, 64 * HEADS, HEADS)
+    return side**2 * CHANNELS * FLOAT
 
 
 def _layer(rows: int, width: int, heads: int) -> int:

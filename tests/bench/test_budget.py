@@ -14,6 +14,7 @@ from segagent_rt.bench.budget import budget, chosen, suitable_variants
 from segagent_rt.bundle.bundle import Bundle, Part, open_bundle
 from segagent_rt.errors import InputError
 from segagent_rt.memory import BUILD_BASE, BUILD_FACTOR
+from tests.conftest import ROOT
 
 MEASURE = """
 import numpy, cv2, onnxruntime, tokenizers, PIL.Image
@@ -148,6 +149,22 @@ def test_the_variants_that_run_and_build_on_a_board(monkeypatch, model, where, s
     found = [fit for fit in fits if fit.need.part == "mllm"]
     print([(fit.need.variant, fit.need.total / GIB, fit.problem) for fit in found])
     assert [fit.need.variant for fit in found if fit.problem is None] == suits
+
+
+@pytest.mark.parametrize(
+    ("recipe", "where", "suits"),
+    [
+        ("qwen3-vl-2b-edgetam", "orin-nano-8", ["w8", "w4"]),
+        ("qwen2.5-vl-3b-edgetam", "orin-nx-16", ["w8", "w4"]),
+        ("egm-4b-edgetam", "orin-nano-8", []),
+    ],
+)
+def test_the_table_of_boards_has_what_the_plan_of_a_bundle_says(monkeypatch, recipe, where, suits):
+    """The page of recipes has no bundle yet, and plans with the recipe's own sizes."""
+    reading = pytest.importorskip("segagent_rt_export.recipe")
+    monkeypatch.syspath_prepend(ROOT / ".ci")
+    table = pytest.importorskip("recipe_memory", reason="only a checkout has .ci")
+    assert table.fitting(reading.read_recipe(ROOT / "engines" / f"{recipe}.toml"), where) == suits
 
 
 def test_what_a_library_adds_is_little_beside_the_weights_of_a_real_model(monkeypatch):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from segagent_rt.mllm.prompts import MAX_PIXELS
 from segagent_rt_export.recipe import PublishedFacts, read_recipe, tracked_recipes
 from tests.cli.terminal import Terminal
 from tests.export.published import MLLMS, SEGMENTERS, save_edgetam
@@ -78,3 +79,24 @@ def test_a_recipes_figures_are_those_of_the_published_configuration(name: str) -
     stored = count - (0 if tied else table)
     size = (1 + 4 / 32) * stored + 4 * table if mllm else (5 + 4 / 32) * count
     assert known.bundle_mb == pytest.approx(size / 1e6, rel=0.05)
+
+
+@pytest.mark.parametrize("name", sorted({*facts()} & {*MLLMS}))
+def test_the_shapes_for_the_memory_plan_are_those_of_the_published_configuration(name: str) -> None:
+    known, published = facts()[name].shape, MLLMS[name]
+    assert known is not None
+    sizes = {
+        key: math.prod(tensor.shape) / 1e6 for key, tensor in published.whole().named_parameters()
+    }
+    parts = ("visual", "language_model.layers", "embed_tokens")
+    found = [sum(n for key, n in sizes.items() if part in key) for part in parts]
+    assert [known.vision_m, known.decoder_m, known.table_m] == pytest.approx(found, rel=0.001)
+    text = published.text
+    assert known.layers == text["num_hidden_layers"]
+    assert known.hidden == text["hidden_size"]
+    assert known.kv_heads == text["num_key_value_heads"]
+    assert known.head_width == text.get(
+        "head_dim", text["hidden_size"] // text["num_attention_heads"]
+    )
+    assert known.patches == MAX_PIXELS // published.vision["patch_size"] ** 2
+    assert known.visual_tokens == known.patches // 4

@@ -33,6 +33,7 @@ class HubServer:
     Attributes:
         models: the files of each model, by `owner/name`.
         storage: how large files are stored.
+        revisions: commits that can be asked for, beside `COMMIT`; all have the same files.
         licence: that every model's page names.
         token: that is needed to read anything; None if everything is public.
         gated: whether the licence of each model would have to be accepted first.
@@ -46,6 +47,7 @@ class HubServer:
 
     models: dict[str, dict[str, bytes]] = field(default_factory=dict)
     storage: Literal["lfs", "xet"] = "lfs"
+    revisions: tuple[str, ...] = ()
     licence: str = "apache-2.0"
     token: str | None = None
     gated: bool = False
@@ -142,11 +144,14 @@ class Answer:
             self.send(b"", 401, X_Error_Code=code)
         elif model not in self.hub.models:
             self.send(b"", 401 if given is None else 404, X_Error_Code="RepoNotFound")
-        elif revision not in ("main", COMMIT):
+        elif revision not in ("main", COMMIT, *self.hub.revisions):
             self.send(b"", 404, X_Error_Code="RevisionNotFound")
         else:
             return False
         return True
+
+    def commit(self, revision: str) -> str:
+        return revision if revision in self.hub.revisions else COMMIT
 
     def model(self, model: str, revision: str) -> None:
         if self.refuses(model, revision):
@@ -160,7 +165,8 @@ class Answer:
                 entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 130}
             siblings.append(entry)
         described = {
-            "id": model, "modelId": model, "sha": COMMIT, "siblings": siblings, "tags": [],
+            "id": model, "modelId": model, "sha": self.commit(revision),
+            "siblings": siblings, "tags": [],
             "gated": "manual" if self.hub.gated else False, "private": False, "downloads": 0,
             "cardData": {"license": self.hub.licence}, "likes": 0,
         }  # fmt: skip
@@ -171,14 +177,14 @@ class Answer:
             return
         if self.hub.gated and self.hub.token is None:
             return self.send(b"", 403, X_Error_Code="GatedRepo")
-        content = self.hub.models[model].get(name)
+        content, commit = self.hub.models[model].get(name), self.commit(revision)
         if content is None:
-            return self.send(b"", 404, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
+            return self.send(b"", 404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
         if not name.endswith(LARGE):
-            return self.send(content, ETag=f'"{git_digest(content)}"', X_Repo_Commit=COMMIT)
+            return self.send(content, ETag=f'"{git_digest(content)}"', X_Repo_Commit=commit)
         digest = hashlib.sha256(content).hexdigest()
         headers = {
-            "Location": f"{self.hub.storage_url}/cdn/{digest}", "X-Repo-Commit": COMMIT,
+            "Location": f"{self.hub.storage_url}/cdn/{digest}", "X-Repo-Commit": commit,
             "X-Linked-Size": str(len(content)), "X-Linked-Etag": f'"{digest}"',
         }  # fmt: skip
         if self.hub.storage == "xet":
