@@ -103,11 +103,12 @@ def boards() -> str:
 
     from segagent_rt_export.recipe import read_recipe
 
-    lines = [f"| recipe | {' | '.join(BOARDS.values())} | verified with |", "|---" * 6 + "|"]
+    titles = ["recipe", *BOARDS.values(), "segmenter verified", "MLLM verified"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for path in sorted((ROOT / "engines").glob("*.toml")):
         recipe = read_recipe(path)
         cells = [", ".join(fitting(recipe, board)) or "no" for board in BOARDS]
-        lines.append(f"| {' | '.join([f'`{path.stem}`', *cells, verified(recipe)])} |")
+        lines.append(f"| {' | '.join([f'`{path.stem}`', *cells, *verified(recipe)])} |")
     return "\n".join(lines)
 
 

@@ -87,9 +87,11 @@ def _mllm(shape: PublishedShape, variant: str) -> PartMemory:
     return part_memory("mllm", variant, graphs, table, working, max(graphs))
 
 
-def verified(recipe: Recipe) -> str:
-    """How large the models were that were exported and compared, for each part."""
-    return ", ".join(f"{part} {_verified(made.source)}" for part, made in recipe.parts.items())
+def verified(recipe: Recipe) -> list[str]:
+    """How large the segmenter and the MLLM were that were exported and compared."""
+    parts = recipe.parts.items()
+    found = {part: _verified(made_of.source) for part, made_of in parts}
+    return [found.get("segmenter", ""), found.get("mllm", "")]
 
 
 def _verified(source: str) -> str:
