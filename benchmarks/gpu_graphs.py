@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,15 @@ class LastCall:
         self._session.close()
 
 
+@lru_cache(maxsize=4)
+def _opened(host: GraphHost, path: Path) -> OrtSession:
+    """A graph that serves several calls is loaded once."""
+    return host.open(path)
+
+
 def repeated(path: Path, call: RecordedCall, host: GraphHost) -> Callable[[], object]:
     """The same call again and again, between places of the device's memory that do not change."""
-    session = host.open(path)
+    session = _opened(host, path)
     feeds = {
         name: host.buffer(feed) if isinstance(feed, np.ndarray) else feed
         for name, feed in call.feeds.items()

@@ -116,13 +116,17 @@ def compare(
     """
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False  # torch is what graphs are measured by
+    for family in saved:
+        findings.note("numerics", family, value={"state": "waiting"})
     for family, save in saved.items():
         place = folder / family
+        findings.note("numerics", family, value={"state": "begun"})
         with findings.attempt("numerics", family):
             place.mkdir(parents=True)
             about = compare_mllm if family in mllm_exporters() else compare_segmenter
             for way, errors in about(family, save(place), place / "part", device):
                 findings.note("numerics", family, way, value=_judged(way, errors))
+            findings.note("numerics", family, "state", value="done")
         shutil.rmtree(place, ignore_errors=True)
 
 

@@ -55,7 +55,7 @@ class GpuSession:
         places: MLLMs with a segmenter beside them.
         sam: a segmenter by itself, by its name and the sizes of its checkpoint.
         checkpoints: by family, what writes the checkpoint whose graphs are compared.
-        compiled: models that `torch.compile` is timed with.
+        compiled: models that `torch.compile` is timed with, in this order.
         laps: the most turns of a way.
         run: keeps the document.
     """
@@ -76,25 +76,20 @@ class GpuSession:
         mllms = {n: s for n, s in self.checkpoints.items() if n in mllm_exporters()}
         name = self.sam[0]
         prepare = [
-            Phase("machine", 40, self.describe),
-            *(Phase(f"make {p.model}", 220, partial(self.make, p)) for p in self.places),
-            Phase(f"make {name}", 220, self.make_sam),
-            Phase("numerics of segmenters", 170, partial(self.compare, segmenters)),
-            Phase("numerics of MLLMs", 170, partial(self.compare, mllms)),
+            Phase("machine", 30, self.describe, alone=True),
+            *(Phase(f"make {p.model}", 200, partial(self.make, p)) for p in self.places),
+            Phase(f"make {name}", 200, self.make_sam),
+            Phase("numerics of segmenters", 150, partial(self.compare, segmenters)),
+            Phase("numerics of MLLMs", 150, partial(self.compare, mllms)),
         ]
         timed = list[Phase]()
-        for compiled, seconds in ((False, 75), (True, 60)):
+        for compiled, seconds in ((False, 80), (True, 90)):
             against = "torch.compile" if compiled else "PyTorch"
-            for place in self.places:
-                if compiled and place.model not in self.compiled:
-                    continue
-                work = partial(self.time_model, place, compiled)
-                needs = (f"make {place.model}",)
-                timed.append(Phase(f"{place.model} and {against}", seconds, work, needs, True))
-            if compiled and name not in self.compiled:
-                continue
-            work = partial(self.time_sam, compiled)
-            timed.append(Phase(f"{name} and {against}", 30, work, (f"make {name}",), True))
+            works = {p.model: partial(self.time_model, p, compiled) for p in self.places}
+            works[name] = partial(self.time_sam, compiled)
+            for model in self.compiled if compiled else works:
+                title, needs = f"{model} and {against}", (f"make {model}",)
+                timed.append(Phase(title, seconds, works[model], needs, alone=True))
         return [replace(p, seconds=p.seconds * scale) for p in (*prepare, *timed)]
 
     def describe(self, findings: Findings) -> None:
@@ -127,7 +122,7 @@ class GpuSession:
 
     def time_model(self, place: BundlePlace, compiled: bool, findings: Findings) -> None:
         """An MLLM and its segmenter."""
-        gpu_times.time_model(self._timer(findings, place.model), place, compiled=compiled)
+        gpu_times.time_model(self._timer(findings, place.model, compiled), place)
 
     def time_sam(self, compiled: bool, findings: Findings) -> None:
         """The segmenter by itself."""
@@ -135,11 +130,11 @@ class GpuSession:
         pair = gpu_times.SegmenterPair.of(
             "sam", place / "checkpoint", place / "segmenter", self.device
         )
-        gpu_times.time_segmenter(self._timer(findings, self.sam[0]), pair, compiled=compiled)
+        gpu_times.time_segmenter(self._timer(findings, self.sam[0], compiled), pair)
 
-    def _timer(self, findings: Findings, model: str) -> gpu_times.Timer:
+    def _timer(self, findings: Findings, model: str, compiled: bool) -> gpu_times.Timer:
         card = self.run.document.get("gpu", {})
-        return gpu_times.Timer(findings, model, self.device, card, self.laps)
+        return gpu_times.Timer(findings, model, self.device, card, compiled, self.laps)
 
 
 def _share_cores() -> None:

@@ -7,11 +7,12 @@ turns. What did not come out is in the document as a sentence.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ class Timer:
         model: what it is called there.
         device: `cuda` or `cpu`.
         card: what `describe_gpu` returned.
+        compiled: whether PyTorch is timed beside compiled PyTorch, or beside ours.
         laps: the most turns of a way.
     """
 
@@ -75,6 +77,7 @@ class Timer:
     model: str
     device: str
     card: Mapping[str, Any]
+    compiled: bool
     laps: int = MOST
 
     def note(self, *path: str, value: Any) -> None:
@@ -113,6 +116,8 @@ class Timer:
             return
         done = in_turn(ready, self.laps, min(seconds, self.findings.left / 2))
         for way, taken in done.items():
+            if self.compiled and way in (EAGER, GENERATE):
+                continue  # was noted when it was timed beside ours
             median = float(np.median(taken))
             share = share_of_card(dict(self.card), median, read=read, flops=flops)
             found: dict[str, Any] = {"time": percentiles(taken)} | share
@@ -173,7 +178,7 @@ class SegmenterPair:
         return plain_segmenter(self.pair, settings, self.device, torch.bfloat16)
 
 
-def time_segmenter(timer: Timer, segmenter: SegmenterPair, *, compiled: bool) -> None:
+def time_segmenter(timer: Timer, segmenter: SegmenterPair) -> None:
     """The encoder, and the decoder of one click."""
     device, pair = timer.device, segmenter.pair
     with inference(device):
@@ -194,50 +199,59 @@ def time_segmenter(timer: Timer, segmenter: SegmenterPair, *, compiled: bool) ->
         }  # fmt: skip
         for role, title in (("encoder", "image encoder"), ("decoder", "mask decoder")):
             module, inputs = torch_ways[role]
-            graph = partial(repeated, segmenter.path(role), calls[role])
-            ways: dict[str, Callable[[], Way]] = {
-                OURS: partial(graph, GraphHost(device)),
-                EAGER: partial(_module_call, module, inputs),
-            }
-            if compiled:
+            ways: dict[str, Callable[[], Way]] = {EAGER: partial(_module_call, module, inputs)}
+            if timer.compiled:
                 ways[COMPILED] = partial(_compiled_call, device, module, inputs)
             else:
-                path, call = segmenter.path(role), calls[role]
-                ways[CAPTURED] = partial(captured, path, call, device)
-                with timer.findings.attempt("models", timer.model, "nodes", role):
-                    note_nodes(timer, role, path, call)
+                ways |= graph_ways(timer, title, segmenter.path(role), calls[role])
             timer.part(title, ways, 4, flops=count_flops(_module_call(module, inputs)))
 
 
-def note_nodes(timer: Timer, role: str, path: Path, call: RecordedCall) -> None:
+def graph_ways(
+    timer: Timer, part: str, path: Path, call: RecordedCall
+) -> dict[str, Callable[[], Way]]:
+    """A graph by itself and captured in a CUDA graph; notes where its nodes run."""
+    with timer.findings.attempt("models", timer.model, "nodes", part):
+        note_nodes(timer, part, path, call)
+    return {
+        OURS: partial(repeated, path, call, GraphHost(timer.device)),
+        CAPTURED: partial(captured, path, call, timer.device),
+    }
+
+
+def note_nodes(timer: Timer, part: str, path: Path, call: RecordedCall) -> None:
     """How many nodes of a graph each provider runs: those on the CPU make the GPU wait."""
     feeds = {n: f if isinstance(f, np.ndarray) else f.numpy() for n, f in call.feeds.items()}
-    timer.note("nodes", role, value=nodes_by_provider(path, SessionOptions(timer.device), feeds))
+    timer.note("nodes", part, value=nodes_by_provider(path, SessionOptions(timer.device), feeds))
 
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: tensor.float().numpy(force=True) for name, tensor in tensors.items()}
 
 
-@dataclass(slots=True)
 class MllmPair:
-    """An MLLM in the runtime and in transformers, with the same weights."""
+    """An MLLM in the runtime and in transformers, with the same weights.
 
-    place: BundlePlace
-    device: str
-    meter: GraphProfiler = field(default_factory=GraphProfiler)
-    last: dict[str, LastCall] = field(default_factory=dict)
-    image: RgbImage = field(init=False)
-    ours: OurMllm = field(init=False)
-    plain: PlainMllm = field(init=False)
-    tokens: tuple[int, ...] = field(init=False)
+    What the runtime replies is what transformers is made to reply; it lies beside the bundle, so
+    that a process that only needs transformers need not load the graphs.
+    """
 
-    def __post_init__(self) -> None:
-        self.image = make_scene(0, SIDE).image
-        self.ours = OurMllm(self.place, VARIANT, self.device, self._wrapped)
-        self.tokens = self.ours.click(self.image, EXPRESSION).tokens
-        self.plain = PlainMllm(self.place, torch.bfloat16, self.device)
+    def __init__(self, place: BundlePlace, device: str) -> None:
+        self.place, self.device = place, device
+        self.meter, self.last = GraphProfiler(), dict[str, LastCall]()
+        self.image: RgbImage = make_scene(0, SIDE).image
+        reply = place.folder / "reply.json"
+        if not reply.exists():
+            tokens = self.ours.click(self.image, EXPRESSION).tokens
+            reply.write_text(json.dumps(tokens), "utf-8")
+        self.tokens: tuple[int, ...] = tuple(json.loads(reply.read_text("utf-8")))
+        self.plain = PlainMllm(place, torch.bfloat16, device)
         self.plain.forget_hooks()
+
+    @cached_property
+    def ours(self) -> OurMllm:
+        """In the runtime, loaded when it is needed."""
+        return OurMllm(self.place, VARIANT, self.device, self._wrapped)
 
     def _wrapped(self, role: str, session: Session) -> Session:
         self.last[role] = LastCall(session)
@@ -254,36 +268,31 @@ class MllmPair:
         return found
 
 
-def time_parts(timer: Timer, models: MllmPair, *, compiled: bool) -> None:
-    """The vision encoder, the prompt, and one step of decoding."""
+def time_parts(timer: Timer, models: MllmPair) -> None:
+    """One step of decoding, the vision encoder, and the prompt."""
     timer.note("reply_tokens", value=len(models.tokens))
     with inference(timer.device):
         torch_calls = captured_calls(models)
-        if not compiled:
+        if not timer.compiled:
             with timer.findings.attempt("models", timer.model, "logits_apart_from_torch_bf16"):
                 timer.note("logits_apart_from_torch_bf16", value=_logits_apart(models))
         for name, role in (
-            ("vision encoder", "vision"), ("prefill", "decoder"), ("decode step", "decoder"),
+            ("decode step", "decoder"), ("vision encoder", "vision"), ("prefill", "decoder"),
         ):  # fmt: skip
-            call = _call_of(models, name)
             module, inputs, reset = torch_calls[name]
-            graph = partial(repeated, models.path(role), call)
             ways: dict[str, Callable[[], Way]] = {
-                OURS: partial(graph, GraphHost(timer.device)),
-                EAGER: partial(_module_call, module, inputs, reset),
+                EAGER: partial(_module_call, module, inputs, reset)
             }
-            if compiled:
+            read = flops = 0.0
+            if timer.compiled:
                 ways[COMPILED] = partial(_compiled_call, timer.device, module, inputs, reset)
             else:
-                ways[CAPTURED] = partial(captured, models.path(role), call, timer.device)
-                with timer.findings.attempt("models", timer.model, "nodes", name):
-                    note_nodes(timer, name, models.path(role), call)
-            step = name == "decode step"
-            timer.part(
-                name, ways, 5,
-                read=stored_bytes(models.path(role)) + cache_bytes(call) if step else 0.0,
-                flops=0.0 if step else count_flops(_module_call(module, inputs, reset)),
-            )  # fmt: skip
+                call = _call_of(models, name)
+                ways |= graph_ways(timer, name, models.path(role), call)
+                read = float(stored_bytes(models.path(role)) + cache_bytes(call))
+            if name != "decode step":
+                read, flops = 0.0, count_flops(_module_call(module, inputs, reset))
+            timer.part(name, ways, 5, read=read, flops=flops)
 
 
 def _module_call(module: Any, inputs: Mapping[str, Any], reset: Way = lambda: None) -> Way:
@@ -374,31 +383,38 @@ def captured_calls(models: MllmPair) -> dict[str, TorchCall]:
     }
 
 
-def time_clicks(
-    timer: Timer, models: MllmPair, segmenter: SegmenterPair, *, compiled: bool
-) -> None:
+def time_clicks(timer: Timer, models: MllmPair, segmenter: SegmenterPair) -> None:
     """A whole click with its mask, from an image whose embedding the segmenter has."""
     with inference(timer.device):
-        ours, plain = segmenter.ours(), segmenter.plain()
-        features = {"ours": ours.encode(models.image), "plain": plain.encode(models.image)}
-
-        def click_ours() -> None:
-            models.ours.click(models.image, EXPRESSION)
-            ours.decode(features["ours"], [CLICK]).mask()
-
-        def click_plain(**more: Any) -> None:
-            models.plain.click(models.image, None, EXPRESSION, models.tokens, **more)
-            plain.decode(features["plain"], [CLICK]).mask()
-
-        ways: dict[str, Callable[[], Way]] = {
-            OURS: lambda: click_ours,
-            GENERATE: lambda: click_plain,
-        }
-        if compiled:
-            ways[STATIC] = lambda: partial(click_plain, cache_implementation="static")
+        click = partial(_click_plain, models, segmenter.plain())
+        ways: dict[str, Callable[[], Way]] = {GENERATE: click}
+        if timer.compiled:
+            ways[STATIC] = partial(click, cache_implementation="static")
+        else:
+            ways[OURS] = partial(_click_ours, models, segmenter.ours())
         timer.part("whole click", ways, 12)
-        if not compiled:
+        if not timer.compiled:
             note_host_time(timer, models)
+
+
+def _click_ours(models: MllmPair, segmenter: Segmenter) -> Way:
+    embedding = segmenter.encode(models.image)
+
+    def work() -> None:
+        models.ours.click(models.image, EXPRESSION)
+        segmenter.decode(embedding, [CLICK]).mask()
+
+    return work
+
+
+def _click_plain(models: MllmPair, segmenter: Segmenter, **generation: Any) -> Way:
+    embedding = segmenter.encode(models.image)
+
+    def work() -> None:
+        models.plain.click(models.image, None, EXPRESSION, models.tokens, **generation)
+        segmenter.decode(embedding, [CLICK]).mask()
+
+    return work
 
 
 def note_host_time(timer: Timer, models: MllmPair) -> None:
@@ -422,7 +438,7 @@ def note_host_time(timer: Timer, models: MllmPair) -> None:
     )
 
 
-def time_model(timer: Timer, place: BundlePlace, *, compiled: bool) -> None:
+def time_model(timer: Timer, place: BundlePlace) -> None:
     """Everything about an MLLM and the segmenter beside it."""
     assert place.segmenter is not None
     models = MllmPair(place, timer.device)
@@ -430,9 +446,9 @@ def time_model(timer: Timer, place: BundlePlace, *, compiled: bool) -> None:
         place.segmenter.family, place.segmenter_checkpoint, place.bundle / "segmenter", timer.device
     )
     steps: Sequence[tuple[str, Callable[[], None]]] = (
-        ("clicks", lambda: time_clicks(timer, models, segmenter, compiled=compiled)),
-        ("language", lambda: time_parts(timer, models, compiled=compiled)),
-        ("segmenter", lambda: time_segmenter(timer, segmenter, compiled=compiled)),
+        ("clicks", lambda: time_clicks(timer, models, segmenter)),
+        ("segmenter", lambda: time_segmenter(timer, segmenter)),
+        ("language", lambda: time_parts(timer, models)),
     )
     for name, step in steps:
         with timer.findings.attempt("models", timer.model, f"all of {name}"):

@@ -16,6 +16,9 @@ from segagent_rt.bench.sections import (
 )
 
 QUESTION = "How fast is it on a GPU?"
+PARTS = (
+    "whole click", "vision encoder", "prefill", "decode step", "image encoder", "mask decoder",
+)  # fmt: skip
 COMMAND = "bash benchmarks/gpu_session.sh"
 OURS, CAPTURED = "segagent-rt", "segagent-rt, CUDA graph"
 EAGER = ("PyTorch", "transformers generate")
@@ -71,8 +74,9 @@ def not_measured() -> str:
 def _parts(document: Document) -> Iterator[tuple[str, str, Document]]:
     """Model, part, and what was found of it by way."""
     for model, found in document.get("models", {}).items():
-        for part, ways in found.get("parts", {}).items():
-            yield model, part, ways
+        parts = found.get("parts", {})
+        for part in (name for name in PARTS if name in parts):
+            yield model, part, parts[part]
 
 
 def _rows(document: Document) -> Iterator[tuple[str, ...]]:
