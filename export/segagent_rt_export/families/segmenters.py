@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
+
 from segagent_rt_export.graphs.exported_segmenter import ExportedSegmenter
+from segagent_rt_export.passes.merge_convs import merge_convs
 from segagent_rt_export.recipe import SegmenterRecipe
 from segagent_rt_export.registry import code, segmenter_exporter
 from segagent_rt_export.variants import SEGMENTER_VARIANTS
@@ -27,10 +31,19 @@ def export_segmenter(recipe: SegmenterRecipe, source: Path, folder: Path) -> Exp
     exported: ExportedSegmenter = code(family.export)(
         source, folder, **{name: value for name, value in options.items() if value is not None}
     )
-    if family.export_for_gpu is None or not formed_for_gpu(recipe):
-        return exported
-    (folder / FOR_GPU).mkdir()
-    return replace(exported, for_gpu=code(family.export_for_gpu)(source, folder / FOR_GPU))
+    if family.export_for_gpu is not None and formed_for_gpu(recipe):
+        (folder / FOR_GPU).mkdir()
+        for_gpu = code(family.export_for_gpu)(source, folder / FOR_GPU)
+        exported = replace(exported, for_gpu=for_gpu)
+    _simplify({*exported.graphs.values(), *exported.for_gpu.values()})
+    return exported
+
+
+def _simplify(graphs: Iterable[Path]) -> None:
+    """Do on files what every family's graphs gain from."""
+    for path in graphs:
+        model = merge_convs(onnx.load(path, load_external_data=False), path.parent)
+        path.write_bytes(model.SerializeToString())
 
 
 def formed_for_gpu(recipe: SegmenterRecipe) -> bool:
