@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from segagent_rt.backends.tensorrt import load
+from segagent_rt.backends.engine_library import load_library
 from segagent_rt.bundle.manifest import Range
 from segagent_rt.engine_cache.key import EngineKey, engine_key
 from segagent_rt.engine_cache.store import EngineCache, EngineRecord
@@ -53,7 +53,7 @@ def test_the_key_of_a_graph_covers_its_bytes_its_weights_its_shapes_and_the_mach
     tmp_path, machine
 ):
     part = segmenter(write_bundle(tmp_path / "b", ["fast"]))
-    graph, here = part.graphs("decoder")[0], load("tensorrt").machine()
+    graph, here = part.graphs("decoder")[0], load_library("tensorrt").machine()
     key = engine_key(graph, here)
     wider = dataclasses.replace(
         graph.variant,
@@ -143,7 +143,7 @@ BUILDER = """
 import sys
 import pytest
 from pathlib import Path
-from segagent_rt.backends.tensorrt import load
+from segagent_rt.backends.engine_library import load_library
 from segagent_rt.engine_cache.store import EngineCache
 from segagent_rt.engine_cache.selection import EngineSelector
 from tests.backends import fake_tensorrt
@@ -154,7 +154,7 @@ from tests.backends.machine import plug_in
 plug_in(pytest.MonkeyPatch(), FakeDriver())
 fake_tensorrt.trouble.slow_seconds = {slow}
 fake_tensorrt.trouble.dies_in_build = {dies}
-selector = EngineSelector(load("tensorrt"), EngineCache(Path({cache!r})))
+selector = EngineSelector(load_library("tensorrt"), EngineCache(Path({cache!r})))
 rungs = segmenter(Path({bundle!r})).graphs("encoder")
 print("begin", flush=True)
 record, _ = selector.build(rungs, [], lambda phase: print(phase, flush=True))

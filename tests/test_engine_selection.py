@@ -5,17 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from segagent_rt.backends.engine_library import load_library
 from segagent_rt.backends.session import SessionOptions
-from segagent_rt.backends.tensorrt import load
 from segagent_rt.bundle.placement import open_role
+from segagent_rt.engine_cache.golden_example import pack_examples, unpack_examples
 from segagent_rt.engine_cache.golden_io import record_golden
 from segagent_rt.engine_cache.key import engine_key
-from segagent_rt.engine_cache.selection import (
-    EngineSelector,
-    check_engine,
-    pack_examples,
-    unpack_examples,
-)
+from segagent_rt.engine_cache.selection import EngineSelector, check_engine
 from segagent_rt.engine_cache.store import EngineCache
 from segagent_rt.errors import BackendUnavailable, EngineRefused
 from tests.backends import fake_tensorrt
@@ -107,7 +103,7 @@ def examples(tmp_path_factory):
 
 @pytest.fixture
 def selector(tmp_path, machine):
-    return EngineSelector(load("tensorrt"), EngineCache(tmp_path / "engines"))
+    return EngineSelector(load_library("tensorrt"), EngineCache(tmp_path / "engines"))
 
 
 @pytest.fixture
@@ -160,9 +156,9 @@ def test_a_graph_that_the_builder_refuses_is_a_rung_that_failed(part, build):
 
 def test_if_nothing_passes_a_named_backend_is_an_error_and_auto_goes_on(part, build, tmp_path):
     fake_tensorrt.trouble.overflows |= {f"encoder.{n}.onnx" for n in ("fast", "safer", "safest")}
-    with pytest.raises(EngineRefused, match="no engine of the segmenter encoder computes"):
+    with pytest.raises(EngineRefused, match="no engine of the segmenter encoder can be used"):
         build("encoder")
-    with pytest.raises(EngineRefused, match=r"computes what it should: fast: .*not finite"):
+    with pytest.raises(EngineRefused, match=r"can be used: fast: .*not finite"):
         opened(part, tmp_path, "tensorrt")
     found = opened(part, tmp_path, "auto")
     assert found.placement.backend == "cpu"

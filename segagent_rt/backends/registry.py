@@ -25,9 +25,11 @@ class Backend:
         plugin: the module that brings the provider, if it is not built into ONNX Runtime.
         memory: where ONNX Runtime keeps arrays for it.
         learns: whether its builder times kernels on the GPU, and can be told what it learnt before.
+        optional: whether `auto` uses it only for graphs that were built for it and are faster so,
+            and says nothing of the others.
     """
 
-    library: Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
+    library: Literal["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"]
     source: str
     takes: tuple[Kind, ...]
     extra: str = ""
@@ -36,6 +38,7 @@ class Backend:
     plugin: str | None = None
     memory: Literal["cpu", "cuda"] = "cpu"
     learns: bool = False
+    optional: bool = False
 
     @property
     def install(self) -> str:
@@ -56,6 +59,7 @@ BACKENDS = {
         "onnxruntime", "pip install onnxruntime", ("cpu", "any", "portable", "ort"),
         provider="CPUExecutionProvider",
     ),
+    "openvino": Backend("openvino", "{}", ("any",), "openvino", optional=True),
     "cuda": Backend(
         "onnxruntime", _SWAP, ("ort", "portable", "any"), nvidia=True,
         provider="CUDAExecutionProvider", memory="cuda",
@@ -75,7 +79,7 @@ BACKENDS = {
     ),
 }  # fmt: skip
 
-AUTO = ("tensorrt", "rtx", "cuda", "cpu")
+AUTO = ("tensorrt", "rtx", "cuda", "openvino", "cpu")
 """What `auto` tries, in this order."""
 
 

@@ -63,9 +63,10 @@ def open_session(graph: Path, runtime: SessionOptions) -> Session:
         report_backend(taken, refused)
         return session
     if get_backend(runtime.backend).builds:
-        from segagent_rt.backends import tensorrt
+        from segagent_rt.backends.engine_library import load_library
 
-        return tensorrt.load(runtime.backend).open(graph.read_bytes(), graph.name)
+        library = load_library(runtime.backend, runtime.threads)
+        return library.open(graph.read_bytes(), graph.name)
     from segagent_rt.backends import onnxruntime
 
     return onnxruntime.open_session(graph, runtime)
@@ -87,7 +88,7 @@ def report_backend(taken: str, refused: Refused) -> None:
     passed = [
         f"{name}: {error}"
         for name, error in refused.items()
-        if not isinstance(error, BackendMissing)
+        if not isinstance(error, BackendMissing) and not BACKENDS[name].optional
     ]
     _say(f"auto takes {taken}" + "".join(f"; not {text}" for text in passed), bool(passed))
 
@@ -101,9 +102,9 @@ def backend_problem(name: str) -> SegagentError | None:
     """What keeps a backend from working here, None if it works."""
     try:
         if get_backend(name).builds:
-            from segagent_rt.backends import tensorrt
+            from segagent_rt.backends.engine_library import load_library
 
-            tensorrt.load(name).machine()
+            load_library(name).machine()
         else:
             from segagent_rt.backends import onnxruntime
 

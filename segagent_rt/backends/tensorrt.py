@@ -8,83 +8,39 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from segagent_rt.backends.cuda import cuda
 from segagent_rt.backends.driver import gpu
 from segagent_rt.backends.engine import EngineSession
+from segagent_rt.backends.engine_library import BATCH, POINTS, Built, Machine, Progress
 from segagent_rt.backends.registry import get_backend
 from segagent_rt.bundle.manifest import Profile, Range
-from segagent_rt.errors import BackendMissing, BackendUnavailable, EngineRefused, OutputError
+from segagent_rt.errors import BackendUnavailable, EngineRefused, OutputError
 from segagent_rt.io import atomic_write
 
-BATCH, POINTS = (1, 2, 2), (1, 4, 32)
-"""Least, typical and largest length of an axis that no profile names: the first one of images,
-which come alone or with their mirror image, and any other, which counts clicks."""
 
-Progress = Callable[[str], None]
-"""Told each phase of a build as it begins."""
+class TensorRt:
+    """One of the two libraries; they share their API."""
 
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What an engine depends on beside its graph; `driver` is the driver's CUDA version."""
-
-    library: str
-    platform: str
-    gpu: str
-    capability: str
-    driver: int
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """A serialised engine, and what the builder learnt of the GPU's timing."""
-
-    plan: bytes
-    timing: bytes
-
-
-@lru_cache
-def load(backend: str) -> Library:
-    """The library behind a backend.
-
-    Raises:
-        BackendMissing: it is not installed.
-    """
-    found = get_backend(backend)
-    try:
-        return Library(backend, import_module(found.library))
-    except ImportError as error:
-        why = "is not installed" if isinstance(error, ModuleNotFoundError) else "cannot be loaded"
-        raise BackendMissing(f"{found.library} {why}", hint=found.install) from error
-
-
-class Library:
-    """One of the two; they share their API."""
+    form = ""
 
     def __init__(self, backend: str, module: Any) -> None:
         self.backend, self._trt, self._said = backend, module, list[str]()
         self._logger = _logger(module, self._said)
         self._runtime: Any = None
 
+    def forms(self) -> Sequence[TensorRt]:
+        return [self]
+
     @property
     def version(self) -> str:
-        """Name and full version: `tensorrt_rtx 1.7.1.116`."""
         return f"{get_backend(self.backend).library} {self._trt.__version__}"
 
     def machine(self) -> Machine:
-        """This machine, as far as engines depend on it.
-
-        Raises:
-            BackendUnavailable: there is no GPU.
-        """
         found = gpu()
         system = f"{sys.platform}-{platform.machine().lower()}"
         return Machine(self.version, system, found.name, found.sm, found.cuda[0])

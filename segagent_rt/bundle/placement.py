@@ -51,8 +51,9 @@ def open_role(graphs: Sequence[Graph], runtime: SessionOptions, engines: Path) -
     """
     if runtime.backend != "auto":
         return _open_on(runtime, graphs, engines)
+    names = [name for name in AUTO if _worth_trying(name, graphs, EngineCache(engines))]
     opened, taken, refused = first_working(
-        AUTO, lambda name: _open_on(replace(runtime, backend=name), graphs, engines)
+        names, lambda name: _open_on(replace(runtime, backend=name), graphs, engines)
     )
     report_backend(taken, refused)
     said = {name: str(error) for name, error in refused.items()} | dict(opened.placement.refused)
@@ -61,21 +62,34 @@ def open_role(graphs: Sequence[Graph], runtime: SessionOptions, engines: Path) -
     return OpenedGraph(opened.session, opened.graph, placed)
 
 
+def _worth_trying(name: str, graphs: Sequence[Graph], cache: EngineCache) -> bool:
+    """Whether `auto` tries a backend: an optional one only where it has an engine, as its library
+    takes time to import."""
+    row = get_backend(name)
+    return not row.optional or any(
+        cache.has_engine(graph.digest, row.library)
+        for graph in graphs
+        if kind_of(graph.variant) in row.takes
+    )
+
+
 def _open_on(runtime: SessionOptions, graphs: Sequence[Graph], engines: Path) -> OpenedGraph:
     name, failed = runtime.backend, dict[str, str]()
     candidates = compatible_graphs(graphs, name)
     if get_backend(name).builds:
-        from segagent_rt.backends.tensorrt import load
+        from segagent_rt.backends.engine_library import load_library
 
-        session, graph, failed = EngineSelector(load(name), EngineCache(engines)).open(candidates)
+        library = load_library(name, runtime.threads)
+        session, rung, failed = EngineSelector(library, EngineCache(engines)).open(candidates)
+        graph, precision = rung.graph, rung.precision
     else:
-        graph = candidates[0]
+        graph, precision = candidates[0], candidates[0].variant.precision
         integers = graph.role in graph.variant.integers
         # While the MLLM reads the picture.
         aside = graph.role == "encoder" and not oversubscribed(runtime.threads)
         how = replace(runtime, integer_compute=integers, share_cores=aside)
         session = open_session(graph.path, how)
-    placement = Placement(name, graph.name, graph.variant.precision, failed)
+    placement = Placement(name, graph.name, precision, failed)
     return OpenedGraph(session, graph, placement)
 
 

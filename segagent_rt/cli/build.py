@@ -1,9 +1,10 @@
-"""Build TensorRT engines for the GPU of this machine."""
+"""Build engines for this machine: for its GPU with TensorRT, for its CPU with OpenVINO."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -13,17 +14,22 @@ from segagent_rt.cli.parameters import BundleArgument, QuietOption
 from segagent_rt.errors import BatchFailed, BundleMissing, EngineRefused, GateFailed
 
 if TYPE_CHECKING:
-    from segagent_rt.backends.tensorrt import Library
+    from segagent_rt.backends.engine_library import EngineLibrary
     from segagent_rt.bundle.bundle import Bundle, Part
     from segagent_rt.engine_cache.key import Graph
+    from segagent_rt.engine_cache.selection import EngineSelector
+    from segagent_rt.engine_cache.store import EngineRecord
+    from segagent_rt.types import Session
 
 
 def command(
     bundle: BundleArgument = None,
     backend: Annotated[
-        Literal["auto", "tensorrt", "rtx"],
+        Literal["auto", "tensorrt", "rtx", "openvino"],
         typer.Option(
-            "--backend", help="Library to build with. auto takes the one that is installed."
+            "--backend",
+            help="Library to build with. auto takes the one for GPUs that is installed; "
+            "openvino is for CPUs.",
         ),
     ] = "auto",
     dry_run: Annotated[
@@ -31,8 +37,8 @@ def command(
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Engines go to the user's cache. Each is compared with ONNX Runtime on the CPU."""
-    from segagent_rt.backends.driver import gpu
+    """Engines go to the user's cache. Each is compared with ONNX Runtime on the CPU. One for the
+    CPU is kept only if it is faster than that, too."""
     from segagent_rt.bundle.bundle import open_bundle
 
     library = _library(backend)
@@ -42,21 +48,21 @@ def command(
     if dry_run:
         _try_all(opened, library)
     else:
-        gpu()
+        library.machine()  # fails here, not after minutes, if the device is missing
         _build_all(opened, library)
 
 
-def _library(backend: str) -> Library:
+def _library(backend: str) -> EngineLibrary:
+    from segagent_rt.backends.engine_library import load_library
     from segagent_rt.backends.registry import BACKENDS
-    from segagent_rt.backends.tensorrt import load
     from segagent_rt.errors import BackendMissing, install_hint
 
-    names = [name for name, found in BACKENDS.items() if found.builds]
+    names = [name for name, found in BACKENDS.items() if found.builds and found.nvidia]
     if backend != "auto":
-        return load(backend)
+        return load_library(backend)
     for name in names:
         try:
-            return load(name)
+            return load_library(name)
         except BackendMissing:
             continue
     raise BackendMissing(
@@ -65,7 +71,7 @@ def _library(backend: str) -> Library:
     )
 
 
-def _try_all(bundle: Bundle, library: Library) -> None:
+def _try_all(bundle: Bundle, library: EngineLibrary) -> None:
     """Parse and build every graph that the library may be given, and keep nothing."""
     from segagent_rt.backends.registry import get_backend, kind_of
     from segagent_rt.bundle.placement import nothing_for
@@ -100,19 +106,16 @@ def _try_all(bundle: Bundle, library: Library) -> None:
         raise missing[0]
 
 
-def _build_all(bundle: Bundle, library: Library) -> None:
+def _build_all(bundle: Bundle, library: EngineLibrary) -> None:
     """For each role the fastest engine that computes what it should."""
+    from segagent_rt.backends.registry import get_backend
     from segagent_rt.bundle.placement import compatible_graphs
     from segagent_rt.bundle.store import cache_folder
-    from segagent_rt.engine_cache.golden_io import record_golden
     from segagent_rt.engine_cache.selection import EngineSelector
     from segagent_rt.engine_cache.store import EngineCache
 
-    selector, failures = (
-        EngineSelector(library, EngineCache(cache_folder() / "engines")),
-        list[str](),
-    )
-    missing = list[BundleMissing]()
+    selector = EngineSelector(library, EngineCache(cache_folder() / "engines"))
+    without, missing = list[str](), list[BundleMissing]()
     for part in bundle.parts.values():
         try:
             graphs = {
@@ -122,26 +125,63 @@ def _build_all(bundle: Bundle, library: Library) -> None:
             missing.append(error)
             console.show_row(part.manifest.kind, "nothing to build", error)
             continue
-        examples = record_golden(part, library.backend)
-        for role, suitable in graphs.items():
-            candidates = list(_affordable(part, suitable))
-            name = f"{part.manifest.kind} {role}"
-            try:
-                made, failed = selector.build(candidates, examples[role], _telling(name))
-            except EngineRefused as error:
-                failures.append(name)
-                console.show_row(name, "failed", error)
-                continue
-            for variant, why in failed.items():
-                console.show_row(f"{name} ({variant})", "not used", why)
-            console.show_row(made.graph, "ready", f"{made.seconds:.1f} s")
-    if failures:
+        without += _build_part(part, graphs, selector)
+    if get_backend(library.backend).optional and len(missing) < len(bundle.parts):
+        return  # ONNX Runtime takes what has no engine, and is the faster one there
+    if without:
         raise GateFailed(
-            f"no engine of {', '.join(failures)} can be used",
+            f"no engine of {', '.join(without)} can be used",
             hint="--backend auto takes another backend for what has no engine",
         )
     if missing:
         raise missing[0]
+
+
+def _build_part(
+    part: Part, graphs: Mapping[str, list[Graph]], selector: EngineSelector
+) -> list[str]:
+    """Build what the candidates for each role give; returns what has no engine in the end."""
+    from segagent_rt.engine_cache.golden_io import record_golden
+
+    backend, without = selector.library.backend, list[str]()
+    examples = record_golden(part, backend)
+    for role, suitable in graphs.items():
+        candidates, name = list(_affordable(part, suitable)), f"{part.manifest.kind} {role}"
+        with _to_beat(part, role, backend) as rival:
+            try:
+                made, failed = selector.build(candidates, examples[role], _telling(name), rival)
+            except EngineRefused as error:
+                without.append(name)
+                console.show_row(name, "failed" if rival is None else "not used", error)
+                continue
+        for variant, why in failed.items():
+            console.show_row(f"{name} ({variant})", "not used", why)
+        console.show_row(made.graph, "ready", f"{made.seconds:.1f} s", *_speed(made))
+    return without
+
+
+@contextmanager
+def _to_beat(part: Part, role: str, backend: str) -> Iterator[Session | None]:
+    """The session that an engine must be faster than: ONNX Runtime's, where both are on the CPU."""
+    from segagent_rt.backends.registry import get_backend
+    from segagent_rt.backends.session import SessionOptions
+    from segagent_rt.bundle.placement import open_role
+    from segagent_rt.bundle.store import cache_folder
+
+    if not get_backend(backend).optional:
+        yield None
+        return
+    graphs, cpu = part.graphs(role), SessionOptions("cpu")
+    with closing(open_role(graphs, cpu, cache_folder() / "engines").session) as session:
+        yield session
+
+
+def _speed(made: EngineRecord) -> list[str]:
+    """The times that were compared, if they were."""
+    if made.milliseconds is None:
+        return []
+    ours, theirs = made.milliseconds
+    return [f"{ours:.1f} ms, ONNX Runtime {theirs:.1f} ms"]
 
 
 def _roles(bundle: Bundle) -> Iterator[tuple[Part, str]]:

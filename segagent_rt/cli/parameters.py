@@ -22,7 +22,7 @@ SEARCH, DATA, RESULTS = "Clicks", "Data", "Results"
 """Panels of the help."""
 
 BackendName: TypeAlias = Literal[
-    "auto", "cpu", "cuda", "tensorrt", "rtx", "tensorrt-ep", "nv-tensorrt-rtx"
+    "auto", "cpu", "openvino", "cuda", "tensorrt", "rtx", "tensorrt-ep", "nv-tensorrt-rtx"
 ]
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.bundle.bundle import Part
 from segagent_rt.bundle.placement import compatible_graphs
-from segagent_rt.engine_cache.selection import GoldenExample
+from segagent_rt.engine_cache.golden_example import GoldenExample
 from segagent_rt.runtime import open_mllm, open_segmenter
 from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.prediction import GivenMask

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from segagent_rt.backends.tensorrt import BATCH, POINTS, Machine
+from segagent_rt.backends.engine_library import BATCH, POINTS, Machine
 from segagent_rt.bundle.manifest import PartName, Profile, Variant, to_json
 
 

@@ -7,19 +7,23 @@ its turn; a manifest lists them from the fastest to the safest.
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 
-from segagent_rt.backends.tensorrt import Library
+from segagent_rt.backends.engine_library import EngineLibrary
 from segagent_rt.bundle.integrity import is_ours, make_private, read_regular
+from segagent_rt.engine_cache.golden_example import (
+    GoldenExample,
+    pack_examples,
+    unpack_examples,
+)
 from segagent_rt.engine_cache.key import EngineKey, Graph, engine_key
+from segagent_rt.engine_cache.speed import GAIN, milliseconds_in_turn
 from segagent_rt.engine_cache.store import EngineCache, EngineRecord
 from segagent_rt.errors import EngineRefused, OutputError
 from segagent_rt.io import atomic_write
@@ -40,18 +44,17 @@ NEAR = 0.1
 TIMING = 1 << 30
 """Bytes of the largest record of a GPU's timing that is read."""
 
-GoldenExample: TypeAlias = tuple[Mapping[str, Array], Mapping[str, Array]]
-"""Inputs of a graph, and the outputs that it must give for them."""
-
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineCheck:
-    """What keeps an engine from being used, None if nothing does; and the worst figures."""
+    """What keeps an engine from being used, None if nothing does; the worst figures; and the times
+    of the engine and of ONNX Runtime, if they were compared."""
 
     why: str | None
     figures: Mapping[str, float]
+    milliseconds: tuple[float, float] | None = None
 
 
 def check_engine(session: Session, examples: Sequence[GoldenExample]) -> EngineCheck:
@@ -68,6 +71,15 @@ def check_engine(session: Session, examples: Sequence[GoldenExample]) -> EngineC
                 if why is None and not value <= LIMITS[figure]:
                     why = f"{name} is {value:.4g}, at most {LIMITS[figure]} is good"
     return EngineCheck(why, worst)
+
+
+def check_speed(
+    session: Session, rival: Session, examples: Sequence[GoldenExample], check: EngineCheck
+) -> EngineCheck:
+    """A check that passed, with the times of the engine and of what it must be faster than."""
+    ours, theirs = milliseconds_in_turn([session, rival], examples)
+    slow = None if ours <= GAIN * theirs else f"{ours:.1f} ms, ONNX Runtime {theirs:.1f} ms"
+    return EngineCheck(slow, check.figures, (ours, theirs))
 
 
 def _figures(output: str, found: Array, reference: Array) -> Iterator[tuple[str, float]]:
@@ -90,37 +102,65 @@ def _figures(output: str, found: Array, reference: Array) -> Iterator[tuple[str,
 
 
 @dataclass(frozen=True, slots=True)
+class Rung:
+    """A step of the ladder: a graph for a library in one number format, and the engine's key."""
+
+    library: EngineLibrary
+    graph: Graph
+    key: EngineKey
+
+    @property
+    def name(self) -> str:
+        """The variant, with the number format where the library computes in several."""
+        return f"{self.graph.name}{self._in_form}"
+
+    @property
+    def precision(self) -> str:
+        """The precision of the variant, and what the library computes in instead."""
+        return f"{self.graph.variant.precision}{self._in_form}"
+
+    @property
+    def _in_form(self) -> str:
+        return f" in {self.library.form}" if self.library.form else ""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSelector:
     """Engines of one library on this machine, in a cache."""
 
-    library: Library
+    library: EngineLibrary
     cache: EngineCache
 
-    def open(self, candidates: Sequence[Graph]) -> tuple[Session, Graph, dict[str, str]]:
-        """The first engine that passes, its graph, and why those before it did not.
+    def open(self, candidates: Sequence[Graph]) -> tuple[Session, Rung, dict[str, str]]:
+        """The first engine that passes, what it was built of, and why those before it did not.
 
         Raises:
             EngineRefused: none was built for this machine, or none passes.
         """
         failed: dict[str, str] = {}
-        for graph in candidates:
-            key = engine_key(graph, self.library.machine())
-            record = self.cache.find(key)
+        for rung in self._rungs(candidates):
+            record = self.cache.find(rung.key)
             if record is None:
-                raise self._not_built(graph, key)
-            session = self._load(record)
+                raise self._not_built(rung)
+            session = self._load(rung.library, record)
             check = EngineCheck(record.why, {}) if session is None else self._check(session, record)
             if session is not None and check.why is None:
-                return session, graph, failed
-            failed[graph.name] = check.why or ""
+                return session, rung, failed
+            failed[rung.name] = check.why or ""
         raise _none_verified(candidates, failed)
 
-    def _load(self, record: EngineRecord) -> Session | None:
+    def _rungs(self, candidates: Sequence[Graph]) -> Iterator[Rung]:
+        """The ladder: each graph in each number format of the library."""
+        for library in self.library.forms():
+            for graph in candidates:
+                yield Rung(library, graph, engine_key(graph, library.machine()))
+
+    def _load(self, library: EngineLibrary, record: EngineRecord) -> Session | None:
         if not record.passed:
             return None
         plan, kernels = self.cache.read(record, "plan"), self.cache.path(record.key, "kernels")
         try:
-            return self.library.open(plan, f"the {record.graph}", kernels)
+            return library.open(plan, f"the {record.graph}", kernels)
         except EngineRefused:
             self.cache.forget(record.key)
             raise
@@ -135,53 +175,73 @@ class EngineSelector:
         return check
 
     def build(
-        self, candidates: Sequence[Graph], examples: Sequence[GoldenExample], progress: Progress
+        self,
+        candidates: Sequence[Graph],
+        examples: Sequence[GoldenExample],
+        progress: Progress,
+        rival: Session | None = None,
     ) -> tuple[EngineRecord, dict[str, str]]:
         """Build down to the first engine that passes; those that are there are not built again.
 
-        Returns its record, and why those before it did not pass.
+        Args:
+            candidates: graphs of one role, the best first.
+            examples: what each must compute.
+            progress: is told each phase.
+            rival: what an engine must be faster than, if anything.
+
+        Returns:
+            Its record, and why those before it did not pass.
 
         Raises:
             EngineRefused: none passes.
         """
         failed: dict[str, str] = {}
-        for graph in candidates:
-            key = engine_key(graph, self.library.machine())
-            with self.cache.building(key):
-                record = self.cache.find(key) or self._make(graph, key, examples, progress)
+        for rung in self._rungs(candidates):
+            with self.cache.building(rung.key):
+                record = self.cache.find(rung.key) or self._make(rung, examples, progress, rival)
             if record.passed:
                 return record, failed
-            failed[graph.name] = record.why or ""
+            failed[rung.name] = record.why or ""
         raise _none_verified(candidates, failed)
 
     def _make(
-        self, graph: Graph, key: EngineKey, examples: Sequence[GoldenExample], progress: Progress
+        self,
+        rung: Rung,
+        examples: Sequence[GoldenExample],
+        progress: Progress,
+        rival: Session | None,
     ) -> EngineRecord:
         start, plan = time.monotonic(), b""
         try:
-            plan = self._compile(graph, key, progress)
-            session = self.library.open(plan, f"the {graph}")
+            plan = self._compile(rung, progress)
+            session = rung.library.open(plan, f"the {rung.graph}")
             progress("compare with ONNX Runtime")
             check = check_engine(session, examples)
+            if check.why is None and rival is not None:
+                progress("compare the speed with ONNX Runtime's")
+                check = check_speed(session, rival, examples, check)
             session.close()
         except EngineRefused as error:
             check = EngineCheck(str(error), {})
         seconds = round(time.monotonic() - start, 1)
-        record = EngineRecord(key, str(graph), check.why, check.figures, seconds)
+        record = EngineRecord(
+            rung.key, str(rung.graph), check.why, check.figures, seconds, check.milliseconds
+        )
         files = {"plan": plan, "npz": pack_examples(examples)} if record.passed else {}
         return self.cache.put(record, files)
 
-    def _compile(self, graph: Graph, key: EngineKey, progress: Progress) -> bytes:
-        timing = self.cache.timing(key)
+    def _compile(self, rung: Rung, progress: Progress) -> bytes:
+        timing, graph = self.cache.timing(rung.key), rung.graph
         known = read_regular(timing, TIMING) if is_ours(timing) else b""
-        built = self.library.build(graph.path, graph.profiles, known, progress)
-        with suppress(OSError, OutputError):  # costs time in the next build, no more
-            make_private(timing.parent)
-            atomic_write(timing, built.timing)
+        built = rung.library.build(graph.path, graph.profiles, known, progress)
+        if built.timing:
+            with suppress(OSError, OutputError):  # costs time in the next build, no more
+                make_private(timing.parent)
+                atomic_write(timing, built.timing)
         return built.plan
 
-    def _not_built(self, graph: Graph, key: EngineKey) -> EngineRefused:
-        unlike = self.cache.explain_mismatch(key)
+    def _not_built(self, rung: Rung) -> EngineRefused:
+        unlike, graph = self.cache.explain_mismatch(rung.key), rung.graph
         why = f"the engine of the {graph} does not fit: {unlike}"
         name = self.library.backend
         return EngineRefused(
@@ -199,28 +259,6 @@ def _none_verified(candidates: Sequence[Graph], failed: Mapping[str, str]) -> En
     said = "; ".join(f"{name}: {why}" for name, why in failed.items())
     what = f"{candidates[0].part} {candidates[0].role}"
     return EngineRefused(
-        f"no engine of the {what} computes what it should: {said}", hint="use --backend cuda or cpu"
+        f"no engine of the {what} can be used: {said}",
+        hint="--backend auto takes another backend for it",
     )
-
-
-def pack_examples(examples: Sequence[GoldenExample]) -> bytes:
-    """Examples as one compressed file of arrays."""
-    arrays = {
-        f"{number}/{kind}/{name}": array
-        for number, example in enumerate(examples)
-        for kind, part in zip(("in", "out"), example, strict=True)
-        for name, array in part.items()
-    }
-    stream = io.BytesIO()
-    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-    return stream.getvalue()
-
-
-def unpack_examples(content: bytes) -> list[GoldenExample]:
-    """The inverse of `pack`."""
-    found: dict[str, tuple[dict[str, Array], dict[str, Array]]] = {}
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        for path in arrays.files:
-            number, kind, name = path.split("/", 2)
-            found.setdefault(number, ({}, {}))[kind == "out"][name] = arrays[path]
-    return list(found.values())

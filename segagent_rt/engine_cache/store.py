@@ -25,7 +25,8 @@ from segagent_rt.io import atomic_write, json_bytes
 class EngineRecord:
     """What is known of an engine: whether it passed its check, and by which figures.
 
-    One that did not has no plan, only the reason in `why`.
+    One that did not has no plan, only the reason in `why`. `milliseconds` are its own and ONNX
+    Runtime's on the golden inputs, where they were compared.
     """
 
     key: EngineKey
@@ -33,6 +34,7 @@ class EngineRecord:
     why: str | None
     figures: Mapping[str, float]
     seconds: float
+    milliseconds: tuple[float, float] | None = None
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -115,14 +117,27 @@ class EngineCache:
                 left.unlink(missing_ok=True)
             yield
 
+    def has_engine(self, graph: str, library: str) -> bool:
+        """Whether a library once built an engine of the graph with this digest that passed; it may
+        have been another version of it."""
+        return any(
+            record.passed and record.key.library.split()[0] == library
+            for record in self._records(self._folder / graph[:16])
+        )
+
+    def _records(self, folder: Path) -> Iterator[EngineRecord]:
+        for path in sorted(folder.glob("*.json")):
+            with suppress(ManifestInvalid):
+                if is_ours(path):
+                    yield read_json(path, EngineRecord)
+
     def explain_mismatch(self, key: EngineKey) -> str | None:
         """In what an engine of the same graph that is there differs from the one wanted."""
-        for path in sorted(self.path(key, "json").parent.glob("*.json")):
-            if not is_ours(path):
-                return f"others can write in {path.parent}"
-            try:
-                other: EngineRecord = read_json(path, EngineRecord)
-            except ManifestInvalid:
+        folder = self.path(key, "json").parent
+        if not all(is_ours(path) for path in folder.glob("*.json")):
+            return f"others can write in {folder}"
+        for other in self._records(folder):
+            if other.key.library.split()[0] != key.library.split()[0]:
                 continue
             for name in ("library", "gpu", "capability", "driver", "platform", "recipe"):
                 built, here = getattr(other.key, name), getattr(key, name)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from segagent_rt.backends import cuda, driver, session, tensorrt
+from segagent_rt.backends import cuda, driver, engine_library, session
 from tests.backends import fake_cuda, fake_tensorrt
 from tests.backends.fake_driver import FakeDriver
 
@@ -40,5 +40,5 @@ def plug_in(patch: pytest.MonkeyPatch, found: FakeDriver | None) -> None:
 
 def forget() -> None:
     """Clear what is asked only once in a process."""
-    for function in (driver.gpu, cuda.cuda, tensorrt.load, session._say):
+    for function in (driver.gpu, cuda.cuda, engine_library.load_library, session._say):
         function.cache_clear()

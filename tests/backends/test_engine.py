@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from segagent_rt.backends.engine_library import load_library
 from segagent_rt.backends.session import SessionOptions, open_session
-from segagent_rt.backends.tensorrt import load
 from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.bundle.manifest import Range
 from segagent_rt.errors import BackendUnavailable, EngineRefused, Interrupted, RuntimeClosed
@@ -25,7 +25,7 @@ def engine(machine):
 
     def open_engine(role):
         graph = open_bundle().part("segmenter").graphs(role)[0].path
-        library = load("tensorrt")
+        library = load_library("tensorrt")
         plan = library.build(graph, POINTS, b"", lambda phase: None).plan
         opened.append(library.open(plan, f"the {role}"))
         return opened[-1]
@@ -44,7 +44,7 @@ def negation(machine, tmp_path):
 
     path = tmp_path / "negation.onnx"
     path.write_bytes(_ONE_NODE)
-    library = load("tensorrt")
+    library = load_library("tensorrt")
     session = library.open(library.build(path, (), b"", lambda phase: None).plan, "the negation")
     yield session
     session.close()
@@ -148,7 +148,7 @@ def test_on_an_integrated_gpu_nothing_is_copied(machine, tmp_path):
 
     path = tmp_path / "negation.onnx"
     path.write_bytes(_ONE_NODE)
-    library = load("tensorrt")
+    library = load_library("tensorrt")
     session = library.open(library.build(path, (), b"", lambda phase: None).plan, "the negation")
     assert session.run({"x": np.array([3], np.float32)}, ["y"])["y"] == -3
     assert "copy" not in fake_cuda.device.calls

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from segagent_rt.backends.driver import gpu
-from segagent_rt.backends.tensorrt import load
+from segagent_rt.backends.engine_library import load_library
 from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.bundle.manifest import Range
 from segagent_rt.errors import (
@@ -23,7 +23,7 @@ from tests.backends.machine import forget
 
 def build(role="decoder", profiles=(), timing=b""):
     graph = open_bundle().part("segmenter").graphs(role, "cpu-w8")[0].path
-    return load("tensorrt").build(graph, profiles, timing, lambda phase: None)
+    return load_library("tensorrt").build(graph, profiles, timing, lambda phase: None)
 
 
 def profiles_of(built):
@@ -64,7 +64,7 @@ def test_networks_are_strongly_typed_and_tensorrt_11_is_not_told_so(machine, mon
 def test_phases_of_a_build_are_reported(machine):
     phases = []
     graph = open_bundle().part("segmenter").graphs("decoder", "cpu-w8")[0].path
-    load("tensorrt").build(graph, (), b"", phases.append)
+    load_library("tensorrt").build(graph, (), b"", phases.append)
     assert phases == ["parse", "Building engine"]
 
 
@@ -72,13 +72,13 @@ def test_a_plan_that_is_not_loaded_is_refused_with_the_library_s_reason(machine)
     plan = build().plan
     fake_tensorrt.trouble.loads_nothing = True
     with pytest.raises(EngineRefused, match="does not load it: The engine plan file is not"):
-        load("tensorrt").open(plan, "it")
+        load_library("tensorrt").open(plan, "it")
 
 
 def test_a_library_that_is_not_there_is_named_with_what_brings_it(machine, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(BackendMissing, match="tensorrt_rtx is not installed") as caught:
-        load("rtx")
+        load_library("rtx")
     assert caught.value.hint == install_hint("rtx")
 
 
@@ -87,13 +87,13 @@ def test_without_cuda_python_engines_are_not_loaded(machine, monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     monkeypatch.setitem(sys.modules, "cuda.cudart", None)
     with pytest.raises(BackendMissing, match="cuda-python"):
-        load("tensorrt").open(plan, "it")
+        load_library("tensorrt").open(plan, "it")
 
 
 def test_older_cuda_python_is_found_under_its_older_name(machine, monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     monkeypatch.setitem(sys.modules, "cuda.cudart", fake_cuda)
-    load("tensorrt").open(build("encoder").plan, "it").close()
+    load_library("tensorrt").open(build("encoder").plan, "it").close()
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_older_cuda_python_is_found_under_its_older_name(machine, monkeypatch):
 def test_a_machine_without_a_gpu_says_which_part_is_missing(machine, found, why):
     machine(found)
     with pytest.raises(BackendUnavailable, match=why):
-        load("tensorrt").machine()
+        load_library("tensorrt").machine()
 
 
 def test_a_builder_that_needs_a_gpu_and_finds_none_says_so(machine, monkeypatch):
@@ -156,6 +156,6 @@ def test_compiled_kernels_are_kept_for_the_next_load(machine, monkeypatch, tmp_p
     )  # fmt: skip
     plan = build().plan
     for _ in range(2):
-        load("tensorrt").open(plan, "it", kernels).close()
+        load_library("tensorrt").open(plan, "it", kernels).close()
     assert given == [b"compiled"]
     assert kernels.read_bytes() == b"compiled"

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
+from segagent_rt.backends.engine_library import load_library
 from segagent_rt.backends.session import SessionOptions, open_session
-from segagent_rt.backends.tensorrt import load
 from segagent_rt.bundle.manifest import Variant
 from segagent_rt.engine_cache.key import Graph
 from segagent_rt.engine_cache.selection import EngineSelector
@@ -173,12 +173,12 @@ def test_an_overflow_of_large_weights_is_caught_and_fp32_takes_its_place(rungs, 
     expected = {"features": run(model, IMAGE)}
     assert np.isfinite(expected["features"]).all()
     cache = EngineCache(tmp_path / "engines")
-    ladder = EngineSelector(load("tensorrt"), cache)
+    ladder = EngineSelector(load_library("tensorrt"), cache)
     made, failed = ladder.build(graphs, [({"image": IMAGE}, expected)], lambda phase: None)
     assert made.graph == "segmenter encoder (reference)"
     assert "features: not finite" in failed["gpu-fp16"]
-    session, graph, refused = ladder.open(graphs)
-    assert graph.name == "reference"
+    session, rung, refused = ladder.open(graphs)
+    assert rung.graph.name == "reference"
     assert refused == failed
     assert np.array_equal(
         session.run({"image": IMAGE}, ["features"])["features"], expected["features"]
@@ -191,7 +191,7 @@ def test_without_fp32_below_it_the_overflow_is_an_error(rungs, machine, tmp_path
     model, graphs = rungs
     examples = [({"image": IMAGE}, {"features": run(model, IMAGE)})]
     with pytest.raises(EngineRefused, match="not finite"):
-        EngineSelector(load("tensorrt"), EngineCache(tmp_path / "e")).build(
+        EngineSelector(load_library("tensorrt"), EngineCache(tmp_path / "e")).build(
             graphs[:1], examples, lambda phase: None
         )
 

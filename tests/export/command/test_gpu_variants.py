@@ -135,14 +135,14 @@ def test_what_no_tensorrt_takes_is_named():
 @pytest.mark.parametrize("name", ["gpu-w8", "gpu-w4"])
 @pytest.mark.parametrize("family", mllm_exporters())
 def test_tensorrt_rtx_builds_an_mllm(sources, tmp_path, family, name):
-    from segagent_rt.backends.tensorrt import load
+    from segagent_rt.backends.engine_library import load_library
     from segagent_rt_export.graphs.shape_profiles import mllm_profiles
 
     source = read_source(sources(family))
     graphs = graphs_of(source, tmp_path / name, name)
     profiles = mllm_profiles(graphs, source.codec)
     for role, path in graphs.items():
-        built = load("rtx").build(path, profiles[role], b"", lambda phase: None)
+        built = load_library("rtx").build(path, profiles[role], b"", lambda phase: None)
         assert len(built.plan) > 1000
 
 

@@ -59,9 +59,9 @@ PRECISIONS = {
 
 @pytest.fixture(scope="module")
 def library():
-    from segagent_rt.backends.tensorrt import load
+    from segagent_rt.backends.engine_library import load_library
 
-    return load("rtx")
+    return load_library("rtx")
 
 
 def build(library, path: Path, profiles=()) -> None:

@@ -19,7 +19,7 @@ from transformers import (  # noqa: E402
     Qwen3VLForConditionalGeneration,
 )
 
-from segagent_rt.backends.tensorrt import load  # noqa: E402
+from segagent_rt.backends.engine_library import load_library  # noqa: E402
 from segagent_rt.bench.budget import BASE  # noqa: E402
 from segagent_rt_export.families.mllm_export import export_mllm_graphs  # noqa: E402
 from segagent_rt_export.families.mllm_source import read_source  # noqa: E402
@@ -85,6 +85,6 @@ def test_an_mllm_at_its_true_width(source, tmp_path, family, name):
     profiles = mllm_profiles(graphs, model.codec)
     for role, path in graphs.items():
         stored = sum(file.stat().st_size for file in tmp_path.glob(f"{path.name}*"))
-        built = load("rtx").build(path, profiles[role], b"", partial(print, end=" "))
+        built = load_library("rtx").build(path, profiles[role], b"", partial(print, end=" "))
         print(f"{family} {name} {role}: {stored / 1e6:.1f} MB, engine {len(built.plan) / 1e6:.1f}")
         assert stored < len(built.plan) < stored + BASE["mllm"]
