@@ -22,6 +22,8 @@ VARIANTS = {
     "cpu-w4": "4-bit weights",
     "cpu-w8a8-dynamic": "8-bit weights and activations",
     "cpu-w8a8-static": "8-bit weights and activations, ranges measured before",
+    "openvino-fp32": "OpenVINO, 32-bit floats",
+    "openvino-bf16": "OpenVINO, bfloat16",
     "torch fp32": "PyTorch, 32-bit floats",
     "torch bf16": "PyTorch, bfloat16",
 }
@@ -271,10 +273,46 @@ def segmenters(documents: Mapping[str, Document]) -> Section | None:
     return None
 
 
+def encoders(documents: Mapping[str, Document]) -> Section | None:
+    """Which graphs and which library encode an image fastest."""
+    titles = {"edgetam": "EdgeTAM", "mobile_sam": "MobileSAM", "sam2": "SAM 2.1 tiny"}
+    for name, document in documents.items():
+        if "openvino-fp32" not in document.get("edgetam", {}):
+            continue
+        rows, bars = [], []
+        for model, title in titles.items():
+            usual = median_of(document[model]["cpu-w8"])
+            for way, figures in document[model].items():
+                value = median_of(figures)
+                rows.append((title, VARIANTS[way], milliseconds(value), f"{usual / value:.1f}"))
+                bars.append(Bar(f"{title}, {VARIANTS[way]}", value))
+        found = document["edgetam"]
+        usual, *others = (median_of(found[way]) for way in ("cpu-w8", "cpu-w8a8-static"))
+        count = found["reference"]["n"]
+        return Section(
+            "encoders",
+            "Which graphs encode an image fastest?",
+            f"EdgeTAM encodes an image in {milliseconds(min(others))} with integers, and in "
+            f"{milliseconds(usual)} without",
+            f"Image of {document['image']}, random weights, medians of {count} runs in turn, "
+            f"{machine_of(document)}",
+            ("encoder", "graphs", "one image", "times as fast as 8-bit weights"),
+            tuple(rows),
+            BarChart("milliseconds for one image", tuple(bars)),
+            "Without another name, ONNX Runtime runs the graphs. Recipes ask for 8-bit weights, "
+            "which are unpacked when loaded. Integers need photos to measure ranges on "
+            "(`--calibration`). `segagent-rt build --backend openvino` uses bfloat16 where the "
+            f"masks stay the same. {RANDOM}.",
+            source_of("python benchmarks/encoders.py FOLDER", name),
+        )
+    return None
+
+
 QUESTIONS: tuple[Callable[[Mapping[str, Document]], Section | None], ...] = (
     real_click,
     real_loop,
     other_runtimes,
     memory_of_models,
     segmenters,
+    encoders,
 )

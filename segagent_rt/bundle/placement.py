@@ -16,8 +16,6 @@ from segagent_rt.backends.session import (
     report_backend,
 )
 from segagent_rt.engine_cache.key import Graph
-from segagent_rt.engine_cache.selection import EngineSelector
-from segagent_rt.engine_cache.store import EngineCache
 from segagent_rt.errors import BundleMissing
 from segagent_rt.types import Session
 
@@ -51,7 +49,7 @@ def open_role(graphs: Sequence[Graph], runtime: SessionOptions, engines: Path) -
     """
     if runtime.backend != "auto":
         return _open_on(runtime, graphs, engines)
-    names = [name for name in AUTO if _worth_trying(name, graphs, EngineCache(engines))]
+    names = [name for name in AUTO if _worth_trying(name, graphs, engines)]
     opened, taken, refused = first_working(
         names, lambda name: _open_on(replace(runtime, backend=name), graphs, engines)
     )
@@ -62,11 +60,18 @@ def open_role(graphs: Sequence[Graph], runtime: SessionOptions, engines: Path) -
     return OpenedGraph(opened.session, opened.graph, placed)
 
 
-def _worth_trying(name: str, graphs: Sequence[Graph], cache: EngineCache) -> bool:
+def _worth_trying(name: str, graphs: Sequence[Graph], engines: Path) -> bool:
     """Whether `auto` tries a backend: an optional one only where it has an engine, as its library
     takes time to import."""
     row = get_backend(name)
-    return not row.optional or any(
+    if not row.optional:
+        return True
+    if not engines.is_dir():
+        return False
+    from segagent_rt.engine_cache.store import EngineCache
+
+    cache = EngineCache(engines)
+    return any(
         cache.has_engine(graph.digest, row.library)
         for graph in graphs
         if kind_of(graph.variant) in row.takes
@@ -78,6 +83,8 @@ def _open_on(runtime: SessionOptions, graphs: Sequence[Graph], engines: Path) ->
     candidates = compatible_graphs(graphs, name)
     if get_backend(name).builds:
         from segagent_rt.backends.engine_library import load_library
+        from segagent_rt.engine_cache.selection import EngineSelector
+        from segagent_rt.engine_cache.store import EngineCache
 
         library = load_library(name, runtime.threads)
         session, rung, failed = EngineSelector(library, EngineCache(engines)).open(candidates)

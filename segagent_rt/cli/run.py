@@ -303,7 +303,8 @@ def _run_images(
     as_json: bool,
 ) -> None:
     from segagent_rt.batch import BatchFolder, annotate_images
-    from segagent_rt.inputs import gather_items, read_list
+    from segagent_rt.input_lists import read_list
+    from segagent_rt.inputs import gather_items
 
     if "-" in sources:
         raise typer.BadParameter(
