@@ -22,8 +22,8 @@ LIMITS = {
 APART = {"cli", "html_report", "hub", "eval", "bench", "serve", "scenes", "data", "assets"}
 """Packages that are not needed to understand how a mask is made."""
 APART_FILES = {
-    "archive.py", "batch.py", "doctor.py", "draw.py", "input_lists.py", "inputs.py", "memory.py", "packing.py",
-    "result_formats.py", "results.py", "testing.py", "video.py",
+    "archive.py", "batch.py", "doctor.py", "draw.py", "input_lists.py", "inputs.py", "memory.py",
+    "packing.py", "result_formats.py", "results.py", "testing.py", "video.py",
 }  # fmt: skip
 """Modules that only read inputs, write results, carry bundles, or describe a machine."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from segagent_rt_export.graphs.exported_segmenter import ExportedSegmenter
+from segagent_rt_export.passes.fold_constants import fold_constants
 from segagent_rt_export.passes.merge_convs import merge_convs
 from segagent_rt_export.recipe import SegmenterRecipe
 from segagent_rt_export.registry import code, segmenter_exporter
@@ -40,9 +41,10 @@ def export_segmenter(recipe: SegmenterRecipe, source: Path, folder: Path) -> Exp
 
 
 def _simplify(graphs: Iterable[Path]) -> None:
-    """Do on files what every family's graphs gain from."""
+    """What every family's graphs need or gain from, in files."""
     for path in graphs:
-        model = merge_convs(onnx.load(path, load_external_data=False), path.parent)
+        model = onnx.load(path, load_external_data=False)
+        model = merge_convs(fold_constants(model, path.parent), path.parent)
         path.write_bytes(model.SerializeToString())
 
 

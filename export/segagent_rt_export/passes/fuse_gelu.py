@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from segagent_rt_export.passes.prune_unused import replace_nodes
+from segagent_rt_export.passes.prune_unused import replace_with_needed
 
 OPSET = 20
 """The first with Gelu. What these graphs are made of means the same in it as in torch's 18."""
@@ -24,7 +24,7 @@ def fuse_gelu(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes = [_gelu(node, made_by, constants) or node for node in graph.node]
     if not any(node.op_type == "Gelu" for node in nodes):
         return model
-    _keep_needed(graph, nodes)
+    replace_with_needed(graph, nodes)
     for opset in model.opset_import:
         if not opset.domain:
             opset.version = max(opset.version, OPSET)
@@ -48,14 +48,3 @@ def _gelu(
             return None
         (value,) = others
     return helper.make_node("Gelu", [x], node.output) if value == x else None
-
-
-def _keep_needed(graph: onnx.GraphProto, nodes: list[NodeProto]) -> None:
-    """Put nodes into the graph, without those that nobody reads any more."""
-    needed = {output.name for output in graph.output}
-    kept = list[NodeProto]()
-    for node in reversed(nodes):
-        if needed & set(node.output):
-            needed |= set(node.input)
-            kept.append(node)
-    replace_nodes(graph, reversed(kept))
