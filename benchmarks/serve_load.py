@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import random
@@ -242,6 +243,12 @@ def growth(memory: list[float]) -> float:
     return statistics.median(memory[-third:]) / statistics.median(memory[third:-third]) - 1
 
 
+def tenths(memory: list[float]) -> list[list[float]]:
+    """The samples in ten parts, one after the other."""
+    edges = [len(memory) * part // 10 for part in range(11)]
+    return [memory[first:last] for first, last in itertools.pairwise(edges)]
+
+
 def compare_clicks(port: int) -> dict[str, Any]:
     """Clicks on an open image: through the server and in the library, in turns."""
     scene, client = make_scene(1, 512), Client(port, Tally())
@@ -282,7 +289,11 @@ def main(minutes: float) -> int:
         "failed": broken,
         "unanswered": dict(tally.unanswered),
         "wall_ms": {kind: percentiles(each) for kind, each in sorted(tally.seconds.items())},
-        "memory_megabytes": {"peak": round(max(memory), 1), "growth": round(growth(memory), 4)},
+        "memory_megabytes": {
+            "peak": round(max(memory), 1),
+            "growth": round(growth(memory), 4),
+            "by_tenth": [round(statistics.median(part), 1) for part in tenths(memory)],
+        },
         "click_on_an_open_image_ms": clicks,
         "statuses": dict(sorted(tally.statuses.items())),
     }
