@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from segagent_rt.data.record import corners
 from segagent_rt.image import mask_to_rle
 from segagent_rt.result_formats import coco_of
@@ -17,7 +19,7 @@ from segagent_rt.serve.open_images import OpenImage
 def object_answer(state: ObjectState, form: MaskFormat) -> dict[str, Any]:
     """An object with its mask; the fields are those of `schemas.ObjectAnswer`."""
     shown, mask = state.step, None if state.prediction is None else state.prediction.mask()
-    there = mask is not None and bool(mask.any())
+    pixels = None if mask is None else int(np.count_nonzero(mask))
     return {
         "object": state.number,
         "expression": state.expression,
@@ -33,8 +35,8 @@ def object_answer(state: ObjectState, form: MaskFormat) -> dict[str, Any]:
         "rating": None if shown is None or shown.rating is None else round(shown.rating, 4),
         "estimate": _estimate(state),
         "stop": state.steps[-1].stop if state.steps else None,
-        "pixels": None if mask is None else int(mask.sum()),
-        "bounds": asdict(corners(mask)) if there and mask is not None else None,
+        "pixels": pixels,
+        "bounds": asdict(corners(mask)) if mask is not None and pixels else None,
         "undoable": state.undoable,
         "redoable": state.redoable,
         "mask": None if mask is None else {"format": form, "value": encode_mask(mask, form)},

@@ -75,8 +75,8 @@ def create_app(
     )
     for kind in (SegagentError, HTTPException, RequestValidationError, Exception):
         api.add_exception_handler(kind, answer_error)
+    api.include_router(ImageRoutes(runner).router())  # first, as routes are tried in order
     api.include_router(_about(service, counters))
-    api.include_router(ImageRoutes(runner).router())
     api.include_router(site_router(service))
     for make in adapters:
         api.include_router(make(runner))

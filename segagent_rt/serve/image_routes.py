@@ -141,18 +141,19 @@ class ImageRoutes:
         image, state = _one(schemas.ImageAnswer), _one(schemas.ObjectAnswer)
         rating = _one(schemas.ScoreAnswer)
         for route in (
+            # Routes are tried in this order: those of a click come first.
+            Route("POST", f"{number}/clicks", self.click, "Add clicks", state),
+            Route("POST", f"{one}/objects", self.add_object, "Segment a new object", _STEPS),
+            Route("POST", f"{number}/undo", self.undo, "Undo steps", state),
             Route("POST", "/images", self.open_image, "Open an image", image, extra=_OPENING),
             Route("GET", one, self.show_image, "Show an open image", image),
             Route("DELETE", one, self.close_image, "Close an image"),
             Route("GET", f"{one}/picture", self.show_picture, "The picture", _binary(JpegAnswer)),
             Route("GET", f"{one}/results", self.show_results, "All objects as results", _ANY),
             Route("GET", f"{one}/coco", self.show_coco, "All objects in COCO's format", _ANY),
-            Route("POST", f"{one}/objects", self.add_object, "Segment a new object", _STEPS),
             Route("GET", number, self.show_object, "Show an object", state),
             Route("DELETE", number, self.delete_object, "Delete an object"),
-            Route("POST", f"{number}/clicks", self.click, "Add clicks", state),
             Route("POST", f"{number}/box", self.box, "Start anew from a box", state),
-            Route("POST", f"{number}/undo", self.undo, "Undo steps", state),
             Route("POST", f"{number}/redo", self.redo, "Redo steps", state),
             Route("POST", f"{number}/refine", self.refine, "Let the model correct it", _STEPS),
             Route("POST", f"{number}/score", self.score, "Let the model rate it", rating),
