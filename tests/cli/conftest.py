@@ -7,6 +7,7 @@ import pytest
 from segagent_rt import runtime as runtimes
 from segagent_rt.draw import png
 from segagent_rt.scenes import make_scene
+from tests import squares
 from tests.cli.terminal import Terminal
 
 
@@ -37,6 +38,14 @@ def kept_open(opened):
     patch.setattr(runtimes, "load", load_once)
     yield
     patch.undo()
+
+
+@pytest.fixture
+def runtime(monkeypatch):
+    """Every command gets the same runtime of fakes."""
+    made = squares.square_runtime()
+    monkeypatch.setattr(runtimes, "load", lambda *arguments, **options: made)
+    return made
 
 
 @pytest.fixture(scope="session")

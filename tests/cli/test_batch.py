@@ -16,21 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segagent_rt import runtime as runtimes
 from segagent_rt.draw import png
 from tests import squares
 from tests.conftest import ROOT
 
 TEXT = "the bright square"
 EVERYTHING = ("--save", "mask,overlay,cutout,json,coco,yolo,labelme")
-
-
-@pytest.fixture
-def runtime(monkeypatch):
-    """Every command gets the same runtime of fakes."""
-    made = squares.square_runtime()
-    monkeypatch.setattr(runtimes, "load", lambda *arguments, **options: made)
-    return made
 
 
 @pytest.fixture

@@ -6,19 +6,11 @@ import re
 
 import pytest
 
-from segagent_rt import runtime as runtimes
 from segagent_rt.draw import png
 from tests import squares
 from tests.data.datasets import coco
 
 TEXT = "the bright square"
-
-
-@pytest.fixture
-def runtime(monkeypatch):
-    made = squares.square_runtime()
-    monkeypatch.setattr(runtimes, "load", lambda *arguments, **options: made)
-    return made
 
 
 @pytest.fixture
