@@ -2,7 +2,7 @@
 
 taskset -c 0,1 python benchmarks/encoders.py FOLDER    writes benchmarks/results/encoders.json
 
-Exports EdgeTAM, MobileSAM and SAM 2.1 tiny with random weights, and runs each encoder in every
+Exports EdgeTAM and MobileSAM with random weights, and runs each encoder in every
 variant on ONNX Runtime and, in fp32 and in bfloat16, on OpenVINO. They take turns, so a busy
 machine slows all of them alike. Times do not depend on the weights' values; errors do, so how far
 bfloat16 and integers are away from fp32 is measured at export and at `build`, with real weights.
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from random_weights import awaken
 from segmenters import SIDE, save_edgetam
-from transformers import Sam2Config, Sam2Model, SamConfig, SamModel
+from transformers import SamConfig, SamModel
 
 from segagent_rt.backends.engine_library import load_library
 from segagent_rt.backends.session import SessionOptions, open_session
@@ -53,7 +53,6 @@ def main(folder: Path) -> None:
     families: dict[str, Callable[[Path], Path]] = {
         "edgetam": _edgetam,
         "mobile_sam": _mobile_sam,
-        "sam2": _sam2,
     }
     document: dict[str, Any] = {
         "machine": describe_machine(),
@@ -112,13 +111,6 @@ def _edgetam(folder: Path) -> Path:
     if not folder.exists():
         folder.mkdir()
         save_edgetam(folder)
-    return folder
-
-
-def _sam2(folder: Path) -> Path:
-    """The configuration's default is the size `tiny`."""
-    if not folder.exists():
-        awaken(Sam2Model(Sam2Config())).save_pretrained(folder)
     return folder
 
 

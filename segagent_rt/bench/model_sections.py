@@ -21,7 +21,7 @@ VARIANTS = {
     "cpu-w8": "8-bit weights",
     "cpu-w4": "4-bit weights",
     "cpu-w8a8-dynamic": "8-bit weights and activations",
-    "cpu-w8a8-static": "8-bit weights and activations, ranges measured before",
+    "cpu-w8a8-static": "8-bit weights and activations, calibrated",
     "openvino-fp32": "OpenVINO, 32-bit floats",
     "openvino-bf16": "OpenVINO, bfloat16",
     "torch fp32": "PyTorch, 32-bit floats",
@@ -275,7 +275,7 @@ def segmenters(documents: Mapping[str, Document]) -> Section | None:
 
 def encoders(documents: Mapping[str, Document]) -> Section | None:
     """Which graphs and which library encode an image fastest."""
-    titles = {"edgetam": "EdgeTAM", "mobile_sam": "MobileSAM", "sam2": "SAM 2.1 tiny"}
+    titles = {"edgetam": "EdgeTAM", "mobile_sam": "MobileSAM"}
     for name, document in documents.items():
         if "openvino-fp32" not in document.get("edgetam", {}):
             continue
