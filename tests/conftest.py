@@ -31,7 +31,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """The exporter's tests import torch, which takes longer than most tests; they are read only if
     the expression behind `-m` lets them in."""
     without = re.search(r"not \(?export\b", config.option.markexpr)
-    return True if without and collection_path == ROOT / "tests" / "export" else None
+    tests = ROOT / "tests"
+    with_torch = (tests / "export", tests / "documented" / "test_exports.py")
+    return True if without and collection_path in with_torch else None
 
 
 @pytest.hookimpl(optionalhook=True)

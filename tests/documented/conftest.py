@@ -33,6 +33,12 @@ url = test_same_clicks.url
 SMALL = 'kind = "{}"\nscenes = 1\nside = 96\nwarm_up = 0\nexpressions = [1, 2]\n'
 
 
+@pytest.fixture(scope="module")
+def opened() -> dict[str, Any]:
+    """Runtimes for `kept_open`, apart from those of other tests: bundles here have their names."""
+    return {}
+
+
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all that the pages speak of."""

@@ -48,6 +48,8 @@ source = "checkpoints/mine"
 variants = ["cpu-w8"]
 """
 NO_MASK = 5
+TRAINING_DATA = ("scene", "trajectories", "convert")
+"""Commands that write what a fine-tune is trained on, and the recipe of its export."""
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,8 @@ def test_printed_exports_work(terminal: Any, page: Path) -> None:
             if folder is not None:
                 open_bundle(folder)
                 written |= {str(folder), folder.name}
+        elif words[0] in TRAINING_DATA and "--star" not in words and page.stem == "data":
+            assert terminal(*words).code == 0
         elif command.kind == "terminal" and words[0] == "run" and written & set(words):
             done = terminal(*words)
             assert done.code in (0, NO_MASK), f"{command.line}: {done.err}"
