@@ -130,7 +130,7 @@ class ConstrainedDecoder:
         sampler: Sampler,
         stop_at: StopAt,
     ) -> DecodedReply:
-        """Read the prompt into the cache and decode a reply up to the state where `stop_at` holds."""
+        """Read the prompt into the cache and decode a reply up to where `stop_at` holds."""
         state = DecodeState(automaton, automaton.start)
         state.put_forced()
         first, guess = len(state.tokens), prompt.guess or tuple(state.tokens)

@@ -24,7 +24,7 @@ def test_answers_are_sent_at_once():
 FREED = """
 import gc, os, threading
 import numpy as np
-from segagent_rt.serve.malloc import return_large_arrays
+from segagent_rt.serve.malloc import return_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -36,7 +36,7 @@ def fill():
         held.append((np.ones(size << 20, np.uint8), bytes(1000)))
     kept.append([small for _, small in held])
 
-return_large_arrays()
+return_freed_memory()
 kept, before = [], resident()
 for _ in range(4):
     thread = threading.Thread(target=fill)
