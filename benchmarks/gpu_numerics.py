@@ -199,13 +199,25 @@ def torch_on(device: str) -> Iterator[None]:
         graph: nn.Module, feeds: Mapping[str, Tensor], names: tuple[str, ...]
     ) -> dict[str, Tensor]:
         there = {name: feed.to(device) for name, feed in feeds.items()}
-        found = on_host(graph.to(device), there, names)
-        graph.to("cpu")
+        _move(graph, device)
+        found = on_host(graph, there, names)
+        _move(graph, "cpu")
         return {name: tensor.cpu() for name, tensor in found.items()}
 
     on_host = sam_export.run
     with patch.object(sam_export, "run", run):
         yield
+
+
+def _move(graph: nn.Module, device: str) -> None:
+    """As `graph.to(device)`, but what was never given numbers stays without."""
+    for module in graph.modules():
+        for parameter in module.parameters(recurse=False):
+            if not parameter.is_meta:
+                parameter.data = parameter.data.to(device)
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if not buffer.is_meta:
+                setattr(module, name, buffer.to(device))
 
 
 @torch.no_grad()
