@@ -2,6 +2,7 @@
 several threads."""
 
 import os
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,9 @@ def run_workers(work: Callable[[WorkerGroup], None], size: int) -> None:
 
 def _member(rank: int, size: int, port: int, work: Callable[[WorkerGroup], None]) -> None:
     torch.set_num_threads(1)
+    # When the first process is killed, torch interrupts its workers. What a shell started in the
+    # background ignores that, and would compute on without an end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init_process_group("gloo", rank=rank, world_size=size)
     try:
