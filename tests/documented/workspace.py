@@ -120,8 +120,8 @@ def filled_in(line: str, url: str) -> list[str]:
     words = [AFTER.get(pair, STANDS_FOR.get(pair[1], pair[1])) for pair in pairs]
     words = [word.replace("http://127.0.0.1:8000", url) for word in words]
     for word in set(words) & set(MADE_BEFORE):
-        if not Path(word).exists():
-            shutil.copy(next(Path().glob("segagent-trajectories/*.trajectories.json")), word)
+        for made in Path().glob("segagent-trajectories/*.trajectories.json"):
+            shutil.copy(made, word)
     if "--count" in words:
         words += ["--side", "96", *(() if "--expressions" in words else ("--expressions", "1"))]
     return words
