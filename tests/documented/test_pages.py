@@ -52,10 +52,12 @@ def is_benchmark(words: list[str]) -> bool:
 
 def run_all(lines: list[PrintedCommand], terminal: Any, gpu: Any, urls: dict[bool, str]) -> None:
     """Run commands one after the other, and fail at the first that does."""
+    for command in lines:  # a page of reference may print an export after its use
+        if command.kind == "torch":
+            stand_in(filled_in(command.line, ""))
     for command in lines:
         words = filled_in(command.line, urls["vllm" in command.line])
         if command.kind == "torch":
-            stand_in(words)
             continue
         if is_benchmark(words):
             if tuple(words) in MEASURED:
