@@ -17,7 +17,7 @@ from segagent_rt.bench.report import BenchmarkResult, page, percentiles_page, se
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from gpu_report import Phase, SessionRun
 
@@ -42,6 +42,7 @@ PHASES = [
     Phase("hangs", float(sys.argv[2]), hangs), Phase("after bad", 20, good, ("bad",)),
     Phase("after good", 20, good, ("good",), alone=True),
 ]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by a shell's background jobs
 SessionRun(Path(sys.argv[1]), float(sys.argv[3]), {"schema": 1}).run(PHASES)
 """
 
