@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from segagent_rt.backends.registry import get_backend
 from segagent_rt.bundle.manifest import Profile
@@ -17,6 +18,8 @@ from segagent_rt.types import Session
 BATCH, POINTS = (1, 2, 2), (1, 4, 32)
 """Least, typical and largest length of an axis that no profile names: the first one of images,
 which come alone or with their mirror image, and any other, which counts clicks."""
+
+TELEMETRY = "openvino_telemetry"
 
 Progress = Callable[[str], None]
 """Told each phase of a build as it begins."""
@@ -99,6 +102,21 @@ class EngineLibrary(Protocol):
         """
 
 
+def _import_silently(library: str) -> Any:
+    """Import a library without what it would tell its maker.
+
+    `import openvino` reports itself to Google Analytics with the package `openvino_telemetry`, and
+    is content if that is missing.
+    """
+    if TELEMETRY in sys.modules:
+        return import_module(library)
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        return import_module(library)
+    finally:
+        del sys.modules[TELEMETRY]
+
+
 @lru_cache
 def load_library(backend: str, threads: int | None = None) -> EngineLibrary:
     """The library behind a backend that builds engines.
@@ -112,7 +130,7 @@ def load_library(backend: str, threads: int | None = None) -> EngineLibrary:
     """
     found = get_backend(backend)
     try:
-        module = import_module(found.library)
+        module = _import_silently(found.library)
     except ImportError as error:
         why = "is not installed" if isinstance(error, ModuleNotFoundError) else "cannot be loaded"
         raise BackendMissing(f"{found.library} {why}", hint=found.install) from error

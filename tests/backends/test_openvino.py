@@ -4,6 +4,7 @@ are right and faster."""
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,26 @@ def session(part, exact):
 @pytest.fixture
 def examples(part):
     return record_golden(part, "openvino")["decoder"]
+
+
+SILENT = """
+import sys
+calls = []
+sys.addaudithook(lambda name, _: calls.append(name) if name.startswith("socket.") else None)
+from segagent_rt.backends.engine_library import load_library
+load_library("openvino").machine()
+import atexit
+atexit.register(lambda: print(calls))
+"""
+
+
+def test_its_library_does_not_call_its_maker(monkeypatch):
+    """Elsewhere than on a build server, `import openvino` asks for Google Analytics' address."""
+    for name in ("CI", "TF_BUILD", "JENKINS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    command = [sys.executable, "-c", SILENT]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[]\n"
 
 
 def test_it_computes_what_onnx_runtime_does(session, examples):

@@ -102,7 +102,7 @@ def test_a_bundle_without_graphs_for_gpus_says_how_to_get_some(
     )
     assert done.out.startswith(line)
     assert "has no encoder for tensorrt" in done.err
-    assert "`segagent-rt export RECIPE --variant gpu-fp16` writes one for GPUs" in done.err
+    assert "`segagent-rt export RECIPE --variant gpu-fp16` writes one" in done.err
     assert fake_tensorrt.trouble.builds == []
 
 

@@ -171,7 +171,7 @@ class TransformersReference:
     def logits(self, image: RgbImage, lead: Sequence[int], tail: Sequence[int]) -> Floats:
         inputs, count = self.inputs(image), len(self.picture(image))
         text = [[*lead, *[self._picture] * count, *tail]]
-        ids = torch.tensor(text, device=self._model.device)
+        ids = torch.tensor(text, device=self._device())
         if "image_grid_thw" in inputs:
             inputs["mm_token_type_ids"] = (ids == self._picture).int()
         found: Tensor = self._model(input_ids=ids, **inputs).logits[0]
@@ -191,7 +191,14 @@ class TransformersReference:
     def inputs(self, image: RgbImage) -> dict[str, Tensor]:
         """What the image processor makes of a picture, as the model takes it."""
         made: dict[str, Tensor] = dict(self._processor(images=[image], return_tensors="pt"))
-        return {name: tensor.to(self._model.device) for name, tensor in made.items()}
+        device = self._device()
+        return {name: tensor.to(device) for name, tensor in made.items()}
+
+    def _device(self) -> torch.device:
+        """Where the model computes; one that reads its weights when they are needed has them
+        nowhere, and computes on the CPU."""
+        device: torch.device = self._model.device
+        return torch.device("cpu") if device.type == "meta" else device
 
 
 def _processor(folder: Path, source: MllmSource) -> Any:
