@@ -86,10 +86,11 @@ def _open_on(runtime: SessionOptions, graphs: Sequence[Graph], engines: Path) ->
     candidates = compatible_graphs(graphs, name)
     if get_backend(name).builds:
         from segagent_rt.backends.engine_library import load_library
+
+        library = load_library(name, runtime.threads)  # first: most machines do not have it
         from segagent_rt.engine_cache.selection import EngineSelector
         from segagent_rt.engine_cache.store import EngineCache
 
-        library = load_library(name, runtime.threads)
         session, rung, failed = EngineSelector(library, EngineCache(engines)).open(candidates)
         graph, precision = rung.graph, rung.precision
     else:
