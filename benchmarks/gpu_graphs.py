@@ -20,7 +20,8 @@ import onnxruntime as ort
 import torch
 
 from segagent_rt.backends.driver import gpu
-from segagent_rt.backends.onnxruntime import OrtBuffer, OrtSession, on_host
+from segagent_rt.backends.host_buffer import on_host
+from segagent_rt.backends.onnxruntime import OrtBuffer, OrtSession
 from segagent_rt.errors import BackendUnavailable
 from segagent_rt.types import Array, DeviceTensor, Feed, Session
 

@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def real_session(folder: Path, run: SessionRun) -> GpuSession:
-    """On the GPU, at real sizes."""
+    """The session on a GPU, with models of their published sizes."""
     places = tuple(place_of(folder, name) for name in ("qwen3-vl-2b", "qwen2.5-vl-3b"))
     checkpoints = gpu_numerics.published_checkpoints()
     compiled = ("qwen3-vl-2b", "sam-vit-l", "qwen2.5-vl-3b")
@@ -176,7 +176,7 @@ def real_session(folder: Path, run: SessionRun) -> GpuSession:
 
 
 def dry_session(folder: Path, run: SessionRun) -> GpuSession:
-    """On the CPU, in small."""
+    """The rehearsal on the CPU, with small models."""
     sam2 = RandomSegmenter("sam2", partial(save_sam2, sizes=SAM2_SIZES))
     places = (
         place_of(folder, "qwen3-vl-small"),

@@ -296,7 +296,7 @@ def time_parts(timer: Timer, models: MllmPair) -> None:
 
 
 def _module_call(module: Any, inputs: Mapping[str, Any], reset: Way = lambda: None) -> Way:
-    """One call; `reset` is done before."""
+    """A call of the module on `inputs`, with `reset` before it."""
 
     def work() -> None:
         reset()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import platform
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -81,3 +83,8 @@ def oversubscribed(threads: int | None) -> bool:
     """Whether two graphs at a time, with so many threads each, would be in each other's way."""
     cores = usable_cores()
     return cores <= FEW and 2 * thread_count(threads) > cores
+
+
+def platform_name() -> str:
+    """System and processor architecture, such as `linux-x86_64`."""
+    return f"{sys.platform}-{platform.machine().lower()}"

@@ -20,6 +20,7 @@ BATCH, POINTS = (1, 2, 2), (1, 4, 32)
 which come alone or with their mirror image, and any other, which counts clicks."""
 
 TELEMETRY = "openvino_telemetry"
+"""With it, `import openvino` reports to Google Analytics; without it, the import works as well."""
 
 Progress = Callable[[str], None]
 """Told each phase of a build as it begins."""
@@ -103,18 +104,15 @@ class EngineLibrary(Protocol):
 
 
 def _import_silently(library: str) -> Any:
-    """Import a library without what it would tell its maker.
-
-    `import openvino` reports itself to Google Analytics with the package `openvino_telemetry`, and
-    is content if that is missing.
-    """
-    if TELEMETRY in sys.modules:
-        return import_module(library)
+    """Import a library while the package is hidden that would report the import to its maker."""
+    known = sys.modules.get(TELEMETRY)
     sys.modules[TELEMETRY] = None  # type: ignore[assignment]
     try:
         return import_module(library)
     finally:
         del sys.modules[TELEMETRY]
+        if known is not None:
+            sys.modules[TELEMETRY] = known
 
 
 @lru_cache

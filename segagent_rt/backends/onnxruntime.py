@@ -25,6 +25,7 @@ import onnxruntime as ort
 from segagent_rt.backends.checked_session import check_process, closed
 from segagent_rt.backends.cores import thread_count
 from segagent_rt.backends.driver import gpu
+from segagent_rt.backends.host_buffer import on_host
 from segagent_rt.backends.registry import Backend, get_backend
 from segagent_rt.backends.session import SessionOptions
 from segagent_rt.errors import (
@@ -213,11 +214,6 @@ class _IoBinding:
                 array = np.ascontiguousarray(on_host(feed))
                 self.binding.bind_cpu_input(name, array)
                 self.fed[name] = array if self.in_place else None
-
-
-def on_host(feed: Feed) -> Array:
-    """An array as it is; the content of another backend's buffer."""
-    return feed if isinstance(feed, np.ndarray) else feed.numpy()
 
 
 class _Terminable:

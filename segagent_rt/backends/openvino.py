@@ -7,8 +7,6 @@ time of fp32. So its engines are built and compared like those of a GPU.
 from __future__ import annotations
 
 import os
-import platform
-import sys
 import threading
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
@@ -21,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from segagent_rt.backends.checked_session import check_process, closed
-from segagent_rt.backends.cores import thread_count
+from segagent_rt.backends.cores import platform_name, thread_count
 from segagent_rt.backends.engine_library import Built, Machine, Progress
+from segagent_rt.backends.host_buffer import HostBuffer, on_host
 from segagent_rt.bundle.manifest import Profile
 from segagent_rt.errors import EngineRefused, Interrupted
 from segagent_rt.timing import current_deadline
-from segagent_rt.types import Array, DeviceTensor, Feed
+from segagent_rt.types import DeviceTensor, Feed
 
 DEVICE = "CPU"
 
@@ -61,9 +60,8 @@ class OpenVino:
         return f"openvino {self._openvino.__version__.partition('-releases')[0]}"
 
     def machine(self) -> Machine:
-        system = f"{sys.platform}-{platform.machine().lower()}"
-        name = self._core.get_property(DEVICE, "FULL_DEVICE_NAME")
-        return Machine(self.version, system, str(name), self.form, driver=0)
+        name = str(self._core.get_property(DEVICE, "FULL_DEVICE_NAME"))
+        return Machine(self.version, platform_name(), name, self.form, driver=0)
 
     def build(
         self, graph: Path, profiles: Sequence[Profile], timing: bytes, progress: Progress
@@ -93,18 +91,6 @@ class OpenVino:
         return OpenVinoSession(compiled, name)
 
 
-class HostBuffer:
-    """An array that inputs and outputs may be bound to."""
-
-    __slots__ = ("array",)
-
-    def __init__(self, array: Array) -> None:
-        self.array = array
-
-    def numpy(self) -> Array:
-        return self.array
-
-
 class OpenVinoSession:
     """One engine. Each thread that calls it meanwhile has a request of its own.
 
@@ -127,7 +113,7 @@ class OpenVinoSession:
     ) -> dict[str, Any]:
         check_process(self._process, self._name)
         request = self._request()
-        arrays = {name: _on_host(feed) for name, feed in feeds.items()}
+        arrays = {name: np.ascontiguousarray(on_host(feed)) for name, feed in feeds.items()}
         deadline = current_deadline()
         try:
             with deadline.stopping(request.cancel) if deadline else nullcontext():
@@ -162,10 +148,6 @@ class OpenVinoSession:
         with self._lock:
             self._idle.clear()
             self._compiled = None
-
-
-def _on_host(feed: Feed) -> Array:
-    return np.ascontiguousarray(feed if isinstance(feed, np.ndarray) else feed.numpy())
 
 
 def _reason(error: RuntimeError) -> str:

@@ -6,13 +6,12 @@ one text serves TensorRT 10.3 to 11 and TensorRT-RTX.
 
 from __future__ import annotations
 
-import platform
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from segagent_rt.backends.cores import platform_name
 from segagent_rt.backends.cuda import cuda
 from segagent_rt.backends.driver import gpu
 from segagent_rt.backends.engine import EngineSession
@@ -42,8 +41,7 @@ class TensorRt:
 
     def machine(self) -> Machine:
         found = gpu()
-        system = f"{sys.platform}-{platform.machine().lower()}"
-        return Machine(self.version, system, found.name, found.sm, found.cuda[0])
+        return Machine(self.version, platform_name(), found.name, found.sm, found.cuda[0])
 
     def build(
         self, graph: Path, profiles: Sequence[Profile], timing: bytes, progress: Progress

@@ -19,9 +19,6 @@ from segagent_rt.engine_cache.key import Graph
 from segagent_rt.errors import BundleMissing
 from segagent_rt.types import Session
 
-REFERENCE = "reference"
-"""The variant that every backend takes."""
-
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -121,7 +118,7 @@ def compatible_graphs(graphs: Sequence[Graph], backend: str) -> list[Graph]:
 def nothing_for(graphs: Sequence[Graph], backend: str) -> BundleMissing:
     """The error for a role that has no graph which a backend takes."""
     has = ", ".join(f"{graph.name} ({graph.variant.device})" for graph in graphs)
-    wanted = "gpu-fp16" if get_backend(backend).nvidia else REFERENCE
+    wanted = "gpu-fp16" if get_backend(backend).nvidia else "reference"
     return BundleMissing(
         f"{graphs[0].path.parent.parent} has no {graphs[0].role} for {backend}",
         hint=f"it has {has}; `segagent-rt export RECIPE --variant {wanted}` writes one",

@@ -28,7 +28,7 @@ def pack_examples(examples: Sequence[GoldenExample]) -> bytes:
 
 
 def unpack_examples(content: bytes) -> list[GoldenExample]:
-    """The inverse of `pack`."""
+    """The inverse of `pack_examples`."""
     found: dict[str, tuple[dict[str, Array], dict[str, Array]]] = {}
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         for path in arrays.files:

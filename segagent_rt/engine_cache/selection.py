@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
-from segagent_rt.backends.engine_library import EngineLibrary
+from segagent_rt.backends.engine_library import EngineLibrary, Progress
 from segagent_rt.bundle.integrity import is_ours, make_private, read_regular
 from segagent_rt.engine_cache.golden_example import (
     GoldenExample,
@@ -23,7 +23,7 @@ from segagent_rt.engine_cache.golden_example import (
     unpack_examples,
 )
 from segagent_rt.engine_cache.key import EngineKey, Graph, engine_key
-from segagent_rt.engine_cache.speed import GAIN, milliseconds_in_turn
+from segagent_rt.engine_cache.speed import LARGEST_SHARE, milliseconds_in_turn
 from segagent_rt.engine_cache.store import EngineCache, EngineRecord
 from segagent_rt.errors import EngineRefused, OutputError
 from segagent_rt.io import atomic_write
@@ -43,8 +43,6 @@ NEAR = 0.1
 
 TIMING = 1 << 30
 """Bytes of the largest record of a GPU's timing that is read."""
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +76,9 @@ def check_speed(
 ) -> EngineCheck:
     """A check that passed, with the times of the engine and of what it must be faster than."""
     ours, theirs = milliseconds_in_turn([session, rival], examples)
-    slow = None if ours <= GAIN * theirs else f"{ours:.1f} ms, ONNX Runtime {theirs:.1f} ms"
-    return EngineCheck(slow, check.figures, (ours, theirs))
+    slow = ours > LARGEST_SHARE * theirs
+    why = f"{ours:.1f} ms, ONNX Runtime {theirs:.1f} ms" if slow else None
+    return EngineCheck(why, check.figures, (ours, theirs))
 
 
 def _figures(output: str, found: Array, reference: Array) -> Iterator[tuple[str, float]]:

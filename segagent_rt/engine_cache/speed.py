@@ -12,7 +12,7 @@ from segagent_rt.types import Session
 ROUNDS = 7
 """Rounds that count; one more before them does not."""
 
-GAIN = 0.9
+LARGEST_SHARE = 0.9
 """An engine that takes more than this share of ONNX Runtime's time is not used."""
 
 

@@ -21,8 +21,7 @@ def return_freed_memory() -> None:
     freed, and let threads share heaps.
 
     Left alone, glibc raises the limit up to 32 MB, and keeps freed arrays in the heaps of dozens of
-    threads: a server under load grew by 65% in five minutes, with as many open images at the end as
-    at the beginning. Elsewhere than on Linux with glibc nothing is done.
+    threads (`tests/serve/test_process.py`). Elsewhere than on Linux with glibc nothing is done.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):

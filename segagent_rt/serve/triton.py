@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from segagent_rt.backends.host_buffer import HostBuffer
 from segagent_rt.backends.session import SessionOptions
 from segagent_rt.bundle.bundle import Bundle, Part, open_bundle
 from segagent_rt.errors import InputError, SegagentError
@@ -80,25 +81,14 @@ class TritonSession:
         found = self._call(self._name, arrays, [*outputs, *buffers])
         for name, buffer in buffers.items():
             buffer.numpy()[...] = found[name]
-        return {name: _HostTensor(found[name]) if name in keep else found[name] for name in outputs}
+        return {name: HostBuffer(found[name]) if name in keep else found[name] for name in outputs}
 
     def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> DeviceTensor:
         """A zeroed array."""
-        return _HostTensor(np.zeros(tuple(shape), dtype))
+        return HostBuffer(np.zeros(tuple(shape), dtype))
 
     def close(self) -> None:
         """Triton unloads its models itself."""
-
-
-class _HostTensor:
-    """An array of this process."""
-
-    def __init__(self, array: Array) -> None:
-        self._array = array
-
-    def numpy(self) -> Array:
-        """The array itself."""
-        return self._array
 
 
 class TritonRuntime(Runtime):

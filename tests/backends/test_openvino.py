@@ -138,7 +138,7 @@ def test_wrong_shapes_and_damaged_engines_are_refused(session, exact, examples):
 
 
 def test_an_engine_that_is_faster_is_what_auto_takes(part, tmp_path, monkeypatch, examples):
-    monkeypatch.setattr(selection, "GAIN", 1e9)
+    monkeypatch.setattr(selection, "LARGEST_SHARE", 1e9)
     build(part, tmp_path, examples)
     found = open_role(part.graphs("decoder"), SessionOptions("auto"), tmp_path)
     assert found.placement.backend == "openvino"
@@ -149,7 +149,7 @@ def test_an_engine_that_is_faster_is_what_auto_takes(part, tmp_path, monkeypatch
 def test_one_that_is_not_is_never_loaded_nor_is_its_library(
     part, tmp_path, monkeypatch, examples, caplog
 ):
-    monkeypatch.setattr(selection, "GAIN", 0.0)
+    monkeypatch.setattr(selection, "LARGEST_SHARE", 0.0)
     with pytest.raises(EngineRefused, match=r"ms, ONNX Runtime .* ms"):
         build(part, tmp_path, examples)
     load_library.cache_clear()
@@ -162,7 +162,7 @@ def test_one_that_is_not_is_never_loaded_nor_is_its_library(
 
 
 def test_a_format_that_errs_too_much_gives_way_to_the_next(part, tmp_path, monkeypatch, examples):
-    monkeypatch.setattr(selection, "GAIN", 1e9)
+    monkeypatch.setattr(selection, "LARGEST_SHARE", 1e9)
     monkeypatch.setattr(OpenVino, "_formats", lambda self: ["bf16", "fp32"])
     real = OpenVino.open
 
@@ -199,7 +199,7 @@ def build(part, folder, examples):
 
 def test_the_command_says_what_each_engine_takes(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SEGAGENT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(selection, "GAIN", 1e9)
+    monkeypatch.setattr(selection, "LARGEST_SHARE", 1e9)
     terminal = Terminal(monkeypatch, capsys)
     done = terminal("build", folder, "--backend", "openvino")
     assert done.code == 0
@@ -209,7 +209,7 @@ def test_the_command_says_what_each_engine_takes(folder, tmp_path, monkeypatch, 
         ["segmenter decoder (whole)", "ready"],
     ]
     assert all("ms, ONNX Runtime" in line[3] for line in lines)
-    monkeypatch.setattr(selection, "GAIN", 0.0)
+    monkeypatch.setattr(selection, "LARGEST_SHARE", 0.0)
     monkeypatch.setenv("SEGAGENT_CACHE", str(tmp_path / "other"))
     done = terminal("build", folder, "--backend", "openvino")
     assert done.code == 0, "ONNX Runtime runs what it is faster with"

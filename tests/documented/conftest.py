@@ -35,7 +35,8 @@ SMALL = 'kind = "{}"\nscenes = 1\nside = 96\nwarm_up = 0\nexpressions = [1, 2]\n
 
 @pytest.fixture(scope="module")
 def opened() -> dict[str, Any]:
-    """Runtimes for `kept_open`, apart from those of other tests: bundles here have their names."""
+    """Loaded bundles that `kept_open` uses again. Other tests have bundles of the same names with
+    other content, so these are not shared with them."""
     return {}
 
 

@@ -13,11 +13,7 @@ from transformers import SamConfig
 from transformers.models.sam import modeling_sam
 
 from segagent_rt.segmenters.sam import SamSettings
-from segagent_rt_export.families.mobile_sam.tiny_vit import (
-    TinyVit,
-    TinyVitShape,
-    WindowAttention,
-)
+from segagent_rt_export.families.mobile_sam.tiny_vit import TinyVit, TinyVitShape
 from segagent_rt_export.graphs.conv_norm import fuse
 from segagent_rt_export.graphs.exported_segmenter import ExportedSegmenter
 from segagent_rt_export.graphs.sam_decoder import SamDecoder
@@ -49,11 +45,7 @@ def export_mobile_sam(source: Path, folder: Path) -> ExportedSegmenter:
     """
     net = load_mobile_sam(source)
     decoder = SamDecoder(net.prompt_encoder, net.mask_decoder, SIDE)
-    encoder = fuse(net.image_encoder)
-    for module in encoder.modules():
-        if isinstance(module, WindowAttention):
-            module.settle()
-    graphs, checks = export_pair(Pair(encoder, decoder, SIDE), folder)
+    graphs, checks = export_pair(Pair(fuse(net.image_encoder), decoder, SIDE), folder)
     settings = SamSettings(side=SIDE)
     return ExportedSegmenter("mobile_sam", settings, graphs, checks, provenance(source))
 

@@ -42,7 +42,6 @@ class WindowAttention(nn.Module):
     """Attention within a window; a learned bias for each distance between two tokens."""
 
     offsets: Tensor
-    bias: Tensor | None
 
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
@@ -54,24 +53,14 @@ class WindowAttention(nn.Module):
         rows, columns = at // window, at % window
         apart = (rows[:, None] - rows).abs() * window + (columns[:, None] - columns).abs()
         self.register_buffer("offsets", apart, persistent=False)
-        self.register_buffer("bias", None, persistent=False)
-
-    def settle(self) -> None:
-        """Look the biases up once and for all. Otherwise a graph does that each time it is loaded,
-        which the runtime refuses."""
-        self.bias = self._biases().detach()
-
-    def _biases(self) -> Tensor:
-        """A bias for every two tokens, [heads, tokens, tokens]."""
-        chosen = self.attention_biases.index_select(1, self.offsets.reshape(-1))
-        return chosen.reshape(self.heads, *self.offsets.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """[windows, tokens, width] to the same."""
         windows, tokens, width = x.shape
         qkv = self.qkv(self.norm(x)).reshape(windows, tokens, self.heads, 3, width // self.heads)
         query, key, value = qkv.permute(3, 0, 2, 1, 4).unbind(0)
-        bias = self._biases() if self.bias is None else self.bias
+        bias = self.attention_biases.index_select(1, self.offsets.reshape(-1))
+        bias = bias.reshape(self.heads, tokens, tokens)
         weights = ((query * self.scale) @ key.transpose(2, 3) + bias).softmax(-1)
         return cast(Tensor, self.proj((weights @ value).transpose(1, 2).reshape(x.shape)))
 
