@@ -85,10 +85,11 @@ def parse_json(content: str | bytes) -> Any:
         content: text, or bytes in UTF-8, UTF-16 or UTF-32.
 
     Raises:
-        ValueError: it is no JSON, is nested too deeply, or contains NaN or an infinity.
+        ValueError: it is no JSON, is nested too deeply, or contains NaN, an infinity or a number
+            that no double holds, such as 1e999.
     """
     try:
-        return json.loads(content, parse_constant=_refuse_constant)
+        return json.loads(content, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -218,6 +219,13 @@ def _not_finite(value: Any, place: str) -> Iterator[str]:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return number
 
 
 def _check_plain(path: Path) -> None:

@@ -183,6 +183,7 @@ def test_no_document_contains_a_number_that_is_not_finite(number):
         ("NaN", "NaN is no number"),
         ("[Infinity]", "Infinity is no number"),
         ('{"a": -Infinity}', "-Infinity is no number"),
+        ('{"a": [0.5, -1e999]}', "the number -1e999 is too large"),
         ("[" * 100_000, "nested too deeply"),
         ("1" * 5000, "digits"),
     ],
