@@ -30,6 +30,9 @@ MAX_BYTES = 512 << 20
 FORMATS = ("Jpeg", "Png", "WebP", "Tiff", "Bmp", "Gif", "Avif", "Ppm")
 """Pillow's names of the formats that are read. It knows more, and starts Ghostscript for one."""
 
+_PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA"}
+"""Modes of Pillow whose colours are multiplied by alpha, and those that say the same without it."""
+
 Range: TypeAlias = tuple[float, float]
 """The values that stand for black and for white."""
 
@@ -102,12 +105,13 @@ def opened(
             yield _open_picture(io.BytesIO(source), name, max_megapixels), name
         elif hasattr(source, "getbands"):  # a Pillow image
             _check_pixels(source, name, max_megapixels)
-            yield source, name
+            plain = _PREMULTIPLIED.get(source.mode)
+            yield source.convert(plain) if plain else source, name
         elif hasattr(source, "__array__"):
             yield _array_of(source, name), name
         else:
             raise ImageUnreadable(
-                f"{name} is given as a {type(source).__name__}, which cannot be read",
+                f"{name} is given as {type(source).__name__}, which cannot be read",
                 hint="give a path, bytes, a Pillow image or a numpy array",
             )
     except InputError:
@@ -192,7 +196,7 @@ def _rgb_of_picture(picture: Any, name: str, value_range: Range | None) -> RgbIm
     if picture.format == "PPM":  # the file says what is white, and Pillow scales to 16 bits
         value_range = (0, 65535) if deep else None
     elif deep and value_range is None:
-        kind = "floating-point" if picture.mode == "F" else "16-bit"
+        kind = {"F": "floating-point", "I": "32-bit"}.get(picture.mode, "16-bit")
         raise _no_range(name, f"{kind} values")
     if deep and len(picture.getbands()) > 1:  # Pillow would keep the upper eight bits only
         return _rgb_of_array(_decode_deep(picture, name), name, value_range)

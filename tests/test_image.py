@@ -114,6 +114,15 @@ def test_what_can_mean_one_thing_only_is_converted(name):
     assert np.array_equal(image, wanted)
 
 
+@pytest.mark.parametrize(("mode", "plain"), [("RGBa", "RGBA"), ("La", "LA")])
+def test_colours_that_are_multiplied_by_alpha_are_what_they_show(mode, plain):
+    """Such images exist in Pillow only; taken as they are, what is transparent would be black."""
+    layered = Image.fromarray(np.dstack([RGB, ALPHA])).convert(plain)
+    multiplied = layered.convert(mode)
+    assert np.array_equal(load_image(multiplied), load_image(multiplied.convert(plain)))
+    assert (load_image(Image.new(mode, (4, 4))) == 255).all()
+
+
 def test_a_half_transparent_array_is_what_its_picture_is():
     pixels = np.dstack([RGB, ALPHA])
     assert np.array_equal(load_image(pixels), decode_image(encoded(Image.fromarray(pixels))))
@@ -137,7 +146,7 @@ UNCLEAR = {
     "a number": (np.float32(3), r"shape \[\]"),
     "complex": (RGB[..., 0] * 1j, "complex128"),
     "text": (np.array([["a"]]), "not of numbers"),
-    "a list": (RGB.tolist(), "given as a list"),
+    "a list": (RGB.tolist(), "given as list"),
     "nothing": (None, "NoneType"),
     "a tensor on another device": (Tensor(None), "turned into an array"),
 }  # fmt: skip

@@ -52,10 +52,11 @@ class ReadContext:
             yield
         except InputError as error:
             if not self.skip_bad:
-                hint = f"{error.hint}, or " if error.hint else ""
-                raise DataInvalid(
-                    str(error), hint=f"{hint}leave such entries out: {SKIP_OPTION}"
-                ) from error
+                hint = error.hint or ""
+                if SKIP_OPTION not in hint:  # an entry may lie in another, such as a shape in a file
+                    hint = f"{hint}, or " if hint else ""
+                    hint += f"leave such entries out: {SKIP_OPTION}"
+                raise DataInvalid(str(error), hint=hint) from error
             self.skipped.append(str(error))
 
     def report_progress(self, title: str, read: int, crowds: int = 0) -> None:

@@ -65,7 +65,7 @@ def test_a_bad_annotation_is_an_error_or_left_out_and_named(tmp_path, name):
     document = changed(coco_document(), *BAD_COCO[name])
     with pytest.raises(DataInvalid) as caught:
         read(tmp_path, document)
-    assert "--skip-bad" in caught.value.hint
+    assert caught.value.hint.count("--skip-bad") == 1
     with pytest.warns(SegagentWarning, match="data: 1 bad entry was left out: data.json") as told:
         found = read(tmp_path, document, skip_bad=True)
     assert str(caught.value) in str(told[0].message)
@@ -180,7 +180,7 @@ def test_a_bad_shape_is_an_error_or_left_out_and_named(tmp_path, name):
     document = labelme_document("meadow") | {"shapes": [SQUARE, BAD_SHAPES[name]]}
     with pytest.raises(DataInvalid, match="shape 2") as caught:
         read(tmp_path, document)
-    assert "--skip-bad" in caught.value.hint
+    assert caught.value.hint.count("--skip-bad") == 1
     with pytest.warns(SegagentWarning, match="data.json, shape 2"):
         (sample,) = read(tmp_path, document, skip_bad=True).samples
     assert int(sample.mask.mask().sum()) == 19 * 19
