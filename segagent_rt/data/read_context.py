@@ -53,7 +53,7 @@ class ReadContext:
         except InputError as error:
             if not self.skip_bad:
                 hint = error.hint or ""
-                if SKIP_OPTION not in hint:  # an entry may lie in another, such as a shape in a file
+                if SKIP_OPTION not in hint:  # an entry may lie in another
                     hint = f"{hint}, or " if hint else ""
                     hint += f"leave such entries out: {SKIP_OPTION}"
                 raise DataInvalid(str(error), hint=hint) from error
