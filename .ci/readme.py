@@ -87,7 +87,8 @@ def recipes() -> str:
             facts = made_of.published
             assert facts is not None, f"{path.name} says nothing of its {part}"
             source = made_of.source.split("@")[0]
-            pinned = "" if "@" in made_of.source else " (newest)"
+            fixed = "@" in made_of.source or getattr(made_of, "sha256", "")
+            pinned = " (newest)" if made_of.source.startswith(("hf:", "ms:")) and not fixed else ""
             sizes = [_megabytes(n) for n in (facts.download_mb, facts.bundle_mb, facts.memory_mb)]
             fields = [name, part, f"`{source}`{pinned}", facts.licence,
                       f"{facts.parameters_m:,.0f} M", *sizes]  # fmt: skip

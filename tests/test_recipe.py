@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import typing
@@ -12,7 +13,7 @@ import pytest
 from segagent_rt.families import mllm_family, segmenter_family
 from segagent_rt.hub.repository import HubRepository
 from segagent_rt.mllm.prompts import PRESETS
-from segagent_rt_export.errors import RecipeInvalid, SourceMissing
+from segagent_rt_export.errors import CheckpointInvalid, RecipeInvalid, SourceMissing
 from segagent_rt_export.recipe import (
     VariantName,
     find_recipe,
@@ -20,7 +21,7 @@ from segagent_rt_export.recipe import (
     tracked_recipes,
 )
 from segagent_rt_export.registry import mllm_exporters, segmenter_exporters
-from segagent_rt_export.sources.locations import locate, parse_source
+from segagent_rt_export.sources.locations import check_digest, locate, parse_source
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -138,6 +139,47 @@ def test_a_part_alone_and_other_variants(write):
     with pytest.raises(RecipeInvalid, match="`fast` is unknown") as caught:
         recipe.narrowed(None, ("fast",))
     assert "cpu-w8a8-dynamic" in caught.value.hint
+
+
+def test_every_tracked_recipe_pins_what_it_can():
+    """Commits or hashes; of the others no commit is known, and the export says what it takes."""
+    parts = [part for path in tracked_recipes() for part in read_recipe(path).parts.values()]
+    free = {part.source for part in parts if "@" not in part.source}
+    free -= {part.source for part in parts if getattr(part, "sha256", "")}
+    assert free == {
+        "hf:nvidia/EGM-4B",
+        "hf:facebook/sam-vit-large",
+        "ms:zzzmmz/SegAgent-Model",
+        "checkpoints/cocolvis_vit_large.pth",
+    }
+
+
+def test_a_commit_can_be_pinned(write):
+    adapter = MLLM.replace('"b"', '"hf:a/b"') + 'adapter = "hf:a/lora"\n'
+    recipe = read_recipe(write(SEGMENTER.replace('"a"', '"hf:a/s@1"') + adapter))
+    assert recipe.pinned(()) == recipe
+    pinned = recipe.pinned(["hf:a/b@2", "hf:a/s@refs/pr/3", "hf:a/lora@4"])
+    assert pinned.sources == ["hf:a/s@refs/pr/3", "hf:a/b@2", "hf:a/lora@4"]
+    for wrong in ("hf:a/b", "hf:a/c@1", "ms:a/b@1", "a/b@1", "hf:a/b@"):
+        with pytest.raises(RecipeInvalid, match="cannot pin") as caught:
+            recipe.pinned([wrong])
+        assert "hf:a/s@1, hf:a/b, hf:a/lora" in caught.value.hint
+
+
+def test_a_checkpoint_that_a_hash_pins_is_that_file(write, tmp_path):
+    recipe = f'{SEGMENTER}sha256 = "{hashlib.sha256(b"weights").hexdigest()}"\n'
+    segmenter = read_recipe(write(recipe)).segmenter
+    assert segmenter is not None
+    (tmp_path / "x.pt").write_bytes(b"weights")
+    check_digest(tmp_path / "x.pt", segmenter.sha256)
+    (tmp_path / "x.pt").write_bytes(b"Weights")
+    with pytest.raises(CheckpointInvalid, match="is not the file that the recipe names"):
+        check_digest(tmp_path / "x.pt", segmenter.sha256)
+    with pytest.raises(CheckpointInvalid, match="is a folder"):
+        check_digest(tmp_path, segmenter.sha256)
+    check_digest(tmp_path, "")
+    with pytest.raises(RecipeInvalid, match="not 64 digits"):
+        read_recipe(write(SEGMENTER + 'sha256 = "6DBB"\n'))
 
 
 def test_recipes_are_found_by_name_and_by_path(write):

@@ -40,6 +40,11 @@ def announce(recipe: Recipe, missing: Sequence[HubRepository], target: Path) -> 
     """
     for name, part in recipe.parts.items():
         yield f"{name}: {part.family}, {part.source}" + _facts_text(part.published)
+    for model in _unpinned(recipe, missing):
+        yield (
+            f"the recipe pins no commit of {model}: this takes the newest, and the manifest "
+            f"records which; --pin {model}@COMMIT takes another"
+        )
     needed = [fact for part, fact in _facts(recipe) if part.source in map(str, missing)]
     models = ", ".join(map(str, missing))
     if len(needed) < len(missing):
@@ -54,6 +59,13 @@ def announce(recipe: Recipe, missing: Sequence[HubRepository], target: Path) -> 
             f"{_gigabytes(max(fact.memory_mb for fact in facts))} of memory, in about "
             f"{duration(seconds)} on this machine"
         )
+
+
+def _unpinned(recipe: Recipe, missing: Sequence[HubRepository]) -> list[HubRepository]:
+    """The models whose content may change from one download to the next."""
+    segmenter = recipe.segmenter
+    known = segmenter.source if segmenter and segmenter.sha256 else None
+    return [model for model in missing if model.revision is None and str(model) != known]
 
 
 def _facts(recipe: Recipe) -> list[tuple[SegmenterRecipe | MllmRecipe, PublishedFacts]]:

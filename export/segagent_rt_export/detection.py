@@ -121,7 +121,7 @@ def _segmenter(wishes: Wishes) -> DetectedPart:
         raise RecipeInvalid(f"the recipe {text} has no segmenter")
     fields: dict[str, Any]
     fields = {"family": lent.family, "source": lent.source, "origin": lent.origin or None,
-              "side": lent.side, "flip": lent.flip}  # fmt: skip
+              "side": lent.side, "flip": lent.flip, "sha256": lent.sha256 or None}  # fmt: skip
     fields |= {"variants": list(wishes.variants or lent.variants)}
     return DetectedPart("segmenter", fields, {"source": f"of the recipe {text}"})
 

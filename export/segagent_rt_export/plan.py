@@ -23,7 +23,7 @@ from segagent_rt_export.gate.streaming import PARTITION_BYTES
 from segagent_rt_export.gate.verdict import REVISION
 from segagent_rt_export.graphs.precision import Precision
 from segagent_rt_export.recipe import MllmRecipe, Recipe, SegmenterRecipe
-from segagent_rt_export.sources.locations import locate
+from segagent_rt_export.sources.locations import check_digest, locate
 from segagent_rt_export.sources.shards import open_shards
 from segagent_rt_export.variants import MLLM_VARIANTS, REFERENCE, SEGMENTER_VARIANTS
 
@@ -146,6 +146,7 @@ def _plan_part(
         )
     source = locate(recipe.source, beside, recipe.origin)
     if isinstance(recipe, SegmenterRecipe):
+        check_digest(source, recipe.sha256)
         need = estimate_segmenter(recipe, source)
         return PartPlan(name, recipe, source, target, _order(recipe, source, None), need)
     adapter = None if recipe.adapter is None else locate(recipe.adapter, beside)
@@ -268,7 +269,7 @@ def _memory(part: PartPlan) -> int:
 
 def _order(part: SegmenterRecipe | MllmRecipe, source: Path, adapter: Path | None) -> str:
     """Names what a part is made of; files count by name, size and date."""
-    apart = ("origin", "source", "adapter", "published")
+    apart = ("origin", "source", "adapter", "published", "sha256")
     recipe = {k: v for k, v in to_json(part).items() if k not in apart}
     files = [file for place in (source, adapter) if place for file in _files(place)]
     stamps = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]

@@ -6,9 +6,10 @@ named by its file's name, or by a path.
 
 from __future__ import annotations
 
+import re
 import sys
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -28,6 +29,8 @@ else:
 
 OPTIONS = ("side", "flip")
 """Fields of a segmenter that only some families take."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 LONGEST = 100_000
 """Bytes of a recipe."""
@@ -102,6 +105,7 @@ class SegmenterRecipe:
         origin: where people get the checkpoint, for the error when it is not there.
         side: of the square that the net sees; SimpleClick only, 448 if left out.
         flip: average with the mirrored picture; SimpleClick only, on if left out.
+        sha256: of the checkpoint, if it is one file; another file is refused.
         published: facts about the checkpoint, for people who have not downloaded it.
     """
 
@@ -111,6 +115,7 @@ class SegmenterRecipe:
     origin: str = ""
     side: int | None = None
     flip: bool | None = None
+    sha256: str = ""
     published: PublishedFacts | None = None
 
 
@@ -162,6 +167,36 @@ class Recipe:
         """Every checkpoint that is read."""
         adapter = self.mllm.adapter if self.mllm else None
         return [part.source for part in self.parts.values()] + ([adapter] if adapter else [])
+
+    def pinned(self, pins: Iterable[str]) -> Recipe:
+        """The recipe with other revisions of hubs' models.
+
+        Args:
+            pins: such as `hf:owner/name@revision`.
+
+        Raises:
+            RecipeInvalid: one names no revision, or a model that the recipe does not read.
+        """
+        chosen = {}
+        for pin in pins:
+            model, _, revision = pin.partition("@")
+            if not revision or model not in (source.partition("@")[0] for source in self.sources):
+                raise RecipeInvalid(
+                    f"the recipe {self.name} cannot pin `{pin[:80]}`",
+                    hint=f"write SOURCE@REVISION for one of {', '.join(self.sources)}",
+                )
+            chosen[model] = pin
+
+        def other(source: str) -> str:
+            return chosen.get(source.partition("@")[0], source)
+
+        segmenter, mllm = self.segmenter, self.mllm
+        if segmenter:
+            segmenter = replace(segmenter, source=other(segmenter.source))
+        if mllm:
+            adapter = other(mllm.adapter) if mllm.adapter else None
+            mllm = replace(mllm, source=other(mllm.source), adapter=adapter)
+        return replace(self, segmenter=segmenter, mllm=mllm)
 
     def narrowed(self, only: PartName | None, variants: tuple[str, ...]) -> Recipe:
         """The recipe for one part alone, or with other variants than it names.
@@ -244,6 +279,8 @@ def _check(recipe: Recipe, where: str) -> None:
     if segmenter := recipe.segmenter:
         families = segmenter_exporters()
         _expect_one_of(segmenter.family, families, f"{where}: segmenter: family")
+        if segmenter.sha256 and not _SHA256.fullmatch(segmenter.sha256):
+            raise RecipeInvalid(f"{where}: segmenter: sha256 is not 64 digits of 0-9 and a-f")
         for field in OPTIONS:
             given = getattr(segmenter, field) is not None
             if given and field not in families[segmenter.family].options:

@@ -29,7 +29,7 @@ ONLY_WITH = {
         ("recipe", "output", "target"),
         (BUNDLE, "--target edge-llm", "--target trtllm", "--target triton"),
     ),
-    "agreed": (BUNDLE, "--target edge-llm", "--target trtllm"),
+    **dict.fromkeys(("agreed", "pin"), (BUNDLE, "--target edge-llm", "--target trtllm")),
 }
 FILES = (".png", ".jpg", ".jpeg", ".json", ".onnx", ".toml", ".zip", ".pt", ".pth", ".safetensors")
 """How the names of files end that people give in place of a bundle's folder."""
@@ -99,6 +99,13 @@ def command(
             "--share", help="Refer to equal parts of neighbouring bundles instead of copying them."
         ),
     ] = False,
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Commit of a model, instead of the recipe's or the newest: hf:owner/name@COMMIT. "
+            "May be repeated.",
+        ),
+    ] = None,
     target: Annotated[
         Literal["bundle", "edge-llm", "trtllm", "triton"],
         typer.Option(
@@ -146,7 +153,7 @@ def command(
     if target == "triton":
         _write_repository(recipe, output)
         return
-    found = _read(context, recipe, tuple(variant or ()))
+    found = _read(context, recipe, tuple(variant or ())).pinned(pin or ())
     if print_recipe:
         return
     found = found.narrowed(only, tuple(variant or ()))

@@ -138,6 +138,29 @@ def locate(text: str, beside: Path, origin: str = "") -> Path:
     raise SourceMissing(f"there is no checkpoint {place}", hint=hint)
 
 
+def check_digest(source: Path, sha256: str) -> None:
+    """See that a checkpoint is the file that a recipe names by its hash.
+
+    Args:
+        source: a checkpoint's file or folder.
+        sha256: of the file, in hexadecimal digits; "" if the recipe names none.
+
+    Raises:
+        CheckpointInvalid: it is another file, or a folder.
+    """
+    if sha256 and source.is_dir():
+        raise CheckpointInvalid(
+            f"{source} is a folder, and the recipe names the SHA-256 of one file",
+            hint="name the file as `source`, or leave `sha256` out of the recipe",
+        )
+    if sha256 and (found := source_record(source)["sha256"]) != sha256:
+        raise CheckpointInvalid(
+            f"{source} is not the file that the recipe names: its SHA-256 begins with "
+            f"{found[:12]}, that of the recipe with {sha256[:12]}",
+            hint="download it again, or leave `sha256` out of a recipe of your own",
+        )
+
+
 def not_here(model: HubRepository) -> SourceMissing:
     """The error about a hub's model that is not on this machine."""
     other = folder_of(replace(model, revision=None))

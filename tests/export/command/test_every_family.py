@@ -3,6 +3,7 @@ format to a bundle that passed the gate and runs."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -101,6 +102,7 @@ def test_the_tracked_recipes_at_reduced_size(sources, tmp_path):
         text = path.read_text("utf-8")
         for part in read_recipe(path).parts.values():
             text = text.replace(f'source = "{part.source}"', f'source = "{sources(part.family)}"')
+            text = re.sub(r"sha256 = .*\n", "", text)
         mine = tmp_path / path.name
         mine.write_text(text)
         target = tmp_path / "engines" / path.stem

@@ -90,6 +90,37 @@ def test_from_nothing_to_a_bundle_that_is_found_by_name(
     assert hub.requests == []
 
 
+def test_a_model_without_a_pinned_commit_is_announced_and_can_be_pinned(
+    recipe: Path, hub: HubServer, terminal: Any
+) -> None:
+    said = terminal("export", recipe).err
+    assert "the recipe pins no commit of hf:edge/tam: this takes the newest" in said
+    assert "--pin hf:edge/tam@COMMIT takes another" in said
+    assert "no commit of hf:stock/vl" not in said
+    pinned = terminal("export", recipe, "--pin", f"hf:edge/tam@{COMMIT}")
+    assert "pins no commit" not in pinned.err
+    assert f"the model hf:edge/tam@{COMMIT} is not on this machine" in pinned.err
+    refused(terminal("export", recipe, "--pin", "hf:edge/other@1"), "cannot pin", "hf:edge/tam")
+    text = recipe.read_text().replace(
+        'source = "hf:edge/tam"', f'source = "hf:edge/tam"\nsha256 = "{"0" * 64}"'
+    )
+    recipe.write_text(text)
+    assert "pins no commit" not in terminal("export", recipe).err
+
+
+def test_another_file_than_the_recipes_is_not_exported(
+    terminal: Any, sources: Any, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        f'[segmenter]\nfamily = "mobile_sam"\nsource = "{sources("mobile_sam")}"\n'
+        f'variants = ["reference"]\nsha256 = "{"0" * 64}"\n'
+    )
+    done = terminal("export", recipe, "-o", tmp_path / "bundle")
+    refused(done, "mobile_sam.pt is not the file that the recipe names", "download it again")
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_without_consent_nothing_is_asked_for(
     recipe: Path, hub: HubServer, terminal: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
