@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import Qwen2_5_VLConfig
+from transformers import Qwen2_5_VLConfig, Sam3TrackerConfig, Sam3TrackerModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
 )
@@ -41,6 +41,8 @@ from segagent_rt_export.registry import mllm_exporters, segmenter_exporters
 from segagent_rt_export.sources.weights import StateDict
 from segagent_rt_export.variants import SEGMENTER_VARIANTS
 from tests.export.mllm.test_families import QWEN25_3B, QWEN25_PIXELS
+from tests.export.sam.conftest import awaken
+from tests.export.sam.test_sam3 import described
 from tests.export.simple_click import made_up
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra `rtx`")
@@ -161,3 +163,22 @@ def test_a_simple_click_vit_l_at_its_true_width(library, tmp_path):
     recipe = SegmenterRecipe("simple_click", str(source), ("gpu-fp16", "reference"))
     exported = export_segmenter(recipe, source, tmp_path)
     build(library, exported.graphs["net"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["reference", "gpu-fp16"])
+def test_a_sam_3_at_its_published_size(library, tmp_path, scheme):
+    """1008 pixels, widths and windows as published, with one layer of each kind instead of 32."""
+    config = described(1008)
+    layers = {"num_hidden_layers": 2, "global_attn_indexes": [1]}
+    config["vision_config"]["backbone_config"] |= layers
+    source = tmp_path / "checkpoint"
+    awaken(Sam3TrackerModel(Sam3TrackerConfig(**config))).save_pretrained(source)
+    recipe = SegmenterRecipe("sam3", str(source), ("gpu-fp16", "reference"))
+    exported = export_segmenter(recipe, source, tmp_path)
+    graphs = exported.graphs_for("gpu")
+    if scheme != "reference":
+        write_variant(graphs, tmp_path / "half", SEGMENTER_VARIANTS[scheme])
+        graphs = {role: tmp_path / "half" / path.name for role, path in graphs.items()}
+    for path in graphs.values():
+        build(library, path)
