@@ -7,13 +7,18 @@ import pytest
 
 from segagent_rt.annotators.endpoint import Endpoint
 from segagent_rt.bundle.bundle import open_photo_bundle
+from segagent_rt.cli.parameters import parse_click
 from segagent_rt.image import load_image
+from segagent_rt.io import parse_json
 from segagent_rt.metrics import iou
 from segagent_rt.runtime import load
-from segagent_rt.types import Box, Click
+from segagent_rt.types import Box, Click, ObjectPrompt
 
-CAKE = Box(144, 212, 244, 324)
-"""The piece of cake on the packaged photo."""
+SPOON = Box(326, 240, 406, 326)
+"""The bowl of the spoon on the packaged photo."""
+
+CUP = Box(172, 16, 426, 308)
+"""The cup, with the tip of the spoon's handle, which the mask holds, too."""
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +78,25 @@ def canvas():
 
 
 def test_a_box_and_clicks_cut_out_the_same_object(canvas):
-    boxed = canvas.segment([], box=CAKE).mask()
-    clicked = canvas.segment([Click(195, 265, True), Click(225, 235, True)]).mask()
+    boxed = canvas.segment([], box=SPOON).mask()
+    clicked = canvas.segment([Click(365, 285, True)]).mask()
     assert iou(boxed, clicked) > 0.9
-    rows, columns = np.nonzero(boxed)
-    assert columns.min() > CAKE.x0 - 10
-    assert columns.max() < CAKE.x1 + 10
-    assert rows.min() > CAKE.y0 - 10
-    assert rows.max() < CAKE.y1 + 10
+    assert_fills(SPOON, boxed)
+
+
+def test_the_clicks_of_the_demo_cut_out_the_cup_and_no_saucer(canvas):
+    about = parse_json((open_photo_bundle().folder / "demo.json").read_bytes())
+    clicks = tuple(map(parse_click, about["clicks"]))
+    (steps,) = canvas.annotate_prompts([ObjectPrompt("", clicks)])
+    mask = steps.prediction.mask()
+    assert_fills(CUP, mask)
+    saucer = np.array([[250, 130], [330, 290], [190, 450], [150, 110]])
+    assert not mask[tuple(saucer.T)].any()
+    assert all(mask[click.y, click.x] == click.positive for click in clicks)
+
+
+def assert_fills(box, mask):
+    """The mask reaches the edges of the box, within 10 pixels, and not beyond."""
+    rows, columns = np.nonzero(mask)
+    found = columns.min(), rows.min(), columns.max(), rows.max()
+    assert np.abs(np.subtract(found, (box.x0, box.y0, box.x1, box.y1))).max() <= 10
