@@ -85,7 +85,7 @@ class LastCall:
     """A session that keeps its last call."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session
+        self._session, self.inputs = session, session.inputs
         self.last: RecordedCall | None = None
 
     def run(

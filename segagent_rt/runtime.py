@@ -21,6 +21,7 @@ from segagent_rt.annotators.mllm import (
 )
 from segagent_rt.backends.checked_session import CheckedSession, Shape
 from segagent_rt.backends.cores import oversubscribed
+from segagent_rt.backends.registry import get_backend
 from segagent_rt.backends.session import SessionOptions as Where
 from segagent_rt.bundle.bundle import Bundle, Part, open_bundle, open_photo_bundle
 from segagent_rt.bundle.integrity import unusable
@@ -219,7 +220,11 @@ class Runtime:
 
     def _open_annotator(self) -> Annotator:
         if self.endpoint is None:
-            return open_mllm(self.bundle.part("mllm"), self._open)
+            annotator = open_mllm(self.bundle.part("mllm"), self._open)
+            if get_backend(self.placements["mllm decoder"].backend).nvidia:
+                # A GPU waits for the weights, which a call reads once for all of its tokens.
+                annotator.model.allow_branches()
+            return annotator
         from segagent_rt.annotators.endpoint import EndpointAnnotator
         from segagent_rt.annotators.preset_codec import preset_codec
 

@@ -377,6 +377,10 @@ Names: TypeAlias = Sequence[str]
 class Session(Protocol):
     """A loaded graph."""
 
+    @property
+    def inputs(self) -> Names:
+        """Names of the graph's inputs."""
+
     def run(
         self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
     ) -> dict[str, Any]:

@@ -40,6 +40,9 @@ class TorchBuffer:
 class _Seat:
     """What every session can do."""
 
+    inputs: Names = ()
+    """Not listed: a net in torch reads no branches."""
+
     def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> TorchBuffer:
         return TorchBuffer(torch.from_numpy(np.zeros(shape, dtype)))
 

@@ -32,6 +32,10 @@ class CheckedSession:
     name: str
     shapes: Mapping[str, Shape]
 
+    @property
+    def inputs(self) -> Names:
+        return self.session.inputs
+
     def run(
         self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
     ) -> dict[str, Any]:

@@ -71,6 +71,7 @@ class EngineSession:
     def __init__(self, engine: Any, cuda: Cuda, name: str, source: ContextSource) -> None:
         self._engine, self._cuda, self._name, self._source = engine, cuda, name, source
         self._tensors = {tensor.name: tensor for tensor in _tensors(engine, name)}
+        self.inputs = [tensor.name for tensor in self._tensors.values() if tensor.is_input]
         self._staging = {tensor: PinnedBuffer(cuda) for tensor in self._tensors}
         self._contexts: dict[int, Any] = {}
         self._output_shapes: dict[Any, dict[str, Shape]] = {}
@@ -78,10 +79,6 @@ class EngineSession:
         self._replays = CudaGraphCache(cuda, self._stream)
         self._lock = threading.Lock()
         self._process = os.getpid()
-
-    @property
-    def inputs(self) -> list[str]:
-        return [tensor.name for tensor in self._tensors.values() if tensor.is_input]
 
     def run(
         self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()

@@ -62,6 +62,7 @@ class OrtSession:
 
     def __init__(self, session: ort.InferenceSession, device: str, name: str) -> None:
         self._held, self._device, self._name = session, device, name
+        self.inputs = [node.name for node in session.get_inputs()]
         self._spare: deque[_IoBinding] = deque(maxlen=KEPT)
         self._process = os.getpid()
         _LOADED.add(self)
@@ -77,10 +78,6 @@ class OrtSession:
         if self._held is None:
             raise closed(self._name)
         return self._held
-
-    @property
-    def inputs(self) -> list[str]:
-        return [node.name for node in self._session.get_inputs()]
 
     @property
     def provider(self) -> str:

@@ -99,6 +99,7 @@ class OpenVinoSession:
 
     def __init__(self, compiled: Any, name: str) -> None:
         self._compiled, self._name = compiled, name
+        self.inputs = [each.any_name for each in compiled.inputs]
         self._idle: deque[Any] = deque()
         self._lock = threading.Lock()
         self._process = os.getpid()

@@ -53,6 +53,10 @@ class ProfiledSession:
     graph: str
     meter: GraphProfiler
 
+    @property
+    def inputs(self) -> Names:
+        return self.session.inputs
+
     def run(
         self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
     ) -> dict[str, Any]:

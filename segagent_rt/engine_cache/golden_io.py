@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from segagent_rt.backends.registry import get_backend
 from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.bundle.bundle import Part
 from segagent_rt.bundle.placement import compatible_graphs
@@ -45,6 +46,10 @@ class RecordingSession:
     def __init__(self, session: Session) -> None:
         self._session, self.examples = session, list[GoldenExample]()
         self._seen: set[object] = set()
+
+    @property
+    def inputs(self) -> Names:
+        return self._session.inputs
 
     def run(
         self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
@@ -85,7 +90,10 @@ def record_golden(part: Part, backend: str) -> Examples:
     if part.manifest.kind == "segmenter":
         _click(open_segmenter(part, watch))
     else:
-        _ask(open_mllm(part, watch))
+        annotator = open_mllm(part, watch)
+        if get_backend(backend).nvidia:
+            annotator.model.allow_branches()
+        _ask(annotator)
     for session in watched.values():
         session.close()
     return {role: session.examples for role, session in watched.items()}

@@ -2,8 +2,9 @@
 
 Tokens that have no alternative ride along in the next call (jump-forward), and the end token is
 never decoded. Where a prompt comes with a guess of how the reply begins, that is read along with
-it, and counts as far as the model would have written it. The result equals masked greedy decoding,
-one token at a time, token for token.
+it, and counts as far as the model would have written it. Where the model reads branches, one call
+decides two tokens: it reads every token that may come next, each with what is forced behind it, as
+a branch of its own. The result equals masked greedy decoding, one token at a time, token for token.
 
 A reply that the cache still holds can be gone on with, or drawn anew from one of its choices on:
 what was weighed at each of them is known, so only what comes behind the first other token is asked.
@@ -185,11 +186,34 @@ class ConstrainedDecoder:
         """Go on with a reply of which the cache holds the first `kept` tokens."""
         sampler, stop_at = how
         while not stop_at(state.state):
-            logits = self._model.forward(cache, self._model.embed(state.tokens[kept:]))[0]
-            state.calls += 1
-            kept = len(state.tokens)
-            self._choose(state, logits, sampler)
+            tokens, known = state.tokens[kept:], len(state.tokens)
+            branches = self._branches(cache, state, len(tokens), stop_at)
+            if branches:
+                logits = self._model.forward_branches(cache, tokens, list(branches.values()))
+            else:
+                logits = self._model.forward(cache, self._model.embed(tokens))
+            state.calls, kept = state.calls + 1, known
+            self._choose(state, logits[0], sampler)
+            if (chosen := state.tokens[known]) in branches:
+                self._choose(state, logits[1 + list(branches).index(chosen)], sampler)
         return state.written
+
+    def _branches(
+        self, cache: KVCache, state: DecodeState, known: int, stop_at: StopAt
+    ) -> dict[int, list[int]]:
+        """The tokens that may come next and lead to another choice, each with those forced behind
+        it. None if they are too many for a call with `known` other tokens."""
+        if not self._model.branch_tokens:
+            return {}
+        found = dict[int, list[int]]()
+        for token in state.automaton.edges(state.state):
+            branch = DecodeState(state.automaton, state.state)
+            branch.put(token)
+            if not stop_at(branch.state):
+                found[token] = branch.tokens
+        count = known + sum(map(len, found.values()))
+        room = min(self._model.branch_tokens, cache.capacity - cache.length)
+        return found if count <= room else {}
 
     def _choose(self, state: DecodeState, logits: Floats, sampler: Sampler) -> None:
         choice = self._choice(state.automaton, state.state, logits)

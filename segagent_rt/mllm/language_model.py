@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 from weakref import finalize
 
@@ -24,6 +25,13 @@ from segagent_rt.mllm.rope import Positions, RopeSettings
 from segagent_rt.types import Array, Buffers, Session
 
 Floats = npt.NDArray[np.float32]
+
+BRANCH_INPUT = "branch"
+"""The input of decoder graphs that can read branches; see `LanguageModel.forward_branches`."""
+
+MOST_BRANCH_TOKENS = 48
+"""Tokens of the longest call with branches: the third digit of a number decides between up to
+eleven branches, 32 tokens in all, and up to a dozen known tokens come before them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +60,8 @@ class KVCache:
 
     `buffers` hold keys and values of every layer, [1, heads, rows, head_dim] each. Going back is
     setting `length`: what lies behind it is overwritten by the next call. `cos` and
-    `sin` are the rotary angles of every row, those to come too.
+    `sin` are the rotary angles of every row, those to come too; `branch` is the branch of every
+    row, 0 for what all see.
     """
 
     def __init__(self, buffers: Buffers, capacity: int, rope: RopeSettings) -> None:
@@ -60,6 +69,7 @@ class KVCache:
         self.past = {f"past.{name}": buffer for name, buffer in buffers.items()}
         self.present = {f"present.{name}": buffer for name, buffer in buffers.items()}
         self.cos, self.sin = np.empty((2, capacity, rope.head_dim // 2), np.float32)
+        self.branch = np.zeros(capacity, np.int32)
         self.place(np.empty((3, 0), np.int64))
 
     def place(self, positions: Positions) -> None:
@@ -74,9 +84,32 @@ class KVCache:
         assert length <= self.length
         self.length = length
 
+    @contextmanager
+    def branching(self, start: int, lengths: Sequence[int]) -> Iterator[None]:
+        """For one call, let branches of these lengths lie one after the other from row `start` on:
+        each stands where the first does, and none sees another."""
+        rows = slice(start, start + sum(lengths))
+        angles = [(table, table[rows].copy()) for table in (self.cos, self.sin)]
+        steps = [step for length in lengths for step in range(length)]
+        self.branch[rows] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+        for table, text in angles:
+            table[rows] = text[steps]
+        try:
+            yield
+        finally:
+            self.branch[rows] = 0
+            for table, text in angles:
+                table[rows] = text
+
 
 class LanguageModel:
-    """A decoder graph with its table of token embeddings, and the full head if there is one."""
+    """A decoder graph with its table of token embeddings, and the full head if there is one.
+
+    Attributes:
+        settings: shapes of the graph.
+        has_branches: whether the graph can read branches.
+        branch_tokens: the most tokens of a call with branches; 0 if there is to be none.
+    """
 
     def __init__(
         self,
@@ -86,6 +119,8 @@ class LanguageModel:
         head: Session | None = None,
     ) -> None:
         self._session, self._head = session, head
+        self.has_branches = BRANCH_INPUT in session.inputs
+        self.branch_tokens = 0
         self._table = np.asarray(table)  # no `memmap`, whose every slice costs
         self._left: deque[tuple[int, Buffers]] = deque(maxlen=LEFT)
         self.settings = settings
@@ -144,40 +179,71 @@ class LanguageModel:
 
         Positions are int64 [3, T], of the first T tokens; those behind are text, which counts on.
         """
-        return self._run(cache, embeddings, positions, rows, "logits")
+        if positions is not None:
+            cache.place(positions)
+        return self._run(cache, embeddings, _last(rows, embeddings), "logits")
+
+    def allow_branches(self) -> None:
+        """Let decoding use `forward_branches`, if the graph can."""
+        self.branch_tokens = MOST_BRANCH_TOKENS if self.has_branches else 0
+
+    def forward_branches(
+        self, cache: KVCache, tokens: Sequence[int], branches: Sequence[Sequence[int]]
+    ) -> Floats:
+        """Append tokens to the cache, and see in the same call what would follow several texts.
+
+        Args:
+            cache: gets the tokens, but no branch.
+            tokens: what is known, at least one token.
+            branches: texts that may come next, one instead of the other.
+
+        Returns:
+            Logits [1 + branches, V'] of the last of the tokens, and of the last of each branch as
+            if it alone followed them.
+        """
+        known, lengths = cache.length + len(tokens), [len(branch) for branch in branches]
+        ends = np.cumsum([len(tokens), *lengths]) - 1
+        with cache.branching(known, lengths):
+            embeddings = self.embed([*tokens, *chain.from_iterable(branches)])
+            logits = self._run(cache, embeddings, ends, "logits")
+        cache.rewind(known)
+        return logits
 
     def forward_full_vocab(
         self, cache: KVCache, embeddings: Floats, positions: Positions | None = None
     ) -> Floats:
-        """As `feed`; returns logits of the last token over the whole vocabulary, [1, V]."""
+        """As `forward`; returns logits of the last token over the whole vocabulary, [1, V]."""
         assert self._head is not None
-        hidden = self._run(cache, embeddings, positions, 1, "hidden")
+        if positions is not None:
+            cache.place(positions)
+        hidden = self._run(cache, embeddings, _last(1, embeddings), "hidden")
         logits: Floats = self._head.run({"hidden": hidden}, ["logits"])["logits"]
         return logits
 
     def _run(
-        self,
-        cache: KVCache,
-        embeddings: Floats,
-        positions: Positions | None,
-        rows: int,
-        output: str,
+        self, cache: KVCache, embeddings: Floats, at: npt.NDArray[np.int64], output: str
     ) -> Floats:
-        if positions is not None:
-            cache.place(positions)
-        count = embeddings.shape[1]
-        cache.length += count
+        """Append tokens to the cache; returns the rows of an output that belong to those at `at`"""
+        cache.length += embeddings.shape[1]
         feeds: dict[str, Any] = {
             "inputs_embeds": embeddings[:1],
             "rope_cos": cache.cos,
             "rope_sin": cache.sin,
             "length": np.array([cache.length], np.int32),
-            "logits_at": np.arange(count - rows, count),
+            "logits_at": at,
         }
         if self.settings.deepstack:
             feeds["deepstack_embeds"] = embeddings[1:]
+        if self.has_branches:
+            feeds[BRANCH_INPUT] = cache.branch
         results = self._session.run(feeds | cache.past, (output,), into=cache.present)
-        logits: Floats = results[output]
-        if len(logits) != rows:
-            raise EngineRefused(f"the decoder gives {len(logits)} rows of {output}, not {rows}")
-        return logits
+        rows: Floats = results[output]
+        if len(rows) != len(at):
+            raise EngineRefused(f"the decoder gives {len(rows)} rows of {output}, not {len(at)}")
+        return rows
+
+
+def _last(rows: int, embeddings: Floats) -> npt.NDArray[np.int64]:
+    """Which tokens of a call the last ones are."""
+    count = embeddings.shape[1]
+    return np.arange(count - rows, count)

@@ -66,6 +66,9 @@ class TritonSession:
         call: runs it.
     """
 
+    inputs: Names = ()
+    """Not known here. The loop asks only for those of the decoder, which is no Triton model."""
+
     def __init__(self, name: str, call: CallModel) -> None:
         self._name, self._call = name, call
 

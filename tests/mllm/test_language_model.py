@@ -23,6 +23,8 @@ class Buffer:
 class Scripted:
     """A decoder and a head at once: its likeliest tokens are given beforehand."""
 
+    inputs = ()
+
     def __init__(self, script=(), vocabulary=8):
         self.script, self.vocabulary, self.calls = list(script), vocabulary, []
 

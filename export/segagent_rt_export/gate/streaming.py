@@ -64,6 +64,7 @@ class PartitionedGraph:
         model = onnx.load(path, load_external_data=False)
         self._opsets = tuple(model.opset_import)
         self._version = model.ir_version
+        self.inputs = [given.name for given in model.graph.input]
         self._outputs = {output.name for output in model.graph.output}
         self.graph_parts = tuple(cut(model.graph, budget or PARTITION_BYTES))
 
@@ -224,6 +225,7 @@ class LockstepSession:
 
     def __init__(self, path: Path, runner: LockstepRunner) -> None:
         self._pieces, self._runner = PartitionedGraph(path), runner
+        self.inputs = self._pieces.inputs
 
     def run(
         self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()

@@ -4,6 +4,10 @@ Inputs: length i32 [1], tokens in the buffer after this call; rope_cos, rope_sin
 [T, head_dim / 2], a row for each slot of the buffer; past.N.key, past.N.value f32
 [1, kv_heads, T, head_dim]. Outputs: present.N.key, present.N.value, which may lie in the same
 memory as the inputs of their names.
+
+The portable dialect also has branch i32 [T], the branch that each slot belongs to: a token attends
+to the tokens before it that are in its own branch or in branch 0. ONNX Runtime's
+GroupQueryAttention masks causally, so its dialect has no such input.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
+from segagent_rt.mllm.language_model import BRANCH_INPUT
 from segagent_rt.mllm.patch_layout import MASKED
 from segagent_rt_export.graphs.blocks import attend, join_heads, rotate, split_heads
 from segagent_rt_export.graphs.builder import GraphBuilder
@@ -80,13 +85,18 @@ def _portable(
     g: GraphBuilder, heads: Heads, rope: tuple[str, str], length: str, inputs_embeds: str
 ) -> Attention:
     """Slots of the new tokens, their angles and their mask, once for all layers."""
+    branch = g.input(BRANCH_INPUT, np.int32, ["T"])
     zero, one = g.weight(np.array(0)), g.weight(np.array(1))
     steps = g.gather(g.node("Shape", [inputs_embeds]), one)
     capacity = g.gather(g.node("Shape", [rope[0]]), zero)
     start = g.node("Sub", [g.node("Cast", [length], to=7), steps])
     slots = g.add(g.node("Range", [zero, steps, one]), start)  # int64 [S]
     every = g.node("Range", [zero, capacity, one])
-    seen = g.node("LessOrEqual", [every, g.node("Unsqueeze", [slots, one])])  # [S, T]
+    before = g.node("LessOrEqual", [every, g.node("Unsqueeze", [slots, one])])  # [S, T]
+    own = g.node("Unsqueeze", [g.gather(branch, slots), one])  # [S, 1]
+    shared = g.node("Equal", [branch, g.weight(np.array(0, np.int32))])  # [T]
+    same = g.node("Or", [shared, g.node("Equal", [branch, own])])
+    seen = g.node("And", [before, same])
     mask = g.node("Where", [seen, g.scalar(0.0), g.scalar(MASKED)])
     cos, sin = (g.gather(table, slots) for table in rope)
     head = np.zeros((1, heads.kv, 1, 3), np.int64)
@@ -97,7 +107,7 @@ def _portable(
 
 @dataclass(frozen=True, slots=True)
 class _Portable:
-    """Rotation, ScatterND into the buffer, and softmax over all of it under a causal mask.
+    """Rotation, ScatterND into the buffer, and softmax over all of it under the mask.
 
     `places` int64 [1, kv_heads, S, 3] says where in the buffer the new rows go.
     """

@@ -15,7 +15,7 @@ import onnx
 
 from segagent_rt.annotators.mllm import MllmCodec
 from segagent_rt.bundle.manifest import Profile, Range
-from segagent_rt.mllm.language_model import cache_rows
+from segagent_rt.mllm.language_model import MOST_BRANCH_TOKENS, cache_rows
 from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt.types import Size
 
@@ -25,8 +25,8 @@ Span: TypeAlias = tuple[int, int, int]
 PHOTO: Size = (480, 640)
 """What engines are tuned for, where pictures are not all of one size."""
 
-FEW: Span = (1, 2, 32)
-"""Tokens of a call while a reply is written."""
+FEW: Span = (1, 16, MOST_BRANCH_TOKENS)
+"""Tokens of a call while a reply is written: up to five, and usually a dozen in branches."""
 
 SCORED: Span = (1, 1, 32)
 

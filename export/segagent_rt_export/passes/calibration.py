@@ -64,6 +64,7 @@ class CalibrationSession:
             self._session = open_session(beside, CPU)
         finally:
             beside.unlink(missing_ok=True)
+        self.inputs = self._session.inputs
 
     def run(
         self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
