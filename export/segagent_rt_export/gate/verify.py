@@ -367,7 +367,8 @@ def reference_errors(
     opened: OpenedVariant, reference: MllmReference, report_progress: ProgressReporter
 ) -> dict[str, float]:
     """Errors in standard deviations of the published values: of picture embeddings, and of logits
-    (prompt at once, then several tokens at once, two alone, and the rest at once)."""
+    (prompt at once, then several tokens at once, two alone, the rest at once, and the last ones as
+    a branch between two others)."""
     images = list(pictures(SIZES))
     found = opened.each(_outputs_of, images)
     embeddings, logits = 0.0, 0.0
@@ -375,7 +376,7 @@ def reference_errors(
         report_progress(f"asking torch, picture {number} of {len(images)}")
         seen = reference.picture(image).numpy(force=True)
         embeddings = max(embeddings, max_error(ours.seen, seen, seen.std()))
-        theirs = reference.logits(image, ours.lead, ours.tail)[-len(ours.logits) :]
+        theirs = reference.logits(image, ours.lead, ours.tail)[ours.at]
         logits = max(logits, max_error(ours.logits, theirs[:, ours.rows], theirs.std()))
     return {"picture": float(f"{embeddings:.3g}"), "logits": float(f"{logits:.3g}")}
 
@@ -383,11 +384,12 @@ def reference_errors(
 @dataclass(frozen=True, slots=True)
 class ReferenceOutputs:
     """What the graphs make of a picture and a text: embeddings of the picture, and the logits
-    [tokens, rows] of the last tokens of `tail`; `lead` and `tail` are what surrounds the picture,
-    `rows` the tokens that the logits stand for."""
+    [tokens, rows] of those tokens of `tail` that are at `at`; `lead` and `tail` are what surrounds
+    the picture, `rows` the tokens that the logits stand for."""
 
     seen: Array
     logits: Array
+    at: list[int]
     lead: list[int]
     tail: list[int]
     rows: list[int]
@@ -399,12 +401,19 @@ def _outputs_of(annotator: MllmAnnotator, image: Array) -> ReferenceOutputs:
     more = annotator.encode(" Current IOU: 45  Positive point: (12")
     seen = annotator.vision_encoder.embed(annotator.vision_encoder.resize(image))
     x = np.concatenate([model.embed(lead), seen.embeddings, model.embed(tail)], axis=1)
-    cache = model.new_cache(x.shape[1] + len(more))
+    cache = model.new_cache(x.shape[1] + len(more) + 6)
     logits = [model.forward(cache, x, rope.before_text(len(lead), seen.grid))]
     for step in STEPS:
         logits.append(model.forward(cache, model.embed(more[step]), rows=len(more[step])))
+    at = [*range(-1 - len(more), 0)]
+    if model.has_branches:
+        cache.rewind(cache.length - 4)
+        other = more[:3]
+        found = model.forward_branches(cache, more[-4:-2], [other, more[-2:], other])
+        logits.append(found[[0, 2]])
+        at += [-3, -1]
     rows = list(annotator.settings.head_rows)
-    return ReferenceOutputs(seen.embeddings[0], np.concatenate(logits), lead, tail + more, rows)
+    return ReferenceOutputs(seen.embeddings[0], np.concatenate(logits), at, lead, tail + more, rows)
 
 
 def _answer(annotator: MllmAnnotator, state: GateState) -> Turn:
