@@ -186,7 +186,7 @@ def _check_pixels(picture: Any, name: str, max_megapixels: float) -> None:
     megapixels = picture.width * picture.height / 1e6
     if megapixels > max_megapixels:
         raise ImageUnreadable(
-            f"{name} has {megapixels:.0f} megapixels, the limit is {max_megapixels:g}",
+            f"{name} has {round(megapixels, 2):g} megapixels, the limit is {max_megapixels:g}",
             hint=f"make it smaller, or allow it with --max-megapixels {megapixels + 1:.0f}",
         )
 

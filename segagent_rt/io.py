@@ -190,6 +190,8 @@ def check_writable(folder: Path) -> None:
         OutputError: they cannot.
     """
     existing = folder
+    if any(len(os.fsencode(name)) > 255 for name in folder.parts):
+        raise OutputError(f"a name in {folder!s:.60}… is too long", hint="name another with -o")
     while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
     if not os.access(existing, os.F_OK | os.X_OK) and not existing.parent.is_dir():

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from segagent_rt.bounds import Count
+from segagent_rt.errors import ManifestInvalid
 from segagent_rt.types import Action, Box, Click, Finish, Malformed, Size
 
 _FIELDS = re.compile(r"\{(iou|sign|row|column|x0|y0|x1|y1|expression)\}")
@@ -66,6 +67,12 @@ class ReplyProtocol:
     unit: Literal["relative", "decimal", "pixels"] = "relative"
     scale: Count = 1000
     box_scale: Count = 999
+
+    def __post_init__(self) -> None:
+        if not {"row", "column"} <= set(_FIELDS.findall(self.template)):
+            raise ManifestInvalid("the form of the replies has no `{row}` or no `{column}`")
+        if self.signs[0] == self.signs[1] or not all(self.signs):
+            raise ManifestInvalid("the words of positive and negative clicks are not two")
 
     @property
     def rates(self) -> bool:

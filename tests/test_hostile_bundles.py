@@ -256,6 +256,8 @@ FILES: dict[str, Callable[[Copied], None]] = {
     "no pieces": tokenizer(lambda t: t.update(pre_tokenizer=None)),
     "odd decoder": tokenizer(lambda t: t.update(decoder={"type": "Strip", "start": 9**18})),
     "numbers far off": vocabulary(lambda v: {k: n + 10**6 for k, n in v.items()}),
+    "a prompt without words": mllm(prompt="<|image_pad|>Segment it"),
+    "one word for both signs": reply(signs=["Positive", "Positive"]),
     "no rows of digits": head_rows(lambda rows: rows[:4]),
     "rows twice": head_rows(lambda rows: rows * 2),
     "no picture": mllm(prompt="Segment {expression}"),
@@ -298,12 +300,9 @@ FILES: dict[str, Callable[[Copied], None]] = {
 
 
 HARMLESS = (
-    "odd signs",
     "rows twice",
     "no pieces",
     "odd decoder",
-    "whole numbers",
-    "no point",
     "fewer layers",
     "no added tokens",
 )
@@ -314,6 +313,26 @@ HARMLESS = (
 def test_files_that_do_not_fit_are_refused(bundle, case):
     FILES[case](bundle)
     refused(bundle)
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("a prompt without words", "the prompt of the MLLM lacks `{expression}`"),
+        ("no picture", "the prompt of the MLLM lacks `<|image_pad|>`"),
+        ("whole numbers", "it holds int64"),
+    ],
+)
+def test_the_error_names_the_cause(bundle, case, said):
+    FILES[case](bundle)
+    assert said in str(refused(bundle))
+
+
+def test_what_a_library_says_of_a_graph_is_not_printed(bundle, capfd):
+    """ONNX Runtime's own log has names from the graph as they are: they could steer a terminal."""
+    language(layers=3)(bundle)
+    refused(bundle)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.thorough

@@ -95,6 +95,12 @@ def test_a_file_is_no_folder(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_folder_of_an_overlong_name_is_refused_before_the_work(tmp_path):
+    with pytest.raises(OutputError, match="is too long") as caught:
+        check_writable(tmp_path / ("a" * 256) / "b")
+    assert "-o" in str(caught.value.hint)
+
+
 def test_a_folder_that_may_not_be_entered_is_one_sentence(tmp_path, monkeypatch):
     """As for a user without rights: `os.access` says no, `stat` below the folder fails."""
     shut, real = tmp_path / "shut", os.lstat

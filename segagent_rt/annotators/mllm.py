@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 
 from segagent_rt.bounds import Token, Tokens
-from segagent_rt.errors import ExpressionRefused
+from segagent_rt.errors import ExpressionRefused, ManifestInvalid
 from segagent_rt.image import jpeg_round_trip, overlay
 from segagent_rt.mllm.decoder import (
     ConstrainedDecoder,
@@ -68,6 +68,11 @@ class MllmSettings:
     jpeg: bool = False
     longest_expression: Tokens = 256
     vocabulary: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for needed in ("{expression}", self.picture):
+            if not needed or needed not in self.prompt:
+                raise ManifestInvalid(f"the prompt of the MLLM lacks `{needed}`")
 
     @property
     def resize(self) -> Resize:

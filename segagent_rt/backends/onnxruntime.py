@@ -286,7 +286,7 @@ def _load(
 
 def _options(runtime: SessionOptions) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised; printed, they could steer a terminal
     options.intra_op_num_threads = thread_count(runtime.threads)
     if not runtime.integer_compute:
         # Weights stored in 8 bits are unpacked once, at load, not in every run.

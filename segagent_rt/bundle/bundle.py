@@ -93,14 +93,14 @@ class Part:
         """A NumPy file of this part as a memory map.
 
         Raises:
-            BundleError: it is not listed, was changed, or is not an array of numbers.
+            BundleError: it is not listed, was changed, or is not an array of floats by rows.
         """
         path, form = self.file(name), np.lib.format
         with unusable(path), open_checked(path, self._stamps.get(name)) as stream:
             read = {1: form.read_array_header_1_0, 2: form.read_array_header_2_0}
             shape, columns_first, dtype = read[form.read_magic(stream)[0]](stream)
-            if dtype.kind not in "fiu" or columns_first:
-                raise ValueError(f"it holds {dtype}")
+            if dtype.kind != "f" or columns_first:
+                raise ValueError(f"it holds {dtype}{' by columns' if columns_first else ''}")
             return np.memmap(stream, dtype, "r", stream.tell(), shape)
 
     def settings(self, into: type[S]) -> S:

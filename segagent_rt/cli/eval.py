@@ -11,6 +11,7 @@ from segagent_rt.choices import Ablation, AnnotatorName, Rule, StartName
 from segagent_rt.cli import console
 from segagent_rt.cli.parameters import (
     DATA,
+    MOST_SCENES,
     RESULTS,
     SEARCH,
     BackendOption,
@@ -148,7 +149,10 @@ def command(
     ] = False,
     overwrite: RestartOption = False,
     scenes: Annotated[
-        int, typer.Option(min=1, help="Number of generated scenes.", rich_help_panel=SCENES)
+        int,
+        typer.Option(
+            min=1, max=MOST_SCENES, help="Number of generated scenes.", rich_help_panel=SCENES
+        ),
     ] = 100,
     seed: Annotated[
         int, typer.Option(help="Seed of the first generated scene.", rich_help_panel=SCENES)

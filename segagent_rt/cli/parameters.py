@@ -21,6 +21,9 @@ MODEL, COMPUTE, SERVER = "Model", "Compute", "Server of the MLLM"
 SEARCH, DATA, RESULTS = "Clicks", "Data", "Results"
 """Panels of the help."""
 
+MOST_CLICKS, MOST_CANDIDATES, MOST_WORKERS, MOST_SCENES = 1000, 1000, 1000, 1_000_000
+"""Largest numbers of options that say how much is to be done: more would never end."""
+
 BackendName: TypeAlias = Literal[
     "auto", "cpu", "openvino", "cuda", "tensorrt", "rtx", "tensorrt-ep", "nv-tensorrt-rtx"
 ]
@@ -139,6 +142,7 @@ MaxClicksOption: TypeAlias = Annotated[
     typer.Option(
         "--max-clicks",
         min=1,
+        max=MOST_CLICKS,
         help="Largest number of clicks per expression.",
         rich_help_panel=SEARCH,
     ),
@@ -168,6 +172,7 @@ CandidatesOption: TypeAlias = Annotated[
     typer.Option(
         "--candidates",
         min=1,
+        max=MOST_CANDIDATES,
         help="Clicks to try in each turn. The best-rated one is kept.",
         rich_help_panel=SEARCH,
     ),
@@ -240,7 +245,11 @@ RayOption: TypeAlias = Annotated[
 WorkersOption: TypeAlias = Annotated[
     int | None,
     typer.Option(
-        "--workers", min=1, help="Workers for --ray. Default: one per CPU.", rich_help_panel=COMPUTE
+        "--workers",
+        min=1,
+        max=MOST_WORKERS,
+        help="Workers for --ray. Default: one per CPU.",
+        rich_help_panel=COMPUTE,
     ),
 ]
 

@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from segagent_rt.cli import console
-from segagent_rt.cli.parameters import RESULTS, JsonOption, OverwriteOption, QuietOption
+from segagent_rt.cli.parameters import (
+    MOST_SCENES,
+    RESULTS,
+    JsonOption,
+    OverwriteOption,
+    QuietOption,
+)
 
 
 def command(
@@ -25,7 +31,9 @@ def command(
     count: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Write this many scenes, with a data file for eval and trajectories."
+            min=1,
+            max=MOST_SCENES,
+            help="Write this many scenes, with a data file for eval and trajectories.",
         ),
     ] = None,
     side: Annotated[int, typer.Option(min=64, max=4096, help="Width and height in pixels.")] = 512,

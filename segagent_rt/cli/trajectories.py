@@ -12,6 +12,7 @@ import typer
 from segagent_rt.choices import AfterLoss
 from segagent_rt.cli import console
 from segagent_rt.cli.parameters import (
+    MOST_CLICKS,
     SEARCH,
     BackendOption,
     BundleOption,
@@ -79,7 +80,10 @@ def command(
         ),
     ] = None,
     max_clicks: Annotated[
-        int, typer.Option(min=1, help="Largest number of clicks.", rich_help_panel=SEARCH)
+        int,
+        typer.Option(
+            min=1, max=MOST_CLICKS, help="Largest number of clicks.", rich_help_panel=SEARCH
+        ),
     ] = 20,
     good: Annotated[
         float, number_option(min=0, max=1, help="IoU at which a trajectory ends.", panel=SEARCH)
@@ -101,6 +105,7 @@ def command(
         int | None,
         typer.Option(
             min=1,
+            max=MOST_CLICKS,
             help="Add a StaR+ round, in which the bundle's MLLM makes this many clicks.",
             rich_help_panel=SEARCH,
         ),

@@ -169,11 +169,12 @@ def test_the_grammar_of_llama_cpp_quotes_what_it_must():
         ("<|im_start|>system\nBe good.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|>"
          "<|vision_end|>Do <ref>{expression}</ref>\nnow<|im_end|>\n<|im_start|>assistant\n",
          "<|image_pad|>", ("Be good.", "Do <ref>{expression}</ref>\nnow")),
-        ("<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Do<|im_end|>\n"
-         "<|im_start|>assistant\n", "<|image_pad|>", ("", "Do")),
-        ("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nPicture 1: <img><imgpad></img>\nDo"
-         "<|im_end|>\n<|im_start|>assistant\n", "<imgpad>", ("S", "Do")),
-        ("<s>USER: <image>\nDo\nit ASSISTANT:", "<image>", ("", "Do\nit")),
+        ("<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Do {expression}<|im_end|>\n"
+         "<|im_start|>assistant\n", "<|image_pad|>", ("", "Do {expression}")),
+        ("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nPicture 1: <img><imgpad></img>\n{expression}"
+         "<|im_end|>\n<|im_start|>assistant\n", "<imgpad>", ("S", "{expression}")),
+        ("<s>USER: <image>\nDo\n{expression} ASSISTANT:",
+         "<image>", ("", "Do\n{expression}")),
     ],
 )  # fmt: skip
 def test_the_family_s_frame_is_left_to_the_server(codec, prompt, picture, said):

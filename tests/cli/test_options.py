@@ -70,6 +70,28 @@ def test_an_option_without_effect_is_a_usage_error(terminal, tmp_path, monkeypat
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "x.png", "it", "--candidates"),
+        ("run", "x.png", "it", "--max-clicks"),
+        ("refine", "x.png", "m.png", "it", "--max-clicks"),
+        ("eval", "--scenes"),
+        ("eval", "data.json", "--ray", "local", "--workers"),
+        ("scene", "--count"),
+        ("trajectories", "data.json", "--max-clicks"),
+        ("trajectories", "data.json", "--star"),
+    ],
+    ids=" ".join,
+)
+def test_work_without_an_end_is_a_usage_error(terminal, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    done = terminal(*arguments, "100000000000000000000")
+    assert done.code == 2
+    assert "less than or equal to" in " ".join(done.err.replace("│", " ").split())
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400"])
 @pytest.mark.parametrize(
     "arguments",
