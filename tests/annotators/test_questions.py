@@ -171,8 +171,8 @@ def test_the_grammar_of_llama_cpp_quotes_what_it_must():
          "<|image_pad|>", ("Be good.", "Do <ref>{expression}</ref>\nnow")),
         ("<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Do {expression}<|im_end|>\n"
          "<|im_start|>assistant\n", "<|image_pad|>", ("", "Do {expression}")),
-        ("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nPicture 1: <img><imgpad></img>\n{expression}"
-         "<|im_end|>\n<|im_start|>assistant\n", "<imgpad>", ("S", "{expression}")),
+        ("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nPicture 1: <img><imgpad></img>\n"
+         "{expression}<|im_end|>\n<|im_start|>assistant\n", "<imgpad>", ("S", "{expression}")),
         ("<s>USER: <image>\nDo\n{expression} ASSISTANT:",
          "<image>", ("", "Do\n{expression}")),
     ],
