@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +12,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from segagent_rt.errors import InputError, Interrupted
+
+_LOG = logging.getLogger("segagent_rt")
 
 
 class Stopwatch:
@@ -69,38 +74,34 @@ class Deadline:
     """
 
     def __init__(self, seconds: float | None) -> None:
-        left = float("inf")
-        if seconds is not None:
-            left = max(0.0, check_seconds(seconds, "a deadline") - AHEAD)
-        self._at = time.monotonic() + left
+        self.at = math.inf
         self._lock = threading.Lock()
         self._running: dict[int, Callable[[], None]] = {}
-        self._timer: threading.Timer | None = None
         if seconds is not None:
-            self._timer = threading.Timer(left, self._expire)
-            self._timer.daemon = True
-            self._timer.start()
+            left = max(0.0, check_seconds(seconds, "a deadline") - AHEAD)
+            self.at = time.monotonic() + left
+            _WATCHDOG.watch(self)
 
     def expire(self) -> None:
         """Time is up now; without an end, nothing happens."""
-        if self._timer is not None:
-            self._at = time.monotonic()
-            self._expire()
+        if self.at < math.inf:
+            self.at = time.monotonic()
+            self.close()
+            self.stop_running()
 
     @property
     def remaining(self) -> float | None:
         """Seconds left, at least 0; None if there is no end."""
-        return None if self._timer is None else max(0.0, self._at - time.monotonic())
+        return None if self.at == math.inf else max(0.0, self.at - time.monotonic())
 
     def close(self) -> None:
         """Nothing will be stopped any more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        _WATCHDOG.forget(self)
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Make this the deadline of the calls inside."""
-        token = _CURRENT.set(_CURRENT.get() if self._timer is None else self)
+        token = _CURRENT.set(_CURRENT.get() if self.at == math.inf else self)
         try:
             yield
         finally:
@@ -119,10 +120,76 @@ class Deadline:
             with self._lock:
                 del self._running[id(stop)]
 
-    def _expire(self) -> None:
+    def stop_running(self) -> None:
+        """Stop every call that runs under the deadline."""
         with self._lock:
             for stop in self._running.values():
-                stop()
+                try:
+                    stop()
+                except Exception:  # the other calls are stopped all the same
+                    _LOG.exception("a call could not be stopped at its deadline")
+
+
+class _Watchdog:
+    """Stops what runs when a deadline passes: one thread for all deadlines of the process.
+
+    A server sets a deadline for each request. A `threading.Timer` for each would start a thread
+    each, and would be kept alive by a cycle of references until a search for garbage.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._watched = set[Deadline]()
+        self._wakes = math.inf
+        self._thread: threading.Thread | None = None
+
+    def watch(self, deadline: Deadline) -> None:
+        """Stop what runs under a deadline when it passes."""
+        with self._changed:
+            self._watched.add(deadline)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
+                self._thread.start()
+            elif deadline.at < self._wakes:
+                self._changed.notify()
+
+    def forget(self, deadline: Deadline) -> None:
+        """Watch a deadline no longer."""
+        with self._changed:
+            self._watched.discard(deadline)
+
+    def _run(self) -> None:
+        while True:
+            self._stop_passed()
+
+    def _stop_passed(self) -> None:
+        for passed in self._wait():
+            passed.stop_running()
+
+    def _wait(self) -> list[Deadline]:
+        """Those that have passed, after a wait for the next one."""
+        with self._changed:
+            self._wakes = min((each.at for each in self._watched), default=math.inf)
+            left = self._wakes - time.monotonic()
+            if left > 0:
+                self._changed.wait(min(left, threading.TIMEOUT_MAX))
+            now = time.monotonic()
+            passed = [each for each in self._watched if each.at <= now]
+            self._watched.difference_update(passed)
+            return passed
+
+
+_WATCHDOG = _Watchdog()
+
+
+def _watch_after_fork() -> None:
+    """A forked process has none of its parent's threads."""
+    global _WATCHDOG
+    _WATCHDOG = _Watchdog()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_watch_after_fork)
 
 
 _CURRENT: ContextVar[Deadline | None] = ContextVar("deadline", default=None)

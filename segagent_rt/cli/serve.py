@@ -139,7 +139,7 @@ def command(
         raise
     from segagent_rt.serve.bundles import load_bundles
     from segagent_rt.serve.limits import MIB, ServeLimits
-    from segagent_rt.serve.malloc import return_freed_memory
+    from segagent_rt.serve.process_memory import search_garbage, share_heaps
     from segagent_rt.serve.server_settings import ServerSettings, token_for
     from segagent_rt.serve.service import SegmentationService
 
@@ -157,7 +157,7 @@ def command(
     )
     names = tuple(each.lower() for each in name or ())
     settings = ServerSettings(host, port, token_for(host), names, limits)
-    return_freed_memory()
+    share_heaps()
     listener = listen(settings)
     settings = settings.on_port(listener.getsockname()[1])
     metrics = service_metrics(lambda: service)
@@ -169,4 +169,5 @@ def command(
     )
     adapters = (x_anylabeling_router, label_studio_router)
     app = create_app(service, settings, metrics, adapters=adapters)
+    search_garbage()
     run_server(app, listener, settings, lambda: console.say(f"serving on {settings.url}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -25,6 +26,7 @@ from segagent_rt.serve.guard import LOG, MISTAKE, App, Guard, error_place
 from segagent_rt.serve.image_routes import ImageRoutes, first_problem
 from segagent_rt.serve.job_runner import JobRunner
 from segagent_rt.serve.metrics import Metrics
+from segagent_rt.serve.process_memory import return_memory_regularly
 from segagent_rt.serve.server_settings import ServerSettings
 from segagent_rt.serve.service import SegmentationService
 from segagent_rt.serve.site import site_router
@@ -62,7 +64,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        keeper = asyncio.create_task(return_memory_regularly(lambda: service.queue.admitted))
         yield
+        keeper.cancel()
         service.close()
 
     api = FastAPI(

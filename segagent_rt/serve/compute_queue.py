@@ -24,6 +24,9 @@ class ComputeQueue:
     Args:
         workers: pieces of work at a time.
         waiting: requests that may be admitted beyond that.
+
+    Attributes:
+        admitted: requests that were taken in so far.
     """
 
     def __init__(self, workers: int, waiting: int) -> None:
@@ -31,12 +34,12 @@ class ComputeQueue:
         self._lock = threading.Lock()
         self._free = workers
         self._line = deque[threading.Event]()
-        self._admitted = 0
+        self._present = self.admitted = 0
 
     @property
     def load(self) -> int:
         """Requests that are admitted and not finished."""
-        return self._admitted
+        return self._present
 
     def admit(self, seconds: float) -> Job:
         """Take a request in.
@@ -51,15 +54,16 @@ class ComputeQueue:
             ServerBusy: too many were taken in already.
         """
         with self._lock:
-            if self._admitted >= self._most:
+            if self._present >= self._most:
                 raise ServerBusy("the server is busy: its queue is full", retry_after=2)
-            self._admitted += 1
+            self._present += 1
+            self.admitted += 1
         return Job(self, seconds)
 
     def leave(self) -> None:
         """One request less."""
         with self._lock:
-            self._admitted -= 1
+            self._present -= 1
 
     def wait_for_turn(self, deadline: Deadline) -> None:
         """Wait until a worker is free.
@@ -67,9 +71,8 @@ class ComputeQueue:
         Raises:
             Interrupted: the deadline passed first.
         """
-        stopped = Interrupted("the request was stopped before its turn came")
         if deadline.remaining == 0.0:
-            raise stopped
+            raise _stopped()
         with self._lock:
             if self._free and not self._line:
                 self._free -= 1
@@ -83,7 +86,7 @@ class ComputeQueue:
             if not called:
                 self._line.remove(place)
         if not called:
-            raise stopped
+            raise _stopped()
 
     def end_turn(self) -> None:
         """Pass the worker on to whoever waits the longest."""
@@ -135,3 +138,9 @@ class Job:
     ) -> None:
         self._deadline.close()
         self._queue.leave()
+
+
+def _stopped() -> Interrupted:
+    """Made where it is raised: an error in a local variable of a frame that its own traceback holds
+    would keep the request, and the image that it works on, until a search for garbage."""
+    return Interrupted("the request was stopped before its turn came")

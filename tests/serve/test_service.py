@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import pytest
@@ -212,6 +215,23 @@ def test_a_job_that_waits_too_long_is_interrupted_and_leaves_the_line():
         running.run(wait_in_line)
     with service.admit() as job:
         assert job.run(lambda: 5) == 5
+
+
+def test_a_request_that_was_stopped_in_line_keeps_no_image():
+    """The error held itself by its own traceback, and with it the image, until a search for
+    garbage: under load the server grew by an image for each client that went away."""
+    service = SegmentationService({"fake": FakeRuntime()})
+    gc.disable()
+    try:
+        with service.admit() as running, service.admit(0.05) as late:
+            image = service.open_image(running, GREY)
+            running.run(partial(quiet, service, late, image))
+            canvas = weakref.ref(image.canvas)
+            service.close_image(image.id)
+            del image
+            assert canvas() is None
+    finally:
+        gc.enable()
 
 
 def test_images_are_closed_when_there_are_too_many_or_they_are_too_large():
