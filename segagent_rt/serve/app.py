@@ -22,8 +22,9 @@ from segagent_rt.errors import (
     SegagentError,
     ServerBusy,
 )
+from segagent_rt.serve.direct_route import DirectRoute, DirectRoutes, first_problem
 from segagent_rt.serve.guard import LOG, MISTAKE, App, Guard, error_place
-from segagent_rt.serve.image_routes import ImageRoutes, first_problem
+from segagent_rt.serve.image_routes import ImageRoutes
 from segagent_rt.serve.job_runner import JobRunner
 from segagent_rt.serve.metrics import Metrics
 from segagent_rt.serve.process_memory import return_memory_regularly
@@ -67,6 +68,7 @@ def create_app(
         keeper = asyncio.create_task(return_memory_regularly(lambda: service.queue.admitted))
         yield
         keeper.cancel()
+        runner.close()
         service.close()
 
     api = FastAPI(
@@ -79,12 +81,14 @@ def create_app(
     )
     for kind in (SegagentError, HTTPException, RequestValidationError, Exception):
         api.add_exception_handler(kind, answer_error)
-    api.include_router(ImageRoutes(runner).router())  # first, as routes are tried in order
+    images = ImageRoutes(runner).router()
+    api.include_router(images)
     api.include_router(_about(service, counters))
     api.include_router(site_router(service))
     for make in adapters:
         api.include_router(make(runner))
-    return Guard(api, settings, counters)
+    direct = [route for route in images.routes if isinstance(route, DirectRoute)]
+    return Guard(DirectRoutes(api, direct, answer_error), settings, counters)
 
 
 def service_metrics(find: Callable[[], SegmentationService]) -> Metrics:

@@ -1,51 +1,65 @@
-"""HTTP connections whose request heads have to arrive in time."""
+"""HTTP connections whose request heads have to arrive in time, and are bounded."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+if TYPE_CHECKING or not find_spec("httptools"):
+    from uvicorn.protocols.http.h11_impl import H11Protocol as Connection
+else:  # written in C: it takes 0.3 ms less for a request and its answer
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Connection
+
+LARGEST_HEAD = 64 << 10
+"""Bytes. httptools sets no bound itself; h11's is the same."""
 
 
-def timed_connection(seconds: float) -> type[H11Protocol]:
-    """A connection for uvicorn that is closed if a request's head takes too long.
+class TimedConnection(Connection):
+    """Is closed if a request's head takes too long, or is too large.
 
     uvicorn waits for it without an end, so a few slow clients could hold every connection.
 
-    Args:
+    Attributes:
         seconds: from the connection's first byte, or from the end of the last request.
     """
 
-    class TimedConnection(H11Protocol):
-        """See `timed_connection`."""
+    seconds = 10.0
+    _late: asyncio.TimerHandle | None = None
+    _arrived = 0
 
-        _late: asyncio.TimerHandle | None = None
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._late = self.loop.call_later(self.seconds, self._close_if_late)
 
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._late = self.loop.call_later(seconds, self._close_if_late)
-
-        def data_received(self, data: bytes) -> None:
-            if self._late is None and (self.cycle is None or self.cycle.response_complete):
-                self._late = self.loop.call_later(seconds, self._close_if_late)
-            before = self.cycle
-            super().data_received(data)
-            if self.cycle is not before:  # a whole head has arrived
-                self._disarm()
-
-        def connection_lost(self, exc: Exception | None) -> None:
+    def data_received(self, data: bytes) -> None:
+        if self._late is None and (self.cycle is None or self.cycle.response_complete):
+            self._late = self.loop.call_later(self.seconds, self._close_if_late)
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not before:  # a whole head has arrived
             self._disarm()
-            super().connection_lost(exc)
+        elif self._late is not None:
+            self._arrived += len(data)
+            if self._arrived > LARGEST_HEAD:
+                self._close_if_late()
 
-        def _disarm(self) -> None:
-            if self._late is not None:
-                self._late.cancel()
-                self._late = None
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
 
-        def _close_if_late(self) -> None:
+    def _disarm(self) -> None:
+        self._arrived = 0
+        if self._late is not None:
+            self._late.cancel()
             self._late = None
-            if not self.transport.is_closing():
-                self.transport.close()
 
-    return TimedConnection
+    def _close_if_late(self) -> None:
+        self._disarm()
+        if not self.transport.is_closing():
+            self.transport.close()
+
+
+def timed_connection(seconds: float) -> type[TimedConnection]:
+    """The connections of a server for uvicorn, with its time for heads of requests."""
+    return type("ServerConnection", (TimedConnection,), {"seconds": seconds})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from segagent_rt.draw import png
@@ -16,6 +16,7 @@ from segagent_rt.result_pictures import cutout
 from segagent_rt.serve import schemas
 from segagent_rt.serve.answers import image_answer, image_coco, image_document, object_answer
 from segagent_rt.serve.compute_queue import Job
+from segagent_rt.serve.direct_route import DirectRoute, is_json, parse_body
 from segagent_rt.serve.image_content import decode_base64, mask_of_picture, mask_of_rle
 from segagent_rt.serve.job_runner import JobRunner
 from segagent_rt.serve.mask_formats import MaskFormat
@@ -23,8 +24,6 @@ from segagent_rt.serve.object_history import ObjectState
 from segagent_rt.serve.open_images import OpenImage
 from segagent_rt.serve.service import shown_mask
 from segagent_rt.types import Prediction, RgbImage
-
-B = TypeVar("B", bound=BaseModel)
 
 Responses: TypeAlias = dict[int | str, dict[str, Any]]
 """Answers of an operation by status, as FastAPI documents them."""
@@ -136,7 +135,7 @@ class ImageRoutes:
 
     def router(self) -> APIRouter:
         """All routes."""
-        router = APIRouter(prefix="/v1", responses=ERRORS, tags=["images"])
+        router = APIRouter(prefix="/v1", responses=ERRORS, tags=["images"], route_class=DirectRoute)
         one, number = "/images/{image}", "/images/{image}/objects/{number}"
         image, state = _one(schemas.ImageAnswer), _one(schemas.ObjectAnswer)
         rating = _one(schemas.ScoreAnswer)
@@ -176,7 +175,7 @@ class ImageRoutes:
         for a while, or when memory is short.
         """
         content = await request.body()
-        if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+        if not is_json(request):
             if not content:
                 raise InputError("the request has no body", hint="send a picture, or JSON")
             made = await self._runner.run(
@@ -426,25 +425,6 @@ def prior_of(mask: schemas.RleBody | str | None, megapixels: float) -> Predictio
     if isinstance(mask, str):
         return mask_of_picture(mask, megapixels)
     return mask_of_rle(mask.size, mask.counts, megapixels)
-
-
-def parse_body(content: bytes, model: type[B]) -> B:
-    """A JSON body as a model.
-
-    Raises:
-        InputError: it is no JSON, or not as the model says.
-    """
-    try:
-        return model.model_validate_json(content)
-    except ValidationError as error:
-        raise InputError(first_problem(error.errors(include_input=False))) from None
-
-
-def first_problem(errors: Any) -> str:
-    """The first of pydantic's errors in one sentence, without what the client sent."""
-    first = errors[0] if errors else {}
-    place = ".".join(str(each)[:60] for each in first.get("loc", ()) if each != "body")
-    return f"{place or 'the request'}: {first.get('msg', 'is not valid')}"
 
 
 def _jpeg(pixels: RgbImage) -> bytes:

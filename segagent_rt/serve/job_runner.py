@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,6 +18,9 @@ from segagent_rt.serve.service import SegmentationService
 
 T = TypeVar("T")
 
+ASIDE = 8
+"""Threads for what is not admitted, such as undo."""
+
 
 class JobRunner:
     """Runs what requests ask of a service.
@@ -28,7 +31,8 @@ class JobRunner:
 
     def __init__(self, service: SegmentationService) -> None:
         self.service = service
-        self._threads: CapacityLimiter | None = None
+        most = service.limits.workers + service.limits.waiting + ASIDE
+        self._threads = ThreadPoolExecutor(most, thread_name_prefix="request")
 
     async def run(
         self, request: Request, work: Callable[[Job], T], *, seconds: float | None = None
@@ -48,6 +52,9 @@ class JobRunner:
             watcher = asyncio.create_task(cancel_when_gone(request.receive, job))
             try:
                 return await self.in_thread(lambda: work(job))
+            except asyncio.CancelledError:  # the server ends; its threads are waited for
+                job.cancel()
+                raise
             finally:
                 watcher.cancel()
 
@@ -78,11 +85,15 @@ class JobRunner:
         return EventStream(self, job, items, describe)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Call a function in a thread; there are as many as requests that may be admitted."""
-        if self._threads is None:
-            limits = self.service.limits
-            self._threads = CapacityLimiter(limits.workers + limits.waiting + 8)
-        return await to_thread.run_sync(work, limiter=self._threads)
+        """Call a function in a thread; there are as many as requests that may be admitted.
+
+        anyio's threads would let the event loop go round twice more before they begin.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def close(self) -> None:
+        """No further work is taken."""
+        self._threads.shutdown(wait=False)
 
 
 class EventStream(Response):

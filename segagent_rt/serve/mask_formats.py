@@ -42,7 +42,8 @@ def _bilevel_png(mask: Mask) -> bytes:
     Every click answers with one; here it takes a sixth of the time that OpenCV and Pillow need.
     """
     height, width = mask.shape
-    rows = np.pad(np.packbits(mask, axis=1), ((0, 0), (1, 0)))  # each begins with its filter, none
+    rows = np.zeros((height, 1 + (width + 7) // 8), np.uint8)  # each begins with its filter, none
+    rows[:, 1:] = np.packbits(mask, axis=1)
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 1)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(

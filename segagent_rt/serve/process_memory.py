@@ -13,11 +13,15 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-M_ARENA_MAX = -8
-"""`mallopt`'s number in glibc's malloc.h."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+"""`mallopt`'s numbers in glibc's malloc.h."""
 
 HEAPS = 2
 """However many threads there are: what one thread freed, another one takes."""
+
+LARGE = 32 << 20
+"""Bytes from which an array has pages of its own, as much as glibc allows: a small number costs
+each click new pages for its mask. Twice as much may lie free at the end of a heap."""
 
 SEARCH_AFTER = 2000
 """New objects between searches for garbage: Python's own number from 3.12 on."""
@@ -28,13 +32,17 @@ every request: drawing a mask of 1600 x 1200 pixels on new pages takes ten times
 
 
 def share_heaps() -> None:
-    """Let all threads share a few heaps of glibc. Elsewhere than on Linux nothing is done.
+    """Let all threads share a few heaps of glibc, which keep what is freed until
+    `return_freed_memory`. Elsewhere than on Linux nothing is done.
 
     Left alone, each of dozens of threads fills a heap of its own.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).mallopt(M_ARENA_MAX, HEAPS)
+            glibc = ctypes.CDLL(None)
+            glibc.mallopt(M_ARENA_MAX, HEAPS)
+            glibc.mallopt(M_MMAP_THRESHOLD, LARGE)
+            glibc.mallopt(M_TRIM_THRESHOLD, 2 * LARGE)
 
 
 def search_garbage() -> None:

@@ -28,9 +28,10 @@ from segagent_rt.serve.answers import object_answer
 from segagent_rt.serve.app import STATUSES
 from segagent_rt.serve.bundles import load_bundles
 from segagent_rt.serve.compute_queue import Job
+from segagent_rt.serve.direct_route import first_problem
 from segagent_rt.serve.guard import RefusedRequest, check_request
 from segagent_rt.serve.image_content import decode_base64
-from segagent_rt.serve.image_routes import first_problem, prior_of
+from segagent_rt.serve.image_routes import prior_of
 from segagent_rt.serve.limits import ServeLimits
 from segagent_rt.serve.object_history import ObjectState
 from segagent_rt.serve.schemas import SegmentBody

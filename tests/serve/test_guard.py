@@ -6,6 +6,7 @@ import base64
 import logging
 import time
 import zlib
+from contextlib import suppress
 
 import pytest
 
@@ -215,6 +216,17 @@ def test_slow_uploads_and_slow_heads_end():
             with server.raw(head) as slow:
                 assert slow.recv(100) == b""
         assert time.monotonic() - start < 8
+
+
+def test_a_head_without_an_end_is_cut_off(server):
+    """httptools keeps headers without a bound."""
+    with server.raw(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ") as endless:
+        with suppress(ConnectionError):
+            for _ in range(64):
+                endless.sendall(b"x" * (16 << 10))
+                time.sleep(0.005)
+        with suppress(ConnectionError):
+            assert b" 200 " not in b"".join(iter(lambda: endless.recv(4096), b""))
 
 
 def test_a_connection_may_be_used_again_after_a_pause():
