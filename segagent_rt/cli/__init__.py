@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -19,10 +20,28 @@ from segagent_rt.cli import console
 from segagent_rt.cli.examples import epilog
 from segagent_rt.errors import Cancelled, SegagentError
 
-COMMANDS = (
-    "demo", "run", "serve", "refine", "score", "eval", "convert", "trajectories", "bench", "scene",
-    "export", "pull", "push", "bundles", "build", "pack", "unpack", "inspect", "doctor",
-)  # fmt: skip
+COMMANDS = {
+    "demo": "Segment one object of a packaged image, without any download.",
+    "run": "Segment what words describe, or what clicks and boxes show.",
+    "serve": "Serve a page for people, and an HTTP API for programs and annotation tools.",
+    "refine": "Improve an existing mask.",
+    "score": "Rate how well a mask fits its expression.",
+    "eval": "Measure the accuracy of a bundle on a data set.",
+    "convert": "Convert data sets to other formats, and trajectories to training data.",
+    "trajectories": "Record click trajectories from images and masks, as training data.",
+    "bench": "Measure latency, accuracy and memory on this machine.",
+    "scene": "Draw a generated scene, and print expressions for its objects.",
+    "export": "Export published checkpoints to a bundle, and compare it with them.",
+    "pull": "Download a bundle from a hub.",
+    "push": "Prepare a bundle for a hub, and upload it on request.",
+    "bundles": "List the bundles on this machine: exported, downloaded, and shipped.",
+    "build": "Build engines for this machine's GPU (TensorRT) or its CPU (OpenVINO).",
+    "pack": "Write a bundle as one file.",
+    "unpack": "Unpack a bundle that `pack` wrote.",
+    "inspect": "Show the content of a bundle: parts, variants, sizes and verified figures.",
+    "doctor": "Show which backends work on this machine, and what is missing.",
+}
+"""Names and summaries: listing them imports no command, so `--help` and `--version` are quick."""
 
 RESUMED_BY = {
     "eval": "run the same command again to continue",
@@ -64,8 +83,13 @@ def fail(error: SegagentError) -> NoReturn:
 
 
 def build_app(arguments: list[str]) -> typer.Typer:
-    """The Typer app with the command asked for, or with all of them."""
-    asked = [name for name in arguments[:1] if name in COMMANDS]
+    """The Typer app with the command asked for, or with the names of all of them.
+
+    Shell completion needs the options of all commands, and sets a variable of the environment.
+    """
+    completing = "_SEGAGENT_RT_COMPLETE" in os.environ
+    first = next((each for each in arguments if not each.startswith("-")), "")
+    asked = [first] if first in COMMANDS else []
     app = typer.Typer(
         name="segagent-rt",
         help="Say what you want cut out of a photo; get the mask, on your own device.",
@@ -77,18 +101,31 @@ def build_app(arguments: list[str]) -> typer.Typer:
     )
     app.callback()(_options)
     for name in asked or COMMANDS:
-        module = import_module(f"segagent_rt.cli.{name}")
-        if hasattr(module, "GROUP"):
-            group = typer.Typer(cls=module.GROUP, help=module.__doc__, epilog=epilog(name))
-            for inner, (command, about) in module.COMMANDS.items():
-                ends = epilog(f"{name} {inner}") or epilog(name)
-                group.command(inner, help=about, epilog=ends)(_guarded(command, name))
-            app.add_typer(group, name=name)
+        if asked or completing:
+            _add(app, name)
         else:
-            about = _paragraphs(f"{module.__doc__}\n\n{module.command.__doc__}")
-            command = app.command(name, help=about, short_help=module.__doc__, epilog=epilog(name))
-            command(_guarded(module.command, name))
+            app.command(name, help=COMMANDS[name])(_listed)
     return app
+
+
+def _add(app: typer.Typer, name: str) -> None:
+    """Add a command, with all its options, or a group of commands."""
+    module = import_module(f"segagent_rt.cli.{name}")
+    if hasattr(module, "GROUP"):
+        group = typer.Typer(cls=module.GROUP, help=COMMANDS[name], epilog=epilog(name))
+        for inner, (command, about) in module.COMMANDS.items():
+            ends = epilog(f"{name} {inner}") or epilog(name)
+            group.command(inner, help=about, epilog=ends)(_guarded(command, name))
+        app.add_typer(group, name=name)
+    else:
+        about = _paragraphs(f"{COMMANDS[name]}\n\n{module.command.__doc__}")
+        add = app.command(name, help=about, short_help=COMMANDS[name], epilog=epilog(name))
+        add(_guarded(module.command, name))
+
+
+def _listed() -> None:
+    """Stands for a command where commands are only listed."""
+    raise AssertionError("a command that was not asked for was called")
 
 
 def _paragraphs(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Build engines for this machine: for its GPU with TensorRT, for its CPU with OpenVINO."""
+"""Build engines for this machine's GPU (TensorRT) or its CPU (OpenVINO)."""
 
 from __future__ import annotations
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +40,36 @@ def refusal(line: str) -> str | None:
     except Exception as error:  # what a parser raises is its library's own
         return f"{line}: {error}"
     return None
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_listed_with_the_summary_of_its_module(name):
+    module = importlib.import_module(f"segagent_rt.cli.{name}")
+    assert module.__doc__ == COMMANDS[name]
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_what_lists_commands_imports_none_of_them(option):
+    code = (
+        f"import sys; sys.argv = ['segagent-rt', '{option}']\n"
+        "from segagent_rt.cli import COMMANDS, main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print({'numpy', *(f'segagent_rt.cli.{name}' for name in COMMANDS)} & {*sys.modules})"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "set()"
+
+
+def test_a_shell_completes_names_and_options():
+    def completed(words: str, at: int) -> list[str]:
+        asked = {"_SEGAGENT_RT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": at}
+        env = {**os.environ, **{name: str(value) for name, value in asked.items()}}
+        program = [sys.executable, "-m", "segagent_rt"]
+        return subprocess.run(program, env=env, capture_output=True, text=True).stdout.split()
+
+    assert completed("segagent-rt exp", 1) == ["export"]
+    assert "--click" in completed("segagent-rt run --cl", 2)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
