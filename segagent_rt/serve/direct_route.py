@@ -46,8 +46,9 @@ class DirectRoute(APIRoute):
             values: dict[str, Any] = dict.fromkeys(requests, request)
             for name, adapter in paths.items():
                 values[name] = _checked(adapter, name, request.path_params[name])
+            sent = request.query_params if request.scope["query_string"] else {}
             for name, (adapter, default) in queries.items():
-                given = request.query_params.get(name, default)
+                given = sent.get(name, default)
                 if given is Parameter.empty:
                     raise InputError(f"the request lacks `{name}`", hint=f"add ?{name}=...")
                 values[name] = given if given is default else _checked(adapter, name, given)

@@ -64,7 +64,7 @@ class PromptBody(ApiModel):
     expression: Words = ""
     clicks: Annotated[list[ClickBody], Field(max_length=100)] = []
     box: BoxBody | None = None
-    run: RunBody = RunBody()
+    run: RunBody = Field(default_factory=RunBody)
 
     def prompt(self) -> ObjectPrompt:
         """As the library has it."""
@@ -122,7 +122,7 @@ class RefineBody(ApiModel):
     """A further run of the model."""
 
     expression: Words | None = None
-    run: RunBody = RunBody()
+    run: RunBody = Field(default_factory=RunBody)
 
 
 class ScoreBody(ApiModel):
