@@ -23,7 +23,7 @@ from segagent_rt.image import load_image, rle_to_mask
 from segagent_rt.serve.limits import ServeLimits
 from segagent_rt.testing import DiscSegmenter
 from tests.serve.fakes import CLICKS, FakeRuntime
-from tests.serve.live import LiveServer
+from tests.serve.live import LiveServer, wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -231,7 +231,8 @@ def test_a_photo_is_dropped_and_pasted(visit, server):
         page.evaluate(give.replace("KIND", kind), content)
         expect(page.locator("#status")).to_contain_text("100 \u00d7 60")
         settle(page)
-        assert server.service.images.count == max(opened, 1)
+        # The page closes the image before once the new one is there.
+        wait_until(lambda opened=opened: server.service.images.count == max(opened, 1))
 
 
 def test_clicks_undo_layers_and_files(visit, server, choose_photo):
