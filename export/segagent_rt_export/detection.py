@@ -128,7 +128,7 @@ def _segmenter(wishes: Wishes) -> DetectedPart:
 
 def _detect(text: str, wishes: Wishes) -> DetectedPart:
     place = locate(text, Path())
-    if place.is_file():
+    if not place.is_dir():
         if wishes.base or wishes.preset:
             raise RecipeInvalid(f"{text} is a segmenter", hint="leave out --preset and --base")
         return _of_segmenter(text, _family_of_file(place), wishes)

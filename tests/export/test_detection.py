@@ -7,6 +7,7 @@ not read but for files whose tensors' names are all that tells them apart.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -317,3 +318,9 @@ def test_what_is_printed_is_what_is_exported(tmp_path):
     )
     recipe, text = detect_recipe('a "quoted" name', Wishes())
     assert parse_recipe(text, Path("other.toml")) == recipe
+
+
+def test_a_checkpoint_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "sam.pt")
+    with pytest.raises(CheckpointInvalid, match="not a regular file"):
+        detect_recipe(str(tmp_path / "sam.pt"), Wishes())
