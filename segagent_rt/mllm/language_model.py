@@ -223,7 +223,7 @@ class LanguageModel:
     def _run(
         self, cache: KVCache, embeddings: Floats, at: npt.NDArray[np.int64], output: str
     ) -> Floats:
-        """Append tokens to the cache; returns the rows of an output that belong to those at `at`"""
+        """Append tokens to the cache; returns rows of an output, of the tokens at `at`."""
         cache.length += embeddings.shape[1]
         feeds: dict[str, Any] = {
             "inputs_embeds": embeddings[:1],
