@@ -127,7 +127,11 @@ class PublishedMllm:
         text = self.text | {"bos_token_id": None, "eos_token_id": None}
         if self.family == "llava":
             image = {"image_token_index": tokens["<image>"]} if tokens else {}
-            config = LlavaConfig(CLIPVisionConfig(**self.vision), LlamaConfig(**text), **image)
+            config = LlavaConfig(
+                vision_config=CLIPVisionConfig(**self.vision),
+                text_config=LlamaConfig(**text),
+                **image,
+            )
             return LlavaForConditionalGeneration(config)
         kinds: dict[str, tuple[Any, Any]] = {
             "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
