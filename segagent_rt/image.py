@@ -196,7 +196,9 @@ def _rgb_of_picture(picture: Any, name: str, value_range: Range | None) -> RgbIm
     if picture.format == "PPM":  # the file says what is white, and Pillow scales to 16 bits
         value_range = (0, 65535) if deep else None
     elif deep and value_range is None:
-        kind = {"F": "floating-point", "I": "32-bit"}.get(picture.mode, "16-bit")
+        # Before version 11, Pillow called a PNG of 16 bits "I". No PNG has 32.
+        mode = "I;16" if picture.format == "PNG" else picture.mode
+        kind = {"F": "floating-point", "I": "32-bit"}.get(mode, "16-bit")
         raise _no_range(name, f"{kind} values")
     if deep and len(picture.getbands()) > 1:  # Pillow would keep the upper eight bits only
         return _rgb_of_array(_decode_deep(picture, name), name, value_range)
