@@ -69,6 +69,9 @@ class Deadline:
     `stop` is called from another thread, and the call, or the next one, ends in `Interrupted`.
     A deadline without an end leaves the one around it in effect.
 
+    Attributes:
+        at: the moment, on the clock of `time.monotonic`; infinity without an end.
+
     Raises:
         InputError: the seconds are negative, infinite or not a number.
     """

@@ -18,7 +18,7 @@ SPOON = Box(326, 240, 406, 326)
 """The bowl of the spoon on the packaged photo."""
 
 CUP = Box(172, 16, 426, 308)
-"""The cup, with the tip of the spoon's handle, which the mask holds, too."""
+"""The cup, and the tip of the spoon's handle, which the mask includes."""
 
 
 @pytest.fixture(scope="module")

@@ -190,7 +190,7 @@ class LanguageModel:
     def forward_branches(
         self, cache: KVCache, tokens: Sequence[int], branches: Sequence[Sequence[int]]
     ) -> Floats:
-        """Append tokens to the cache, and see in the same call what would follow several texts.
+        """Append tokens to the cache, and get logits for several continuations in the same call.
 
         Args:
             cache: gets the tokens, but no branch.

@@ -28,7 +28,7 @@ SEARCH_AFTER = 2000
 
 PAUSE = 5.0
 """Seconds between returns. Pages that are used again cost time, so they are not returned after
-every request: drawing a mask of 1600 x 1200 pixels on new pages takes ten times as long."""
+every request: drawing a large mask on new pages takes much longer."""
 
 
 def share_heaps() -> None:

@@ -58,7 +58,7 @@ def errors_of_branches(annotator, image):
 
 @contextmanager
 def causal(self, start, lengths):
-    """The planted fault: branches stand where they should, and see those before them."""
+    """The planted fault: positions are right, but branches attend to those before them."""
     rows = slice(start, start + sum(lengths))
     steps = [start + step for length in lengths for step in range(length)]
     self.cos[rows], self.sin[rows] = self.cos[steps], self.sin[steps]
