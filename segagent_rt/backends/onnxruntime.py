@@ -24,7 +24,6 @@ import onnxruntime as ort
 
 from segagent_rt.backends.checked_session import check_process, closed
 from segagent_rt.backends.cores import thread_count
-from segagent_rt.backends.driver import gpu
 from segagent_rt.backends.host_buffer import on_host
 from segagent_rt.backends.registry import Backend, get_backend
 from segagent_rt.backends.session import SessionOptions
@@ -318,6 +317,8 @@ def _choose(backend: Backend, options: ort.SessionOptions) -> list[str] | None:
             f"the installed ONNX Runtime has no {backend.provider}{_hidden()}", hint=backend.install
         )
     if backend.nvidia:
+        from segagent_rt.backends.driver import gpu
+
         gpu()
         with redirect_stdout(io.StringIO()):  # it prints what it does not find
             getattr(ort, "preload_dlls", lambda: None)()
@@ -340,6 +341,8 @@ def _plugin_devices(module: str, backend: Backend) -> list[Any]:
     except ImportError:
         raise BackendMissing(f"{module} is not installed", hint=backend.install) from None
     if backend.nvidia:
+        from segagent_rt.backends.driver import gpu
+
         gpu()
     with suppress(Exception):  # registered before, or broken: its devices tell
         ort.register_execution_provider_library(module, library)

@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from segagent_rt.backends.session import SessionOptions
+from segagent_rt.bundle.graph import Graph
 from segagent_rt.bundle.integrity import (
     LARGEST,
     Stamp,
@@ -39,7 +40,6 @@ from segagent_rt.bundle.manifest import (
 from segagent_rt.bundle.onnx_files import external_files
 from segagent_rt.bundle.placement import OpenedGraph, open_role
 from segagent_rt.bundle.store import PHOTO, cache_folder, find_bundle
-from segagent_rt.engine_cache.key import Graph
 from segagent_rt.errors import BundleMissing, ManifestInvalid
 from segagent_rt.types import Array, Session
 

@@ -15,7 +15,7 @@ from segagent_rt.backends.session import (
     open_session,
     report_backend,
 )
-from segagent_rt.engine_cache.key import Graph
+from segagent_rt.bundle.graph import Graph
 from segagent_rt.errors import BundleMissing
 from segagent_rt.types import Session
 

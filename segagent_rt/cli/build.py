@@ -16,7 +16,7 @@ from segagent_rt.errors import BatchFailed, BundleMissing, EngineRefused, GateFa
 if TYPE_CHECKING:
     from segagent_rt.backends.engine_library import EngineLibrary
     from segagent_rt.bundle.bundle import Bundle, Part
-    from segagent_rt.engine_cache.key import Graph
+    from segagent_rt.bundle.graph import Graph
     from segagent_rt.engine_cache.selection import EngineSelector
     from segagent_rt.engine_cache.store import EngineRecord
     from segagent_rt.types import Session

@@ -5,30 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from segagent_rt.backends.engine_library import BATCH, POINTS, Machine
-from segagent_rt.bundle.manifest import PartName, Profile, Variant, to_json
-
-
-@dataclass(frozen=True, slots=True)
-class Graph:
-    """A graph of a part, as one of its variants has it; `digest` covers it and its weights."""
-
-    path: Path
-    digest: str
-    part: PartName
-    role: str
-    name: str
-    variant: Variant
-
-    def __str__(self) -> str:
-        return f"{self.part} {self.role} ({self.name})"
-
-    @property
-    def profiles(self) -> tuple[Profile, ...]:
-        """Shapes that an engine is built for."""
-        return self.variant.profiles.get(self.role, ())
+from segagent_rt.bundle.graph import Graph
+from segagent_rt.bundle.manifest import to_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from segagent_rt.backends.engine_library import EngineLibrary, Progress
+from segagent_rt.bundle.graph import Graph
 from segagent_rt.bundle.integrity import is_ours, make_private, read_regular
 from segagent_rt.engine_cache.golden_example import (
     GoldenExample,
     pack_examples,
     unpack_examples,
 )
-from segagent_rt.engine_cache.key import EngineKey, Graph, engine_key
+from segagent_rt.engine_cache.key import EngineKey, engine_key
 from segagent_rt.engine_cache.speed import LARGEST_SHARE, milliseconds_in_turn
 from segagent_rt.engine_cache.store import EngineCache, EngineRecord
 from segagent_rt.errors import EngineRefused, OutputError

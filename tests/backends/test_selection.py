@@ -149,7 +149,7 @@ def test_a_variant_runs_where_its_device_and_dialect_allow(device, dialect, back
 
 
 def test_the_same_bundle_gives_each_backend_its_own_variant(tmp_path):
-    from segagent_rt.engine_cache.key import Graph
+    from segagent_rt.bundle.graph import Graph
 
     def graph(name, device, dialect="ort"):
         return Graph(tmp_path, "", "mllm", "decoder", name, Variant(device, "", {}, dialect))

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from segagent_rt.backends.engine_library import load_library
 from segagent_rt.backends.session import SessionOptions, open_session
+from segagent_rt.bundle.graph import Graph
 from segagent_rt.bundle.manifest import Variant
-from segagent_rt.engine_cache.key import Graph
 from segagent_rt.engine_cache.selection import EngineSelector
 from segagent_rt.engine_cache.store import EngineCache
 from segagent_rt.errors import EngineRefused

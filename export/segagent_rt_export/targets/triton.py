@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from segagent_rt.bundle.bundle import Bundle, Part, open_bundle
+from segagent_rt.bundle.graph import Graph
 from segagent_rt.bundle.placement import compatible_graphs
-from segagent_rt.engine_cache.key import Graph
 from segagent_rt.errors import BundleError, OutputError
 from segagent_rt.io import check_writable
 from segagent_rt.serve.triton import REMOTE, model_name
