@@ -1,7 +1,8 @@
 """A video of a moving camera: how often the annotator is asked, with the mask of the frame before
 and without.
 
-python benchmarks/video.py FRAME MASK        a photo and the mask of one object; prints JSON
+python benchmarks/video.py FOLDER NAME...    photos FOLDER/images/NAME.jpg, and masks of one object
+                                             FOLDER/masks/NAME.png; writes results/video.json
 
 Frames are crops of the photo, whose window moves and zooms, so every true mask is known. The
 annotator is simulated: it knows the true mask. A look is one picture that it is shown; a picture
@@ -11,10 +12,9 @@ that is rated and then clicked on is one look. Seconds are those of the segmente
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,25 @@ from segagent_rt.bench.machine import describe_machine
 from segagent_rt.data.masks import load_mask
 from segagent_rt.draw import png
 from segagent_rt.image import load_image
+from segagent_rt.io import dump_json
 from segagent_rt.metrics import iou
 from segagent_rt.results import Result
 from segagent_rt.runtime import Runtime, load
-from segagent_rt.types import AnnotationItem, Mask, ObjectPrompt, Prediction, Request, RgbImage
+from segagent_rt.types import (
+    GREEDY,
+    AnnotationItem,
+    Mask,
+    ObjectPrompt,
+    Prediction,
+    Rating,
+    Request,
+    RgbImage,
+    Sampling,
+    Turn,
+)
 from segagent_rt.video import Video, track
 
+RESULT = Path(__file__).parent / "results" / "video.json"
 SIZE = (360, 640)
 EXPRESSION = "the object"
 
@@ -59,11 +72,11 @@ class CountingView:
     view: OracleView
     seen: list[Prediction | None] = field(default_factory=list)
 
-    def propose(self, requests: list[Request], **sampling: Any) -> Any:
+    def propose(self, requests: Sequence[Request], sampling: Sampling = GREEDY) -> list[list[Turn]]:
         self._count(requests)
-        return self.view.propose(requests, **sampling)
+        return self.view.propose(requests, sampling)
 
-    def rate(self, requests: list[Request]) -> Any:
+    def rate(self, requests: Sequence[Request]) -> list[Rating]:
         self._count(requests)
         return self.view.rate(requests)
 
@@ -89,7 +102,9 @@ def write_frames(image: RgbImage, mask: Mask, count: int, folder: Path) -> dict[
     targets = {}
     for number, (x, y, w, h) in enumerate(windows(count, mask.shape)):
         crop = np.s_[y : y + h, x : x + w]
-        frame = cv2.resize(image[crop], SIZE[::-1], interpolation=cv2.INTER_AREA)
+        frame = np.asarray(
+            cv2.resize(image[crop], SIZE[::-1], interpolation=cv2.INTER_AREA), np.uint8
+        )
         target = cv2.resize(mask[crop].astype(np.uint8), SIZE[::-1]) > 0
         (folder / f"{number:05d}.png").write_bytes(png(frame))
         targets[frame.tobytes()] = target
@@ -101,7 +116,7 @@ def measure(
 ) -> dict[str, Any]:
     """One way through the video."""
     annotator = KnowingAnnotator(targets)
-    runtime._annotator = annotator  # type: ignore[assignment]  # in the place of the MLLM
+    runtime._annotator = annotator  # in the place of the MLLM
     begun = time.perf_counter()
     found = list(results(runtime))
     seconds = time.perf_counter() - begun
@@ -119,14 +134,18 @@ def measure(
     }
 
 
-def main(frame: Path, mask: Path, count: int) -> None:
-    """Measure and print."""
-    image = load_image(frame)
-    document: dict[str, Any] = {"machine": describe_machine(), "frame": frame.name, "size": SIZE}
+def measure_ways(image: RgbImage, mask: Mask, frames: int) -> dict[str, Any]:
+    """The ways through the video that is made of a photo.
+
+    Args:
+        image: uint8 [H, W, 3] RGB, the photo.
+        mask: bool [H, W], of one object.
+        frames: how many to make.
+    """
     prompts = (ObjectPrompt(EXPRESSION),)
     with tempfile.TemporaryDirectory() as scratch, load("photo", threads=1) as runtime:
         folder = Path(scratch)
-        targets = write_frames(image, load_mask(mask), count, folder)
+        targets = write_frames(image, mask, frames, folder)
 
         def tracked(every: int) -> Callable[[Runtime], Iterable[Result]]:
             return lambda runtime: (
@@ -137,18 +156,29 @@ def main(frame: Path, mask: Path, count: int) -> None:
             paths = sorted(folder.iterdir())
             return runtime.annotate_many(AnnotationItem(path, prompts) for path in paths)
 
-        document["ways"] = {
+        return {
             "cold start on every frame": measure(runtime, targets, cold),
             "previous mask, a look at every frame": measure(runtime, targets, tracked(1)),
             "previous mask, a look at every 10th": measure(runtime, targets, tracked(10)),
         }
-    print(json.dumps(document, indent=1))
+
+
+def main() -> None:
+    """Measure, and write the figures."""
+    parser = argparse.ArgumentParser(description="How often the annotator is asked in a video.")
+    parser.add_argument("folder", type=Path, help="of images/NAME.jpg and masks/NAME.png")
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--frames", type=int, default=100)
+    parser.add_argument("--output", type=Path, default=RESULT)
+    given = parser.parse_args()
+    photos = dict[str, Any]()
+    for name in given.names:
+        image = load_image(given.folder / "images" / f"{name}.jpg")
+        mask = load_mask(given.folder / "masks" / f"{name}.png")
+        photos[name] = measure_ways(image, mask, given.frames)
+    document = {"machine": describe_machine(), "size": SIZE, "photos": photos}
+    given.output.write_text(dump_json(document, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("frame", type=Path)
-    parser.add_argument("mask", type=Path)
-    parser.add_argument("--frames", type=int, default=100)
-    given = parser.parse_args()
-    main(given.frame, given.mask, given.frames)
+    main()
