@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +27,7 @@ from segagent_rt.bundle.bundle import Part, open_bundle, open_part
 from segagent_rt.io import dump_json
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.scenes import make_scene
-from segagent_rt.types import Click
+from segagent_rt.types import Click, Session
 from segagent_rt_export.families.integer_part import STORED, quantise_part
 from segagent_rt_export.gate.inputs import SceneInputs
 from segagent_rt_export.gate.verdict import Gate
@@ -42,7 +43,7 @@ def main(folder: Path | None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         part = quantise_part(open_bundle().part("segmenter"), Path(scratch) / "part")
         verdict = verify_masks(part, Gate(), lambda text: None, SceneInputs(SCENES))
-        document["click_net"] = {"verified": verdict.record()} | times(part, side=448)
+        document["click_net"] = {"verified": verdict.record({})} | times(part, side=448)
     if folder is not None:
         document["edgetam"] = times(edgetam(folder), side=1024, rounds=5)
         shutil.rmtree(folder)
@@ -57,14 +58,17 @@ def photo() -> None:
     print(dump_json(document, indent=1))
 
 
+def _session(part: Part, role: str, *, where: SessionOptions, name: str) -> Session:
+    return part.session(role, where, name)
+
+
 def times(part: Part, side: int, rounds: int = ROUNDS, slow: str = REFERENCE) -> dict[str, Any]:
     """Milliseconds of an image's encoding and of a click, in turn; the first round does not
     count."""
     where = SessionOptions("cpu", _cores())
     names = (slow, FAST)
     segmenters = {
-        name: open_segmenter(part, lambda part, role, name=name: part.session(role, where, name))
-        for name in names
+        name: open_segmenter(part, partial(_session, where=where, name=name)) for name in names
     }
     clocks = {work: {name: Clock() for name in names} for work in ("encode", "click")}
     for seed in range(rounds + 1):

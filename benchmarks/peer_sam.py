@@ -37,7 +37,9 @@ class Empty(types.ModuleType):
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds an empty module for every part of torchvision."""
 
-    def find_spec(self, name: str, path: object, target: object = None) -> object:
+    def find_spec(
+        self, name: str, path: object, target: object = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if name.partition(".")[0] != "torchvision":
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)

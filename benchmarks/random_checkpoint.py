@@ -111,7 +111,7 @@ def _smaller(config: dict[str, Any]) -> dict[str, Any]:
         "max_position_embeddings": 2048,
     }  # fmt: skip
     rope = config["text_config"]["rope_parameters"] | {"mrope_section": [2, 3, 3]}
-    vision = {
+    vision: dict[str, Any] = {
         "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
         "out_hidden_size": 64,
     }  # fmt: skip
@@ -193,7 +193,7 @@ def _scaled(name: str, noise: Tensor, depth: int) -> Tensor:
         return noise
     into = ("o_proj", "down_proj", "c_proj", "out_proj", "attn.proj")
     branch = (2 * depth) ** -0.5 if any(part in name for part in into) else 1.0
-    return noise * (branch * noise[0].numel() ** -0.5)
+    return noise * float(branch * noise[0].numel() ** -0.5)
 
 
 def _transformers_shapes(config: dict[str, Any]) -> Shapes:

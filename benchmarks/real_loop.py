@@ -103,9 +103,9 @@ def measure_clicks(place: BundlePlace, laps: int) -> dict[str, Any]:
         wanted = plain["fp32"].choices(images[0], expression, found.tokens)
         errors[name] = apart(found.logits, wanted)
     canvases["cpu-w8"] = canvas_figures(ours["cpu-w8"], images[0], EXPRESSIONS, laps)
-    for mllm in plain.values():
-        mllm.click(images[0], None, expression, replies[0])
-    ways: dict[str, Callable[[int], Any]] = {
+    for theirs in plain.values():
+        theirs.click(images[0], None, expression, replies[0])
+    ways: dict[str, Callable[..., Any]] = {
         **{n: lambda lap, m=m: m.click(images[lap], expression) for n, m in ours.items()},
         **{
             f"torch {n}": lambda lap, m=m: m.click(images[lap], None, expression, replies[lap])

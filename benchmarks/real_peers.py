@@ -28,7 +28,7 @@ from real_ours import Floats, OurMllm, apart
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from segagent_rt.backends.onnxruntime import on_host
+from segagent_rt.backends.host_buffer import on_host
 from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.bench.machine import describe_machine, measure_ceilings
 from segagent_rt.bench.stats import percentiles, ratio_percentiles
@@ -40,6 +40,7 @@ from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.sam import SamEmbedding
 from segagent_rt.segmenters.sam_frame import Frame, pixels
 from segagent_rt.types import Click, RgbImage, Session
+from segagent_rt_export.recipe import VariantName
 
 HERE = Path(__file__).parent
 MODEL = "qwen2.5-vl-0.5b"
@@ -47,7 +48,8 @@ PRECISIONS = ("int8", "int4")
 LIMITS = {"int8": 0.3, "int4": 1.0}
 """Of `apart`, between our 8 bits and theirs; four bits round random weights coarsely."""
 
-OURS, SAMS = ("cpu-w8", "cpu-w8a8-dynamic"), ("cpu-w8", "cpu-w8a8-dynamic")
+OURS: tuple[VariantName, ...] = ("cpu-w8", "cpu-w8a8-dynamic")
+SAMS = OURS
 SIDE, DECODES = 1024, 30
 EXPRESSION = "the mug behind the laptop"
 
@@ -330,7 +332,7 @@ def measure_sam(folder: Path, laps: int) -> dict[str, Any]:
     Decoders are loaded together, and take turns more often, as they are quick.
     """
     part, click = open_part(folder / "segmenter", "segmenter"), Click(400, 300, True)
-    ways: dict[str, Callable[[], OurSam | PeerSam]] = {
+    ways: dict[str, Callable[..., OurSam | PeerSam]] = {
         name: lambda name=name: OurSam(part, name) for name in SAMS
     }
     ways["samexporter"] = lambda: PeerSam(folder)

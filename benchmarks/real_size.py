@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ DECODED, ANSWERS = 16, 3
 
 def main() -> None:
     """Do what the first argument says: the whole run, or in a child one of its steps."""
-    steps = {"export": _export, "answer": _answer}
+    steps: dict[str, Callable[..., Any]] = {"export": _export, "answer": _answer}
     if sys.argv[1] in steps:
         print(dump_json(steps[sys.argv[1]](*sys.argv[2:])))
         return
