@@ -243,7 +243,8 @@ def _refuse_unknown(expression: str, known: Sequence[str]) -> None:
         raise ExpressionRefused(
             f"the shipped model does not know {named}: it knows coloured shapes, not the world",
             hint="try words like: red, circle, largest, left of, second; "
-            "for photos, export a checkpoint: `segagent-rt export --list`",
+            "on photos, use --click or --box, a server (--endpoint), or a checkpoint "
+            "(`segagent-rt export --list`)",
         )
 
 
