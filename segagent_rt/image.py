@@ -235,7 +235,7 @@ def _rgb_of_band(band: Any, name: str, value_range: Range | None) -> npt.NDArray
     if is_deep(band) or (value_range is not None and band.mode in ("1", "L", "RGB")):
         values = _scaled(np.asarray(band), name, value_range)
         return values if values.ndim == 3 else values[..., None]
-    if "A" in band.getbands() or "transparency" in band.info:
+    if band.has_transparency_data:  # not by the name of a band: the A of LAB is a colour
         layered = band.convert("RGBA")
         white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
         band = Image.alpha_composite(white, layered)

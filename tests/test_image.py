@@ -66,6 +66,14 @@ def test_the_overlay_paints_every_column_of_a_narrow_mask():
                 assert (overlay(image, mask)[..., 1] > 0).sum() == mask.sum()
 
 
+@pytest.mark.parametrize("colour", [0, (136, 208, 195)])
+def test_the_band_a_of_lab_is_a_colour_and_no_alpha(colour):
+    """L*a*b* stores the colour axis a* as a band `A`; without alpha, nothing becomes white."""
+    picture = Image.new("LAB", (4, 4), colour)
+
+    assert (load_image(picture) == np.asarray(picture.convert("RGB"))).all()
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1", "CMYK"])
 def test_every_mode_becomes_rgb(mode):
     grey = RNG.integers(0, 256, (9, 7), dtype=np.uint8)

@@ -86,7 +86,7 @@ def _values_of(picture: Any, labelled: bool, name: str) -> npt.NDArray[Any]:
     single = picture.mode in ("1", "L", "P") or is_deep(picture)
     if single and (labelled or "transparency" not in picture.info):
         return np.asarray(picture)
-    alpha = "A" in picture.getbands() or "transparency" in picture.info
+    alpha = picture.has_transparency_data
     return _converted(picture, "RGBA" if alpha else "RGB")
 
 
