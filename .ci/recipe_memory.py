@@ -15,7 +15,9 @@ from segagent_rt.bench.budget import (
     mllm_working,
     part_memory,
     segmenter_activations,
+    unknown_buffers,
 )
+from segagent_rt.bench.buffers import MllmShape
 from segagent_rt.bundle.manifest import PartName
 from segagent_rt_export.recipe import PublishedFacts, PublishedShape, Recipe
 
@@ -70,9 +72,10 @@ def _segmenter(recipe: Recipe, facts: PublishedFacts) -> PartMemory:
     size = int(2e6 * facts.parameters_m)
     if family == "simple_click":
         return part_memory(
-            "segmenter", "gpu-fp16", [size], 0, (0, 2 * segmenter_activations(family, 448)), size
-        )
-    working = 0, segmenter_activations(family, SIDE)
+            "segmenter", "gpu-fp16", [size], 0, 
+            (unknown_buffers(448), 2 * segmenter_activations(family, 448)), size,
+        )  # fmt: skip
+    working = unknown_buffers(SIDE), segmenter_activations(family, SIDE)
     return part_memory("segmenter", "gpu-fp16", [size, 0], 0, working, size)
 
 
@@ -80,8 +83,11 @@ def _mllm(shape: PublishedShape, variant: str) -> PartMemory:
     weights = shape.vision_m, shape.decoder_m
     graphs = [int(1e6 * m * width) for m, width in zip(weights, BYTES[variant], strict=True)]
     working = mllm_working(
-        shape.visual_tokens + TEXT_ROWS, shape.patches, shape.layers, shape.hidden,
-        shape.kv_heads, head_width=shape.head_width,
+        MllmShape(
+            patches=shape.patches, visual=shape.visual_tokens,
+            tokens=shape.visual_tokens + TEXT_ROWS, layers=shape.layers, hidden=shape.hidden,
+            kv_heads=shape.kv_heads, head_width=shape.head_width,
+        )
     )  # fmt: skip
     table = int(2e6 * shape.table_m)
     return part_memory("mllm", variant, graphs, table, working, max(graphs))

@@ -32,12 +32,15 @@ class SegmenterFamily:
         build: makes the segmenter from the sessions and the settings.
         attention_patch: if all positions of a picture attend to each other, how many pixels a side
             one stands for; otherwise None.
+        buffers: from its settings, the bytes of the inputs and outputs of its graphs and of what an
+            open image keeps; None if that is only estimated.
     """
 
     roles: tuple[str, ...]
     settings: type[Any]
     build: Callable[..., Segmenter]
     attention_patch: int | None = None
+    buffers: Callable[[Any], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from functools import lru_cache
 from importlib import import_module
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ _MAPPED = 2
 """cudaHostAllocMapped: the GPU sees the memory at the same address."""
 
 _OUT_OF_MEMORY = 2
+
+SPARE = 64 << 20
+"""Bytes of freed device memory that wait even if an array of another size is wanted."""
 
 GRAPHS = 8
 """Captured graphs that are kept, the least used dropped first."""
@@ -47,13 +51,16 @@ def cuda() -> Cuda:
 class Cuda:
     """Checked calls. Freed device memory waits for the next array of its size.
 
-    So nothing is allocated in a loop, and addresses repeat, which captured graphs live on.
+    So nothing is allocated in a loop, and addresses repeat, which captured graphs live on. If none
+    of the size waits, all that wait are given up: what is held does not grow with every new size of
+    picture.
     `shared`: the GPU works in the host's memory, and nothing needs to be copied to it.
     """
 
     def __init__(self, runtime: Any, shared: bool) -> None:
         self._runtime, self.shared = runtime, shared
         self._free: dict[int, list[int]] = {}
+        self._waiting = 0
         self._lock = threading.Lock()
 
     def _call(self, function: str, *arguments: Any) -> Any:
@@ -70,13 +77,20 @@ class Cuda:
         """Device memory; its content is undefined."""
         with self._lock:
             if waiting := self._free.get(size):
+                self._waiting -= size
                 return waiting.pop()
+            given_up = list(chain(*self._free.values())) if self._waiting > SPARE else []
+            if given_up:
+                self._free, self._waiting = {}, 0
+        for address in given_up:
+            self._call("cudaFree", address)
         return int(self._call("cudaMalloc", max(size, 1)))
 
     def release(self, address: int, size: int) -> None:
         """Give device memory back."""
         with self._lock:
             self._free.setdefault(size, []).append(address)
+            self._waiting += size
 
     def pinned(self, size: int) -> int:
         """Host memory that the GPU reads and writes without a copy in between."""
@@ -186,7 +200,7 @@ class PinnedBuffer:
             if self.device != self.host:
                 self._cuda.release(self.device, self._size)
             self._cuda.unpin(self.host)
-            self._size = 0
+            self._size = self.host = self.device = 0
 
 
 class CudaGraphCache:

@@ -108,6 +108,7 @@ class EngineSession:
     def _give(self, tensor: Tensor, feed: Feed) -> _BoundTensor:
         """Bind an input: arrays of ours where they lie, others through the staging memory."""
         if isinstance(feed, DeviceArray):
+            self._staging[tensor.name].close()  # the check at load passed it through the host
             return _BoundTensor(tensor, feed.shape, feed.address)
         array = feed if isinstance(feed, np.ndarray) else feed.numpy()
         staging = self._staging[tensor.name]
@@ -131,6 +132,7 @@ class EngineSession:
         if target is not None:
             if target.nbytes != tensor.size(shape):
                 raise EngineRefused(f"{self._name}: {tensor.name} is {shape}, not {target.shape}")
+            self._staging[tensor.name].close()
             return _BoundTensor(tensor, shape, target.address)
         staging = self._staging[tensor.name]
         staging.reserve(tensor.size(shape))

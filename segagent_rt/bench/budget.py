@@ -1,8 +1,8 @@
 """How much memory a bundle takes, computed from its manifests before anything is loaded.
 
-Weights and the buffers of keys and values are counted, as TensorRT-RTX keeps them: codes of 8 and 4
-bits stay packed in an engine. Activations are estimated as if no kernel fused attention, and as if
-each graph kept its own. So most backends need less.
+Weights are counted as TensorRT-RTX keeps them: codes of 8 and 4 bits stay packed in an engine.
+Buffers are counted as this package holds them for one open image. Activations are estimated as if
+no kernel fused attention, and as if each graph kept its own. So most backends need less.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from segagent_rt.annotators.mllm import MllmSettings
 from segagent_rt.bench.boards import GIB, DeviceBoard
+from segagent_rt.bench.buffers import FLOAT, MllmShape, mllm_buffers, mllm_shape
 from segagent_rt.bundle.bundle import Bundle, Part
 from segagent_rt.bundle.manifest import PartName, Variant
 from segagent_rt.families import segmenter_family
@@ -20,12 +21,6 @@ from segagent_rt.memory import BUILD_BASE, BUILD_FACTOR
 from segagent_rt.mllm.language_model import cache_rows
 from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt.runtime import open_prompt_codec
-
-FLOAT = 4
-"""Bytes of a number, in buffers and activations."""
-
-CACHES = 2
-"""Buffers of keys and values that a trajectory keeps: of the clean and of the painted picture."""
 
 ROWS = 20
 """Activations of a transformer's layer that are alive together, counted in rows of its width."""
@@ -35,6 +30,10 @@ HEADS = 16
 
 CHANNELS = 32
 """Channels that other segmenters keep at the picture's full size, in all their maps together."""
+
+BUFFERED = 16
+"""Numbers of inputs, outputs and features at the picture's full size, of families that do not say
+how many they have."""
 
 BASE: Mapping[PartName, int] = {"segmenter": 16 << 20, "mllm": 48 << 20}
 """What a library takes for a loaded graph, beside its weights: kernels and their descriptions grow
@@ -184,6 +183,7 @@ def _need(part: Part, name: str) -> PartMemory:
     else:
         side, flip = int(manifest.settings["side"]), bool(manifest.settings.get("flip"))
         activations = (2 if flip else 1) * segmenter_activations(manifest.family, side)
+        buffers = _segmenter_buffers(part, side)
     unpacked = 4 if _unpacks(variant) else 1
     loaded = [size * unpacked for size in stored]
     return part_memory(manifest.kind, name, loaded, table, (buffers, activations), max(stored))
@@ -225,33 +225,34 @@ def _unpacks(variant: Variant) -> bool:
 def _mllm(part: Part) -> tuple[int, int]:
     """Bytes of buffers and of activations, for the largest picture and the longest question."""
     settings = part.settings(MllmSettings)
-    language, patches = settings.language, _patches(settings)
-    tokens = cache_rows(open_prompt_codec(part).room(patches // settings.vision.merge**2))
-    width = language.rope.head_dim
-    return mllm_working(
-        tokens, patches, language.layers, language.hidden, language.kv_heads, head_width=width
-    )
+    patches, grid = _patches(settings), settings.vision.grid
+    visual = grid[0] * grid[1] if grid else patches // settings.vision.merge**2
+    tokens = cache_rows(open_prompt_codec(part).room(visual))
+    return mllm_working(mllm_shape(settings, patches=patches, visual=visual, tokens=tokens))
 
 
-def mllm_working(
-    tokens: int, patches: int, layers: int, hidden: int, kv_heads: int, *, head_width: int
-) -> tuple[int, int]:
-    """Bytes of buffers and of activations of an MLLM.
-
-    Args:
-        tokens: of the picture, the question and the reply together.
-        patches: of the picture.
-        layers, hidden, kv_heads, head_width: of the language model.
-    """
-    row = layers * 2 * kv_heads * head_width * FLOAT
-    reading = _layer(tokens, hidden, hidden // head_width)
-    return CACHES * tokens * row, reading + _layer(patches, hidden, HEADS)
+def mllm_working(shape: MllmShape) -> tuple[int, int]:
+    """Bytes of buffers and of activations of an MLLM."""
+    reading = _layer(shape.tokens, shape.hidden, shape.hidden // shape.head_width)
+    return mllm_buffers(shape), reading + _layer(shape.patches, shape.hidden, HEADS)
 
 
 def _patches(settings: MllmSettings) -> int:
     resize, patch = settings.vision.resize, settings.vision.patch
     pixels = resize.most if isinstance(resize, SmartResize) else resize.side**2
     return pixels // patch**2
+
+
+def _segmenter_buffers(part: Part, side: int) -> int:
+    family = segmenter_family(part.manifest.family)
+    if family is None or family.buffers is None:
+        return unknown_buffers(side)
+    return family.buffers(part.settings(family.settings))
+
+
+def unknown_buffers(side: int) -> int:
+    """Bytes of buffers of a segmenter that does not say how many it has; `side` in pixels."""
+    return side**2 * BUFFERED * FLOAT
 
 
 def segmenter_activations(family: str, side: int) -> int:

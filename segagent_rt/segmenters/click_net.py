@@ -13,7 +13,7 @@ from segagent_rt.backends.checked_session import CheckedSession
 from segagent_rt.bounds import Side
 from segagent_rt.families import SegmenterFamily
 from segagent_rt.image import squash
-from segagent_rt.segmenters.prediction import LogitsPrediction
+from segagent_rt.segmenters.prediction import KEPT, LogitsPrediction
 from segagent_rt.types import Box, Click, Prediction, RgbImage, Session, Size
 
 MAPS = ("keys", "coarse", "fine")
@@ -89,4 +89,11 @@ class ClickNet:
         return np.where(given, np.float32(CERTAIN), np.float32(-CERTAIN))
 
 
-FAMILY = SegmenterFamily(("encoder", "decoder"), ClickNetSettings, ClickNet)
+def buffers(settings: ClickNetSettings) -> int:
+    """Bytes of the graphs' inputs and outputs, and of one image's maps, staged and then kept."""
+    area = settings.side**2
+    maps = 4 * ((24 + 40) * area // 16 + 24 * area // 4)
+    return 3 * area + 2 * maps + 4 * (2 + KEPT) * area
+
+
+FAMILY = SegmenterFamily(("encoder", "decoder"), ClickNetSettings, ClickNet, buffers=buffers)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from segagent_rt.backends.checked_session import CheckedSession
 from segagent_rt.bounds import Side, Slope
 from segagent_rt.families import SegmenterFamily
-from segagent_rt.segmenters.prediction import LogitsPrediction
+from segagent_rt.segmenters.prediction import KEPT, LogitsPrediction
 from segagent_rt.types import Box, Click, Prediction, RgbImage, Session, Size
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -170,4 +170,11 @@ def prior_logits(prior: Prediction | None, letterbox: Letterbox) -> Floats:
     return square
 
 
-FAMILY = SegmenterFamily(("encoder", "decoder"), PhotoNetSettings, PhotoNet)
+def buffers(settings: PhotoNetSettings) -> int:
+    """Bytes of the graphs' inputs and outputs, and of one image's maps, staged and then kept."""
+    area = settings.side**2
+    maps = 4 * ((64 + 32) * area // 64 + (32 + 24) * area // 16)
+    return 3 * area + 2 * maps + 4 * (2 + KEPT) * area // STRIDE**2
+
+
+FAMILY = SegmenterFamily(("encoder", "decoder"), PhotoNetSettings, PhotoNet, buffers=buffers)

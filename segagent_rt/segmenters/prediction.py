@@ -10,6 +10,9 @@ import numpy.typing as npt
 from segagent_rt.image import resize_logits, resize_mask
 from segagent_rt.types import Mask, Prediction, Size
 
+KEPT = 2
+"""Predictions in memory during a click: the mask before, and the one that is made."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LogitsPrediction:

@@ -18,6 +18,7 @@ from segagent_rt.backends.checked_session import CheckedSession, Shape
 from segagent_rt.bounds import Scale, Share, Side
 from segagent_rt.families import SegmenterFamily
 from segagent_rt.image import resize_logits, resize_mask
+from segagent_rt.segmenters.prediction import KEPT
 from segagent_rt.segmenters.sam_frame import Frame, Resize, pixels
 from segagent_rt.types import Box, Click, Mask, Prediction, RgbImage, Session, Size
 
@@ -189,4 +190,18 @@ class Sam:
         return int(np.count_nonzero(logits > delta)) / union if union else 1.0
 
 
-FAMILY = SegmenterFamily(("encoder", "decoder"), SamSettings, Sam, attention_patch=16)
+def buffers(settings: SamSettings) -> int:
+    """Bytes of the graphs' inputs and outputs, and of one image's features.
+
+    Maps of 256 channels with a quarter of the mask's side, of 64 with half of it (SAM 2), and of 32
+    with all of it (SAM 2 and SAM-HQ). The encoder's outputs are staged and then kept.
+    """
+    masks = (settings.mask_side or settings.side // 4) ** 2
+    channels = {1: 256 // 16, 2: 256 // 16 + 32}.get(len(settings.features), 256 // 16 + 16 + 32)
+    image, logits = 3 * settings.side**2, (4 + 1 + KEPT) * masks
+    return 4 * (image + 2 * channels * masks + logits)
+
+
+FAMILY = SegmenterFamily(
+    ("encoder", "decoder"), SamSettings, Sam, attention_patch=16, buffers=buffers
+)

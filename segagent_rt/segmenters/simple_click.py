@@ -16,6 +16,7 @@ import numpy as np
 from segagent_rt.backends.checked_session import CheckedSession
 from segagent_rt.bounds import Scale, Share, Side
 from segagent_rt.families import SegmenterFamily
+from segagent_rt.segmenters.prediction import KEPT
 from segagent_rt.segmenters.resampling import Floats, Taps, bands, corners, resample
 from segagent_rt.segmenters.window import WindowPrediction
 from segagent_rt.segmenters.zoom import Roi, Span, ZoomRules, choose_roi
@@ -186,4 +187,11 @@ def _near(position: float, radius: int, side: int) -> tuple[slice, Floats]:
     return slice(first, end), np.square(distances)
 
 
-FAMILY = SegmenterFamily(("net",), SimpleClickSettings, SimpleClick, attention_patch=16)
+def buffers(settings: SimpleClickSettings) -> int:
+    """Bytes of the graph's inputs, pixels and guides, and of its logits."""
+    return 4 * ((1 + settings.flip) * (3 + 3 + 1) + KEPT) * settings.side**2
+
+
+FAMILY = SegmenterFamily(
+    ("net",), SimpleClickSettings, SimpleClick, attention_patch=16, buffers=buffers
+)

@@ -68,6 +68,11 @@ def cudaMalloc(size):
     return _block(device.memory, size)
 
 
+def cudaFree(address):
+    device.calls.append("free")
+    return (OK if device.memory.pop(address, None) is not None else INVALID,)
+
+
 def cudaHostAlloc(size, flags):
     assert flags == 2
     return _block(device.host, size)

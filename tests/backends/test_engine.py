@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from segagent_rt.backends import cuda
 from segagent_rt.backends.engine_library import load_library
 from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.bundle.bundle import open_bundle
@@ -140,6 +141,24 @@ def test_a_thousand_kept_results_take_no_more_memory_than_five(negation):
             sizes.append((len(fake_cuda.device.memory), len(fake_cuda.device.graphs)))
         negation.run({"x": np.zeros(1, np.float32)}, ["y"], keep=["y"])
     assert sizes[0] == sizes[1]
+
+
+def test_what_the_check_at_load_passed_through_the_host_is_given_back(machine, negation):
+    """It reads keys and values from a file; a trajectory keeps them on the GPU."""
+    negation.run({"x": np.zeros(1, np.float32)}, ["y"])
+    assert len(fake_cuda.device.host) == 2
+    state = negation.allocate((1,), np.float32)
+    negation.run({"x": state}, [], into={"y": state})
+    assert len(fake_cuda.device.host) == 0
+
+
+def test_memory_does_not_grow_with_every_new_size(negation, monkeypatch):
+    """As with pictures of all sizes, whose caches have other sizes each."""
+    monkeypatch.setattr(cuda, "SPARE", 1000)
+    largest = 40_000
+    for count in (*range(100, largest // 4, 100), *range(largest // 4, 100, -100)):
+        negation.allocate((count,), np.float32)
+    assert sum(map(len, fake_cuda.device.memory.values())) < 2 * largest
 
 
 def test_on_an_integrated_gpu_nothing_is_copied(machine, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from segagent_rt.bench import budget as budgets
 from segagent_rt.bench.boards import BOARDS, GIB, board
 from segagent_rt.bench.budget import budget, chosen, suitable_variants
+from segagent_rt.bench.buffers import MllmShape, cache_bytes, mllm_buffers
 from segagent_rt.bundle.bundle import Bundle, Part, open_bundle
 from segagent_rt.errors import InputError
 from segagent_rt.memory import BUILD_BASE, BUILD_FACTOR
@@ -63,14 +64,15 @@ def test_every_byte_of_weights_counts():
     assert building[0] > BUILD_BASE
 
 
-def test_keys_and_values_are_counted_for_both_pictures():
-    """Four layers, keys and values, two heads of 64 numbers, for 64 visual tokens and all texts."""
-    bundle = open_bundle()
-    (need,) = (n for n in budget(bundle, board("thor")).needs if n.part == "mllm")
-    row = 4 * 2 * 2 * 64 * 4
-    tokens, rest = divmod(need.buffers, 2 * row)
-    assert rest == 0
-    assert 64 + 32 + 128 < tokens < 64 + 32 + 128 + 40
+def test_keys_and_values_are_counted_for_both_pictures_and_for_the_call_that_writes():
+    """Of Qwen3-VL-2B: 28 layers, keys and values, eight heads of 128 numbers."""
+    shape = MllmShape(
+        patches=1024, visual=256, tokens=640, layers=28, hidden=2048, kv_heads=8, head_width=128
+    )
+    longer = dataclasses.replace(shape, layers=29)
+    assert cache_bytes(shape) == 640 * 28 * 2 * 8 * 128 * 4
+    added = mllm_buffers(longer) - mllm_buffers(shape)
+    assert added == 3 * 640 * 2 * 8 * 128 * 4
 
 
 @pytest.mark.parametrize(("name", "fits"), [("orin-nano-8", False), ("agx-orin-64", True)])
