@@ -7,23 +7,23 @@ its inputs and outputs stay here where it runs, at the same addresses in every r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import torch
 
+from segagent_rt.backends.checked_session import SessionWrapper
 from segagent_rt.backends.driver import gpu
 from segagent_rt.backends.host_buffer import on_host
 from segagent_rt.backends.onnxruntime import OrtBuffer, OrtSession
 from segagent_rt.errors import BackendUnavailable
-from segagent_rt.types import Array, DeviceTensor, Feed, Session
+from segagent_rt.types import Array, Buffers, Feeds, Names
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,35 +76,23 @@ class GraphHost:
 class RecordedCall:
     """What a session was given in one call, and the arrays that came out."""
 
-    feeds: Mapping[str, Feed]
-    into: Mapping[str, DeviceTensor]
+    feeds: Feeds
+    into: Buffers
     results: Mapping[str, Any]
 
 
-class LastCall:
+@dataclass(slots=True)
+class LastCall(SessionWrapper):
     """A session that keeps its last call."""
 
-    def __init__(self, session: Session) -> None:
-        self._session, self.inputs = session, session.inputs
-        self.last: RecordedCall | None = None
+    last: RecordedCall | None = None
 
     def run(
-        self,
-        feeds: Mapping[str, Feed],
-        outputs: Sequence[str],
-        *,
-        into: Mapping[str, DeviceTensor] | None = None,
-        keep: Sequence[str] = (),
+        self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
     ) -> dict[str, Any]:
-        results = self._session.run(feeds, outputs, into=into, keep=keep)
+        results = self.session.run(feeds, outputs, into=into, keep=keep)
         self.last = RecordedCall(dict(feeds), dict(into or {}), results)
         return results
-
-    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> DeviceTensor:
-        return self._session.allocate(shape, dtype)
-
-    def close(self) -> None:
-        self._session.close()
 
 
 @lru_cache(maxsize=4)

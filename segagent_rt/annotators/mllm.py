@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
@@ -80,27 +80,22 @@ class MllmSettings:
         return self.vision.resize
 
 
-class PromptSettings(Protocol):
-    """What a codec has to know of a model; the attributes of `MllmSettings` of the same names."""
+@dataclass(frozen=True, slots=True)
+class PresetSettings:
+    """What a codec has to know of a model that no bundle describes; see `MllmSettings`."""
 
-    @property
-    def prompt(self) -> str: ...
-    @property
-    def picture(self) -> str: ...
-    @property
-    def reply(self) -> AnyReplyProtocol: ...
-    @property
-    def resize(self) -> Resize: ...
-    @property
-    def decoding(self) -> str: ...
-    @property
-    def paint(self) -> str: ...
-    @property
-    def jpeg(self) -> bool: ...
-    @property
-    def longest_expression(self) -> int: ...
-    @property
-    def vocabulary(self) -> tuple[str, ...] | None: ...
+    prompt: str
+    reply: AnyReplyProtocol
+    resize: Resize
+    picture: str = "<|image_pad|>"
+    decoding: str = "grammar"
+    paint: str = "image"
+    jpeg: bool = False
+    longest_expression: int = 1024
+    vocabulary: tuple[str, ...] | None = None
+
+
+PromptSettings: TypeAlias = MllmSettings | PresetSettings
 
 
 @dataclass(slots=True, kw_only=True)

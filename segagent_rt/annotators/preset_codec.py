@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
-from segagent_rt.annotators.mllm import PromptCodec
+from segagent_rt.annotators.mllm import PresetSettings, PromptCodec
 from segagent_rt.errors import AnnotatorError
-from segagent_rt.mllm.preprocess import Resize
 from segagent_rt.mllm.prompts import PRESETS
-from segagent_rt.reply import AnyReplyProtocol
 
 _CONTROL = re.compile(r"<\|[^<>|]{1,40}\|>|</?(?:img|ref|box|quad|image|video|audio|s|think)>")
 _CONTROL_TOKEN = 256
 """Stands for every control token; the numbers below it are bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class PresetSettings:
-    """What a codec has to know of a model that no bundle describes; see `MllmSettings`."""
-
-    prompt: str
-    reply: AnyReplyProtocol
-    resize: Resize
-    picture: str = "<|image_pad|>"
-    decoding: str = "grammar"
-    paint: str = "image"
-    jpeg: bool = False
-    longest_expression: int = 1024
-    vocabulary: tuple[str, ...] | None = None
 
 
 def preset_codec(name: str) -> PromptCodec:

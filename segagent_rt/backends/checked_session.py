@@ -19,7 +19,24 @@ Shape: TypeAlias = tuple[int | str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class CheckedSession:
+class SessionWrapper:
+    """What is the same of a session and of one around it. Classes below it add their `run`."""
+
+    session: Session
+
+    @property
+    def inputs(self) -> Names:
+        return self.session.inputs
+
+    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> DeviceTensor:
+        return self.session.allocate(shape, dtype)
+
+    def close(self) -> None:
+        self.session.close()
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedSession(SessionWrapper):
     """A session whose outputs are finite arrays of floats of the shapes that a manifest implies.
 
     Attributes:
@@ -28,13 +45,8 @@ class CheckedSession:
         shapes: of the outputs that are checked; those that stay with the backend are not.
     """
 
-    session: Session
     name: str
     shapes: Mapping[str, Shape]
-
-    @property
-    def inputs(self) -> Names:
-        return self.session.inputs
 
     def run(
         self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
@@ -66,12 +78,6 @@ class CheckedSession:
                 hint="its weights are damaged, or too large for its precision: "
                 "try another --backend, or export the checkpoint again",
             )
-
-    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> DeviceTensor:
-        return self.session.allocate(shape, dtype)
-
-    def close(self) -> None:
-        self.session.close()
 
 
 def check_process(loaded_in: int, name: str) -> None:

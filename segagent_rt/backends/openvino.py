@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +25,7 @@ from segagent_rt.backends.host_buffer import HostBuffer, on_host
 from segagent_rt.bundle.manifest import Profile
 from segagent_rt.errors import EngineRefused, Interrupted
 from segagent_rt.timing import current_deadline
-from segagent_rt.types import DeviceTensor, Feed
+from segagent_rt.types import Buffers, Feeds, Names
 
 DEVICE = "CPU"
 
@@ -105,12 +105,7 @@ class OpenVinoSession:
         self._process = os.getpid()
 
     def run(
-        self,
-        feeds: Mapping[str, Feed],
-        outputs: Sequence[str],
-        *,
-        into: Mapping[str, DeviceTensor] | None = None,
-        keep: Collection[str] = (),
+        self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
     ) -> dict[str, Any]:
         check_process(self._process, self._name)
         request = self._request()

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy.typing as npt
-
-from segagent_rt.types import Buffers, DeviceTensor, Feeds, Names, Session
+from segagent_rt.backends.checked_session import SessionWrapper
+from segagent_rt.types import Buffers, Feeds, Names, Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +45,11 @@ class GraphProfiler:
 
 
 @dataclass(frozen=True, slots=True)
-class ProfiledSession:
+class ProfiledSession(SessionWrapper):
     """A session that tells a meter about its calls."""
 
-    session: Session
     graph: str
     meter: GraphProfiler
-
-    @property
-    def inputs(self) -> Names:
-        return self.session.inputs
 
     def run(
         self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
@@ -65,12 +59,6 @@ class ProfiledSession:
             return self.session.run(feeds, outputs, into=into, keep=keep)
         finally:
             self.meter.add(TimedCall(self.graph, start, time.perf_counter()))
-
-    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> DeviceTensor:
-        return self.session.allocate(shape, dtype)
-
-    def close(self) -> None:
-        self.session.close()
 
 
 def seconds_by_graph(calls: Sequence[TimedCall]) -> dict[str, float]:

@@ -63,7 +63,7 @@ def pull_bundle(
 
     def fetch(names: list[str], sizes: Mapping[str, int]) -> Path:
         _expect_listed(listing, names, sizes)
-        return hub.fetch(listing, names, report_progress, show_bars=show_bars)
+        return hub.fetch(listing.only(names), report_progress, show_bars=show_bars)
 
     # 1. The index and the manifests, which say what else there is.
     cached = fetch([BUNDLE_FILE], {})

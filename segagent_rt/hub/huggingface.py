@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +39,10 @@ class HuggingFace:
         return Listing(repository, commit, known, _licence(found), bool(found.gated))
 
     def fetch(
-        self,
-        listing: Listing,
-        names: Sequence[str],
-        report_progress: ProgressReporter,
-        *,
-        show_bars: bool,
+        self, listing: Listing, report_progress: ProgressReporter, *, show_bars: bool
     ) -> Path:
         repository = listing.repository
-        files = {file.name: file for file in listing.files}
-        missing = [files[name] for name in names if not self._is_cached(listing, name)]
+        missing = [file for file in listing.files if not self._is_cached(listing, file.name)]
         needed = sum(file.size for file in missing)
         hint = "free some space, or set HF_HOME to a folder on a larger disk"
         check_disk_space(needed, _cache(), f"{repository} takes", hint)
@@ -58,7 +51,7 @@ class HuggingFace:
             report_progress(f"downloading {file.name} of {repository}, {file.size / 1e6:.0f} MB")
             _check_content(repository, self._fetch_file(repository, listing.commit, file), file)
         if repository.revision != listing.commit:  # the client notes what the revision stands for
-            self._fetch_file(repository, repository.revision or "main", files[names[0]])
+            self._fetch_file(repository, repository.revision or "main", listing.files[0])
         return self._folder(repository) / "snapshots" / listing.commit
 
     def find_cached(self, repository: HubRepository) -> Path | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,30 +41,25 @@ class ModelScope:
         return Listing(repository, hashlib.sha256(listed.encode()).hexdigest(), files)
 
     def fetch(
-        self,
-        listing: Listing,
-        names: Sequence[str],
-        report_progress: ProgressReporter,
-        *,
-        show_bars: bool,
+        self, listing: Listing, report_progress: ProgressReporter, *, show_bars: bool
     ) -> Path:
         _check_client()
         from modelscope.hub.snapshot_download import snapshot_download
 
         repository = listing.repository
-        total = sum(file.size for file in listing.files if file.name in names)
+        total = sum(file.size for file in listing.files)
         report_progress(f"downloading {repository}, {total / 1e6:.0f} MB")
         with explained(repository, with_token=_has_token()):
             folder = Path(
                 snapshot_download(
                     repository.id,
                     revision=repository.revision,
-                    allow_patterns=list(names),
+                    allow_patterns=[file.name for file in listing.files],
                     endpoint=_endpoint(),
                 )
             )
         for file in listing.files:
-            if file.name in names and not _has_size(folder / file.name, file.size):
+            if not _has_size(folder / file.name, file.size):
                 raise HubError(
                     f"{file.name} of {repository} does not match what the hub announced",
                     hint="run the command again; if it happens twice, tell the model's owner",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -90,6 +90,11 @@ class Listing:
     licence: str = ""
     gated: bool = False
 
+    def only(self, names: Sequence[str]) -> Listing:
+        """Files of these names, in their order; the repository holds them all."""
+        files = {file.name: file for file in self.files}
+        return replace(self, files=tuple(files[name] for name in names))
+
 
 class Hub(Protocol):
     """A hub's client."""
@@ -102,18 +107,12 @@ class Hub(Protocol):
         """
 
     def fetch(
-        self,
-        listing: Listing,
-        names: Sequence[str],
-        report_progress: ProgressReporter,
-        *,
-        show_bars: bool,
+        self, listing: Listing, report_progress: ProgressReporter, *, show_bars: bool
     ) -> Path:
         """Download files of a repository, except those that are in the client's cache.
 
         Args:
-            listing: of the repository.
-            names: of the files, in the order in which they are fetched.
+            listing: the files, in the order in which they are fetched.
             report_progress: is told which file is fetched.
             show_bars: whether the client may draw its progress bars on stderr.
 

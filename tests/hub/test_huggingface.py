@@ -25,7 +25,7 @@ def quiet(text: str) -> None: ...
 
 def fetch(repository: HubRepository = MINE, names: tuple[str, ...] = NAMES) -> Path:
     client = hub_of(repository)
-    return client.fetch(client.list_files(repository), names, quiet, show_bars=False)
+    return client.fetch(client.list_files(repository).only(names), quiet, show_bars=False)
 
 
 @pytest.mark.filterwarnings("ignore:hf_xet:DeprecationWarning")  # of older clients

@@ -34,7 +34,7 @@ def test_files_arrive_and_the_folder_says_what_it_holds(hub: HubServer) -> None:
     assert client.find_cached(MINE) is None
     listing = client.list_files(MINE)
     assert {file.name: file.size for file in listing.files} == {n: len(c) for n, c in FILES.items()}
-    folder = client.fetch(listing, NAMES, quiet, show_bars=False)
+    folder = client.fetch(listing.only(NAMES), quiet, show_bars=False)
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert not (folder / "modeling_evil.py").exists()
     origin = json.loads((folder / modelscope.ORIGIN).read_text())

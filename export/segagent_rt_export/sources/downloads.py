@@ -71,9 +71,8 @@ def fetch_model(
         HubError: the hub refuses, breaks off, or sends something else than it listed.
         TooLittleRoom: the disk does not hold the files.
     """
-    names = [file.name for file in files]
-    hub = hub_of(listing.repository)
-    return hub.fetch(listing, names, report_progress, show_bars=show_bars)
+    chosen = listing.only([file.name for file in files])
+    return hub_of(listing.repository).fetch(chosen, report_progress, show_bars=show_bars)
 
 
 def find_download(model: HubRepository) -> Path | None:
