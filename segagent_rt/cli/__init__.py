@@ -110,17 +110,19 @@ def build_app(arguments: list[str]) -> typer.Typer:
 
 def _add(app: typer.Typer, name: str) -> None:
     """Add a command, with all its options, or a group of commands."""
+    from segagent_rt.cli.option_groups import with_all_options
+
     module = import_module(f"segagent_rt.cli.{name}")
     if hasattr(module, "GROUP"):
         group = typer.Typer(cls=module.GROUP, help=COMMANDS[name], epilog=epilog(name))
         for inner, (command, about) in module.COMMANDS.items():
             ends = epilog(f"{name} {inner}") or epilog(name)
-            group.command(inner, help=about, epilog=ends)(_guarded(command, name))
+            group.command(inner, help=about, epilog=ends)(_guarded(with_all_options(command), name))
         app.add_typer(group, name=name)
     else:
         about = _paragraphs(f"{COMMANDS[name]}\n\n{module.command.__doc__}")
         add = app.command(name, help=about, short_help=COMMANDS[name], epilog=epilog(name))
-        add(_guarded(module.command, name))
+        add(_guarded(with_all_options(module.command), name))
 
 
 def _listed() -> None:

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from segagent_rt.cli import bench_report, console
+from segagent_rt.cli.option_groups import ComputeOptions
 from segagent_rt.cli.parameters import (
-    BackendOption,
     BundleArgument,
     JsonOption,
     OverwriteOption,
-    QuietOption,
     ReportOption,
-    ThreadsOption,
     check_options,
 )
 from segagent_rt.errors import ExtraMissing, GateFailed
@@ -72,10 +70,9 @@ def command(
     ] = None,
     report: ReportOption = None,
     overwrite: OverwriteOption = False,
-    backend: BackendOption = "auto",
-    threads: ThreadsOption = None,
+    *,
+    compute: ComputeOptions,
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Prints or writes one JSON document. Warm-up runs are excluded; `n` counts timed runs."""
     check_options(context, LIST if list_scenarios else MEASURING, ONLY_WITH)
@@ -108,7 +105,7 @@ def command(
     slowest = BenchReport()
     meter = GraphProfiler()
     start = time.perf_counter()
-    with load(bundle, backend=backend, threads=threads, wrap=meter.wrap) as runtime:
+    with load(bundle, backend=compute.backend, threads=compute.threads, wrap=meter.wrap) as runtime:
         loaded, machine = time.perf_counter() - start, describe_machine()
         ceilings = measure_ceilings()
         bundle_name = {"name": runtime.bundle.index.name, "digest": runtime.bundle.digest}
@@ -131,8 +128,8 @@ def command(
         machine=machine,
         ceilings=ceilings,
         bundle=bundle_name,
-        backend=backend,
-        threads=threads or machine["cores"],
+        backend=compute.backend,
+        threads=compute.threads or machine["cores"],
         peak_megabytes=round((peak_bytes() or 0) / 1e6, 1),
         scenarios=found,
         roofline=rooflines,

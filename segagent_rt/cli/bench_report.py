@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from segagent_rt.cli import console
-from segagent_rt.cli.parameters import OverwriteOption, QuietOption
+from segagent_rt.cli.parameters import OverwriteOption
 from segagent_rt.errors import ExtraMissing, GateFailed
 
 
@@ -23,7 +23,6 @@ def command(
         bool, typer.Option("--check", help="Write nothing; fail if the pages are not up to date.")
     ] = False,
     overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Reads results/*.json, writes README.md, percentiles.md and plots/*.svg.
 

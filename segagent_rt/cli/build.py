@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from segagent_rt.cli import console
-from segagent_rt.cli.parameters import BundleArgument, QuietOption
+from segagent_rt.cli.parameters import BundleArgument
 from segagent_rt.errors import BatchFailed, BundleMissing, EngineRefused, GateFailed
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only check that the library accepts every graph.")
     ] = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Engines go to the user's cache. Each is compared with ONNX Runtime on the CPU. One for the
     CPU is kept only if it is faster than that, too."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from segagent_rt.cli import console
-from segagent_rt.cli.parameters import JsonOption, QuietOption
+from segagent_rt.cli.parameters import JsonOption
 
 
-def command(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
+def command(as_json: JsonOption = False) -> None:
     """Each line has a bundle's name, families, size, licences, and the verdict of its gate."""
     from segagent_rt.bundle.catalogue import list_bundles
 

@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 import typer
 
 from segagent_rt.cli import console
+from segagent_rt.cli.option_groups import DataOptions
 from segagent_rt.cli.parameters import (
-    ImagesOption,
     JsonOption,
-    MaskLabelOption,
     OutputOption,
     OverwriteOption,
-    QuietOption,
-    RootOption,
-    SkipBadOption,
     check_options,
 )
 
@@ -37,17 +33,14 @@ def command(
     to: Annotated[
         Format, typer.Option(help="Format to write. llama-factory and qwen-vl need trajectories.")
     ],
-    images: ImagesOption = None,
-    skip_bad: SkipBadOption = False,
-    mask_label: MaskLabelOption = None,
-    root: RootOption = Path(),
+    *,
+    reading: DataOptions,
     preset: Annotated[
         str | None, typer.Option(help="Preset of the training data: segagent, segagent-rated, ...")
     ] = None,
     output: OutputOption = Path("segagent-data"),
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Training data has an image, a question and a reply for each click.
 
@@ -55,12 +48,12 @@ def command(
     """
     check_options(context, to, ONLY_WITH)
     from segagent_rt.data import conversion
-    from segagent_rt.data.sources import Places, open_data
+    from segagent_rt.data.sources import open_data
     from segagent_rt.io import check_writable
 
     check_writable(output)
     problems = list[str]()
-    places = Places(root, images, skip_bad, mask_label)
+    places = reading.places()
     if to in TRAINING:
         noun = "sample"
         count = _training(data, to, preset, places, (output, overwrite, problems))

@@ -13,7 +13,6 @@ from segagent_rt.cli.parameters import (
     JsonOption,
     OutputOption,
     OverwriteOption,
-    QuietOption,
 )
 
 SEED = 7
@@ -31,7 +30,6 @@ def command(
     ] = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Writes the image, the mask, an overlay and a JSON file, and prints what to try next."""
     if photo:

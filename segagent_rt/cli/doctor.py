@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from segagent_rt.cli import console
-from segagent_rt.cli.parameters import JsonOption, QuietOption
+from segagent_rt.cli.parameters import JsonOption
 
 
 def command(
@@ -15,7 +15,6 @@ def command(
         str | None, typer.Argument(help="Also show which variants of this bundle suit this GPU.")
     ] = None,
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Prints versions, cores, conflicting packages and the state of each backend."""
     from segagent_rt.doctor import examine, examine_variants

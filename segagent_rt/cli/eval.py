@@ -9,30 +9,21 @@ import typer
 
 from segagent_rt.choices import Ablation, AnnotatorName, Rule, StartName
 from segagent_rt.cli import console
+from segagent_rt.cli.option_groups import ComputeOptions, DataOptions, RayOptions
 from segagent_rt.cli.parameters import (
     DATA,
     MOST_SCENES,
     RESULTS,
     SEARCH,
-    BackendOption,
     BundleOption,
     CandidatesOption,
-    ImagesOption,
     JsonOption,
-    MaskLabelOption,
     MaxClicksOption,
     OutputOption,
-    QuietOption,
-    RayOption,
     ReportOption,
     RestartOption,
-    RootOption,
-    SkipBadOption,
     TemperatureOption,
-    ThreadsOption,
-    WorkersOption,
     check_options,
-    cluster_of,
 )
 
 if TYPE_CHECKING:
@@ -79,10 +70,8 @@ def command(
             show_default=False,
         ),
     ] = None,
-    images: ImagesOption = None,
-    skip_bad: SkipBadOption = False,
-    mask_label: MaskLabelOption = None,
-    root: RootOption = Path(),
+    *,
+    reading: DataOptions,
     split: Annotated[
         list[str] | None,
         typer.Option(
@@ -174,18 +163,15 @@ def command(
         ),
     ] = None,
     bundle: BundleOption = None,
-    backend: BackendOption = "auto",
-    threads: ThreadsOption = None,
-    ray: RayOption = None,
-    workers: WorkersOption = None,
+    compute: ComputeOptions,
+    ray: RayOptions,
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """On a data set: cIoU, gIoU, clicks, latency, and predictions and tables in SegAgent's format.
 
     On generated scenes, it prints the figures. The same command continues an interrupted run.
     """
-    from segagent_rt.data.sources import Places, check_titles, open_all, recordings_in
+    from segagent_rt.data.sources import check_titles, open_all, recordings_in
     from segagent_rt.eval.evaluation import Evaluation, check_complete, summary_lines, title_of
     from segagent_rt.eval.loop_runs import EvalRunner
     from segagent_rt.eval.scores import MaskChoice
@@ -198,7 +184,7 @@ def command(
         from segagent_rt.bundle.manifest import to_json
 
         check_options(context, ON_SCENES, ONLY_WITH)
-        with load(bundle, backend=backend, threads=threads) as runtime:
+        with load(bundle, backend=compute.backend, threads=compute.threads) as runtime:
             taken = _report(report, MaskChoice(), overwrite=False)
             found = _on_scenes(runtime, (scenes, seed, ablate), StoppingRules(max_clicks), taken)
         if as_json:
@@ -207,7 +193,7 @@ def command(
             console.show(text(to_json(found.to_json())))
         return
     names = named(data, split)
-    places = Places(root, images, skip_bad, mask_label)
+    places = reading.places()
     recordings = {name: recordings_in(name, places) for name in names}
     recorded = None not in recordings.values()
     check_options(context, ON_PREDICTIONS if recorded else ON_DATA, ONLY_WITH)
@@ -232,9 +218,9 @@ def command(
             stop_after_box=False if record else None,
         )  # fmt: skip
         runner = EvalRunner(SearchConfig(rules, candidates, temperature), annotator, start)
-        cluster = cluster_of(ray, workers)
+        cluster = ray.cluster()
         here = runner.parts if cluster.address is None else ()  # on a cluster, the workers load
-        with load(bundle, backend=backend, threads=threads, parts=here) as runtime:
+        with load(bundle, backend=compute.backend, threads=compute.threads, parts=here) as runtime:
             if record:
                 check_writable(runtime.bundle.folder)
             run = _evaluate(opened, asked, runner, runtime, cluster)

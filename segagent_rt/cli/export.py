@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from segagent_rt.cli import console
-from segagent_rt.cli.parameters import QuietOption, check_options
+from segagent_rt.cli.parameters import check_options
 from segagent_rt.errors import BatchFailed, ExtraMissing
 
 if TYPE_CHECKING:
@@ -141,7 +141,6 @@ def command(
             rich_help_panel=CHECKPOINT,
         ),
     ] = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Needs the extra `export`. The manifest records the comparison with the original."""
     check_options(context, LIST if show else f"--target {target}", ONLY_WITH)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from segagent_rt.cli import console
-from segagent_rt.cli.parameters import BundleArgument, JsonOption, QuietOption, check_options
+from segagent_rt.cli.parameters import BundleArgument, JsonOption, check_options
 
 if TYPE_CHECKING:
     from segagent_rt.bundle.bundle import Bundle
@@ -31,7 +31,6 @@ def command(
         bool, typer.Option("--all", help="Also print origins, licences and all verified figures.")
     ] = False,
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Reads only the manifests, unless --verify is given."""
     check_options(context, "--board" if board else "a bundle", ONLY_WITH)

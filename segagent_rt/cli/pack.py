@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from segagent_rt.cli import console
-from segagent_rt.cli.parameters import BundleArgument, QuietOption
+from segagent_rt.cli.parameters import BundleArgument
 
 
 def command(
@@ -22,7 +22,6 @@ def command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing file.")
     ] = False,
-    quiet: QuietOption = False,
 ) -> None:
     """The file holds every part with its hashes. `run -b FILE` and `unpack` read it."""
     from segagent_rt.bundle.archive import SUFFIX

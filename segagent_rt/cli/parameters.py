@@ -6,16 +6,12 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import typer
 
 from segagent_rt.cli import console
 from segagent_rt.types import Box, Click
-
-if TYPE_CHECKING:
-    from segagent_rt.annotators.endpoint import Endpoint
-    from segagent_rt.data.ray_pool import Cluster
 
 MODEL, COMPUTE, SERVER = "Model", "Compute", "Server of the MLLM"
 SEARCH, DATA, RESULTS = "Clicks", "Data", "Results"
@@ -372,28 +368,6 @@ def check_text(texts: list[str]) -> list[str]:
     return texts
 
 
-def endpoint_of(
-    url: str | None,
-    model: str | None,
-    server: str,
-    timeout: float,
-    hosts: list[str] | None,
-    preset: str | None = None,
-) -> Endpoint | None:
-    """Where the MLLM is, if it is not in this process.
-
-    Raises:
-        typer.BadParameter: a URL without a model.
-    """
-    if url is None:
-        return None
-    if not url or not model:
-        raise typer.BadParameter("--endpoint and --model go together")
-    from segagent_rt.annotators.endpoint import Endpoint
-
-    return Endpoint(url, model, server, timeout, tuple(hosts or ()), preset)
-
-
 def one_of(kinds: Any, value: str, option: str) -> Any:
     """The value of an option that may be repeated, if it is one of a `Literal`'s.
 
@@ -404,10 +378,3 @@ def one_of(kinds: Any, value: str, option: str) -> Any:
     if value not in (*names, last):
         raise typer.BadParameter(f"{option} is {', '.join(names)} or {last}, not `{value}`")
     return value
-
-
-def cluster_of(address: str | None, workers: int | None) -> Cluster:
-    """Where `--ray` and `--workers` say to work."""
-    from segagent_rt.data.ray_pool import Cluster
-
-    return Cluster(address, workers)

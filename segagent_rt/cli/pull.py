@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from segagent_rt.cli import console
-from segagent_rt.cli.parameters import QuietOption
 
 
 def command(
@@ -24,7 +23,6 @@ def command(
             "--name", help="Name of the bundle on this machine. Default: the repository's name."
         ),
     ] = None,
-    quiet: QuietOption = False,
 ) -> None:
     """Every file is compared with the bundle's manifests first."""
     from segagent_rt.bundle.store import bundles_folder, is_name

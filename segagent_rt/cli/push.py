@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from segagent_rt.cli import console
-from segagent_rt.cli.parameters import BundleArgument, QuietOption
+from segagent_rt.cli.parameters import BundleArgument
 
 
 def command(
@@ -22,7 +22,6 @@ def command(
             "--upload", help="Upload the folder to hf:owner/name. A new repository is private."
         ),
     ] = None,
-    quiet: QuietOption = False,
 ) -> None:
     """Writes a folder with the bundle's files and a model card. Nothing leaves this machine
     without --upload."""

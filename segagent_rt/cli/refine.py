@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from segagent_rt.cli.option_groups import ComputeOptions
 from segagent_rt.cli.parameters import (
-    BackendOption,
     BundleOption,
     CandidatesOption,
     JsonOption,
@@ -16,9 +16,7 @@ from segagent_rt.cli.parameters import (
     MaxClicksOption,
     OutputOption,
     OverwriteOption,
-    QuietOption,
     TemperatureOption,
-    ThreadsOption,
     ValueRangeOption,
     check_options,
     check_text,
@@ -41,10 +39,9 @@ def command(
     temperature: TemperatureOption = 1.0,
     mask_label: MaskLabelOption = None,
     value_range: ValueRangeOption = None,
-    backend: BackendOption = "auto",
-    threads: ThreadsOption = None,
+    *,
+    compute: ComputeOptions,
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Writes NAME.refined.segagent.json, a mask and an overlay.
 
@@ -69,7 +66,7 @@ def command(
     pixels = load_image(image, value_range=parse_range(value_range))
     prior = GivenMask(load_mask(mask, mask_label))
     check_size(pixels.shape, prior.full.shape, image)
-    with load(bundle, backend=backend, threads=threads) as runtime:
+    with load(bundle, backend=compute.backend, threads=compute.threads) as runtime:
         said = runtime.annotator.check(expression)
         config = SearchConfig(StoppingRules(max_clicks), candidates, temperature)
         steps = runtime.open(pixels).search_steps(said, config=config, prior=prior)

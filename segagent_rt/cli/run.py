@@ -11,31 +11,22 @@ import typer
 
 from segagent_rt.choices import SaveKind
 from segagent_rt.cli import console
+from segagent_rt.cli.option_groups import ComputeOptions, ServerOptions
 from segagent_rt.cli.parameters import (
     DATA,
     RESULTS,
     SEARCH,
-    AllowHostOption,
-    BackendOption,
     BundleOption,
     CandidatesOption,
-    EndpointOption,
     JsonOption,
     MaxClicksOption,
-    ModelOption,
     OutputOption,
-    PresetOption,
-    QuietOption,
     ReportOption,
     RestartOption,
-    ServerOption,
     TemperatureOption,
-    ThreadsOption,
-    TimeoutOption,
     ValueRangeOption,
     check_options,
     check_text,
-    endpoint_of,
     number_option,
     one_of,
     parse_box,
@@ -149,16 +140,10 @@ def command(
         float, number_option(min=0, help="Refuse images with more megapixels.", panel=DATA)
     ] = MAX_MEGAPIXELS,
     value_range: ValueRangeOption = None,
-    backend: BackendOption = "auto",
-    threads: ThreadsOption = None,
+    *,
+    compute: ComputeOptions,
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    endpoint: EndpointOption = None,
-    model: ModelOption = None,
-    server: ServerOption = "any",
-    timeout: TimeoutOption = 120.0,
-    allow_host: AllowHostOption = None,
-    preset: PresetOption = None,
+    server: ServerOptions,
 ) -> None:
     """Writes NAME.segagent.json, NAME.segagent.mask.png and NAME.segagent.overlay.png.
 
@@ -173,7 +158,7 @@ def command(
     check_options(context, VIDEO if video else "images", {"look_every": (VIDEO,)})
     if video is not None and (all_objects or sources or from_list):
         raise typer.BadParameter("--video cannot be combined with --all, --from or images")
-    where = endpoint_of(endpoint, model, server, timeout, allow_host, preset)
+    where = server.where()
     from segagent_rt.batch_options import BatchOptions
     from segagent_rt.bundle.store import PHOTO
     from segagent_rt.loop import StoppingRules
@@ -194,8 +179,8 @@ def command(
         """Load what clicks and boxes, or words, need."""
         return load(
             PHOTO if bundle is None and by_hand else bundle,
-            backend=backend,
-            threads=threads,
+            backend=compute.backend,
+            threads=compute.threads,
             endpoint=where,
             parts=["segmenter"] if by_hand else None,
         )

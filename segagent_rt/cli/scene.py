@@ -13,7 +13,6 @@ from segagent_rt.cli.parameters import (
     RESULTS,
     JsonOption,
     OverwriteOption,
-    QuietOption,
 )
 
 
@@ -40,7 +39,6 @@ def command(
     expressions: Annotated[int, typer.Option(min=1, help="Largest number of expressions.")] = 12,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Writes a PNG file, and prints expressions and masks (COCO run lengths) as JSON.
 

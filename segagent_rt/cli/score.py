@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from segagent_rt.cli import console
+from segagent_rt.cli.option_groups import ComputeOptions
 from segagent_rt.cli.parameters import (
     DATA,
     RESULTS,
-    BackendOption,
     BundleOption,
     ImagesOption,
     JsonOption,
     MaskLabelOption,
     OverwriteOption,
-    QuietOption,
     SkipBadOption,
-    ThreadsOption,
     ValueRangeOption,
     check_options,
     check_text,
@@ -75,10 +73,9 @@ def command(
     ] = None,
     overwrite: OverwriteOption = False,
     bundle: BundleOption = None,
-    backend: BackendOption = "auto",
-    threads: ThreadsOption = None,
+    *,
+    compute: ComputeOptions,
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Prints the predicted IoU, from 0 to 1.
 
@@ -98,7 +95,7 @@ def command(
 
         check_writable(output.parent)
         check_replaceable([output], overwrite=overwrite)
-    with load(bundle, backend=backend, threads=threads, parts=["mllm"]) as runtime:
+    with load(bundle, backend=compute.backend, threads=compute.threads, parts=["mllm"]) as runtime:
         if annotations is None:
             rating = _one(runtime, alone, mask_label, parse_range(value_range))
             if as_json:

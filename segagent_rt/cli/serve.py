@@ -8,21 +8,12 @@ from typing import Annotated
 import typer
 
 from segagent_rt.cli import console
+from segagent_rt.cli.option_groups import ComputeOptions, ServerOptions
 from segagent_rt.cli.parameters import (
     COMPUTE,
     DATA,
     MODEL,
-    AllowHostOption,
-    BackendOption,
-    EndpointOption,
-    ModelOption,
-    PresetOption,
-    QuietOption,
-    ServerOption,
-    ThreadsOption,
-    TimeoutOption,
     check_options,
-    endpoint_of,
     number_option,
 )
 from segagent_rt.errors import ExtraMissing
@@ -113,15 +104,9 @@ def command(
             min=1, max=256, help="Requests that run at the same time.", rich_help_panel=COMPUTE
         ),
     ] = 1,
-    backend: BackendOption = "auto",
-    threads: ThreadsOption = None,
-    quiet: QuietOption = False,
-    endpoint: EndpointOption = None,
-    model: ModelOption = None,
-    server: ServerOption = "any",
-    timeout: TimeoutOption = 120.0,
-    allow_host: AllowHostOption = None,
-    preset: PresetOption = None,
+    *,
+    compute: ComputeOptions,
+    server: ServerOptions,
 ) -> None:
     """The page is at http://127.0.0.1:8000/, the API is below /v1. docs/serve.md describes both.
 
@@ -143,7 +128,7 @@ def command(
     from segagent_rt.serve.server_settings import ServerSettings, token_for
     from segagent_rt.serve.service import SegmentationService
 
-    where = endpoint_of(endpoint, model, server, timeout, allow_host, preset)
+    where = server.where()
     limits = ServeLimits(
         upload_bytes=int(max_upload * 1e6),
         all_uploads_bytes=max(8 * int(max_upload * 1e6), 64 * MIB),
@@ -162,7 +147,7 @@ def command(
     settings = settings.on_port(listener.getsockname()[1])
     metrics = service_metrics(lambda: service)
     service = SegmentationService(
-        load_bundles(bundle or [], backend, threads, where),
+        load_bundles(bundle or [], compute.backend, compute.threads, where),
         limits,
         roots=root or (),
         on_seconds=metrics.add_stages,

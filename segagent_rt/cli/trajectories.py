@@ -11,24 +11,15 @@ import typer
 
 from segagent_rt.choices import AfterLoss
 from segagent_rt.cli import console
+from segagent_rt.cli.option_groups import ComputeOptions, DataOptions, RayOptions
 from segagent_rt.cli.parameters import (
     MOST_CLICKS,
     SEARCH,
-    BackendOption,
     BundleOption,
-    ImagesOption,
     JsonOption,
-    MaskLabelOption,
     OutputOption,
-    QuietOption,
-    RayOption,
     RestartOption,
-    RootOption,
-    SkipBadOption,
-    ThreadsOption,
-    WorkersOption,
     check_options,
-    cluster_of,
     number_option,
     one_of,
 )
@@ -67,10 +58,8 @@ def command(
             "--check", help="Replay trajectories and compare the masks, instead of recording."
         ),
     ] = False,
-    images: ImagesOption = None,
-    skip_bad: SkipBadOption = False,
-    mask_label: MaskLabelOption = None,
-    root: RootOption = Path(),
+    *,
+    reading: DataOptions,
     start: Annotated[
         list[str] | None,
         typer.Option(
@@ -113,12 +102,9 @@ def command(
     output: OutputOption = Path("segagent-trajectories"),
     overwrite: RestartOption = False,
     bundle: BundleOption = None,
-    backend: BackendOption = "auto",
-    threads: ThreadsOption = None,
-    ray: RayOption = None,
-    workers: WorkersOption = None,
+    compute: ComputeOptions,
+    ray: RayOptions,
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Writes <data>.trajectories.json in SegAgent's schema.
 
@@ -131,16 +117,16 @@ def command(
     from segagent_rt.data.demonstrate import Limits
     from segagent_rt.data.generation import Generation, generate, replay
     from segagent_rt.data.ray_pool import distribute
-    from segagent_rt.data.sources import Places, open_all, open_trajectories
+    from segagent_rt.data.sources import open_all, open_trajectories
     from segagent_rt.data.star import Round, add_round
     from segagent_rt.data.trajectories import StartKind
     from segagent_rt.io import check_writable
     from segagent_rt.runtime import load
 
-    places, cluster = Places(root, images, skip_bad, mask_label), cluster_of(ray, workers)
+    places, cluster = reading.places(), ray.cluster()
     parts: Collection[PartName] | None = ["segmenter"] if star is None else None
     here = parts if cluster.address is None else ()  # on a cluster, the workers load
-    with load(bundle, backend=backend, threads=threads, parts=here) as runtime:
+    with load(bundle, backend=compute.backend, threads=compute.threads, parts=here) as runtime:
         if check:
             found = [shown for name in data for shown in open_trajectories(name, places)]
             _judge(replay(found, runtime, report_progress("replayed")), as_json)

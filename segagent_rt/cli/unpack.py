@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from segagent_rt.cli import console
-from segagent_rt.cli.parameters import QuietOption
 
 
 def command(
@@ -16,7 +15,6 @@ def command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="New folder. Default: engines/NAME.")
     ] = None,
-    quiet: QuietOption = False,
 ) -> None:
     """Every file is compared with its hash. `run -b` also reads packed bundles directly."""
     from segagent_rt.bundle.archive import unpack
