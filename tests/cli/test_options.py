@@ -11,6 +11,7 @@ import pytest
 
 from segagent_rt.backends.registry import BACKENDS
 from segagent_rt.cli import COMMANDS
+from segagent_rt.cli.option_groups import with_all_options
 from segagent_rt.cli.parameters import BackendName
 
 pytestmark = pytest.mark.usefixtures("kept_open")
@@ -111,23 +112,25 @@ def test_numbers_that_are_not_finite_are_usage_errors(terminal, arguments, value
     assert terminal(*arguments[:-1], f"{arguments[-1]}={value}").code == 2
 
 
-def modules():
-    return [import_module(f"segagent_rt.cli.{name}") for name in COMMANDS]
+def commands():
+    """As Typer reads them: with the options of their groups."""
+    modules = [import_module(f"segagent_rt.cli.{name}") for name in COMMANDS]
+    return [with_all_options(module.command) for module in modules]
 
 
 def test_every_option_that_is_a_fraction_is_checked():
     """A new one without the check would take `nan`."""
-    for module in modules():
-        hints = typing.get_type_hints(module.command, include_extras=True)
+    for command in commands():
+        hints = typing.get_type_hints(command, include_extras=True)
         for name, hint in hints.items():
             kind, *extras = typing.get_args(hint) or (hint,)
             if float in (kind, *typing.get_args(kind)):
-                assert any(getattr(each, "callback", None) for each in extras), (module, name)
+                assert any(getattr(each, "callback", None) for each in extras), (command, name)
 
 
 def test_every_command_can_be_quiet():
-    for module in modules():
-        assert "quiet" in inspect.signature(module.command).parameters, module
+    for command in commands():
+        assert "quiet" in inspect.signature(command).parameters, command
 
 
 def test_the_backends_are_those_of_the_table():
