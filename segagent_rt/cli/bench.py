@@ -16,6 +16,7 @@ from segagent_rt.cli.parameters import (
     OverwriteOption,
     ReportOption,
     check_options,
+    option,
 )
 from segagent_rt.errors import ExtraMissing, GateFailed
 
@@ -45,28 +46,20 @@ def command(
     bundle: BundleArgument = None,
     scenario: Annotated[
         list[str] | None,
-        typer.Option(
-            "--scenario", "-s", help="A packaged scenario or a TOML file. May be repeated."
-        ),
+        option("A packaged scenario or a TOML file. May be repeated.", "--scenario", "-s"),
     ] = None,
-    list_scenarios: Annotated[
-        bool, typer.Option("--list", help="List the packaged scenarios.")
-    ] = False,
+    list_scenarios: Annotated[bool, option("List the packaged scenarios.", "--list")] = False,
     against: Annotated[
         Literal["reference"] | None,
-        typer.Option(help="Compare with SegAgent's loop in PyTorch (needs the extra `export`)."),
+        option("Compare with SegAgent's loop in PyTorch (needs the extra `export`)."),
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of a training, whose weights the reference uses.", readable=False
-        ),
+        option("Folder of a training, whose weights the reference uses.", readable=False),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", help="Also write the results to this JSON file.", readable=False
-        ),
+        option("Also write the results to this JSON file.", "--output", "-o", readable=False),
     ] = None,
     report: ReportOption = None,
     overwrite: OverwriteOption = False,

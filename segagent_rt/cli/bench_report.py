@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from segagent_rt.cli import console
-from segagent_rt.cli.parameters import OverwriteOption
+from segagent_rt.cli.parameters import OverwriteOption, option
 from segagent_rt.errors import ExtraMissing, GateFailed
 
 
@@ -20,7 +20,7 @@ def command(
         ),
     ] = Path("benchmarks"),
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; fail if the pages are not up to date.")
+        bool, option("Write nothing; fail if the pages are not up to date.", "--check")
     ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:

@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
 from segagent_rt.cli import console
-from segagent_rt.cli.parameters import BundleArgument
+from segagent_rt.cli.parameters import BundleArgument, option
 from segagent_rt.errors import BatchFailed, BundleMissing, EngineRefused, GateFailed
 
 if TYPE_CHECKING:
@@ -26,14 +24,14 @@ def command(
     bundle: BundleArgument = None,
     backend: Annotated[
         Literal["auto", "tensorrt", "rtx", "openvino"],
-        typer.Option(
-            "--backend",
-            help="Library to build with. auto takes the one for GPUs that is installed; "
+        option(
+            "Library to build with. auto takes the one for GPUs that is installed; "
             "openvino is for CPUs.",
+            "--backend",
         ),
     ] = "auto",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only check that the library accepts every graph.")
+        bool, option("Only check that the library accepts every graph.", "--dry-run")
     ] = False,
 ) -> None:
     """Engines go to the user's cache. Each is compared with ONNX Runtime on the CPU. One for the

@@ -14,6 +14,7 @@ from segagent_rt.cli.parameters import (
     OutputOption,
     OverwriteOption,
     check_options,
+    option,
 )
 
 if TYPE_CHECKING:
@@ -30,13 +31,11 @@ def command(
         str,
         typer.Argument(help="A data file, a folder, a split by name, or a file of trajectories."),
     ],
-    to: Annotated[
-        Format, typer.Option(help="Format to write. llama-factory and qwen-vl need trajectories.")
-    ],
+    to: Annotated[Format, option("Format to write. llama-factory and qwen-vl need trajectories.")],
     *,
     reading: DataOptions,
     preset: Annotated[
-        str | None, typer.Option(help="Preset of the training data: segagent, segagent-rated, ...")
+        str | None, option("Preset of the training data: segagent, segagent-rated, ...")
     ] = None,
     output: OutputOption = Path("segagent-data"),
     overwrite: OverwriteOption = False,

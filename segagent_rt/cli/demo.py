@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from segagent_rt.cli import console
 from segagent_rt.cli.parameters import (
     BundleOption,
     JsonOption,
     OutputOption,
     OverwriteOption,
+    option,
 )
 
 SEED = 7
@@ -21,12 +20,9 @@ SEED = 7
 def command(
     output: OutputOption = Path("segagent-demo"),
     bundle: BundleOption = None,
-    seed: Annotated[int, typer.Option(help="Number of the generated image.")] = SEED,
+    seed: Annotated[int, option("Number of the generated image.")] = SEED,
     photo: Annotated[
-        bool,
-        typer.Option(
-            "--photo", help="Use a photo and clicks instead of a generated image and words."
-        ),
+        bool, option("Use a photo and clicks instead of a generated image and words.", "--photo")
     ] = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,

@@ -24,6 +24,7 @@ from segagent_rt.cli.parameters import (
     RestartOption,
     TemperatureOption,
     check_options,
+    option,
 )
 
 if TYPE_CHECKING:
@@ -74,93 +75,61 @@ def command(
     reading: DataOptions,
     split: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Split of the named benchmarks: val, testA. May be repeated.", rich_help_panel=DATA
-        ),
+        option("Split of the named benchmarks: val, testA. May be repeated.", panel=DATA),
     ] = None,
     select: Annotated[
         Rule,
-        typer.Option(
-            help="Mask to evaluate: best-rated, by SegAgent's own rule, or last.",
-            rich_help_panel=RESULTS,
-        ),
+        option("Mask to evaluate: best-rated, by SegAgent's own rule, or last.", panel=RESULTS),
     ] = "full",
     click_id: Annotated[
         int | None,
-        typer.Option(
-            min=0,
-            help="Evaluate the mask after this click instead, counted from 0.",
-            rich_help_panel=RESULTS,
-        ),
+        option("Evaluate the mask after this click instead, counted from 0.", panel=RESULTS, min=0),
     ] = None,
     annotator: Annotated[
         AnnotatorName,
-        typer.Option(
-            help="Who clicks: the bundle's MLLM, or an oracle that knows the mask.",
-            rich_help_panel=SEARCH,
-        ),
+        option("Who clicks: the bundle's MLLM, or an oracle that knows the mask.", panel=SEARCH),
     ] = "mllm",
     start: Annotated[
         StartName,
-        typer.Option(
-            help="Start without a mask, or from the true mask degraded to an IoU of 0.5 to 0.7.",
-            rich_help_panel=SEARCH,
+        option(
+            "Start without a mask, or from the true mask degraded to an IoU of 0.5 to 0.7.",
+            panel=SEARCH,
         ),
     ] = "nothing",
     candidates: CandidatesOption = 1,
     temperature: TemperatureOption = 1.0,
     limit: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="Evaluate only this many expressions of each data set.",
-            rich_help_panel=DATA,
-        ),
+        option("Evaluate only this many expressions of each data set.", panel=DATA, min=1),
     ] = None,
     output: OutputOption = Path("segagent-eval"),
     visualize: Annotated[
         bool,
-        typer.Option(
-            "--visualize",
-            help="Write pictures of the evaluated masks and clicks.",
-            rich_help_panel=RESULTS,
-        ),
+        option("Write pictures of the evaluated masks and clicks.", "--visualize", panel=RESULTS),
     ] = False,
     report: ReportOption = None,
     record: Annotated[
         bool,
-        typer.Option(
-            "--record",
-            help="Go on after a first box, and write into bundle.json what the clicks added. If "
+        option(
+            "Go on after a first box, and write into bundle.json what the clicks added. If "
             "they helped, `run` goes on clicking after a box.",
-            rich_help_panel=RESULTS,
+            "--record",
+            panel=RESULTS,
         ),
     ] = False,
     overwrite: RestartOption = False,
     scenes: Annotated[
-        int,
-        typer.Option(
-            min=1, max=MOST_SCENES, help="Number of generated scenes.", rich_help_panel=SCENES
-        ),
+        int, option("Number of generated scenes.", panel=SCENES, min=1, max=MOST_SCENES)
     ] = 100,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the first generated scene.", rich_help_panel=SCENES)
-    ] = 1000,
+    seed: Annotated[int, option("Seed of the first generated scene.", panel=SCENES)] = 1000,
     ablate: Annotated[
         Ablation,
-        typer.Option(
-            help="Ablate the expressions, to test whether the model uses them.",
-            rich_help_panel=SCENES,
-        ),
+        option("Ablate the expressions, to test whether the model uses them.", panel=SCENES),
     ] = "none",
     max_clicks: MaxClicksOption = 7,
     patience: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="Stop after this many masks in a row without a better rating.",
-            rich_help_panel=SEARCH,
-        ),
+        option("Stop after this many masks in a row without a better rating.", panel=SEARCH, min=1),
     ] = None,
     bundle: BundleOption = None,
     compute: ComputeOptions,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from segagent_rt.cli import console
-from segagent_rt.cli.parameters import check_options
+from segagent_rt.cli.parameters import check_options, option
 from segagent_rt.errors import BatchFailed, ExtraMissing
 
 if TYPE_CHECKING:
@@ -56,90 +56,71 @@ def command(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            "Folder of the bundle. Default: the recipe's name, in your data folder.",
             "--output",
             "-o",
-            help="Folder of the bundle. Default: the recipe's name, in your data folder.",
             callback=_expect_folder,
         ),
     ] = None,
-    only: Annotated[
-        Literal["segmenter", "mllm"] | None, typer.Option(help="Export only this part.")
-    ] = None,
+    only: Annotated[Literal["segmenter", "mllm"] | None, option("Export only this part.")] = None,
     variant: Annotated[
-        list[str] | None,
-        typer.Option(help="Variant to write instead of the recipe's. May be repeated."),
+        list[str] | None, option("Variant to write instead of the recipe's. May be repeated.")
     ] = None,
-    show: Annotated[bool, typer.Option("--list", help="List the recipes of the package.")] = False,
+    show: Annotated[bool, option("List the recipes of the package.", "--list")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted export; finished parts stay.")
+        bool, option("Continue an interrupted export; finished parts stay.", "--resume")
     ] = False,
     agreed: Annotated[
-        bool,
-        typer.Option(
-            "--yes", "-y", "--download", help="Download missing models without a question."
-        ),
+        bool, option("Download missing models without a question.", "--yes", "-y", "--download")
     ] = False,
     calibration: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of photos for comparison and calibration, instead of generated scenes."
-        ),
+        option("Folder of photos for comparison and calibration, instead of generated scenes."),
     ] = None,
     below_gate: Annotated[
         bool,
-        typer.Option(
+        option(
+            "Write parts that fail the gate, and record the failure in the manifest.",
             "--allow-below-gate",
-            help="Write parts that fail the gate, and record the failure in the manifest.",
         ),
     ] = False,
     share: Annotated[
         bool,
-        typer.Option(
-            "--share", help="Refer to equal parts of neighbouring bundles instead of copying them."
-        ),
+        option("Refer to equal parts of neighbouring bundles instead of copying them.", "--share"),
     ] = False,
     pin: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Commit of a model, instead of the recipe's or the newest: hf:owner/name@COMMIT. "
-            "May be repeated.",
+        option(
+            "Commit of a model, instead of the recipe's or the newest: hf:owner/name@COMMIT. "
+            "May be repeated."
         ),
     ] = None,
     target: Annotated[
         Literal["bundle", "edge-llm", "trtllm", "triton"],
-        typer.Option(
-            help="A bundle, or what a server loads. For triton, name a bundle instead of a recipe."
-        ),
+        option("A bundle, or what a server loads. For triton, name a bundle instead of a recipe."),
     ] = "bundle",
     segmenter: Annotated[
         str | None,
-        typer.Option(
-            help="The other part: a segmenter's checkpoint, or a recipe whose segmenter is taken.",
-            rich_help_panel=CHECKPOINT,
+        option(
+            "The other part: a segmenter's checkpoint, or a recipe whose segmenter is taken.",
+            panel=CHECKPOINT,
         ),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(
-            help="Preset of the MLLM: segagent-rated, qwen3-vl, ... (see engines/README.md).",
-            rich_help_panel=CHECKPOINT,
+        option(
+            "Preset of the MLLM: segagent-rated, qwen3-vl, ... (see engines/README.md).",
+            panel=CHECKPOINT,
         ),
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(
-            help="Base model of an adapter, if the adapter does not name it.",
-            rich_help_panel=CHECKPOINT,
-        ),
+        option("Base model of an adapter, if the adapter does not name it.", panel=CHECKPOINT),
     ] = None,
     print_recipe: Annotated[
         bool,
-        typer.Option(
-            "--print-recipe",
-            help="Print the recipe for a checkpoint, and stop.",
-            rich_help_panel=CHECKPOINT,
-        ),
+        option("Print the recipe for a checkpoint, and stop.", "--print-recipe", panel=CHECKPOINT),
     ] = False,
 ) -> None:
     """Needs the extra `export`. The manifest records the comparison with the original."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from segagent_rt.cli import console
-from segagent_rt.cli.parameters import BundleArgument, JsonOption, check_options
+from segagent_rt.cli.parameters import BundleArgument, JsonOption, check_options, option
 
 if TYPE_CHECKING:
     from segagent_rt.bundle.bundle import Bundle
@@ -20,15 +20,13 @@ ONLY_WITH = {"everything": ("a bundle",), "verify": ("a bundle",)}
 def command(
     context: typer.Context,
     bundle: BundleArgument = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Check the hash of every file.")] = False,
+    verify: Annotated[bool, option("Check the hash of every file.", "--verify")] = False,
     board: Annotated[
         str | None,
-        typer.Option(
-            "--board", help="Estimate whether it fits: orin-nx-16, agx-orin-64, thor, rtx-12, ..."
-        ),
+        option("Estimate whether it fits: orin-nx-16, agx-orin-64, thor, rtx-12, ...", "--board"),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Also print origins, licences and all verified figures.")
+        bool, option("Also print origins, licences and all verified figures.", "--all")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

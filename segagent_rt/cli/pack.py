@@ -5,23 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from segagent_rt.cli import console
-from segagent_rt.cli.parameters import BundleArgument
+from segagent_rt.cli.parameters import BundleArgument, option
 
 
 def command(
     bundle: BundleArgument = None,
-    variant: Annotated[
-        list[str] | None, typer.Option(help="Pack only this variant. May be repeated.")
-    ] = None,
+    variant: Annotated[list[str] | None, option("Pack only this variant. May be repeated.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write. Default: NAME.segagent.")
+        Path | None, option("File to write. Default: NAME.segagent.", "--output", "-o")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing file.")
-    ] = False,
+    overwrite: Annotated[bool, option("Replace an existing file.", "--overwrite")] = False,
 ) -> None:
     """The file holds every part with its hashes. `run -b FILE` and `unpack` read it."""
     from segagent_rt.bundle.archive import SUFFIX

@@ -36,216 +36,173 @@ def finite(value: float | None) -> float | None:
     return value
 
 
-def number_option(
-    *flags: str,
-    help: str,
-    panel: str | None = None,
-    min: float | None = None,
-    max: float | None = None,
-) -> Any:
+def option(help: str, *flags: str, panel: str | None = None, **settings: Any) -> Any:
+    """An option with a line and a panel of the help; `settings` are further ones of Typer's."""
+    return typer.Option(*flags, help=help, rich_help_panel=panel, **settings)
+
+
+def number_option(help: str, *flags: str, panel: str | None = None, **bounds: float) -> Any:
     """An option whose value is a finite number from `min` to `max`."""
-    return typer.Option(*flags, min=min, max=max, callback=finite, help=help, rich_help_panel=panel)
+    return option(help, *flags, panel=panel, callback=finite, **bounds)
 
 
 BundleOption: TypeAlias = Annotated[
     str | None,
-    typer.Option(
-        "--bundle",
-        "-b",
-        help="Folder or name of a bundle. Default: the demo bundle.",
-        rich_help_panel=MODEL,
-    ),
+    option("Folder or name of a bundle. Default: the demo bundle.", "--bundle", "-b", panel=MODEL),
 ]
 BundleArgument: TypeAlias = Annotated[
     str | None, typer.Argument(help="Folder or name of a bundle. Default: the demo bundle.")
 ]
 OutputOption: TypeAlias = Annotated[
-    Path,
-    typer.Option(
-        "--output", "-o", help="Folder for the results.", readable=False, rich_help_panel=RESULTS
-    ),
+    Path, option("Folder for the results.", "--output", "-o", panel=RESULTS, readable=False)
 ]
 ReportOption: TypeAlias = Annotated[
     Path | None,
-    typer.Option(
+    option(
+        "Also write one HTML file with every step as a picture, the worst cases first.",
         "--report",
+        panel=RESULTS,
         metavar="FILE.html",
-        help="Also write one HTML file with every step as a picture, the worst cases first.",
         readable=False,
-        rich_help_panel=RESULTS,
     ),
 ]
 OverwriteOption: TypeAlias = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite",
-        help="Also replace files that segagent-rt did not write.",
-        rich_help_panel=RESULTS,
-    ),
+    bool, option("Also replace files that segagent-rt did not write.", "--overwrite", panel=RESULTS)
 ]
 RestartOption: TypeAlias = Annotated[
     bool,
-    typer.Option(
+    option(
+        "Start again instead of continuing, and replace files of others.",
         "--overwrite",
-        help="Start again instead of continuing, and replace files of others.",
-        rich_help_panel=RESULTS,
+        panel=RESULTS,
     ),
 ]
 JsonOption: TypeAlias = Annotated[
-    bool,
-    typer.Option(
-        "--json", help="Print one JSON document instead of text.", rich_help_panel=RESULTS
-    ),
+    bool, option("Print one JSON document instead of text.", "--json", panel=RESULTS)
 ]
 QuietOption: TypeAlias = Annotated[
     bool,
-    typer.Option(
+    option(
+        "Print only warnings and errors on stderr.",
         "--quiet",
         "-q",
-        help="Print only warnings and errors on stderr.",
+        panel=RESULTS,
         callback=console.be_quiet,
-        rich_help_panel=RESULTS,
     ),
 ]
 ThreadsOption: TypeAlias = Annotated[
-    int | None,
-    typer.Option(
-        "--threads", min=1, help="CPU threads. Default: one per core.", rich_help_panel=COMPUTE
-    ),
+    int | None, option("CPU threads. Default: one per core.", "--threads", panel=COMPUTE, min=1)
 ]
 BackendOption: TypeAlias = Annotated[
     BackendName,
-    typer.Option(
-        "--backend",
-        help="Backend for the graphs. auto takes the best one that works.",
-        rich_help_panel=COMPUTE,
+    option(
+        "Backend for the graphs. auto takes the best one that works.", "--backend", panel=COMPUTE
     ),
 ]
 ImagesOption: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(
-        "--images", help="Folder of the images. Default: beside the data.", rich_help_panel=DATA
-    ),
+    Path | None, option("Folder of the images. Default: beside the data.", "--images", panel=DATA)
 ]
 RootOption: TypeAlias = Annotated[
-    Path,
-    typer.Option(
-        "--root", help="Folder of data sets that are given by name.", rich_help_panel=DATA
-    ),
+    Path, option("Folder of data sets that are given by name.", "--root", panel=DATA)
 ]
 MaxClicksOption: TypeAlias = Annotated[
     int,
-    typer.Option(
+    option(
+        "Largest number of clicks per expression.",
         "--max-clicks",
+        panel=SEARCH,
         min=1,
         max=MOST_CLICKS,
-        help="Largest number of clicks per expression.",
-        rich_help_panel=SEARCH,
     ),
 ]
 SkipBadOption: TypeAlias = Annotated[
-    bool,
-    typer.Option("--skip-bad", help="Skip invalid entries, and list them.", rich_help_panel=DATA),
+    bool, option("Skip invalid entries, and list them.", "--skip-bad", panel=DATA)
 ]
 MaskLabelOption: TypeAlias = Annotated[
     int | None,
-    typer.Option(
-        "--mask-label",
-        help="Value of the object in masks with several values.",
-        rich_help_panel=DATA,
-    ),
+    option("Value of the object in masks with several values.", "--mask-label", panel=DATA),
 ]
 ValueRangeOption: TypeAlias = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "Values of black and white in float and 16-bit images, such as 0,65535.",
         "--value-range",
-        help="Values of black and white in float and 16-bit images, such as 0,65535.",
-        rich_help_panel=DATA,
+        panel=DATA,
     ),
 ]
 CandidatesOption: TypeAlias = Annotated[
     int,
-    typer.Option(
+    option(
+        "Clicks to try in each turn. The best-rated one is kept.",
         "--candidates",
+        panel=SEARCH,
         min=1,
         max=MOST_CANDIDATES,
-        help="Clicks to try in each turn. The best-rated one is kept.",
-        rich_help_panel=SEARCH,
     ),
 ]
 TemperatureOption: TypeAlias = Annotated[
     float,
     number_option(
+        "Sampling temperature. Used only with --candidates above 1.",
         "--temperature",
-        min=0.01,
-        help="Sampling temperature. Used only with --candidates above 1.",
         panel=SEARCH,
+        min=0.01,
     ),
 ]
 EndpointOption: TypeAlias = Annotated[
     str | None,
-    typer.Option(
-        "--endpoint",
-        help="URL of a server for the MLLM, with the OpenAI chat API.",
-        rich_help_panel=SERVER,
-    ),
+    option("URL of a server for the MLLM, with the OpenAI chat API.", "--endpoint", panel=SERVER),
 ]
 ModelOption: TypeAlias = Annotated[
-    str | None,
-    typer.Option("--model", help="Name of the model on the server.", rich_help_panel=SERVER),
+    str | None, option("Name of the model on the server.", "--model", panel=SERVER)
 ]
 ServerOption: TypeAlias = Annotated[
     str,
-    typer.Option(
-        "--server",
-        help="Kind of server.",
-        metavar="any|openai|ollama|sglang|vllm|...",
-        rich_help_panel=SERVER,
+    option(
+        "Kind of server.", "--server", panel=SERVER, metavar="any|openai|ollama|sglang|vllm|..."
     ),
 ]
 PresetOption: TypeAlias = Annotated[
     str | None,
-    typer.Option(
-        "--preset",
-        help="Instruction for a model that the bundle does not know: "
+    option(
+        "Instruction for a model that the bundle does not know: "
         "qwen3-vl, qwen2.5-vl, segagent, ...",
-        rich_help_panel=SERVER,
+        "--preset",
+        panel=SERVER,
     ),
 ]
 TimeoutOption: TypeAlias = Annotated[
     float,
     number_option(
+        "Seconds to wait for each answer of the server.",
         "--timeout",
+        panel=SERVER,
         min=0.1,
         max=86400,
-        help="Seconds to wait for each answer of the server.",
-        panel=SERVER,
     ),
 ]
 AllowHostOption: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option(
-        "--allow-host",
-        help="Allow images to be sent to this machine. May be repeated.",
-        rich_help_panel=SERVER,
+    option(
+        "Allow images to be sent to this machine. May be repeated.", "--allow-host", panel=SERVER
     ),
 ]
 RayOption: TypeAlias = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "Distribute the work with Ray: `local`, or the address of a cluster.",
         "--ray",
-        help="Distribute the work with Ray: `local`, or the address of a cluster.",
-        rich_help_panel=COMPUTE,
+        panel=COMPUTE,
     ),
 ]
 WorkersOption: TypeAlias = Annotated[
     int | None,
-    typer.Option(
+    option(
+        "Workers for --ray. Default: one per CPU.",
         "--workers",
+        panel=COMPUTE,
         min=1,
         max=MOST_WORKERS,
-        help="Workers for --ray. Default: one per CPU.",
-        rich_help_panel=COMPUTE,
     ),
 ]
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from segagent_rt.cli import console
+from segagent_rt.cli.parameters import option
 
 
 def command(
@@ -19,9 +20,7 @@ def command(
     ],
     name: Annotated[
         str | None,
-        typer.Option(
-            "--name", help="Name of the bundle on this machine. Default: the repository's name."
-        ),
+        option("Name of the bundle on this machine. Default: the repository's name.", "--name"),
     ] = None,
 ) -> None:
     """Every file is compared with the bundle's manifests first."""

@@ -5,22 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from segagent_rt.cli import console
-from segagent_rt.cli.parameters import BundleArgument
+from segagent_rt.cli.parameters import BundleArgument, option
 
 
 def command(
     bundle: BundleArgument = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="New folder. Default: upload/NAME.")
+        Path | None, option("New folder. Default: upload/NAME.", "--output", "-o")
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(
-            "--upload", help="Upload the folder to hf:owner/name. A new repository is private."
-        ),
+        option("Upload the folder to hf:owner/name. A new repository is private.", "--upload"),
     ] = None,
 ) -> None:
     """Writes a folder with the bundle's files and a model card. Nothing leaves this machine

@@ -29,6 +29,7 @@ from segagent_rt.cli.parameters import (
     check_text,
     number_option,
     one_of,
+    option,
     parse_box,
     parse_click,
     parse_range,
@@ -69,57 +70,52 @@ def command(
     ] = None,
     from_list: Annotated[
         str | None,
-        typer.Option(
-            "--from",
-            help="List of images: text (path, tab, expression), JSONL (image, expression, "
+        option(
+            "List of images: text (path, tab, expression), JSONL (image, expression, "
             "clicks, box) or COCO. - is standard input.",
-            rich_help_panel=DATA,
+            "--from",
+            panel=DATA,
         ),
     ] = None,
     video: Annotated[
         Path | None,
-        typer.Option(
-            help="Video file or folder of frames. The mask is tracked from frame to frame.",
+        option(
+            "Video file or folder of frames. The mask is tracked from frame to frame.",
+            panel=DATA,
             readable=False,
-            rich_help_panel=DATA,
         ),
     ] = None,
     look_every: Annotated[
-        int,
-        typer.Option(
-            min=1, help="In a video, ask the MLLM only on every Nth frame.", rich_help_panel=SEARCH
-        ),
+        int, option("In a video, ask the MLLM only on every Nth frame.", panel=SEARCH, min=1)
     ] = 10,
     click: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Click in pixels: +120,80 on the object, -30,40 beside it. May be repeated.",
-            rich_help_panel=SEARCH,
+        option(
+            "Click in pixels: +120,80 on the object, -30,40 beside it. May be repeated.",
+            panel=SEARCH,
         ),
     ] = None,
     box: Annotated[
         str | None,
-        typer.Option(
-            help="Box around the object, in pixels: left,top,right,bottom. May go with clicks.",
-            rich_help_panel=SEARCH,
+        option(
+            "Box around the object, in pixels: left,top,right,bottom. May go with clicks.",
+            panel=SEARCH,
         ),
     ] = None,
     all_objects: Annotated[
         bool,
-        typer.Option(
-            "--all",
-            help="Return every object that matches, if the MLLM lists several.",
-            rich_help_panel=SEARCH,
+        option(
+            "Return every object that matches, if the MLLM lists several.", "--all", panel=SEARCH
         ),
     ] = False,
     bundle: BundleOption = None,
     output: OutputOption = Path(),
     save: Annotated[
         str,
-        typer.Option(
-            help="Files to write beside the JSON file: mask, overlay, cutout (RGBA, cropped to the "
+        option(
+            "Files to write beside the JSON file: mask, overlay, cutout (RGBA, cropped to the "
             "object), coco, yolo, labelme.",
-            rich_help_panel=RESULTS,
+            panel=RESULTS,
         ),
     ] = "mask,overlay",
     report: ReportOption = None,
@@ -130,14 +126,14 @@ def command(
     deadline_ms: Annotated[
         float | None,
         number_option(
+            "Stop after this time and return the best mask so far. Loading does not count.",
+            panel=SEARCH,
             min=0,
             max=86_400_000,
-            help="Stop after this time and return the best mask so far. Loading does not count.",
-            panel=SEARCH,
         ),
     ] = None,
     max_megapixels: Annotated[
-        float, number_option(min=0, help="Refuse images with more megapixels.", panel=DATA)
+        float, number_option("Refuse images with more megapixels.", panel=DATA, min=0)
     ] = MAX_MEGAPIXELS,
     value_range: ValueRangeOption = None,
     *,

@@ -5,38 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from segagent_rt.cli import console
 from segagent_rt.cli.parameters import (
     MOST_SCENES,
     RESULTS,
     JsonOption,
     OverwriteOption,
+    option,
 )
 
 
 def command(
-    seed: Annotated[int, typer.Option(help="Number of the scene.")] = 0,
+    seed: Annotated[int, option("Number of the scene.")] = 0,
     output: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            "Image file (default: scene.png), or with --count a folder.",
             "--output",
             "-o",
-            help="Image file (default: scene.png), or with --count a folder.",
-            rich_help_panel=RESULTS,
+            panel=RESULTS,
         ),
     ] = None,
     count: Annotated[
         int | None,
-        typer.Option(
+        option(
+            "Write this many scenes, with a data file for eval and trajectories.",
             min=1,
             max=MOST_SCENES,
-            help="Write this many scenes, with a data file for eval and trajectories.",
         ),
     ] = None,
-    side: Annotated[int, typer.Option(min=64, max=4096, help="Width and height in pixels.")] = 512,
-    expressions: Annotated[int, typer.Option(min=1, help="Largest number of expressions.")] = 12,
+    side: Annotated[int, option("Width and height in pixels.", min=64, max=4096)] = 512,
+    expressions: Annotated[int, option("Largest number of expressions.", min=1)] = 12,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -22,6 +22,7 @@ from segagent_rt.cli.parameters import (
     check_options,
     check_text,
     number_option,
+    option,
     parse_range,
 )
 
@@ -47,16 +48,11 @@ def command(
         str | None, typer.Argument(help="What the mask should cover, in words.", show_default=False)
     ] = None,
     annotations: Annotated[
-        Path | None,
-        typer.Option(
-            "--annotations", help="COCO file with annotations to rate.", rich_help_panel=DATA
-        ),
+        Path | None, option("COCO file with annotations to rate.", "--annotations", panel=DATA)
     ] = None,
     below: Annotated[
         float | None,
-        number_option(
-            min=0, max=1, help="Print only annotations with a lower rating, from 0 to 1."
-        ),
+        number_option("Print only annotations with a lower rating, from 0 to 1.", min=0, max=1),
     ] = None,
     images: ImagesOption = None,
     skip_bad: SkipBadOption = False,
@@ -64,11 +60,11 @@ def command(
     value_range: ValueRangeOption = None,
     output: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            "Write the remaining annotations, with ratings, to this file.",
             "--output",
             "-o",
-            help="Write the remaining annotations, with ratings, to this file.",
-            rich_help_panel=RESULTS,
+            panel=RESULTS,
         ),
     ] = None,
     overwrite: OverwriteOption = False,

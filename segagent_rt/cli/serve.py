@@ -15,6 +15,7 @@ from segagent_rt.cli.parameters import (
     MODEL,
     check_options,
     number_option,
+    option,
 )
 from segagent_rt.errors import ExtraMissing
 
@@ -25,84 +26,57 @@ def command(
     context: typer.Context,
     bundle: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            "Folder or name of a bundle. May be repeated. Default: the demo bundle and the "
+            "segmenter for photos.",
             "--bundle",
             "-b",
-            help="Folder or name of a bundle. May be repeated. Default: the demo bundle and the "
-            "segmenter for photos.",
-            rich_help_panel=MODEL,
+            panel=MODEL,
         ),
     ] = None,
     host: Annotated[
         str,
-        typer.Option(
-            help="Address to listen on. Any but 127.0.0.1 needs a token in SEGAGENT_SERVE_TOKEN.",
-            rich_help_panel=NETWORK,
+        option(
+            "Address to listen on. Any but 127.0.0.1 needs a token in SEGAGENT_SERVE_TOKEN.",
+            panel=NETWORK,
         ),
     ] = "127.0.0.1",
     port: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=65535,
-            help="Port to listen on. 0 takes any free port.",
-            rich_help_panel=NETWORK,
-        ),
+        int, option("Port to listen on. 0 takes any free port.", panel=NETWORK, min=0, max=65535)
     ] = 8000,
     name: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Host name by which clients reach this server. May be repeated.",
-            rich_help_panel=NETWORK,
-        ),
+        option("Host name by which clients reach this server. May be repeated.", panel=NETWORK),
     ] = None,
     root: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Folder whose images clients may open by path. May be repeated.",
-            rich_help_panel=DATA,
-        ),
+        option("Folder whose images clients may open by path. May be repeated.", panel=DATA),
     ] = None,
     max_upload: Annotated[
-        float, number_option(min=0.001, max=4096, help="Largest request, in MB.", panel=LIMITS)
+        float, number_option("Largest request, in MB.", panel=LIMITS, min=0.001, max=4096)
     ] = 32.0,
     max_megapixels: Annotated[
-        float,
-        number_option(min=0.001, max=1000, help="Largest image, in megapixels.", panel=LIMITS),
+        float, number_option("Largest image, in megapixels.", panel=LIMITS, min=0.001, max=1000)
     ] = 50.0,
-    max_images: Annotated[
-        int, typer.Option(min=1, help="Largest number of open images.", rich_help_panel=LIMITS)
-    ] = 64,
+    max_images: Annotated[int, option("Largest number of open images.", panel=LIMITS, min=1)] = 64,
     max_memory: Annotated[
-        float,
-        number_option(min=1, max=1 << 20, help="Memory for all open images, in MB.", panel=LIMITS),
+        float, number_option("Memory for all open images, in MB.", panel=LIMITS, min=1, max=1 << 20)
     ] = 1024.0,
     idle_minutes: Annotated[
         float,
-        number_option(
-            min=0.01, max=1e6, help="Minutes until an unused image is closed.", panel=LIMITS
-        ),
+        number_option("Minutes until an unused image is closed.", panel=LIMITS, min=0.01, max=1e6),
     ] = 30.0,
     queue: Annotated[
-        int,
-        typer.Option(
-            min=0, max=10_000, help="Largest number of waiting requests.", rich_help_panel=LIMITS
-        ),
+        int, option("Largest number of waiting requests.", panel=LIMITS, min=0, max=10_000)
     ] = 32,
     rate: Annotated[
         float,
         number_option(
-            min=0,
-            max=1e6,
-            help="Requests per second from one address. 0 sets no limit.",
-            panel=LIMITS,
+            "Requests per second from one address. 0 sets no limit.", panel=LIMITS, min=0, max=1e6
         ),
     ] = 100.0,
     workers: Annotated[
-        int,
-        typer.Option(
-            min=1, max=256, help="Requests that run at the same time.", rich_help_panel=COMPUTE
-        ),
+        int, option("Requests that run at the same time.", panel=COMPUTE, min=1, max=256)
     ] = 1,
     *,
     compute: ComputeOptions,

@@ -22,6 +22,7 @@ from segagent_rt.cli.parameters import (
     check_options,
     number_option,
     one_of,
+    option,
 )
 from segagent_rt.errors import BatchFailed, GateFailed
 
@@ -53,50 +54,39 @@ def command(
         typer.Argument(help="Data files, folders of images and masks, or splits by name."),
     ],
     check: Annotated[
-        bool,
-        typer.Option(
-            "--check", help="Replay trajectories and compare the masks, instead of recording."
-        ),
+        bool, option("Replay trajectories and compare the masks, instead of recording.", "--check")
     ] = False,
     *,
     reading: DataOptions,
     start: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            "How trajectories start: empty, box, point or grid. May be repeated.",
+            panel=SEARCH,
             metavar="empty|box|random|grid",
-            help="How trajectories start: empty, box, point or grid. May be repeated.",
-            rich_help_panel=SEARCH,
         ),
     ] = None,
     max_clicks: Annotated[
-        int,
-        typer.Option(
-            min=1, max=MOST_CLICKS, help="Largest number of clicks.", rich_help_panel=SEARCH
-        ),
+        int, option("Largest number of clicks.", panel=SEARCH, min=1, max=MOST_CLICKS)
     ] = 20,
     good: Annotated[
-        float, number_option(min=0, max=1, help="IoU at which a trajectory ends.", panel=SEARCH)
+        float, number_option("IoU at which a trajectory ends.", panel=SEARCH, min=0, max=1)
     ] = 0.98,
     least_gain: Annotated[
-        float, number_option(min=0, max=1, help="IoU that a click must add.", panel=SEARCH)
+        float, number_option("IoU that a click must add.", panel=SEARCH, min=0, max=1)
     ] = 0.0,
     after_loss: Annotated[
         AfterLoss,
-        typer.Option(
-            help="What to do after a click that adds less: stop, or discard it.",
-            rich_help_panel=SEARCH,
-        ),
+        option("What to do after a click that adds less: stop, or discard it.", panel=SEARCH),
     ] = "end",
-    seed: Annotated[
-        int, typer.Option(help="Seed of the random starts.", rich_help_panel=SEARCH)
-    ] = 0,
+    seed: Annotated[int, option("Seed of the random starts.", panel=SEARCH)] = 0,
     star: Annotated[
         int | None,
-        typer.Option(
+        option(
+            "Add a StaR+ round, in which the bundle's MLLM makes this many clicks.",
+            panel=SEARCH,
             min=1,
             max=MOST_CLICKS,
-            help="Add a StaR+ round, in which the bundle's MLLM makes this many clicks.",
-            rich_help_panel=SEARCH,
         ),
     ] = None,
     output: OutputOption = Path("segagent-trajectories"),

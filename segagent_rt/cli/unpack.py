@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from segagent_rt.cli import console
+from segagent_rt.cli.parameters import option
 
 
 def command(
     archive: Annotated[Path, typer.Argument(help="File that `pack` wrote.", show_default=False)],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="New folder. Default: engines/NAME.")
+        Path | None, option("New folder. Default: engines/NAME.", "--output", "-o")
     ] = None,
 ) -> None:
     """Every file is compared with its hash. `run -b` also reads packed bundles directly."""
