@@ -26,9 +26,9 @@ from segagent_rt_export.files import read_bounded
 from segagent_rt_export.graphs.shape_profiles import visual_tokens
 from segagent_rt_export.progress import Counted, Progress
 from segagent_rt_export.registry import MllmExporter, code, mllm_exporter, mllm_exporters
-from segagent_rt_export.sources.gptq_awq import open_weights
 from segagent_rt_export.sources.lora import HEAD, adapt
 from segagent_rt_export.sources.mllm_config import Config, open_processor
+from segagent_rt_export.sources.quantised import open_weights
 from segagent_rt_export.sources.weights import Checkpoint, Stored
 
 STOPS = ("<|im_end|>", "<|endoftext|>", "<|im_start|>", "</s>")

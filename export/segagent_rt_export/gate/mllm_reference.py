@@ -18,10 +18,10 @@ from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.families.mllm_source import MllmSource
 from segagent_rt_export.families.weight_names import common_name
 from segagent_rt_export.registry import code, mllm_exporter
-from segagent_rt_export.sources.gptq_awq import open_weights
 from segagent_rt_export.sources.lazy_weights import unloaded
 from segagent_rt_export.sources.lora import HEAD, TABLE, adapt, renamed
 from segagent_rt_export.sources.mllm_config import open_processor
+from segagent_rt_export.sources.quantised import open_weights
 from segagent_rt_export.sources.shards import open_shards, read_object
 from segagent_rt_export.sources.weights import Stored
 

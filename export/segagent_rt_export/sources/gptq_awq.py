@@ -9,20 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.sources.mllm_config import Config
-from segagent_rt_export.sources.shards import MappedTensor, open_shards
-from segagent_rt_export.sources.weights import Blocks, Stored, Weight, missing
+from segagent_rt_export.sources.shards import MappedTensor
+from segagent_rt_export.sources.weights import (
+    BLOCK_SIZES,
+    Blocks,
+    Stored,
+    Weight,
+    mismatched,
+    missing,
+)
 
 KINDS = ("qweight", "qzeros", "scales", "g_idx")
 """Tensors of a quantised layer."""
-
-BLOCK_SIZES = (16, 32, 64, 128, 256)
-"""Groups that MatMulNBits multiplies."""
 
 AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 """In which four bits of a word AWQ keeps each of eight neighbouring columns."""
@@ -121,22 +124,22 @@ def _columns(words: Weight, scheme: Scheme) -> Weight:
     return _spread(words, scheme.bits)[..., list(scheme.places)].reshape(len(words), -1)
 
 
-def open_weights(folder: Path) -> dict[str, Stored]:
-    """All tensors of a folder; those that are quantised, as what they stand for.
+def unpack(tensors: Mapping[str, Stored], described: Config) -> dict[str, Stored]:
+    """The weights of a checkpoint; layers that were left out of quantisation as they are.
 
     Raises:
-        CheckpointInvalid: there are none, or a file is damaged, or they are quantised otherwise.
+        CheckpointInvalid: they are packed otherwise, or a tensor is missing, or of another shape.
     """
-    tensors = open_shards(folder)
-    described = Config.load(folder / "config.json").section("quantization_config")
-    return _unpack(tensors, _scheme(described)) if described.fields else tensors
+    scheme = _scheme(described)
+    layers = [name[: -len(".qweight")] for name in tensors if name.endswith(".qweight")]
+    packed = {f"{layer}.{kind}" for layer in layers for kind in KINDS}
+    plain = {name: tensor for name, tensor in tensors.items() if name not in packed}
+    return plain | {f"{layer}.weight": _layer(tensors, layer, scheme) for layer in layers}
 
 
 def _scheme(described: Config) -> Scheme:
     method = described.text("quant_method", "")
     bits = described.size("bits", 4)
-    if method not in ("gptq", "awq"):
-        raise described.refuse("quant_method", "gptq and awq can be, and what is not quantised")
     if bits not in ((4, 8) if method == "gptq" else (4,)):
         raise described.refuse("bits", "codes of that size are packed otherwise")
     if method == "awq":
@@ -145,13 +148,6 @@ def _scheme(described: Config) -> Scheme:
         return Scheme(bits, False, AWQ_PLACES, 0)
     first = described.text("checkpoint_format", "gptq") != "gptq_v2"
     return Scheme(bits, True, tuple(range(32 // bits)), int(first))
-
-
-def _unpack(tensors: Mapping[str, Stored], scheme: Scheme) -> dict[str, Stored]:
-    layers = [name[: -len(".qweight")] for name in tensors if name.endswith(".qweight")]
-    packed = {f"{layer}.{kind}" for layer in layers for kind in KINDS}
-    plain = {name: tensor for name, tensor in tensors.items() if name not in packed}
-    return plain | {f"{layer}.weight": _layer(tensors, layer, scheme) for layer in layers}
 
 
 def _layer(tensors: Mapping[str, Stored], layer: str, scheme: Scheme) -> Unpacked:
@@ -172,10 +168,7 @@ def _layer(tensors: Mapping[str, Stored], layer: str, scheme: Scheme) -> Unpacke
         and (inputs % count == 0 if group is None else group.shape == (inputs,))
     )
     if not fits or math.prod(found.shape) == 0:
-        raise CheckpointInvalid(
-            f"the quantised layer `{layer}` has tensors of shapes that do not belong together",
-            hint="is the quantization_config of config.json that of these weights?",
-        )
+        raise mismatched(layer)
     return found
 
 

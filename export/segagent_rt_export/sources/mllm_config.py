@@ -13,6 +13,9 @@ from segagent_rt_export.sources.shards import read_object
 MOST = 1 << 30
 """No size in a configuration is larger."""
 
+LARGEST = 1e38
+"""No number is; nearly the largest of 32 bits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -54,7 +57,8 @@ class Config:
     def number(self, name: str, default: float) -> float:
         """A number."""
         value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        whole = not isinstance(value, bool) and isinstance(value, (int, float))
+        if not whole or not -LARGEST < value < LARGEST:
             raise self._wrong(name, "a number")
         return float(value)
 
@@ -88,10 +92,11 @@ class Config:
         red, green, blue = map(float, value)
         return red, green, blue
 
-    def refuse(self, name: str, why: str) -> CheckpointInvalid:
+    def refuse(self, name: str, why: str, hint: str | None = None) -> CheckpointInvalid:
         """The error for a value that is well-formed, but cannot be exported."""
         return CheckpointInvalid(
-            f"{self.where}: {name} = {str(self.fields.get(name))[:60]} cannot be exported: {why}"
+            f"{self.where}: {name} = {str(self.fields.get(name))[:60]} cannot be exported: {why}",
+            hint=hint,
         )
 
     def _wrong(self, name: str, wanted: str) -> CheckpointInvalid:

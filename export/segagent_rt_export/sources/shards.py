@@ -31,6 +31,7 @@ MOST_AXES = 8
 _TYPES: dict[str, npt.DTypeLike] = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
+    "F8_E4M3": "u1",
 }  # fmt: skip
 
 
@@ -48,13 +49,23 @@ class MappedTensor:
         return np.dtype(_TYPES[self.dtype]).itemsize
 
     def stored(self, rows: slice | Sequence[int] = slice(None)) -> Weight:
-        """These rows as they are stored; bfloat16 as the bits of each number."""
+        """These rows as they are stored; bfloat16 and E4M3 as the bits of each number."""
         if math.prod(self.shape) == 0:
             return np.zeros(self.shape, _TYPES[self.dtype])
         mapped = np.memmap(self.path, _TYPES[self.dtype], "r", self.offset, self.shape or (1,))
         return np.asarray(mapped.reshape(self.shape)[rows] if self.shape else mapped[0])
 
     def read(self, rows: slice | Sequence[int] = slice(None)) -> Weight:
+        """These rows as float32.
+
+        Raises:
+            CheckpointInvalid: they are E4M3, which means nothing without a scale.
+        """
+        if self.dtype == "F8_E4M3":
+            raise CheckpointInvalid(
+                f"{self.path} holds a tensor of the type F8_E4M3 without its scale",
+                hint="export the checkpoint that it was quantised from",
+            )
         chosen = self.stored(rows)
         if self.dtype == "BF16":
             wide: Weight = np.left_shift(chosen, 16, dtype=np.uint32)

@@ -14,6 +14,9 @@ from segagent_rt_export.errors import CheckpointInvalid
 Weight: TypeAlias = npt.NDArray[Any]
 """A tensor of a checkpoint."""
 
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+"""Blocks that MatMulNBits multiplies."""
+
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
@@ -102,6 +105,14 @@ def missing(name: str) -> CheckpointInvalid:
     """The error for a tensor that is not there."""
     return CheckpointInvalid(
         f"the checkpoint has no tensor `{name}`", hint="was it saved or copied completely?"
+    )
+
+
+def mismatched(layer: str) -> CheckpointInvalid:
+    """The error for a quantised layer whose tensors are not of one weight."""
+    return CheckpointInvalid(
+        f"the quantised layer `{layer}` has tensors of shapes that do not belong together",
+        hint="is the quantization_config of config.json that of these weights?",
     )
 
 

@@ -34,17 +34,24 @@ def write_checkpoint(source: Path, adapter: Path | None, family: str, folder: Pa
     adapter changes, are copied as they are; all others are written anew, a piece at a time.
 
     Raises:
-        CheckpointInvalid: it is damaged, has no chat, cannot be merged, or overflows 16 bits.
+        CheckpointInvalid: it is damaged, has no chat, cannot be merged, overflows 16 bits, or is
+            quantised by bitsandbytes.
     """
     if read_template(source) is None:
         raise CheckpointInvalid(
             f"{source} holds no chat template, and a server needs one",
             hint="copy chat_template.jinja or tokenizer_config.json from the model it began as",
         )
+    quantised = Config.load(source / "config.json").section("quantization_config")
+    if quantised.get("quant_method", None) == "bitsandbytes":
+        raise CheckpointInvalid(
+            f"{source} is quantised by bitsandbytes, which this server does not read",
+            hint="name the checkpoint that it was quantised from",
+        )
     folder.mkdir(parents=True)
     tensors = open_shards(source)
     changed = _merged(tensors, source, adapter, family)
-    wide = any(_type(tensor) is None for tensor in tensors.values())
+    wide = not quantised.fields and any(_type(tensor) is None for tensor in tensors.values())
     for path in sorted(source.iterdir()):
         kept = path.suffix in DESCRIBING and not path.name.endswith(".index.json")
         if kept and path.is_file() and path.stat().st_size <= LARGEST:

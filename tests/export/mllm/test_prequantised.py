@@ -23,7 +23,7 @@ from segagent_rt_export.families.mllm_source import read_source  # noqa: E402
 from segagent_rt_export.gate.mllm_reference import open_reference  # noqa: E402
 from segagent_rt_export.graphs.builder import new_graph  # noqa: E402
 from segagent_rt_export.graphs.precision import MllmPrecision, Precision  # noqa: E402
-from segagent_rt_export.sources.gptq_awq import open_weights  # noqa: E402
+from segagent_rt_export.sources.quantised import open_weights  # noqa: E402
 from segagent_rt_export.sources.weights import RowSlice  # noqa: E402
 from tests.export.mllm.conftest import open_exported  # noqa: E402
 from tests.export.mllm.measuring import CLOSE, distance  # noqa: E402
@@ -207,7 +207,7 @@ def test_the_decoder_is_made_of_the_integers(pack, tmp_path):
 
 
 FAULTS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
-    "quant_method = fp8 cannot": lambda config, _: config.update(quant_method="fp8"),
+    "quant_method = hqq cannot": lambda config, _: config.update(quant_method="hqq"),
     "bits = 3 cannot": lambda config, _: config.update(bits=3),
     "shapes that do not belong together": lambda config, _: config.update(bits=8),
     "has no tensor `.*scales`": lambda _, tensors: tensors.pop(first(tensors, "scales")),

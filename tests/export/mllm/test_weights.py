@@ -124,7 +124,7 @@ FAULTS = {
     "a list": lambda p: raw(p, []),
     "no offsets": lambda p: raw(p, {"a": {"dtype": "F32", "shape": [1]}}),
     "an unknown type": lambda p: raw(
-        p, {"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}, b"1234"
+        p, {"a": {"dtype": "F8_E5M2", "shape": [4], "data_offsets": [0, 4]}}, b"1234"
     ),
     "a negative size": lambda p: raw(
         p, {"a": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}}, b"1234"
@@ -152,6 +152,16 @@ def test_damaged_files_are_refused_in_one_sentence(tmp_path, fault):
         open_shards(tmp_path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_e4m3_without_a_scale_is_not_read(tmp_path):
+    raw(
+        tmp_path / "model.safetensors",
+        {"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}},
+        b"1234",
+    )
+    with pytest.raises(CheckpointInvalid, match="F8_E4M3 without its scale"):
+        open_shards(tmp_path)["a"].read()
 
 
 @settings(max_examples=200, deadline=None)
