@@ -23,7 +23,7 @@ from segagent_rt.backends.driver import gpu
 from segagent_rt.backends.host_buffer import on_host
 from segagent_rt.backends.onnxruntime import OrtBuffer, OrtSession
 from segagent_rt.errors import BackendUnavailable
-from segagent_rt.types import Array, Buffers, Feeds, Names
+from segagent_rt.types import Array, Buffers, Feeds, Names, Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,7 @@ class RecordedCall:
 class LastCall(SessionWrapper):
     """A session that keeps its last call."""
 
+    session: Session
     last: RecordedCall | None = None
 
     def run(

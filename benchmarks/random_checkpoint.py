@@ -15,14 +15,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Regex, Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
-from tokenizers.trainers import BpeTrainer
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from segagent_rt.mllm.prompts import PRESETS
+from segagent_rt_export.families.demo_mllm.tokenizer import train_byte_level_bpe
 from segagent_rt_export.families.qwen_vl_v1.tiktoken import SPLIT
 
 SHARD = 2_000_000_000
@@ -256,16 +253,6 @@ def _qwen_vl_vision(vision: dict[str, Any]) -> Shapes:
 
 def _tokenizer() -> Tokenizer:
     """Byte-level, digits alone, with the prompt's words: prompts are about as long as in life."""
-    tokenizer = Tokenizer(BPE())
-    split = Split(Regex(SPLIT), behavior="isolated")
-    tokenizer.pre_tokenizer = Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
-    tokenizer.decoder = ByteLevelDecoder()
-    trainer = BpeTrainer(
-        vocab_size=2000, show_progress=False, initial_alphabet=sorted(ByteLevel.alphabet())
-    )
     texts = [preset.instruction for preset in PRESETS.values()]
-    tokenizer.train_from_iterator(
-        [*texts, " Current IOU: Positive point: Negative point"] * 3, trainer
-    )
-    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIALS])
-    return tokenizer
+    corpus = [*texts, " Current IOU: Positive point: Negative point"] * 3
+    return train_byte_level_bpe(SPLIT, 2000, corpus, SPECIALS)

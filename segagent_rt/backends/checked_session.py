@@ -18,10 +18,10 @@ Shape: TypeAlias = tuple[int | str, ...]
 """A length that must be so, or the name of one that is the same wherever the name occurs."""
 
 
-@dataclass(frozen=True, slots=True)
 class SessionWrapper:
     """What is the same of a session and of one around it. Classes below it add their `run`."""
 
+    __slots__ = ()
     session: Session
 
     @property
@@ -45,6 +45,7 @@ class CheckedSession(SessionWrapper):
         shapes: of the outputs that are checked; those that stay with the backend are not.
     """
 
+    session: Session
     name: str
     shapes: Mapping[str, Shape]
 

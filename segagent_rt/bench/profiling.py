@@ -48,6 +48,7 @@ class GraphProfiler:
 class ProfiledSession(SessionWrapper):
     """A session that tells a meter about its calls."""
 
+    session: Session
     graph: str
     meter: GraphProfiler
 

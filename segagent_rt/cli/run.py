@@ -40,8 +40,11 @@ from segagent_rt.image import MAX_MEGAPIXELS
 from segagent_rt.types import ObjectPrompt
 
 if TYPE_CHECKING:
+    from segagent_rt.batch import BatchFolder, ImageOutcome
     from segagent_rt.batch_options import BatchOptions
     from segagent_rt.runtime import Runtime
+
+    Outcomes = Iterator[ImageOutcome]
 
 WORDS, HAND, LIST, VIDEO = "expressions", "--click and --box", "--from", "--video"
 ONLY_WITH = {
@@ -283,7 +286,7 @@ def _run_images(
     *,
     as_json: bool,
 ) -> None:
-    from segagent_rt.batch import BatchFolder, annotate_images
+    from segagent_rt.batch import annotate_images
     from segagent_rt.input_lists import read_list
     from segagent_rt.inputs import gather_items
 
@@ -295,16 +298,12 @@ def _run_images(
     report_progress = console.progress("images", in_logs=False)
     by_hand = all(prompt.by_hand for item in items for prompt in item.prompts)
     count = sum(len(item.prompts) for item in items)
-    with (
-        reporting(report, options, count) as taken,
-        start(by_hand) as runtime,
-        _resumable(),
-        BatchFolder(
-            output, options, runtime, on_result=None if taken is None else taken.add
-        ) as batch,
+    with _open_batch(lambda: start(by_hand), output, options, report, count) as (
+        runtime,
+        batch,
+        watch,
     ):
-        outcomes = annotate_images(runtime, items, batch, report_progress)
-        outcomes = outcomes if taken is None else taken.follow(outcomes)
+        outcomes = watch(annotate_images(runtime, items, batch, report_progress))
         show_batch(outcomes, batch, lost_is_fine=False, as_json=as_json)
 
 
@@ -319,29 +318,41 @@ def _run_video(
     *,
     as_json: bool,
 ) -> None:
-    from segagent_rt.batch import BatchFolder
     from segagent_rt.video import Video, annotate_video
 
     video = Video(path, options.max_megapixels)
     report_progress = console.progress("frames", in_logs=False)
-    with (
-        reporting(report, options, video.count * len(prompts)) as taken,
-        start(prompts[0].by_hand) as runtime,
-        _resumable(),
-        BatchFolder(
-            output, options, runtime, on_result=None if taken is None else taken.add
-        ) as batch,
+    by_hand, count = prompts[0].by_hand, video.count * len(prompts)
+    with _open_batch(lambda: start(by_hand), output, options, report, count) as (
+        runtime,
+        batch,
+        watch,
     ):
         outcomes = annotate_video(
             runtime, video, prompts, batch, report_progress, look_every=look_every
         )
-        outcomes = outcomes if taken is None else taken.follow(outcomes)
-        show_batch(outcomes, batch, lost_is_fine=True, as_json=as_json)
+        show_batch(watch(outcomes), batch, lost_is_fine=True, as_json=as_json)
 
 
 @contextmanager
-def _resumable() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Cancelled("interrupted", hint="run the same command again to continue") from None
+def _open_batch(
+    start: Callable[[], Runtime],
+    output: Path,
+    options: BatchOptions,
+    report: Path | None,
+    count: int,
+) -> Iterator[tuple[Runtime, BatchFolder, Callable[[Outcomes], Outcomes]]]:
+    """The runtime, the folder of a run that can be continued, and what a report sees outcomes by.
+
+    `count` is how many objects the report will have.
+    """
+    from segagent_rt.batch import BatchFolder
+
+    with reporting(report, options, count) as taken, start() as runtime:
+        try:
+            on_result = None if taken is None else taken.add
+            with BatchFolder(output, options, runtime, on_result=on_result) as batch:
+                yield runtime, batch, iter if taken is None else taken.follow
+        except KeyboardInterrupt:
+            hint = "run the same command again to continue"
+            raise Cancelled("interrupted", hint=hint) from None

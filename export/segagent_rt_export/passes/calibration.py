@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from segagent_rt.backends.checked_session import SessionWrapper
 from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.bundle.bundle import Part
 from segagent_rt.runtime import open_segmenter
 from segagent_rt.types import (
     Buffers,
     Click,
-    DeviceTensor,
     Feeds,
     Names,
     RgbImage,
@@ -48,7 +48,7 @@ SPOTS = (
 CPU = SessionOptions("cpu")
 
 
-class CalibrationSession:
+class CalibrationSession(SessionWrapper):
     """A session that notes the ranges of the values that `QdqSelection` chooses."""
 
     def __init__(self, path: Path) -> None:
@@ -61,31 +61,24 @@ class CalibrationSession:
         beside = path.with_name(f".{path.stem}-observed.onnx")  # where its weights may be, too
         try:
             beside.write_bytes(model.SerializeToString())
-            self._session = open_session(beside, CPU)
+            self.session = open_session(beside, CPU)
         finally:
             beside.unlink(missing_ok=True)
-        self.inputs = self._session.inputs
 
     def run(
         self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
     ) -> dict[str, Any]:
         for start in range(0, len(self._values), AT_ONCE):
             names = self._values[start : start + AT_ONCE]
-            for name, value in self._session.run(feeds, names).items():
+            for name, value in self.session.run(feeds, names).items():
                 self._note(name, np.asarray(value, np.float32).reshape(-1))
-        return self._session.run(feeds, outputs, into=into, keep=keep)
+        return self.session.run(feeds, outputs, into=into, keep=keep)
 
     def _note(self, name: str, numbers: npt.NDArray[np.float32]) -> None:
         some = numbers[:: max(1, len(numbers) // SAMPLE)]
         least, most = np.percentile(some, (OUTLIERS, 100 - OUTLIERS))
         before = self.ranges.get(name, (least, most))
         self.ranges[name] = min(before[0], float(least)), max(before[1], float(most))
-
-    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> DeviceTensor:
-        return self._session.allocate(shape, dtype)
-
-    def close(self) -> None:
-        self._session.close()
 
 
 def calibrate_ranges(

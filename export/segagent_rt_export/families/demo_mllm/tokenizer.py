@@ -1,6 +1,8 @@
 """The tokenizer that ships with our MLLM: byte-level BPE as in Qwen2, trained on the few words that
 the model knows."""
 
+from collections.abc import Iterable
+
 from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -40,18 +42,32 @@ _WORDS = ("Current", "IOU", "Positive", "Negative", "point", "Segment", "user", 
 
 def build_tokenizer() -> Tokenizer:
     """Every known word, piece of a reply, and digit is one token."""
+    words = sorted(VOCABULARY) + list(_WORDS)
+    corpus = [f" {word}" for word in words] + ["user\nassistant\n", "Segment", " (1, 2)"]
+    return train_byte_level_bpe(_SPLIT, 4096, corpus, SPECIAL)
+
+
+def train_byte_level_bpe(
+    split: str, size: int, corpus: Iterable[str], special: Iterable[str]
+) -> Tokenizer:
+    """A byte-level BPE as Qwen2's.
+
+    Args:
+        split: the regular expression of what is never merged across.
+        size: most tokens of the vocabulary.
+        corpus: texts whose frequent pairs are merged.
+        special: control tokens, which follow the vocabulary.
+    """
     tokenizer = Tokenizer(BPE())
-    split = Split(Regex(_SPLIT), behavior="isolated")
-    tokenizer.pre_tokenizer = Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
+    apart = Split(Regex(split), behavior="isolated")
+    tokenizer.pre_tokenizer = Sequence([apart, ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = ByteLevelDecoder()
     trainer = BpeTrainer(
-        vocab_size=4096,
+        vocab_size=size,
         min_frequency=1,
         show_progress=False,
         initial_alphabet=sorted(ByteLevel.alphabet()),
     )
-    words = sorted(VOCABULARY) + list(_WORDS)
-    corpus = [f" {word}" for word in words] + ["user\nassistant\n", "Segment", " (1, 2)"]
     tokenizer.train_from_iterator(corpus, trainer)
-    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in special])
     return tokenizer
