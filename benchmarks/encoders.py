@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from random_weights import awaken
-from segmenters import SIDE, save_edgetam
+from segmenters import SIDE, export_variants, save_edgetam
 from transformers import SamConfig, SamModel
 
 from segagent_rt.backends.engine_library import load_library
@@ -33,10 +33,6 @@ from segagent_rt.bundle.bundle import Part, open_bundle
 from segagent_rt.io import dump_json
 from segagent_rt.types import Session
 from segagent_rt_export.families.mobile_sam.tiny_vit import TinyVit, TinyVitShape
-from segagent_rt_export.gate.verdict import Gate
-from segagent_rt_export.pipeline import GatePolicy, run_export
-from segagent_rt_export.plan import make_plan
-from segagent_rt_export.recipe import read_recipe
 from segagent_rt_export.sources import sam_layout
 
 RESULT = Path(__file__).parent / "results" / "encoders.json"
@@ -93,18 +89,8 @@ def measure(part: Part) -> dict[str, Any]:
 
 
 def _exported(family: str, save: Callable[[Path], Path], place: Path) -> Path:
-    """A bundle; what a run that was stopped has exported is used again."""
-    bundle, recipe = place / "bundle", place / "recipe.toml"
     place.mkdir(parents=True, exist_ok=True)
-    source = save(place / "checkpoint")
-    names = ", ".join(f'"{name}"' for name in VARIANTS)
-    recipe.write_text(
-        f'[segmenter]\nfamily = "{family}"\nsource = "{source.resolve()}"\nvariants = [{names}]\n'
-    )
-    plan = make_plan(read_recipe(recipe), bundle, resume=True, below_gate=True)
-    judge = GatePolicy(Gate(scenes=2), forgiving=True)
-    run_export(plan, judge, lambda text: print(f"{family}: {text}", file=sys.stderr))
-    return bundle
+    return export_variants(family, save(place / "checkpoint"), place, VARIANTS)
 
 
 def _edgetam(folder: Path) -> Path:

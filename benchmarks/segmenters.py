@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -94,11 +94,19 @@ def main(folder: Path) -> None:
 
 def measure(family: str, save: Callable[[Path], None], place: Path) -> dict[str, Any]:
     """One family: the export's figures, then each variant's."""
-    checkpoint, recipe, bundle = place / "checkpoint", place / "recipe.toml", place / "bundle"
+    checkpoint = place / "checkpoint"
     if not checkpoint.exists():
         checkpoint.mkdir()
         save(checkpoint)
-    names = ", ".join(f'"{name}"' for name in VARIANTS)
+    bundle = export_variants(family, checkpoint, place, VARIANTS)
+    verified = open_bundle(bundle).part("segmenter").manifest.verified
+    return {"verified": verified} | {name: clicks(bundle, name) for name in VARIANTS}
+
+
+def export_variants(family: str, checkpoint: Path, place: Path, variants: Sequence[str]) -> Path:
+    """A bundle; what a run that was stopped has exported is used again."""
+    bundle, recipe = place / "bundle", place / "recipe.toml"
+    names = ", ".join(f'"{name}"' for name in variants)
     recipe.write_text(
         f'[segmenter]\nfamily = "{family}"\nsource = "{checkpoint.resolve()}"\n'
         f"variants = [{names}]\n"
@@ -106,8 +114,7 @@ def measure(family: str, save: Callable[[Path], None], place: Path) -> dict[str,
     plan = make_plan(read_recipe(recipe), bundle, resume=True, below_gate=True)
     judge = GatePolicy(Gate(scenes=2), forgiving=True)
     run_export(plan, judge, lambda text: print(f"{family}: {text}", file=sys.stderr))
-    verified = open_bundle(bundle).part("segmenter").manifest.verified
-    return {"verified": verified} | {name: clicks(bundle, name) for name in VARIANTS}
+    return bundle
 
 
 def clicks(bundle: Path, variant: str) -> dict[str, Any]:

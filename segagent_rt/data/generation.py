@@ -19,7 +19,7 @@ from segagent_rt.data.trajectories import (
     describe_demonstration,
     write_trajectories,
 )
-from segagent_rt.data.work_items import ProcessAll, ProcessItem, complete
+from segagent_rt.data.work_items import ProcessAll, ProcessItem, complete_in_order
 from segagent_rt.errors import DataInvalid, InputError
 from segagent_rt.io import check_replaceable
 from segagent_rt.runtime import Runtime
@@ -119,17 +119,11 @@ def generate(
         OutputError: a file cannot be written, or belongs to another run.
     """
     check_replaceable([path], overwrite=how.restart)
-    heading = how.heading(data, runtime)
-    tasks = how.tasks(data)
-    noted = path.with_suffix(".journal.jsonl")
-    with Journal(noted, heading, check=check_record, overwrite=how.restart) as journal:
-        problems = complete(journal, tasks, spread, report_progress)
-        records = [journal.done[task.key] for task in tasks if task.key in journal.done]
+    heading, noted = how.heading(data, runtime), path.with_suffix(".journal.jsonl")
+    journal = Journal(noted, heading, check=check_record, overwrite=how.restart)
+    records, failures = complete_in_order(journal, how.tasks(data), spread, report_progress)
     write_trajectories(path, records, heading, overwrite=how.restart)
     clicks = sum(len(record["clicks_list"]) for record in records)
-    failures = (
-        f"{task.sample.source}: {problems[task.key]}" for task in tasks if task.key in problems
-    )
     return Made(path, len(records), clicks, list(dict.fromkeys(failures)))
 
 

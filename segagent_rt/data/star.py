@@ -29,7 +29,7 @@ from segagent_rt.data.trajectories import (
     describe_demonstration,
     write_trajectories,
 )
-from segagent_rt.data.work_items import ProcessAll, ProcessItem, complete
+from segagent_rt.data.work_items import ProcessAll, ProcessItem, complete_in_order
 from segagent_rt.io import check_replaceable
 from segagent_rt.runtime import Runtime
 from segagent_rt.types import Click, Mask, Request, View
@@ -151,16 +151,12 @@ def add_round(
     Raises:
         OutputError: a file cannot be written, or belongs to another run.
     """
-    path, heading = (
-        made.path.with_name(f"{data.title}.star.trajectories.json"),
-        how.heading(data, runtime),
-    )
+    path = made.path.with_name(f"{data.title}.star.trajectories.json")
     check_replaceable([path], overwrite=how.restart)
+    heading, noted = how.heading(data, runtime), path.with_suffix(".journal.jsonl")
+    journal = Journal(noted, heading, check=_check_entry, overwrite=how.restart)
     asked = list(expression_queries(data.samples))
-    noted = path.with_suffix(".journal.jsonl")
-    with Journal(noted, heading, check=_check_entry, overwrite=how.restart) as journal:
-        problems = complete(journal, asked, spread, report_progress)
-        entries = [journal.done[question.key] for question in asked if question.key in journal.done]
+    entries, problems = complete_in_order(journal, asked, spread, report_progress)
     first = read_json(made.path)
     records = [*first["data"], *(record for entry in entries for record in entry["records"])]
     about = {**first["info"]["args"], "star": heading}
@@ -170,5 +166,5 @@ def add_round(
         trajectories=len(records),
         clicks=sum(len(record["clicks_list"]) for record in records),
         replaced=sum(entry["replaced"] for entry in entries),
-        problems=[f"{q.sample.source}: {problems[q.key]}" for q in asked if q.key in problems],
+        problems=problems,
     )

@@ -72,6 +72,23 @@ def complete(
     return problems
 
 
+def complete_in_order(
+    journal: Journal, items: Sequence[P], spread: ProcessAll[P], report_progress: CountReporter
+) -> tuple[list[Any], list[str]]:
+    """As `complete`, of a journal that is opened for it.
+
+    Returns:
+        What it holds then of the pieces, in their order, and a sentence for each that failed.
+
+    Raises:
+        OutputError: the journal cannot be written, or belongs to another run.
+    """
+    with journal:
+        problems = complete(journal, items, spread, report_progress)
+    failed = [f"{i.sample.source}: {problems[i.key]}" for i in items if i.key in problems]
+    return [journal.done[item.key] for item in items if item.key in journal.done], failed
+
+
 def shards(items: Sequence[P], most: int) -> list[list[P]]:
     """Neighbours that share a picture stay together, `most` at a time."""
     found, picture = list[list[P]](), None
