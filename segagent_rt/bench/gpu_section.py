@@ -9,6 +9,7 @@ from segagent_rt.bench.sections import (
     BarChart,
     Document,
     Section,
+    first_document,
     median_of,
     source_of,
     table_row,
@@ -25,35 +26,34 @@ EAGER = ("PyTorch", "transformers generate")
 COMPILED = ("torch.compile", "transformers generate, compiled")
 
 
-def gpu_section(documents: Mapping[str, Document]) -> Section | None:
+@first_document
+def gpu_section(name: str, document: Document) -> Section | None:
     """Parts and whole clicks of models of real size, beside PyTorch on the same GPU."""
-    for name, document in documents.items():
-        rows, bars = list(_rows(document)), list(_bars(document))
-        if not rows or not bars:
-            continue
-        return Section(
-            "gpu",
-            QUESTION,
-            _finding(bars),
-            f"Random weights, {_measured(document)}",
-            (
-                "model",
-                "work",
-                "segagent-rt",
-                "CUDA graph",
-                "PyTorch",
-                "torch.compile",
-                "% of GPU",
-            ),
-            tuple(rows),
-            BarChart("milliseconds", tuple(bars), "{:.1f}"),
-            f"{_numerics(document)} Whole clicks begin with an image on the host, and "
-            "`transformers` generates the same reply in them. Other work begins and ends in the "
-            "GPU's memory. The last column is the share of its published bandwidth (decode step) "
-            "or matrix rate. Why something failed stands in the file.",
-            source_of(COMMAND, name),
-        )
-    return None
+    rows, bars = list(_rows(document)), list(_bars(document))
+    if not rows or not bars:
+        return None
+    return Section(
+        "gpu",
+        QUESTION,
+        _finding(bars),
+        f"Random weights, {_measured(document)}",
+        (
+            "model",
+            "work",
+            "segagent-rt",
+            "CUDA graph",
+            "PyTorch",
+            "torch.compile",
+            "% of GPU",
+        ),
+        tuple(rows),
+        BarChart("milliseconds", tuple(bars), "{:.1f}"),
+        f"{_numerics(document)} Whole clicks begin with an image on the host, and "
+        "`transformers` generates the same reply in them. Other work begins and ends in the "
+        "GPU's memory. The last column is the share of its published bandwidth (decode step) "
+        "or matrix rate. Why something failed stands in the file.",
+        source_of(COMMAND, name),
+    )
 
 
 def not_measured() -> str:

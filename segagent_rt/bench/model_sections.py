@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from segagent_rt.bench.sections import (
     Bar,
     BarChart,
     Document,
+    Question,
     Section,
+    first_document,
     machine_of,
     median_of,
     milliseconds,
@@ -30,128 +32,124 @@ VARIANTS = {
 RANDOM = "Random weights give real times, but no real answers"
 
 
-def real_click(documents: Mapping[str, Document]) -> Section | None:
+@first_document
+def real_click(name: str, document: Document) -> Section | None:
     """One click of a model at real size, beside plain PyTorch."""
-    for name, document in documents.items():
-        ways = document.get("ways", {})
-        if "torch fp32" not in ways or not document["parity"]:
-            continue
-        ratios = document["times_as_fast"]
-        ours = {way: median_of(ways[way]["click"]) for way in ways if way in VARIANTS}
-        fastest = min((way for way in ours if not way.startswith("torch")), key=ours.__getitem__)
-        count = ways[fastest]["click"]["n"]
-        return Section(
-            "real-click",
-            "How fast is one click of a real model?",
-            f"One click takes {milliseconds(ours[fastest])} with {VARIANTS[fastest]}, and "
-            f"{milliseconds(ours['torch fp32'])} in PyTorch",
-            f"{document['model']}, random weights, medians of {count} clicks, "
-            f"{machine_of(document)}",
-            ("graphs", "one click", "language model alone", "speed-up over 32-bit PyTorch"),
+    ways = document.get("ways", {})
+    if "torch fp32" not in ways or not document["parity"]:
+        return None
+    ratios = document["times_as_fast"]
+    ours = {way: median_of(ways[way]["click"]) for way in ways if way in VARIANTS}
+    fastest = min((way for way in ours if not way.startswith("torch")), key=ours.__getitem__)
+    count = ways[fastest]["click"]["n"]
+    return Section(
+        "real-click",
+        "How fast is one click of a real model?",
+        f"One click takes {milliseconds(ours[fastest])} with {VARIANTS[fastest]}, and "
+        f"{milliseconds(ours['torch fp32'])} in PyTorch",
+        f"{document['model']}, random weights, medians of {count} clicks, {machine_of(document)}",
+        ("graphs", "one click", "language model alone", "speed-up over 32-bit PyTorch"),
+        tuple(
+            (
+                VARIANTS[way],
+                milliseconds(value),
+                milliseconds(median_of(ways[way]["language"])),
+                ""
+                if way.startswith("torch")
+                else ratio_text(ratios[f"{way} against torch fp32"]["whole click"]),
+            )
+            for way, value in ours.items()
+        ),
+        BarChart(
+            "seconds for one click",
             tuple(
-                (
+                Bar(
                     VARIANTS[way],
-                    milliseconds(value),
-                    milliseconds(median_of(ways[way]["language"])),
-                    ""
-                    if way.startswith("torch")
-                    else ratio_text(ratios[f"{way} against torch fp32"]["whole click"]),
+                    value / 1000,
+                    owner="other" if way.startswith("torch") else "ours",
                 )
                 for way, value in ours.items()
             ),
-            BarChart(
-                "seconds for one click",
-                tuple(
-                    Bar(
-                        VARIANTS[way],
-                        value / 1000,
-                        owner="other" if way.startswith("torch") else "ours",
-                    )
-                    for way, value in ours.items()
-                ),
-                "{:.1f}",
-            ),
-            f"{RANDOM}. Brackets hold the 10th and the 90th percentile.",
-            source_of("python benchmarks/real_loop.py click FOLDER", name),
-        )
-    return None
+            "{:.1f}",
+        ),
+        f"{RANDOM}. Brackets hold the 10th and the 90th percentile.",
+        source_of("python benchmarks/real_loop.py click FOLDER", name),
+    )
 
 
-def real_loop(documents: Mapping[str, Document]) -> Section | None:
+@first_document
+def real_loop(name: str, document: Document) -> Section | None:
     """Several clicks of a model at real size, beside plain PyTorch."""
-    for name, document in documents.items():
-        ratios = document.get("times_as_fast", {})
-        if "same_clicks" not in ratios or not document["parity"]:
-            continue
-        clicks = document["clicks"]
-        words = {
-            "same_clicks": f"{clicks} clicks, equal work",
-            "same_clicks_with_our_last_rating": f"{clicks} clicks, the last mask rated, too",
-            "with_stop": f"Early stopping ({document['clicks_with_stop']:.1f} clicks, mean)",
-        }
-        kinds = [kind for kind in words if kind in ratios]
-        return Section(
-            "real-loop",
-            "How fast is the loop of a real model?",
-            f"segagent-rt is {ratios['same_clicks']['median']:.1f} times as fast as PyTorch for "
-            "the same clicks",
-            f"{document['model']}, random weights, {ratios['same_clicks']['n']} runs of {clicks} "
-            f"clicks, {machine_of(document)}",
-            ("work", "speed-up over 32-bit PyTorch (10th to 90th percentile)"),
-            tuple((words[kind], ratio_text(ratios[kind])) for kind in kinds),
-            BarChart(
-                "speed-up over 32-bit PyTorch",
-                tuple(
-                    Bar(words[kind], r["median"], r["p10"], r["p90"])
-                    for kind, r in ((kind, ratios[kind]) for kind in kinds)
-                ),
-                "{:.1f}",
-            ),
-            f"One click takes {milliseconds(median_of(document['torch']['click']))} in PyTorch and "
-            f"{milliseconds(median_of(document['ours']['per_click']))} here. {RANDOM}; early "
-            f"stopping combines these steps with the number of clicks of the demo bundle.",
-            source_of("python benchmarks/real_loop.py walk FOLDER", name),
-        )
-    return None
-
-
-def other_runtimes(documents: Mapping[str, Document]) -> Section | None:
-    """The same work in other runtimes."""
-    for name, document in documents.items():
-        compared = [*_language_peers(document), *_segmenter_peers(document)]
-        if not compared:
-            continue
-        medians = [ratio["median"] for _, _, _, _, ratio in compared]
-        return Section(
-            "other-runtimes",
-            "How fast are other runtimes on the same machine?",
-            f"segagent-rt is {min(medians):.1f} to {max(medians):.1f} times as fast as ONNX "
-            "Runtime GenAI and samexporter",
-            f"Random weights, medians of {compared[0][4]['n']} to {compared[-1][4]['n']} turns, "
-            f"{machine_of(document)}",
-            ("work", "graphs", "time", "other runtime", "its time", "speed-up"),
+    ratios = document.get("times_as_fast", {})
+    if "same_clicks" not in ratios or not document["parity"]:
+        return None
+    clicks = document["clicks"]
+    words = {
+        "same_clicks": f"{clicks} clicks, equal work",
+        "same_clicks_with_our_last_rating": f"{clicks} clicks, the last mask rated, too",
+        "with_stop": f"Early stopping ({document['clicks_with_stop']:.1f} clicks, mean)",
+    }
+    kinds = [kind for kind in words if kind in ratios]
+    return Section(
+        "real-loop",
+        "How fast is the loop of a real model?",
+        f"segagent-rt is {ratios['same_clicks']['median']:.1f} times as fast as PyTorch for "
+        "the same clicks",
+        f"{document['model']}, random weights, {ratios['same_clicks']['n']} runs of {clicks} "
+        f"clicks, {machine_of(document)}",
+        ("work", "speed-up over 32-bit PyTorch (10th to 90th percentile)"),
+        tuple((words[kind], ratio_text(ratios[kind])) for kind in kinds),
+        BarChart(
+            "speed-up over 32-bit PyTorch",
             tuple(
-                (work, VARIANTS[variant], milliseconds(ours), other, milliseconds(theirs), shown)
-                for (work, variant, other, (ours, theirs), ratio) in compared
-                for shown in [ratio_text(ratio)]
+                Bar(words[kind], r["median"], r["p10"], r["p90"])
+                for kind, r in ((kind, ratios[kind]) for kind in kinds)
             ),
-            BarChart(
-                "speed-up over the other runtime",
-                tuple(
-                    Bar(
-                        f"{work}, {VARIANTS[variant]}\nagainst {other}",
-                        ratio["median"],
-                        ratio["p10"],
-                        ratio["p90"],
-                    )
-                    for work, variant, other, _, ratio in compared
-                ),
-                "{:.1f}",
+            "{:.1f}",
+        ),
+        f"One click takes {milliseconds(median_of(document['torch']['click']))} in PyTorch and "
+        f"{milliseconds(median_of(document['ours']['per_click']))} here. {RANDOM}; early "
+        f"stopping combines these steps with the number of clicks of the demo bundle.",
+        source_of("python benchmarks/real_loop.py walk FOLDER", name),
+    )
+
+
+@first_document
+def other_runtimes(name: str, document: Document) -> Section | None:
+    """The same work in other runtimes."""
+    compared = [*_language_peers(document), *_segmenter_peers(document)]
+    if not compared:
+        return None
+    medians = [ratio["median"] for _, _, _, _, ratio in compared]
+    return Section(
+        "other-runtimes",
+        "How fast are other runtimes on the same machine?",
+        f"segagent-rt is {min(medians):.1f} to {max(medians):.1f} times as fast as ONNX "
+        "Runtime GenAI and samexporter",
+        f"Random weights, medians of {compared[0][4]['n']} to {compared[-1][4]['n']} turns, "
+        f"{machine_of(document)}",
+        ("work", "graphs", "time", "other runtime", "its time", "speed-up"),
+        tuple(
+            (work, VARIANTS[variant], milliseconds(ours), other, milliseconds(theirs), shown)
+            for (work, variant, other, (ours, theirs), ratio) in compared
+            for shown in [ratio_text(ratio)]
+        ),
+        BarChart(
+            "speed-up over the other runtime",
+            tuple(
+                Bar(
+                    f"{work}, {VARIANTS[variant]}\nagainst {other}",
+                    ratio["median"],
+                    ratio["p10"],
+                    ratio["p90"],
+                )
+                for work, variant, other, _, ratio in compared
             ),
-            f"The runtimes take turns, so each speed-up compares neighbours in time. {RANDOM}.",
-            source_of("python benchmarks/real_peers.py measure FOLDER", name),
-        )
-    return None
+            "{:.1f}",
+        ),
+        f"The runtimes take turns, so each speed-up compares neighbours in time. {RANDOM}.",
+        source_of("python benchmarks/real_peers.py measure FOLDER", name),
+    )
 
 
 def _language_peers(
@@ -226,89 +224,87 @@ def memory_of_models(documents: Mapping[str, Document]) -> Section | None:
     )  # fmt: skip
 
 
-def segmenters(documents: Mapping[str, Document]) -> Section | None:
+@first_document
+def segmenters(name: str, document: Document) -> Section | None:
     """How long segmenters take for an image, and for each click on it."""
-    for name, document in documents.items():
-        if "sam" not in document or "edgetam" not in document:
-            continue
-        rows, bars, failed = [], [], []
-        titles = {"sam": "SAM ViT-B", "edgetam": "EdgeTAM"}
-        for model, title in titles.items():
-            for variant, words in VARIANTS.items():
-                if variant not in document[model]:
-                    continue
-                found = document[model][variant]
-                encode, click = (
-                    median_of(found[key]["wall"]) for key in ("encode_ms", "later_click_ms")
+    if "sam" not in document or "edgetam" not in document:
+        return None
+    rows, bars, failed = [], [], []
+    titles = {"sam": "SAM ViT-B", "edgetam": "EdgeTAM"}
+    for model, title in titles.items():
+        for variant, words in VARIANTS.items():
+            if variant not in document[model]:
+                continue
+            found = document[model][variant]
+            encode, click = (
+                median_of(found[key]["wall"]) for key in ("encode_ms", "later_click_ms")
+            )
+            passed = document[model]["verified"]["variants"].get(variant, {})
+            agrees = passed.get("mask_iou_mean")
+            rows.append(
+                (
+                    title,
+                    words,
+                    milliseconds(encode),
+                    milliseconds(click),
+                    "" if agrees is None else f"{agrees:.3f}",
                 )
-                passed = document[model]["verified"]["variants"].get(variant, {})
-                agrees = passed.get("mask_iou_mean")
-                rows.append(
-                    (
-                        title,
-                        words,
-                        milliseconds(encode),
-                        milliseconds(click),
-                        "" if agrees is None else f"{agrees:.3f}",
-                    )
-                )
-                bars.append(Bar(f"{title}, {words}", click))
-                if agrees is not None and agrees < 0.98:
-                    failed.append(f"{title} with {words}")
-        clicks = [bar.value for bar in bars]
-        notes = "The last column compares masks with those of 32-bit floats."
-        if failed:
-            notes += f" Below 0.98 an export fails: {' and '.join(failed)} may not be used."
-        return Section(
-            "segmenters",
-            "How fast is a segmenter?",
-            f"Once the image is encoded, a click takes {min(clicks):.0f} to {max(clicks):.0f} ms",
-            f"Images of {document['scenes']}, random weights, {machine_of(document)}",
-            ("segmenter", "graphs", "image, once", "each click", "mask IoU with 32 bits"),
-            tuple(rows),
-            BarChart("milliseconds for a click on an encoded image", tuple(bars)),
-            notes,
-            source_of("python benchmarks/segmenters.py FOLDER", name),
-        )
-    return None
+            )
+            bars.append(Bar(f"{title}, {words}", click))
+            if agrees is not None and agrees < 0.98:
+                failed.append(f"{title} with {words}")
+    clicks = [bar.value for bar in bars]
+    notes = "The last column compares masks with those of 32-bit floats."
+    if failed:
+        notes += f" Below 0.98 an export fails: {' and '.join(failed)} may not be used."
+    return Section(
+        "segmenters",
+        "How fast is a segmenter?",
+        f"Once the image is encoded, a click takes {min(clicks):.0f} to {max(clicks):.0f} ms",
+        f"Images of {document['scenes']}, random weights, {machine_of(document)}",
+        ("segmenter", "graphs", "image, once", "each click", "mask IoU with 32 bits"),
+        tuple(rows),
+        BarChart("milliseconds for a click on an encoded image", tuple(bars)),
+        notes,
+        source_of("python benchmarks/segmenters.py FOLDER", name),
+    )
 
 
-def encoders(documents: Mapping[str, Document]) -> Section | None:
+@first_document
+def encoders(name: str, document: Document) -> Section | None:
     """Which graphs and which library encode an image fastest."""
     titles = {"edgetam": "EdgeTAM", "mobile_sam": "MobileSAM"}
-    for name, document in documents.items():
-        if "openvino-fp32" not in document.get("edgetam", {}):
-            continue
-        rows, bars = [], []
-        for model, title in titles.items():
-            usual = median_of(document[model]["cpu-w8"])
-            for way, figures in document[model].items():
-                value = median_of(figures)
-                rows.append((title, VARIANTS[way], milliseconds(value), f"{usual / value:.1f}"))
-                bars.append(Bar(f"{title}, {VARIANTS[way]}", value))
-        found = document["edgetam"]
-        usual, *others = (median_of(found[way]) for way in ("cpu-w8", "cpu-w8a8-static"))
-        count = found["reference"]["n"]
-        return Section(
-            "encoders",
-            "Which graphs encode an image fastest?",
-            f"EdgeTAM encodes an image in {milliseconds(min(others))} with integers, and in "
-            f"{milliseconds(usual)} without",
-            f"Image of {document['image']}, random weights, medians of {count} runs in turn, "
-            f"{machine_of(document)}",
-            ("encoder", "graphs", "one image", "times as fast as 8-bit weights"),
-            tuple(rows),
-            BarChart("milliseconds for one image", tuple(bars)),
-            "Without another name, ONNX Runtime runs the graphs. Recipes ask for 8-bit weights, "
-            "which are unpacked when loaded. Integers need photos to measure ranges on "
-            "(`--calibration`). `segagent-rt build --backend openvino` uses bfloat16 where the "
-            f"masks stay the same. {RANDOM}.",
-            source_of("python benchmarks/encoders.py FOLDER", name),
-        )
-    return None
+    if "openvino-fp32" not in document.get("edgetam", {}):
+        return None
+    rows, bars = [], []
+    for model, title in titles.items():
+        usual = median_of(document[model]["cpu-w8"])
+        for way, figures in document[model].items():
+            value = median_of(figures)
+            rows.append((title, VARIANTS[way], milliseconds(value), f"{usual / value:.1f}"))
+            bars.append(Bar(f"{title}, {VARIANTS[way]}", value))
+    found = document["edgetam"]
+    usual, *others = (median_of(found[way]) for way in ("cpu-w8", "cpu-w8a8-static"))
+    count = found["reference"]["n"]
+    return Section(
+        "encoders",
+        "Which graphs encode an image fastest?",
+        f"EdgeTAM encodes an image in {milliseconds(min(others))} with integers, and in "
+        f"{milliseconds(usual)} without",
+        f"Image of {document['image']}, random weights, medians of {count} runs in turn, "
+        f"{machine_of(document)}",
+        ("encoder", "graphs", "one image", "times as fast as 8-bit weights"),
+        tuple(rows),
+        BarChart("milliseconds for one image", tuple(bars)),
+        "Without another name, ONNX Runtime runs the graphs. Recipes ask for 8-bit weights, "
+        "which are unpacked when loaded. Integers need photos to measure ranges on "
+        "(`--calibration`). `segagent-rt build --backend openvino` uses bfloat16 where the "
+        f"masks stay the same. {RANDOM}.",
+        source_of("python benchmarks/encoders.py FOLDER", name),
+    )
 
 
-QUESTIONS: tuple[Callable[[Mapping[str, Document]], Section | None], ...] = (
+QUESTIONS: tuple[Question, ...] = (
     real_click,
     real_loop,
     other_runtimes,

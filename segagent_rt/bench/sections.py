@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, Literal, TypeAlias
 
 Document: TypeAlias = Mapping[str, Any]
@@ -144,6 +145,32 @@ def scenarios_of(documents: Mapping[str, Document]) -> Iterator[tuple[str, Docum
     for name, document in documents.items():
         for figures in document.get("scenarios", {}).values():
             yield name, document, figures
+
+
+Question: TypeAlias = Callable[[Mapping[str, Document]], Section | None]
+"""From results by the names of their files to a section; None if they do not hold the answer."""
+
+
+def first_document(answer: Callable[[str, Document], Section | None]) -> Question:
+    """A question that one result answers: the first one that can."""
+
+    @wraps(answer)
+    def ask(documents: Mapping[str, Document]) -> Section | None:
+        found = (answer(name, document) for name, document in documents.items())
+        return next((section for section in found if section is not None), None)
+
+    return ask
+
+
+def first_scenario(answer: Callable[[str, Document, Document], Section | None]) -> Question:
+    """A question that one scenario of a result answers: the first one that can."""
+
+    @wraps(answer)
+    def ask(documents: Mapping[str, Document]) -> Section | None:
+        found = (answer(*each) for each in scenarios_of(documents))
+        return next((section for section in found if section is not None), None)
+
+    return ask
 
 
 def median_of(spread: Document) -> float:
