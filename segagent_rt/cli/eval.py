@@ -9,20 +9,17 @@ import typer
 
 from segagent_rt.choices import Ablation, AnnotatorName, Rule, StartName
 from segagent_rt.cli import console
-from segagent_rt.cli.option_groups import ComputeOptions, DataOptions, RayOptions
+from segagent_rt.cli.option_groups import ComputeOptions, DataOptions, RayOptions, SearchOptions
 from segagent_rt.cli.parameters import (
     DATA,
     MOST_SCENES,
     RESULTS,
     SEARCH,
     BundleOption,
-    CandidatesOption,
     JsonOption,
-    MaxClicksOption,
     OutputOption,
     ReportOption,
     RestartOption,
-    TemperatureOption,
     check_options,
     option,
 )
@@ -96,8 +93,7 @@ def command(
             panel=SEARCH,
         ),
     ] = "nothing",
-    candidates: CandidatesOption = 1,
-    temperature: TemperatureOption = 1.0,
+    search: SearchOptions,
     limit: Annotated[
         int | None,
         option("Evaluate only this many expressions of each data set.", panel=DATA, min=1),
@@ -126,7 +122,6 @@ def command(
         Ablation,
         option("Ablate the expressions, to test whether the model uses them.", panel=SCENES),
     ] = "none",
-    max_clicks: MaxClicksOption = 7,
     patience: Annotated[
         int | None,
         option("Stop after this many masks in a row without a better rating.", panel=SEARCH, min=1),
@@ -145,9 +140,7 @@ def command(
     from segagent_rt.eval.loop_runs import EvalRunner
     from segagent_rt.eval.scores import MaskChoice
     from segagent_rt.io import check_writable
-    from segagent_rt.loop import StoppingRules
     from segagent_rt.runtime import load
-    from segagent_rt.search import SearchConfig
 
     if not data:
         from segagent_rt.bundle.manifest import to_json
@@ -155,7 +148,7 @@ def command(
         check_options(context, ON_SCENES, ONLY_WITH)
         with load(bundle, backend=compute.backend, threads=compute.threads) as runtime:
             taken = _report(report, MaskChoice(), overwrite=False)
-            found = _on_scenes(runtime, (scenes, seed, ablate), StoppingRules(max_clicks), taken)
+            found = _on_scenes(runtime, (scenes, seed, ablate), search.config().rules, taken)
         if as_json:
             console.show_json(found.to_json())
         else:
@@ -182,11 +175,11 @@ def command(
     check_titles([title for title, _ in recordings_by_title] + [each.title for each in opened])
     results = [asked.score(title, found) for title, found in recordings_by_title]
     if opened:
-        rules = StoppingRules(
-            max_clicks, accept_above=None, retry_below=None, patience=patience,
+        config = search.config(
+            accept_above=None, retry_below=None, patience=patience,
             stop_after_box=False if record else None,
         )  # fmt: skip
-        runner = EvalRunner(SearchConfig(rules, candidates, temperature), annotator, start)
+        runner = EvalRunner(config, annotator, start)
         cluster = ray.cluster()
         here = runner.parts if cluster.address is None else ()  # on a cluster, the workers load
         with load(bundle, backend=compute.backend, threads=compute.threads, parts=here) as runtime:

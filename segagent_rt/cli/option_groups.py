@@ -16,9 +16,11 @@ import typer
 from segagent_rt.cli.parameters import (
     AllowHostOption,
     BackendOption,
+    CandidatesOption,
     EndpointOption,
     ImagesOption,
     MaskLabelOption,
+    MaxClicksOption,
     ModelOption,
     PresetOption,
     QuietOption,
@@ -26,6 +28,7 @@ from segagent_rt.cli.parameters import (
     RootOption,
     ServerOption,
     SkipBadOption,
+    TemperatureOption,
     ThreadsOption,
     TimeoutOption,
     WorkersOption,
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from segagent_rt.annotators.endpoint import Endpoint
     from segagent_rt.data.ray_pool import Cluster
     from segagent_rt.data.sources import Places
+    from segagent_rt.search import SearchConfig
 
 
 class ComputeOptions(NamedTuple):
@@ -42,6 +46,22 @@ class ComputeOptions(NamedTuple):
 
     backend: BackendOption = "auto"
     threads: ThreadsOption = None
+
+
+class SearchOptions(NamedTuple):
+    """How many clicks are made, and of how many each is chosen."""
+
+    max_clicks: MaxClicksOption = 7
+    candidates: CandidatesOption = 1
+    temperature: TemperatureOption = 1.0
+
+    def config(self, **rules: Any) -> SearchConfig:
+        """The search that the options ask for; `rules` are further ones of `StoppingRules`."""
+        from segagent_rt.loop import StoppingRules
+        from segagent_rt.search import SearchConfig
+
+        stopping = StoppingRules(self.max_clicks, **rules)
+        return SearchConfig(stopping, self.candidates, self.temperature)
 
 
 class RayOptions(NamedTuple):
@@ -98,7 +118,7 @@ class ServerOptions(NamedTuple):
         return Endpoint(self.endpoint, self.model, self.server, self.timeout, hosts, self.preset)
 
 
-GROUPS = (ComputeOptions, RayOptions, DataOptions, ServerOptions)
+GROUPS = (ComputeOptions, SearchOptions, RayOptions, DataOptions, ServerOptions)
 
 
 def with_all_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -7,16 +7,13 @@ from typing import Annotated
 
 import typer
 
-from segagent_rt.cli.option_groups import ComputeOptions
+from segagent_rt.cli.option_groups import ComputeOptions, SearchOptions
 from segagent_rt.cli.parameters import (
     BundleOption,
-    CandidatesOption,
     JsonOption,
     MaskLabelOption,
-    MaxClicksOption,
     OutputOption,
     OverwriteOption,
-    TemperatureOption,
     ValueRangeOption,
     check_options,
     check_text,
@@ -34,12 +31,10 @@ def command(
     bundle: BundleOption = None,
     output: OutputOption = Path(),
     overwrite: OverwriteOption = False,
-    max_clicks: MaxClicksOption = 7,
-    candidates: CandidatesOption = 1,
-    temperature: TemperatureOption = 1.0,
+    *,
+    search: SearchOptions,
     mask_label: MaskLabelOption = None,
     value_range: ValueRangeOption = None,
-    *,
     compute: ComputeOptions,
     as_json: JsonOption = False,
 ) -> None:
@@ -52,10 +47,8 @@ def command(
     from segagent_rt.data.canvas_cache import check_size
     from segagent_rt.data.masks import load_mask
     from segagent_rt.image import load_image
-    from segagent_rt.loop import StoppingRules
     from segagent_rt.results import ResultFiles, SaveOptions, about_run
     from segagent_rt.runtime import load
-    from segagent_rt.search import SearchConfig
     from segagent_rt.segmenters.prediction import GivenMask
     from segagent_rt.types import Trajectory
 
@@ -68,8 +61,7 @@ def command(
     check_size(pixels.shape, prior.full.shape, image)
     with load(bundle, backend=compute.backend, threads=compute.threads) as runtime:
         said = runtime.annotator.check(expression)
-        config = SearchConfig(StoppingRules(max_clicks), candidates, temperature)
-        steps = runtime.open(pixels).search_steps(said, config=config, prior=prior)
+        steps = runtime.open(pixels).search_steps(said, config=search.config(), prior=prior)
         found = Trajectory(said, tuple(shown(steps)))
         about = {**about_run(image, pixels, runtime), "mask": str(mask)}
     finish(files, pixels, [found], about, as_json=as_json)

@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from segagent_rt.choices import SaveKind
 from segagent_rt.cli import console
-from segagent_rt.cli.option_groups import ComputeOptions, ServerOptions
+from segagent_rt.cli.option_groups import ComputeOptions, SearchOptions, ServerOptions
 from segagent_rt.cli.parameters import (
     DATA,
     RESULTS,
     SEARCH,
     BundleOption,
-    CandidatesOption,
     JsonOption,
-    MaxClicksOption,
     OutputOption,
     ReportOption,
     RestartOption,
-    TemperatureOption,
     ValueRangeOption,
     check_options,
     check_text,
@@ -123,9 +120,8 @@ def command(
     ] = "mask,overlay",
     report: ReportOption = None,
     overwrite: RestartOption = False,
-    max_clicks: MaxClicksOption = 7,
-    candidates: CandidatesOption = 1,
-    temperature: TemperatureOption = 1.0,
+    *,
+    search: SearchOptions,
     deadline_ms: Annotated[
         float | None,
         number_option(
@@ -139,7 +135,6 @@ def command(
         float, number_option("Refuse images with more megapixels.", panel=DATA, min=0)
     ] = MAX_MEGAPIXELS,
     value_range: ValueRangeOption = None,
-    *,
     compute: ComputeOptions,
     as_json: JsonOption = False,
     server: ServerOptions,
@@ -160,13 +155,11 @@ def command(
     where = server.where()
     from segagent_rt.batch_options import BatchOptions
     from segagent_rt.bundle.store import PHOTO
-    from segagent_rt.loop import StoppingRules
     from segagent_rt.runtime import load
-    from segagent_rt.search import SearchConfig
 
     seconds = None if deadline_ms is None else deadline_ms / 1000
     options = BatchOptions(
-        SearchConfig(StoppingRules(max_clicks, deadline=seconds), candidates, temperature),
+        search.config(deadline=seconds),
         all_objects,
         _kinds(save),
         max_megapixels,
@@ -184,12 +177,13 @@ def command(
             parts=["segmenter"] if by_hand else None,
         )
 
+    run = _Run(start, prompts, options, output, report, as_json)
     if video is not None:
-        _run_video(start, video, prompts, options, output, report, look_every, as_json=as_json)
+        run.over_video(video, look_every)
     elif from_list is None and len(sources) == 1 and _is_one(sources[0]):
-        _run_one(start, sources[0], prompts, options, output, report, as_json=as_json)
+        run.over_image(sources[0])
     else:
-        _run_images(start, sources, from_list, prompts, options, output, report, as_json=as_json)
+        run.over_images(sources, from_list)
 
 
 def tell_apart(arguments: Sequence[str], *, named: bool) -> tuple[list[str], list[str]]:
@@ -240,119 +234,90 @@ def _is_one(source: str) -> bool:
     return not stands_for_many(source)
 
 
-def _run_one(
-    start: Callable[[bool], Runtime],
-    source: str,
-    prompts: Sequence[ObjectPrompt],
-    options: BatchOptions,
-    output: Path,
-    report: Path | None,
-    *,
-    as_json: bool,
-) -> None:
-    from segagent_rt.image import load_image
-    from segagent_rt.results import ResultFiles, SaveOptions, about_run
+class _Run(NamedTuple):
+    """What is done with every image of a run, and where its results go."""
 
-    image = Path(source)
-    saved = SaveOptions(options.kinds, options.overwrite)
-    files = ResultFiles.plan(output, image, len(prompts), saved=saved)
-    pixels = load_image(image, options.max_megapixels, value_range=options.value_range)
-    with start(prompts[0].by_hand) as runtime:
-        found = runtime.open(pixels).annotate_prompts(
-            prompts,
-            config=options.config,
-            all_objects=options.all_objects,
-            watch=iter if prompts[0].by_hand else shown,
+    start: Callable[[bool], Runtime]
+    prompts: Sequence[ObjectPrompt]
+    options: BatchOptions
+    output: Path
+    report: Path | None
+    as_json: bool
+
+    def over_image(self, source: str) -> None:
+        """Segment one image."""
+        from segagent_rt.image import load_image
+        from segagent_rt.results import ResultFiles, SaveOptions, about_run
+
+        image = Path(source)
+        saved = SaveOptions(self.options.kinds, self.options.overwrite)
+        files = ResultFiles.plan(self.output, image, len(self.prompts), saved=saved)
+        pixels = load_image(
+            image, self.options.max_megapixels, value_range=self.options.value_range
         )
-        files = files.with_count(len(found))
-        about = about_run(image, pixels, runtime)
-    with reporting(report, options, len(found)) as taken:
-        if taken is not None:
-            taken.add(pixels, found, about)
-    further = sum(len(each.further_boxes) for each in found)
-    if further and not options.all_objects:
-        console.say(f"  {console.counted(further, 'further object')}: --all segments them, too")
-    finish(files, pixels, found, about, as_json=as_json)
+        with self.start(self.prompts[0].by_hand) as runtime:
+            found = runtime.open(pixels).annotate_prompts(
+                self.prompts,
+                config=self.options.config,
+                all_objects=self.options.all_objects,
+                watch=iter if self.prompts[0].by_hand else shown,
+            )
+            files = files.with_count(len(found))
+            about = about_run(image, pixels, runtime)
+        with reporting(self.report, self.options, len(found)) as taken:
+            if taken is not None:
+                taken.add(pixels, found, about)
+        further = sum(len(each.further_boxes) for each in found)
+        if further and not self.options.all_objects:
+            console.say(f"  {console.counted(further, 'further object')}: --all segments them, too")
+        finish(files, pixels, found, about, as_json=self.as_json)
 
+    def over_images(self, sources: Sequence[str], from_list: str | None) -> None:
+        """Segment many images into one folder."""
+        from segagent_rt.batch import annotate_images
+        from segagent_rt.input_lists import read_list
+        from segagent_rt.inputs import gather_items
 
-def _run_images(
-    start: Callable[[bool], Runtime],
-    sources: Sequence[str],
-    from_list: str | None,
-    prompts: Sequence[ObjectPrompt],
-    options: BatchOptions,
-    output: Path,
-    report: Path | None,
-    *,
-    as_json: bool,
-) -> None:
-    from segagent_rt.batch import annotate_images
-    from segagent_rt.input_lists import read_list
-    from segagent_rt.inputs import gather_items
+        if "-" in sources:
+            raise typer.BadParameter(
+                "- is one image on standard input, and cannot be combined with other images"
+            )
+        items = gather_items(sources, read_list(from_list) if from_list else (), self.prompts)
+        report_progress = console.progress("images", in_logs=False)
+        by_hand = all(prompt.by_hand for item in items for prompt in item.prompts)
+        count = sum(len(item.prompts) for item in items)
+        with self._open_batch(by_hand, count) as (runtime, batch, watch):
+            outcomes = watch(annotate_images(runtime, items, batch, report_progress))
+            show_batch(outcomes, batch, lost_is_fine=False, as_json=self.as_json)
 
-    if "-" in sources:
-        raise typer.BadParameter(
-            "- is one image on standard input, and cannot be combined with other images"
-        )
-    items = gather_items(sources, read_list(from_list) if from_list else (), prompts)
-    report_progress = console.progress("images", in_logs=False)
-    by_hand = all(prompt.by_hand for item in items for prompt in item.prompts)
-    count = sum(len(item.prompts) for item in items)
-    with _open_batch(lambda: start(by_hand), output, options, report, count) as (
-        runtime,
-        batch,
-        watch,
-    ):
-        outcomes = watch(annotate_images(runtime, items, batch, report_progress))
-        show_batch(outcomes, batch, lost_is_fine=False, as_json=as_json)
+    def over_video(self, path: Path, look_every: int) -> None:
+        """Segment the frames of a video."""
+        from segagent_rt.video import Video, annotate_video
 
+        video = Video(path, self.options.max_megapixels)
+        report_progress = console.progress("frames", in_logs=False)
+        by_hand, count = self.prompts[0].by_hand, video.count * len(self.prompts)
+        with self._open_batch(by_hand, count) as (runtime, batch, watch):
+            outcomes = annotate_video(
+                runtime, video, self.prompts, batch, report_progress, look_every=look_every
+            )
+            show_batch(watch(outcomes), batch, lost_is_fine=True, as_json=self.as_json)
 
-def _run_video(
-    start: Callable[[bool], Runtime],
-    path: Path,
-    prompts: Sequence[ObjectPrompt],
-    options: BatchOptions,
-    output: Path,
-    report: Path | None,
-    look_every: int,
-    *,
-    as_json: bool,
-) -> None:
-    from segagent_rt.video import Video, annotate_video
+    @contextmanager
+    def _open_batch(
+        self, by_hand: bool, count: int
+    ) -> Iterator[tuple[Runtime, BatchFolder, Callable[[Outcomes], Outcomes]]]:
+        """The runtime, a folder in which a run continues, and what shows outcomes to a report.
 
-    video = Video(path, options.max_megapixels)
-    report_progress = console.progress("frames", in_logs=False)
-    by_hand, count = prompts[0].by_hand, video.count * len(prompts)
-    with _open_batch(lambda: start(by_hand), output, options, report, count) as (
-        runtime,
-        batch,
-        watch,
-    ):
-        outcomes = annotate_video(
-            runtime, video, prompts, batch, report_progress, look_every=look_every
-        )
-        show_batch(watch(outcomes), batch, lost_is_fine=True, as_json=as_json)
+        `count` is how many objects the report will have.
+        """
+        from segagent_rt.batch import BatchFolder
 
-
-@contextmanager
-def _open_batch(
-    start: Callable[[], Runtime],
-    output: Path,
-    options: BatchOptions,
-    report: Path | None,
-    count: int,
-) -> Iterator[tuple[Runtime, BatchFolder, Callable[[Outcomes], Outcomes]]]:
-    """The runtime, the folder of a run that can be continued, and what a report sees outcomes by.
-
-    `count` is how many objects the report will have.
-    """
-    from segagent_rt.batch import BatchFolder
-
-    with reporting(report, options, count) as taken, start() as runtime:
-        try:
-            on_result = None if taken is None else taken.add
-            with BatchFolder(output, options, runtime, on_result=on_result) as batch:
-                yield runtime, batch, iter if taken is None else taken.follow
-        except KeyboardInterrupt:
-            hint = "run the same command again to continue"
-            raise Cancelled("interrupted", hint=hint) from None
+        with reporting(self.report, self.options, count) as taken, self.start(by_hand) as runtime:
+            try:
+                on_result = None if taken is None else taken.add
+                with BatchFolder(self.output, self.options, runtime, on_result=on_result) as batch:
+                    yield runtime, batch, iter if taken is None else taken.follow
+            except KeyboardInterrupt:
+                hint = "run the same command again to continue"
+                raise Cancelled("interrupted", hint=hint) from None

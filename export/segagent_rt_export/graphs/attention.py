@@ -12,8 +12,8 @@ GroupQueryAttention masks causally, so its dialect has no such input.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -32,11 +32,26 @@ class Heads:
     width: int
 
 
-class Attention(Protocol):
-    """Rotates, remembers and mixes."""
+@dataclass(frozen=True, slots=True)
+class Attention(ABC):
+    """Rotates by `cos` and `sin`, remembers and mixes."""
 
+    graph: GraphBuilder
+    heads: Heads
+    cos: str
+    sin: str
+
+    @abstractmethod
     def mix(self, number: int, query: str, key: str, value: str) -> str:
         """Layer `number`: from projections [1, S, heads * width] to their mixture, same shape."""
+
+    def _buffers(self, number: int) -> tuple[list[str], list[str]]:
+        """Names of a layer's keys and values before and after; both are declared."""
+        g = self.graph
+        shape: list[int | str] = [1, self.heads.kv, "T", self.heads.width]
+        kinds = [f"{number}.{kind}" for kind in ("key", "value")]
+        past = [g.input(f"past.{kind}", np.float32, shape) for kind in kinds]
+        return past, [g.output_of(f"present.{kind}", np.float32, shape) for kind in kinds]
 
 
 def open_attention(g: GraphBuilder, heads: Heads, inputs_embeds: str) -> Attention:
@@ -49,28 +64,16 @@ def open_attention(g: GraphBuilder, heads: Heads, inputs_embeds: str) -> Attenti
     return _portable(g, heads, (cos, sin), length, inputs_embeds)
 
 
-def _buffers(g: GraphBuilder, heads: Heads, number: int) -> tuple[list[str], list[str]]:
-    """Names of a layer's keys and values before and after; both are declared."""
-    shape: list[int | str] = [1, heads.kv, "T", heads.width]
-    kinds = [f"{number}.{kind}" for kind in ("key", "value")]
-    past = [g.input(f"past.{kind}", np.float32, shape) for kind in kinds]
-    return past, [g.output_of(f"present.{kind}", np.float32, shape) for kind in kinds]
-
-
 @dataclass(frozen=True, slots=True)
-class _Ort:
+class _Ort(Attention):
     """GroupQueryAttention."""
 
-    graph: GraphBuilder
-    heads: Heads
-    cos: str
-    sin: str
     length: str
     last: str
 
     def mix(self, number: int, query: str, key: str, value: str) -> str:
         g, heads = self.graph, self.heads
-        past, present = _buffers(g, heads, number)
+        past, present = self._buffers(number)
         return g.nodes(
             "GroupQueryAttention",
             [query, key, value, *past, self.last, self.length, self.cos, self.sin],
@@ -106,22 +109,18 @@ def _portable(
 
 
 @dataclass(frozen=True, slots=True)
-class _Portable:
+class _Portable(Attention):
     """Rotation, ScatterND into the buffer, and softmax over all of it under the mask.
 
     `places` int64 [1, kv_heads, S, 3] says where in the buffer the new rows go.
     """
 
-    graph: GraphBuilder
-    heads: Heads
-    cos: str
-    sin: str
     mask: str
     places: str
 
     def mix(self, number: int, query: str, key: str, value: str) -> str:
         g, heads = self.graph, self.heads
-        past, present = _buffers(g, heads, number)
+        past, present = self._buffers(number)
         turned = self._turn(split_heads(g, key, heads.kv, heads.width))
         fresh = [turned, split_heads(g, value, heads.kv, heads.width)]
         keys, values = (
