@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from segagent_rt.bundle.bundle import open_bundle
 from segagent_rt.cli import fail
-from segagent_rt.cli.parameters import ImagesOption
+from segagent_rt.cli.parameters import ImagesOption, option
 from segagent_rt.errors import SegagentError, install_hint
 
 WHAT = (
@@ -29,57 +29,50 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
         ),
     ] = "all",
     folder: Annotated[
-        Path, typer.Option("--folder", help="Checkpoints and logs; an earlier run continues.")
+        Path, option("Checkpoints and logs; an earlier run continues.", "--folder")
     ] = Path("training"),
-    seed: Annotated[int, typer.Option(help="Another seed gives another model.")] = 0,
-    scale: Annotated[
-        float, typer.Option(min=0.0001, help="Share of the full number of samples.")
-    ] = 1.0,
-    processes: Annotated[int, typer.Option(min=1, help="Processes that train together.")] = 2,
+    seed: Annotated[int, option("Another seed gives another model.")] = 0,
+    scale: Annotated[float, option("Share of the full number of samples.", min=0.0001)] = 1.0,
+    processes: Annotated[int, option("Processes that train together.", min=1)] = 2,
     rounds: Annotated[
-        int, typer.Option(min=0, help="Rounds of training on the masks of the model's own loop.")
+        int, option("Rounds of training on the masks of the model's own loop.", min=0)
     ] = 2,
     output: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            "--output", "-o", help="The bundle to write, or to report on. [engines/tiny, photo]"
-        ),
+        Path | None,
+        option("The bundle to write, or to report on. [engines/tiny, photo]", "--output", "-o"),
     ] = None,
-    scenes: Annotated[
-        int, typer.Option(min=5, help="Scenes and states that a bundle is judged by.")
-    ] = 500,
+    scenes: Annotated[int, option("Scenes and states that a bundle is judged by.", min=5)] = 500,
     allow_below_gate: Annotated[
-        bool, typer.Option("--allow-below-gate", help="Write a bundle that differs too much.")
+        bool, option("Write a bundle that differs too much.", "--allow-below-gate")
     ] = False,
     init: Annotated[
-        Optional[str],  # noqa: UP045 (Typer reads the annotation at run time)
-        typer.Option(
-            metavar="BUNDLE",
-            help="A bundle's folder or name, such as tiny: its weights are the start of what has "
+        str | None,
+        option(
+            "A bundle's folder or name, such as tiny: its weights are the start of what has "
             "no checkpoint yet. With photo, activations are rounded too, as in the export; "
             "photo-bundle exports the bundle's own weights again.",
+            metavar="BUNDLE",
         ),
     ] = None,
     trajectories: Annotated[
-        Optional[list[Path]],  # noqa: UP045
-        typer.Option(metavar="FILE", help="The files of the stage trajectories; may be repeated."),
+        list[Path] | None,
+        option("The files of the stage trajectories; may be repeated.", metavar="FILE"),
     ] = None,
     images: ImagesOption = None,
     photos: Annotated[
-        Path, typer.Option("--photos", help="Training photos with label maps, for photo.")
+        Path, option("Training photos with label maps, for photo.", "--photos")
     ] = Path("training_photos"),
     hours: Annotated[
-        float, typer.Option(min=0.001, help="Computing time of all runs of photo together.")
+        float, option("Computing time of all runs of photo together.", min=0.001)
     ] = 6.0,
     crop: Annotated[
-        int, typer.Option(min=64, help="Pixels of a crop's side in photo; a multiple of 32.")
+        int, option("Pixels of a crop's side in photo; a multiple of 32.", min=64)
     ] = 256,
     held_out: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--held-out", help="Photos with one mask each that photo-bundle measures."),
+        Path | None, option("Photos with one mask each that photo-bundle measures.", "--held-out")
     ] = None,
     side: Annotated[
-        int, typer.Option(min=64, help="Pixels of the square that photo-bundle exports for.")
+        int, option("Pixels of the square that photo-bundle exports for.", min=64)
     ] = 512,
 ) -> None:
     """Resumable: run it again after a kill. Needs the extra `export`.

@@ -49,6 +49,25 @@ def session() -> Callable[[Path], Session]:
     return lambda path: open_session(path, SessionOptions("cpu", threads=2))
 
 
+@pytest.fixture(scope="module")
+def graphs(exported: Any, session: Any) -> dict[str, Any]:
+    """Sessions by role, of what the module's `exported` gives."""
+    return {role: session(path) for role, path in exported.graphs.items()}
+
+
+@pytest.fixture(scope="module")
+def image(request: pytest.FixtureRequest) -> Any:
+    """Noise of the module's `SIDE`."""
+    side = request.module.SIDE
+    return torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="module")
+def features(model: Any, image: Any) -> Any:
+    """In transformers' order: hi0, hi1, embedding."""
+    return model.get_image_embeddings(image)
+
+
 @pytest.fixture(scope="session")
 def error() -> Callable[[Any, Any], float]:
     """Largest difference as a share of the largest expected magnitude."""

@@ -69,11 +69,6 @@ def exported(tensors: Any, tmp_path_factory: Any) -> Any:
     return export_mobile_sam(folder / "mobile_sam.pt", folder)
 
 
-@pytest.fixture(scope="module")
-def graphs(exported: Any, session: Any) -> dict[str, Any]:
-    return {role: session(path) for role, path in exported.graphs.items()}
-
-
 def test_graphs_compute_what_torch_does(exported: Any, worst_check: Any, lint: Any) -> None:
     lint(exported)
     assert (exported.family, exported.settings) == ("mobile_sam", SamSettings())

@@ -71,22 +71,6 @@ def exported(folder: Path, tmp_path_factory: Any) -> Any:
     return export_sam2(folder, tmp_path_factory.mktemp("graphs"))
 
 
-@pytest.fixture(scope="module")
-def graphs(exported: Any, session: Any) -> dict[str, Any]:
-    return {role: session(path) for role, path in exported.graphs.items()}
-
-
-@pytest.fixture(scope="module")
-def image() -> Any:
-    return torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
-
-
-@pytest.fixture(scope="module")
-def features(model: Any, image: Any) -> Any:
-    """In transformers' order: hi0, hi1, embedding."""
-    return model.get_image_embeddings(image)
-
-
 @pytest.fixture
 def steady(model: Any) -> Any:
     """Without the choice between the first mask and the others, which our host makes."""

@@ -87,22 +87,6 @@ def exported(folder: Path, tmp_path_factory: Any) -> Any:
     return export_sam3(folder, tmp_path_factory.mktemp("graphs"))
 
 
-@pytest.fixture(scope="module")
-def graphs(exported: Any, session: Any) -> dict[str, Any]:
-    return {role: session(path) for role, path in exported.graphs.items()}
-
-
-@pytest.fixture(scope="module")
-def image() -> Any:
-    return torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
-
-
-@pytest.fixture(scope="module")
-def features(model: Any, image: Any) -> Any:
-    """In transformers' order: hi0, hi1, embedding."""
-    return model.get_image_embeddings(image)
-
-
 def answers(model: Any, features: Any, asked: Any) -> dict[str, Any]:
     """All four masks with their scores, and the presence of an object."""
     net = model.mask_decoder
