@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotReady
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -213,6 +213,23 @@ def steps_since_restart(steps: Sequence[Step]) -> Sequence[Step]:
 
 
 @dataclass(frozen=True, slots=True)
+class UnratedLimits:
+    """From where on a mask is accepted without a look that rates it. All values are in 0..1.
+
+    Attributes:
+        stability: least stability score of a first mask.
+        confidence: least confidence of its click.
+        later_stability: least stability score of a later mask.
+        rating: least rating of the mask before it.
+    """
+
+    stability: float
+    confidence: float
+    later_stability: float
+    rating: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
 class StoppingRules:
     """When to stop clicking, and when to try another first click.
 
@@ -229,6 +246,9 @@ class StoppingRules:
             its bundle has a `loop_gain` above zero; without a canvas the loop stops.
         deadline: seconds after which a running call is interrupted, and the best mask so far is
             the result. They are counted from the first look; graphs are loaded before it.
+        accept_unrated: stop at a mask that is surely good, without a look that rates it. With None,
+            a canvas uses the limits that its bundle was calibrated with, if it has some and
+            `accept_above` is at most 0.9; without a canvas, and with False, every mask is rated.
     """
 
     max_clicks: int = 7
@@ -239,6 +259,7 @@ class StoppingRules:
     rate_last_mask: bool = True
     stop_after_box: bool | None = None
     deadline: float | None = None
+    accept_unrated: UnratedLimits | Literal[False] | None = None
 
     @classmethod
     def fixed(cls, clicks: int, *, rate_last_mask: bool = True) -> StoppingRules:
@@ -260,6 +281,8 @@ class StoppingRules:
         shown = steps[-1].prediction if steps else None
         if self.stop_if_unchanged and shown is not None and step.prediction.agrees(shown):
             return "unchanged"
+        if self.accepts_unrated(step, steps):
+            return "accepted unrated"
         if not self.rate_last_mask and self._spent([*steps, step]):
             return "budget"
         return None
@@ -283,6 +306,23 @@ class StoppingRules:
     def accepts(self, rating: float | None) -> bool:
         """Whether a mask with this rating needs no further click."""
         return self.accept_above is not None and rating is not None and rating >= self.accept_above
+
+    def accepts_unrated(self, step: Step, steps: Sequence[Step]) -> bool:
+        """Whether the mask of `step` needs no rating; `steps` are those before it.
+
+        Its outline must be stable. A stable mask may show a wrong object, so the click must be
+        certain as well, or the mask before it rated well.
+        """
+        limits, made = self.accept_unrated, step.prediction
+        if not limits or made is None or step.restarted or step.given:
+            return False
+        if steps:
+            needed, known, least = limits.later_stability, steps[-1].rating, limits.rating
+        else:
+            known = None if step.turn is None else step.turn.confidence
+            needed, least = limits.stability, limits.confidence
+        stable = made.stability is not None and made.stability >= needed
+        return stable and known is not None and known >= least
 
     def retries(self, steps: Sequence[Step]) -> bool:
         """Whether the last mask, if it is made of a first click alone, is rated too low."""

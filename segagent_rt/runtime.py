@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeVar
 
 from segagent_rt import loop, search
 from segagent_rt.annotators.mllm import (
@@ -31,7 +31,7 @@ from segagent_rt.errors import BundleError, ClickOutside, InputError, ManifestIn
 from segagent_rt.families import mllm_family, segmenter_family
 from segagent_rt.image import load_image
 from segagent_rt.lazy_future import LazyFuture
-from segagent_rt.loop import StoppingRules
+from segagent_rt.loop import StoppingRules, UnratedLimits
 from segagent_rt.mllm.language_model import LanguageModel
 from segagent_rt.mllm.vision_encoder import VisionEncoder
 from segagent_rt.results import Result, about_run
@@ -182,9 +182,20 @@ class Runtime:
     def completed_rules(self, rules: StoppingRules | None) -> StoppingRules:
         """The rules with what they leave to the bundle."""
         rules = rules or StoppingRules()
-        if rules.stop_after_box is not None:
-            return rules
-        return replace(rules, stop_after_box=not self.clicks_help)
+        if rules.stop_after_box is None:
+            rules = replace(rules, stop_after_box=not self.clicks_help)
+        if rules.accept_unrated is None:
+            rules = replace(rules, accept_unrated=self._unrated_limits(rules.accept_above))
+        return rules
+
+    def _unrated_limits(self, accept_above: float | None) -> UnratedLimits | Literal[False]:
+        """Those of the bundle, for its own MLLM here and ratings that are no stricter."""
+        known, usual = self.bundle.accept_unrated, StoppingRules().accept_above
+        if known is None or self.endpoint is not None or accept_above is None or usual is None:
+            return False
+        if accept_above > usual:
+            return False
+        return UnratedLimits(known.stability, known.confidence, known.later_stability, known.rating)
 
     def open(self, image: Any, *, value_range: tuple[float, float] | None = None) -> Canvas:
         """Put an image on a canvas, and start to encode it.

@@ -28,8 +28,8 @@ class SearchConfig:
 
     Attributes:
         rules: of the loop. `retry_below` applies to one candidate only, because more candidates
-            try several clicks anyway. More candidates always rate the last mask, and always stop
-            if no click changes the mask.
+            try several clicks anyway. More candidates rate every mask, the last one too, and
+            always stop if no click changes the mask.
         candidates: clicks tried at each step: the most likely one, and samples. With one, the
             search is the loop.
         temperature: of the samples. The one that SegAgent used is not published.
@@ -57,7 +57,7 @@ def search_steps(
             expression, view, segmenter, embedding, rules=config.rules, prior=prior
         )
         return
-    rules = replace(config.rules, rate_last_mask=True, stop_if_unchanged=True)
+    rules = replace(config.rules, rate_last_mask=True, stop_if_unchanged=True, accept_unrated=False)
     rng, steps = np.random.default_rng(config.seed), list[Step]()
     with closing(Deadline(rules.deadline)) as deadline:
         stages = Stages(expression, view, segmenter, embedding, deadline)

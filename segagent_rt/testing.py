@@ -32,11 +32,13 @@ class ScriptedAnnotator:
         actions: the next actions, in order; then `Finish`.
         ratings: of the masks that it is asked to rate, in order; then 0.
         samples: the actions that it gives at a temperature above 0; its first one if empty.
+        confidence: of every action; see `Turn`.
     """
 
     actions: Sequence[Action]
     ratings: Sequence[float | None] = ()
     samples: Sequence[Action] = ()
+    confidence: float | None = None
 
     def check(self, expression: str) -> str:
         return expression
@@ -74,7 +76,8 @@ class ScriptedView:
         number, actions = self.calls.count("propose"), self.script.actions
         if number > len(actions):
             return Turn("Finish", Finish())
-        return Turn(f"action {number}", actions[number - 1])
+        confidence = self.script.confidence
+        return Turn(f"action {number}", actions[number - 1], confidence=confidence)
 
     def _rating(self, request: Request) -> Rating:
         self._look(request, "rate")
@@ -98,10 +101,12 @@ class DiscEmbedding:
 class DiscSegmenter:
     """Adds a disc for a positive click, removes one for a negative one, and fills a box.
 
-    Its masks can be computed by hand. Clicks count in their order.
+    Its masks can be computed by hand. Clicks count in their order. `stability` is that of every
+    mask.
     """
 
     radius: int = 10
+    stability: float | None = None
 
     def encode(self, image: RgbImage) -> DiscEmbedding:
         return DiscEmbedding((image.shape[0], image.shape[1]))
@@ -123,4 +128,4 @@ class DiscSegmenter:
             mask[disc] = last.positive
         elif box is not None:
             mask[box.y0 : box.y1 + 1, box.x0 : box.x1 + 1] = True
-        return GivenMask(mask)
+        return GivenMask(mask, stability=self.stability)

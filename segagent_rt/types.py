@@ -74,6 +74,8 @@ class Turn:
         box: a box that the reply states beside its click, for the segmenter.
         seconds: time by stage (`paint`, `vision`, `language`, ...).
         boxes: all objects that a grounding reply lists.
+        confidence: how certain the click is: probability, 0..1, of the less certain first digit of
+            its coordinates; None if the annotator does not know it.
     """
 
     reply: str
@@ -82,6 +84,7 @@ class Turn:
     box: Box | None = None
     seconds: Seconds = field(default_factory=dict)
     boxes: tuple[Box, ...] = ()
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,11 @@ class Prediction(Protocol):
     def score(self) -> float | None:
         """The segmenter's own estimate of the mask's IoU, 0..1, if it makes one."""
 
+    @property
+    def stability(self) -> float | None:
+        """IoU, 0..1, of the masks at a slightly higher and a slightly lower threshold (SAM's
+        stability score); None if the mask was not made by a threshold."""
+
     def mask(self, size: Size | None = None) -> Mask:
         """The mask at the original image's size, or drawn at another."""
 
@@ -115,6 +123,7 @@ class Prediction(Protocol):
 
 Stop: TypeAlias = Literal[
     "accepted",
+    "accepted unrated",
     "finished",
     "malformed",
     "budget",
@@ -192,9 +201,11 @@ class Trajectory:
     def best(self) -> Step | None:
         """The step whose mask is returned: the best-rated one, the earliest of equals.
 
-        The last one if no mask is rated; None if there is no mask (SegAgent, algorithm 2, with the
-        last mask rated too).
+        The last one if it was accepted unrated, or if no mask is rated; None if there is no mask
+        (SegAgent, algorithm 2, with the last mask rated too).
         """
+        if self.stop == "accepted unrated":
+            return self.steps[-1]
         rated = [step for step in self.masks if step.rating is not None]
         if rated:
             return max(rated, key=lambda step: step.rating or 0.0)

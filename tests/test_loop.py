@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segagent_rt.errors import Interrupted
-from segagent_rt.loop import StoppingRules, annotate, iter_steps
+from segagent_rt.loop import StoppingRules, UnratedLimits, annotate, iter_steps
 from segagent_rt.segmenters.prediction import GivenMask
 from segagent_rt.testing import DiscSegmenter, ScriptedAnnotator
 from segagent_rt.types import (
@@ -343,3 +343,61 @@ def test_nothing_happens_before_the_first_step_is_asked_for():
 def test_requests_carry_the_expression():
     _, view = run(ScriptedAnnotator(CLICKS[:1]))
     assert {request.expression for request in view.seen} == {"it"}
+
+
+LIMITS = UnratedLimits(stability=0.9, confidence=0.6, later_stability=0.8)
+UNRATED = StoppingRules(accept_unrated=LIMITS)
+
+
+def test_a_certain_click_with_a_stable_mask_is_accepted_after_one_look():
+    script = ScriptedAnnotator(CLICKS, [0.95], confidence=0.6)
+    found, view = run(script, UNRATED, segmenter=DiscSegmenter(stability=0.9))
+    assert (found.stop, view.calls) == ("accepted unrated", ["propose"])
+    assert found.best is found.steps[0]
+    assert found.rating is None
+
+
+@pytest.mark.parametrize(
+    ("confidence", "stability"), [(0.59, 0.9), (0.6, 0.89), (None, 0.9), (0.6, None)]
+)
+def test_an_uncertain_click_or_an_unstable_mask_is_rated(confidence, stability):
+    script = ScriptedAnnotator(CLICKS, [0.95], confidence=confidence)
+    found, view = run(script, UNRATED, segmenter=DiscSegmenter(stability=stability))
+    assert (found.stop, view.calls) == ("accepted", ["propose", "rate"])
+
+
+@pytest.mark.parametrize("rules", [StoppingRules(), StoppingRules(accept_unrated=False)])
+def test_without_limits_every_mask_is_rated(rules):
+    script = ScriptedAnnotator(CLICKS, [0.95], confidence=1.0)
+    _, view = run(script, rules, segmenter=DiscSegmenter(stability=1.0))
+    assert view.calls == ["propose", "rate"]
+
+
+def test_a_correction_of_a_mask_that_was_rated_well_needs_no_rating():
+    """It is returned, although only the mask before it is rated."""
+    script = ScriptedAnnotator(CLICKS, [0.6], confidence=0.0)
+    found, view = run(script, UNRATED, segmenter=DiscSegmenter(stability=0.8))
+    assert (found.stop, view.calls) == ("accepted unrated", ["propose", "rate", "propose"])
+    assert ratings(found) == [0.6, None]
+    assert found.best is found.steps[1]
+
+
+def test_a_correction_of_a_mask_that_was_rated_low_is_rated():
+    rules = replace(UNRATED, retry_below=None, max_clicks=2)
+    script = ScriptedAnnotator(CLICKS, [0.49, 0.5], confidence=0.0)
+    found, _ = run(script, rules, segmenter=DiscSegmenter(stability=1.0))
+    assert ratings(found) == [0.49, 0.5]
+
+
+def test_another_first_click_is_rated_even_if_its_mask_is_stable():
+    samples = [Click(60, 30, positive=True)]
+    script = ScriptedAnnotator(CLICKS, [0.2, 0.95], samples, confidence=0.0)
+    found, _ = run(script, UNRATED, segmenter=DiscSegmenter(stability=1.0))
+    assert [step.restarted for step in found.steps] == [False, True]
+    assert (found.stop, ratings(found)) == ("accepted", [0.2, 0.95])
+
+
+def test_a_given_mask_is_always_rated():
+    prior = GivenMask(np.ones((60, 80), np.bool_), stability=1.0)
+    _, view = run(ScriptedAnnotator(CLICKS, [0.95], confidence=1.0), UNRATED, prior)
+    assert view.calls == ["rate"]

@@ -20,12 +20,12 @@ from segagent_rt.types import Trajectory
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/loop/trajectories.json").read_text("utf-8"))
 RULES = {
-    "default": StoppingRules(),
+    "default": StoppingRules(accept_unrated=False),
     "fixed7": StoppingRules.fixed(7),
     "unrated": StoppingRules.fixed(3, rate_last_mask=False),
     "search": StoppingRules(3),
     "patience": StoppingRules(accept_above=None, patience=2),
-    "prior": StoppingRules(4),
+    "prior": StoppingRules(4, accept_unrated=False),
 }
 CANDIDATES = {"search": 3}
 QUICK = {"default": (0, 16, 21), "fixed7": (0,), "unrated": (1,), "search": (2,), "prior": (3,)}

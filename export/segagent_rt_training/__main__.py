@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,23 +10,25 @@ from typing import Annotated
 import typer
 
 from segagent_rt.bundle.bundle import open_bundle
+from segagent_rt.bundle.manifest import to_json
 from segagent_rt.cli import fail
 from segagent_rt.cli.parameters import ImagesOption, option
 from segagent_rt.errors import SegagentError, install_hint
 
 WHAT = (
-    "segmenter", "mllm", "all", "trajectories", "bundle", "report", "photo", "photo-bundle",
-    "photo-gallery",
+    "segmenter", "mllm", "all", "trajectories", "bundle", "calibrate", "report", "photo",
+    "photo-bundle", "photo-gallery",
 )  # fmt: skip
 
 
-def command(  # noqa: PLR0913 (a command has as many options as it needs)
+def command(  # noqa: C901, PLR0913 (a command has as many options as it needs)
     what: Annotated[
         str,
         typer.Argument(
             help="Training stage, in this order: segmenter, mllm (or all), trajectories, bundle, "
-            "report. photo trains the segmenter for photos; photo-bundle exports and measures it; "
-            "photo-gallery draws what it cuts out."
+            "report. bundle ends with calibrate: which masks need no rating. photo trains the "
+            "segmenter for photos; photo-bundle exports and measures it; photo-gallery draws what "
+            "it cuts out."
         ),
     ] = "all",
     folder: Annotated[
@@ -88,7 +91,7 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
     try:
         from segagent_rt_training.main import TrainingPlan, train
         from segagent_rt_training.report import write_report
-        from segagent_rt_training.ship import Trial, ship
+        from segagent_rt_training.ship import Trial, calibrate_bundle, ship
     except ModuleNotFoundError:
         raise SegagentError(
             "training needs packages that are not installed", hint=install_hint("export")
@@ -121,9 +124,12 @@ def command(  # noqa: PLR0913 (a command has as many options as it needs)
         ship(
             folder,
             output or Path("engines/tiny"),
-            Trial(scenes, scenes, not allow_below_gate),
+            Trial(scenes, scenes, gated=not allow_below_gate),
             _report_progress,
         )
+    elif what == "calibrate":
+        found = calibrate_bundle(output or Path("engines/tiny"), scenes, _report_progress)
+        typer.echo("every mask is rated" if found is None else json.dumps(to_json(found), indent=1))
     elif what == "report":
         write_report(folder, output or Path("engines/tiny"), Path("docs"))
     else:

@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segagent_rt.bundle.manifest import MANIFEST_FILE, Manifest, read_json, to_json
+from segagent_rt.bundle.loop_gain import record_accept_unrated
+from segagent_rt.bundle.manifest import (
+    MANIFEST_FILE,
+    Manifest,
+    UnratedAcceptance,
+    read_json,
+    to_json,
+)
+from segagent_rt.eval.accept_unrated import calibrate
 from segagent_rt.eval.figures import SceneSuiteResult
 from segagent_rt.eval.scenes import SceneSuite, evaluate_scenes
 from segagent_rt.loop import StoppingRules
@@ -23,7 +31,7 @@ from segagent_rt_export.gate.agreement import check_gate, measure_agreement
 from segagent_rt_training.checkpoints import PLAN_FILE, last_stage, stages_of, trained_nets
 from segagent_rt_training.torch_sessions import annotator_as_trained, segmenter_as_trained
 
-EVAL_SEED, AGREEMENT_SEED = 1000, 5000
+EVAL_SEED, AGREEMENT_SEED, CALIBRATION_SEED = 1000, 5000, 10_000
 """First scenes of what is measured; training draws its scenes by other names."""
 
 
@@ -33,6 +41,7 @@ class Trial:
 
     states: int = 500
     scenes: int = 500
+    calibration_scenes: int = 2500
     gated: bool = True
 
 
@@ -59,9 +68,25 @@ def ship(
         seen = {"oracle_miou_by_click": figures["scenes"]["oracle_miou_by_click"]}
         _describe(bundle / "segmenter" / MANIFEST_FILE, origin, seen)
         _describe(bundle / "mllm" / MANIFEST_FILE, origin, {"agreement": agreement, **figures})
+        calibrate_bundle(bundle, trial.calibration_scenes, report_progress)
         for path in list(bundle.iterdir()):
             path.rename(folder / path.name)
         bundle.rmdir()
+
+
+def calibrate_bundle(
+    bundle: Path, scenes: int, report_progress: Callable[[str], None]
+) -> UnratedAcceptance | None:
+    """Write into `bundle.json` from where on masks are accepted without a look that rates them.
+
+    Returns:
+        What was written; None if every mask is to be rated.
+    """
+    report_progress(f"calibrate on {scenes} scenes")
+    with load(bundle) as runtime:
+        found = calibrate(runtime, SceneSuite(scenes, CALIBRATION_SEED), lambda _: None)
+        record_accept_unrated(runtime.bundle, found)
+    return found
 
 
 def _agreement(runtime: Runtime, training: Path, stage: str, states: int) -> dict[str, Any]:
@@ -86,7 +111,7 @@ def evaluate(
         found = run(ablate, StoppingRules(max_clicks=1))
         return {name: getattr(found.figures, name) for name in ("first_click_hit", "hit_by_rules")}
 
-    main = to_json(run("none", StoppingRules()).to_json())
+    main = to_json(run("none", StoppingRules(accept_unrated=False)).to_json())
     for volatile in ("bundle", "seconds"):
         main.pop(volatile)
     return {

@@ -27,7 +27,7 @@ from segagent_rt.mllm.free_decoder import FreeDecoder
 from segagent_rt.mllm.grammar import Automaton, compile_grammar
 from segagent_rt.mllm.language_model import Floats, KVCache, LanguageModel, LanguageSettings
 from segagent_rt.mllm.preprocess import Resize
-from segagent_rt.mllm.rating import expected_iou
+from segagent_rt.mllm.rating import click_confidence, expected_iou
 from segagent_rt.mllm.rope import Positions
 from segagent_rt.mllm.vision_encoder import VisionEncoder, VisionOutput, VisionSettings
 from segagent_rt.reply import AnyReplyProtocol, Reading
@@ -281,10 +281,15 @@ class ImageContext:
         written, grammar = self._reply(request, pick, watch, rate_only=False)
         reply = annotator.decode(written.tokens)
         reading = annotator.understand(reply, self._size, self._frame)
-        rating = reading.iou
+        rating, confidence = reading.iou, None
         if grammar is not None:
-            rating = expected_iou(written, grammar) if annotator.settings.reply.rates else None
-        return Turn(reply, reading.action, rating, reading.box, watch.seconds, reading.boxes)
+            rates = annotator.settings.reply.rates
+            rating = expected_iou(written, grammar) if rates else None
+            if rates and pick is greedy:
+                confidence = click_confidence(written, grammar)
+        return Turn(
+            reply, reading.action, rating, reading.box, watch.seconds, reading.boxes, confidence
+        )
 
     def _rating(self, request: Request) -> Rating:
         annotator, watch = self._annotator, Stopwatch()

@@ -31,6 +31,7 @@ from segagent_rt.bundle.manifest import (
     BundleIndex,
     Manifest,
     PartName,
+    UnratedAcceptance,
     Variant,
     decode_json,
     inside,
@@ -252,6 +253,12 @@ class Bundle:
         if not known:
             return None
         return sum(e.samples * e.gain for e in known) / sum(e.samples for e in known)
+
+    @property
+    def accept_unrated(self) -> UnratedAcceptance | None:
+        """From where on masks are accepted unrated; None unless measured with this content."""
+        known = self.index.accept_unrated
+        return known if known is not None and known.digest == self.digest else None
 
     def part(self, name: PartName) -> Part:
         if name not in self.parts:

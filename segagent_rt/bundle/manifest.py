@@ -137,16 +137,45 @@ class LoopGain:
 
 
 @dataclass(frozen=True, slots=True)
+class UnratedAcceptance:
+    """From where on masks are accepted without a look that rates them, and what that was measured
+    to save.
+
+    Attributes:
+        stability, confidence, later_stability, rating: see `loop.UnratedLimits`.
+        samples: expressions that were measured.
+        looks: mean looks of the MLLM per expression.
+        looks_rated: the same if every mask is rated.
+        miou: mean IoU of the returned masks.
+        miou_rated: the same if every mask is rated.
+        digest: of the bundle that it was measured with.
+    """
+
+    stability: Share
+    confidence: Share
+    later_stability: Share
+    rating: Share
+    samples: Annotated[int, Between(1, 1 << 40)]
+    looks: Annotated[float, Between(0, 1000)]
+    looks_rated: Annotated[float, Between(0, 1000)]
+    miou: Share
+    miou_rated: Share
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class BundleIndex:
     """`bundle.json`: where each part lies, relative to the file, and what the bundle is.
 
-    `loop_gain` has a measurement for each data set; `eval --record` writes it.
+    `loop_gain` has a measurement for each data set; `eval --record` writes it. `accept_unrated` is
+    written by `python -m segagent_rt_training calibrate`.
     """
 
     name: str
     parts: Mapping[PartName, str]
     about: str = ""
     loop_gain: Mapping[str, LoopGain] = field(default_factory=dict)
+    accept_unrated: UnratedAcceptance | None = None
     schema: int = SCHEMA
 
 

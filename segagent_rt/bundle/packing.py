@@ -124,6 +124,7 @@ def _contents(bundle: Bundle, variants: Sequence[str]) -> dict[str, _Content]:
         {name: name for name in bundle.parts},
         bundle.index.about,
         bundle.index.loop_gain,
+        bundle.index.accept_unrated,
     )
     found = {BUNDLE_FILE: _in_memory(json_bytes(to_json(index), indent=1))}
     for name, part in bundle.parts.items():

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 SCENES = "Synthetic scenes"
 ON_SCENES, ON_DATA, ON_PREDICTIONS = "synthetic scenes", "data", "predictions"
 ONLY_WITH = {
-    **dict.fromkeys(("scenes", "seed", "ablate"), (ON_SCENES,)),
+    **dict.fromkeys(("scenes", "seed", "ablate", "rate_every_mask"), (ON_SCENES,)),
     **dict.fromkeys(
         (
             "images", "root", "split", "mask_label", "annotator", "start", "candidates",

@@ -51,6 +51,7 @@ def command(
         "folder": str(opened.folder),
         "digest": opened.digest,
         "about": opened.index.about,
+        "accept_unrated": to_json(opened.index.accept_unrated),
         "loop_gain": {name: to_json(gain) for name, gain in opened.index.loop_gain.items()},
         "verified_files": verify,
         "parts": {
@@ -74,6 +75,7 @@ def _text(document: dict[str, Any], *, everything: bool) -> str:
         if measured["digest"] != document["digest"]:
             old = ", of an earlier content, not used"
         lines.append(f"loop_gain on {data}: {gain:+.4f} ({measured['samples']} expressions{old})")
+    lines += _accept_unrated(document)
     for name, part in document["parts"].items():
         size = sum(record["size"] for record in part["files"].values())
         lines += ["", f"{name}: {part['family']}, {size / 1e6:.1f} MB, {part['digest']}"]
@@ -90,6 +92,15 @@ def _text(document: dict[str, Any], *, everything: bool) -> str:
     for path in document["strangers"]:
         lines.append(f"not in the manifest, never opened: {path}")
     return "\n".join(lines)
+
+
+def _accept_unrated(document: dict[str, Any]) -> list[str]:
+    measured = document["accept_unrated"]
+    if measured is None:
+        return []
+    old = "" if measured["digest"] == document["digest"] else ", of an earlier content, not used"
+    looks = f"{measured['looks']:.2f} looks instead of {measured['looks_rated']:.2f}"
+    return [f"accept_unrated: {looks} ({measured['samples']} expressions{old})"]
 
 
 def _main_values(record: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from segagent_rt.cli.parameters import (
     ModelOption,
     PresetOption,
     QuietOption,
+    RateEveryMaskOption,
     RayOption,
     RootOption,
     ServerOption,
@@ -54,12 +55,15 @@ class SearchOptions(NamedTuple):
     max_clicks: MaxClicksOption = 7
     candidates: CandidatesOption = 1
     temperature: TemperatureOption = 1.0
+    rate_every_mask: RateEveryMaskOption = False
 
     def config(self, **rules: Any) -> SearchConfig:
         """The search that the options ask for; `rules` are further ones of `StoppingRules`."""
         from segagent_rt.loop import StoppingRules
         from segagent_rt.search import SearchConfig
 
+        if self.rate_every_mask:
+            rules["accept_unrated"] = False
         stopping = StoppingRules(self.max_clicks, **rules)
         return SearchConfig(stopping, self.candidates, self.temperature)
 

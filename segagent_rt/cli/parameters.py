@@ -115,6 +115,14 @@ MaxClicksOption: TypeAlias = Annotated[
         max=MOST_CLICKS,
     ),
 ]
+RateEveryMaskOption: TypeAlias = Annotated[
+    bool,
+    option(
+        "Also look at masks that the bundle's calibration accepts without a rating.",
+        "--rate-every-mask",
+        panel=SEARCH,
+    ),
+]
 SkipBadOption: TypeAlias = Annotated[
     bool, option("Skip invalid entries, and list them.", "--skip-bad", panel=DATA)
 ]

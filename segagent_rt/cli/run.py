@@ -47,8 +47,8 @@ WORDS, HAND, LIST, VIDEO = "expressions", "--click and --box", "--from", "--vide
 ONLY_WITH = {
     **dict.fromkeys(
         (
-            "max_clicks", "candidates", "temperature", "deadline_ms", "endpoint", "model", "server",
-            "timeout", "allow_host", "preset",
+            "max_clicks", "candidates", "temperature", "rate_every_mask", "deadline_ms", "endpoint",
+            "model", "server", "timeout", "allow_host", "preset",
         ),
         (WORDS, LIST),
     ),

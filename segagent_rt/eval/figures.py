@@ -148,6 +148,7 @@ class SceneFigures:
         missed_first_clicks: number of those scenes.
         returned_worse: share of returned masks worse than the first one by more than 0.05 IoU.
         clicks_mean: mean clicks per expression.
+        looks_mean: mean looks per expression: how many pictures the MLLM was shown.
         negative_start_negative: share of negative clicks as answers to a mask that leaks.
         negative_start_hit: share of those answers that lie inside the leak.
         predicted_iou_mae: mean error of the rating, in points of 100.
@@ -166,6 +167,7 @@ class SceneFigures:
     missed_first_clicks: int
     returned_worse: float | None
     clicks_mean: float | None
+    looks_mean: float | None
     negative_start_negative: float | None
     negative_start_hit: float | None
     predicted_iou_mae: float | None
@@ -180,7 +182,8 @@ class SceneSuiteResult:
         scenes, seed, ablate: which scenes, and what was done to their expressions.
         generator: version of what draws them.
         bundle: name and digest.
-        rules: budget of clicks, and the rating that is accepted.
+        rules: budget of clicks, the rating that is accepted, and from where on a mask is accepted
+            unrated.
     """
 
     figures: SceneFigures
@@ -189,7 +192,7 @@ class SceneSuiteResult:
     ablate: Ablation
     generator: str
     bundle: Mapping[str, str]
-    rules: Mapping[str, float | None]
+    rules: Mapping[str, Any]
     seconds: float
 
     def to_json(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -49,6 +49,7 @@ class SceneResult:
     ratings: list[float | None]
     returned: float
     clicks: int
+    looks: int
     oracle: list[float]
     corrected: float
     """Of the first click's mask, after all other clicks of the budget were the oracle's."""
@@ -85,8 +86,8 @@ def evaluate_scenes(
         on_scene: called with each scene and its trajectory under the rules.
     """
     start = time.perf_counter()
-    results = []
-    for done, (scene, expression) in enumerate(_questions(suite), 1):
+    results, rules = [], runtime.completed_rules(rules)
+    for done, (scene, expression) in enumerate(questions(suite), 1):
         results.append(_one(runtime, scene, expression, rules, on_scene))
         report_progress(done)
     return SceneSuiteResult(
@@ -96,12 +97,17 @@ def evaluate_scenes(
         ablate=suite.ablate,
         generator=GENERATOR,
         bundle={"name": runtime.bundle.index.name, "digest": runtime.bundle.digest},
-        rules={"max_clicks": rules.max_clicks, "accept": rules.accept_above},
+        rules={
+            "max_clicks": rules.max_clicks,
+            "accept": rules.accept_above,
+            "accept_unrated": asdict(limits) if (limits := rules.accept_unrated) else None,
+        },
         seconds=round(time.perf_counter() - start, 2),
     )
 
 
-def _questions(suite: SceneSuite) -> Iterator[tuple[Scene, str]]:
+def questions(suite: SceneSuite) -> Iterator[tuple[Scene, str]]:
+    """Every scene with what is asked about it."""
     for number in range(suite.scenes):
         scene = make_scene(suite.seed + number, suite.side)
         text = scene.expressions[0].text
@@ -119,7 +125,7 @@ def _one(
     meant = scene.expressions[0]
     target = scene.mask(meant.target)
     canvas = runtime.open(scene.image)
-    forced = canvas.annotate(expression, rules=replace(rules, accept_above=None))
+    forced = canvas.annotate(expression, rules=without_accepting(rules))
     masks = [step.prediction.mask() for step in forced.masks if step.prediction is not None]
     usual = shorten(forced, rules)
     if on_scene is not None:
@@ -136,6 +142,7 @@ def _one(
         ratings=[step.rating for step in forced.masks],
         returned=iou(returned, target),
         clicks=len(usual.clicks),
+        looks=looks_of(usual),
         oracle=oracle.ious(),
         corrected=oracle.ious(forced.steps[0])[-1],
         leak_negative=leak_negative,
@@ -154,11 +161,24 @@ def shorten(forced: Trajectory, rules: StoppingRules) -> Trajectory:
     """The trajectory that stricter rules would have made: it ends at the first step that they stop
     at."""
     for count, step in enumerate(forced.masks, 1):
+        before = forced.steps[: count - 1]
+        if step.stop != "unchanged" and rules.accepts_unrated(step, before):
+            last = replace(step, rating=None, rating_reply=None, stop="accepted unrated")
+            return Trajectory(forced.expression, (*before, last))
         stop = rules.stop_rated(forced.steps[:count])
         if stop is not None:
-            ended = (*forced.steps[: count - 1], replace(step, stop=stop))
-            return Trajectory(forced.expression, ended)
+            return Trajectory(forced.expression, (*before, replace(step, stop=stop)))
     return forced
+
+
+def without_accepting(rules: StoppingRules) -> StoppingRules:
+    """The rules with which a trajectory is forced to the end of its budget."""
+    return replace(rules, accept_above=None, accept_unrated=False)
+
+
+def looks_of(found: Trajectory) -> int:
+    """How many pictures the MLLM was shown: one without a mask, and one with each rated mask."""
+    return 1 + sum(bool(step.rating_reply) for step in found.masks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +278,7 @@ def summarise(results: Sequence[SceneResult], clicks: int) -> SceneFigures:
         missed_first_clicks=len(missed),
         returned_worse=_mean(r.returned < _at(r.ious, 0) - 0.05 for r in results),
         clicks_mean=_mean(r.clicks for r in results),
+        looks_mean=_mean(r.looks for r in results),
         negative_start_negative=_mean(bool(r.leak_negative) for r in leaks),
         negative_start_hit=_mean(bool(r.leak_hit) for r in leaks),
         predicted_iou_mae=_mean(100 * abs(true - rating) for true, rating in pairs),

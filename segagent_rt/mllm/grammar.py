@@ -73,6 +73,13 @@ class Automaton:
                 return written
         return None
 
+    def starts_number(self, state: State) -> bool:
+        """Whether the next token is the first digit of a number."""
+        return all(
+            at < len(self.paths[path]) and not written and isinstance(self.paths[path][at], _Number)
+            for path, at, written in state
+        )
+
     def past_rating(self, state: State) -> bool:
         """Whether the first number of the reply is complete."""
         return all(

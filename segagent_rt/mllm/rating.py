@@ -1,4 +1,4 @@
-"""From the digits of a rating, and what else the model thought of writing, to a number."""
+"""From the digits of a reply, and what else the model thought of writing, to probabilities."""
 
 from __future__ import annotations
 
@@ -26,6 +26,20 @@ def expected_iou(written: DecodedReply, automaton: Automaton) -> float | None:
         whole = digit == likeliest
         total += chance * (_second(digit, later, automaton) if whole else _first(digit, chances))
     return min(total, 100.0) / 100
+
+
+def click_confidence(written: DecodedReply, automaton: Automaton) -> float | None:
+    """How certain a click is that was written greedily: the lowest probability, 0..1, of the first
+    digit of a number after the rating. First digits name a tenth of the image's side.
+
+    None if there is no such number.
+    """
+    first = [
+        float(choice.chances.max())
+        for choice in written.choices
+        if automaton.past_rating(choice.state) and automaton.starts_number(choice.state)
+    ]
+    return min(first, default=None)
 
 
 def _chances(choice: TokenChoice, automaton: Automaton) -> dict[int, float]:

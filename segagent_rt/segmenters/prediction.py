@@ -13,6 +13,21 @@ from segagent_rt.types import Mask, Prediction, Size
 KEPT = 2
 """Predictions in memory during a click: the mask before, and the one that is made."""
 
+STABILITY_OFFSET = 1.0
+"""How far the thresholds of a stability score lie from the mask's, as in SAM's mask generator."""
+
+
+def stability_score(logits: npt.NDArray[np.float32], threshold: float = 0.0) -> float:
+    """IoU, 0..1, of the masks at a slightly higher and a slightly lower threshold; 0 if the larger
+    one is empty.
+
+    Args:
+        logits: float32 [h, w].
+        threshold: of the mask.
+    """
+    larger = int(np.count_nonzero(logits > threshold - STABILITY_OFFSET))
+    return int(np.count_nonzero(logits > threshold + STABILITY_OFFSET)) / max(1, larger)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LogitsPrediction:
@@ -22,6 +37,10 @@ class LogitsPrediction:
     size: Size
     score: float | None = None
     threshold: float = 0.0
+
+    @property
+    def stability(self) -> float:
+        return stability_score(self.logits, self.threshold)
 
     def mask(self, size: Size | None = None) -> Mask:
         return np.asarray(resize_logits(self.logits, size or self.size) > self.threshold)
@@ -38,6 +57,7 @@ class GivenMask:
 
     full: Mask
     score: float | None = None
+    stability: float | None = None
 
     def mask(self, size: Size | None = None) -> Mask:
         return resize_mask(self.full, size or self.full.shape)

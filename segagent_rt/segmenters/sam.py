@@ -18,7 +18,7 @@ from segagent_rt.backends.checked_session import CheckedSession, Shape
 from segagent_rt.bounds import Scale, Share, Side
 from segagent_rt.families import SegmenterFamily
 from segagent_rt.image import resize_logits, resize_mask
-from segagent_rt.segmenters.prediction import KEPT
+from segagent_rt.segmenters.prediction import KEPT, stability_score
 from segagent_rt.segmenters.sam_frame import Frame, Resize, pixels
 from segagent_rt.types import Box, Click, Mask, Prediction, RgbImage, Session, Size
 
@@ -83,20 +83,28 @@ class SamPrediction:
     frame: Frame
     score: float | None = None
 
+    @property
+    def stability(self) -> float:
+        return stability_score(self.logits[self._inside()])
+
     def mask(self, size: Size | None = None) -> Mask:
         return np.asarray(resize_logits(self._over_picture(), size or self.frame.image) > 0)
 
     def agrees(self, other: Prediction) -> bool:
         if not isinstance(other, SamPrediction) or other.frame != self.frame:
             return np.array_equal(self.mask(), other.mask())
-        mask_side, side = self.logits.shape[0], self.frame.side
-        height, width = (-(-inside * mask_side // side) for inside in self.frame.inside)
-        window = np.s_[:height, :width]
+        window = self._inside()
         return np.array_equal(self.logits[window] > 0, other.logits[window] > 0)
 
     def lies_in(self, frame: Frame, mask_side: int) -> bool:
         """Whether its logits are a square of `mask_side` over this frame."""
         return self.frame == frame and self.logits.shape == (mask_side, mask_side)
+
+    def _inside(self) -> tuple[slice, slice]:
+        """The logits of the picture, without the padding."""
+        mask_side, side = self.logits.shape[0], self.frame.side
+        height, width = (-(-inside * mask_side // side) for inside in self.frame.inside)
+        return np.s_[:height, :width]
 
     def _over_picture(self) -> Floats:
         """Logits without those of the padding, which SAM cuts off at the size of its square."""

@@ -31,6 +31,10 @@ class WindowPrediction:
         """How decided the net is, mean |2p - 1| over the window. A confidence, not an IoU."""
         return float(np.abs(2 * self.probability - 1).mean())
 
+    @property
+    def stability(self) -> None:
+        """Not defined: probabilities have no common offset."""
+
     def mask(self, size: Size | None = None) -> Mask:
         height, width = size or self.size
         top, rows = self._centres(self.roi.rows, self.size[0], height)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import pytest
 
 from segagent_rt.bundle.bundle import open_bundle
-from segagent_rt.bundle.loop_gain import record_loop_gain
-from segagent_rt.bundle.manifest import LoopGain
-from segagent_rt.loop import StoppingRules
+from segagent_rt.bundle.loop_gain import record_accept_unrated, record_loop_gain
+from segagent_rt.bundle.manifest import LoopGain, UnratedAcceptance
+from segagent_rt.loop import StoppingRules, UnratedLimits
 from segagent_rt.search import SearchConfig
 from segagent_rt.testing import DiscSegmenter, ScriptedAnnotator
 from segagent_rt.types import Box, Click
@@ -143,3 +143,61 @@ def test_only_what_run_does_is_recorded(terminal, folder, tmp_path, options):
     assert done.code == 2
     assert "what `run` does" in " ".join(done.err.split())
     assert "loop_gain" not in (folder / "bundle.json").read_text()
+
+
+def calibrated(digest):
+    return UnratedAcceptance(0.9, 0.6, 0.8, 0.5, 9, 1.3, 2.9, 0.91, 0.92, digest)
+
+
+def limits_of(folder, rules, **changes):
+    """What a runtime makes of rules that leave it to the bundle which masks are rated."""
+    runtime = squares.square_runtime()
+    runtime.bundle = open_bundle(folder)
+    for name, value in ({"endpoint": None} | changes).items():
+        setattr(runtime, name, value)
+    return runtime.completed_rules(rules).accept_unrated
+
+
+def test_masks_are_accepted_unrated_by_the_limits_of_the_bundle(folder):
+    assert limits_of(folder, StoppingRules()) is False
+    bundle = open_bundle(folder)
+    record_accept_unrated(bundle, calibrated(bundle.digest))
+    assert open_bundle(folder).digest == bundle.digest
+    assert limits_of(folder, StoppingRules()) == UnratedLimits(0.9, 0.6, 0.8, 0.5)
+    own = UnratedLimits(0.5, 0.5, 0.5)
+    assert limits_of(folder, StoppingRules(accept_unrated=own)) is own
+    record_accept_unrated(bundle, None)
+    assert limits_of(folder, StoppingRules()) is False
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        StoppingRules(accept_unrated=False),
+        StoppingRules(accept_above=None),
+        StoppingRules(accept_above=0.95),
+        StoppingRules.fixed(2),
+    ],
+)
+def test_rules_that_ask_for_ratings_get_them(folder, rules):
+    bundle = open_bundle(folder)
+    record_accept_unrated(bundle, calibrated(bundle.digest))
+    assert limits_of(folder, rules) is False
+
+
+def test_limits_of_another_content_or_of_a_model_behind_a_server_do_not_count(folder):
+    from segagent_rt.annotators.endpoint import Endpoint
+
+    bundle = open_bundle(folder)
+    record_accept_unrated(bundle, calibrated("0" * 12))
+    assert limits_of(folder, StoppingRules()) is False
+    record_accept_unrated(bundle, calibrated(bundle.digest))
+    elsewhere = Endpoint("http://127.0.0.1:1", "m")
+    assert limits_of(folder, StoppingRules(), endpoint=elsewhere) is False
+
+
+def test_inspect_shows_what_the_limits_save(terminal, folder):
+    bundle = open_bundle(folder)
+    record_accept_unrated(bundle, calibrated(bundle.digest))
+    shown = terminal("inspect", folder)
+    assert "accept_unrated: 1.30 looks instead of 2.90 (9 expressions)" in shown.out

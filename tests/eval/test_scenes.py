@@ -36,7 +36,7 @@ def test_the_oracle_goes_on_from_a_first_click_that_is_not_its_own():
 def test_the_oracles_gain_is_counted_from_the_annotators_first_mask():
     result = SceneResult(
         kind="colour", hit=True, read=1.0, ious=[0.7, 0.8], ratings=[0.7, 0.9], returned=0.8,
-        clicks=2, oracle=[0.9, 0.95], corrected=0.92, leak_negative=None, leak_hit=None,
+        clicks=2, looks=3, oracle=[0.9, 0.95], corrected=0.92, leak_negative=None, leak_hit=None,
     )  # fmt: skip
     figures = summarise([result, result], 2)
     assert figures.gain == 0.1

@@ -7,7 +7,7 @@ import pytest
 
 from segagent_rt.mllm.decoder import DecodedReply, TokenChoice
 from segagent_rt.mllm.grammar import compile_grammar
-from segagent_rt.mllm.rating import expected_iou
+from segagent_rt.mllm.rating import click_confidence, expected_iou
 from segagent_rt.reply import ReplyProtocol
 
 
@@ -61,3 +61,19 @@ def test_a_chance_of_nothing_is_never_picked_and_warns_nobody():
     choice = written({"8": 1.0}).choices[0]
     assert np.isneginf(choice.scores).any()
     assert choice.tokens[int(choice.scores.argmax())] == ord("8")
+
+
+SIGN = {"end": 1.0}
+
+
+def test_a_click_is_as_certain_as_the_less_certain_of_its_first_digits():
+    """Later digits only move the click by less than a tenth of the side."""
+    rating = ({"0": 1.0}, SIGN)
+    row = ({"4": 0.7, "5": 0.3}, {"1": 0.2, "2": 0.8}, {"3": 0.5, "9": 0.5})
+    column = ({"6": 0.9, "7": 0.1}, {"1": 1.0}, {"0": 1.0})
+    assert click_confidence(written(*rating, *row, *column), GRAMMAR) == pytest.approx(0.7)
+    assert click_confidence(written(*rating, *column, *row), GRAMMAR) == pytest.approx(0.7)
+
+
+def test_a_reply_that_ends_behind_its_rating_has_no_certain_click():
+    assert click_confidence(written({"9": 1.0}, {"5": 1.0}), GRAMMAR) is None

@@ -77,3 +77,10 @@ def test_predictions_agree_when_their_masks_do():
     given = GivenMask(LogitsPrediction(logits, (8, 8)).mask())
     assert given.agrees(LogitsPrediction(logits, (8, 8)))
     assert LogitsPrediction(logits, (8, 8)).agrees(given)
+
+
+def test_stability_is_the_iou_of_a_higher_and_a_lower_threshold():
+    logits = np.array([[-3.0, -0.5, 0.5, 1.5, 4.0]], np.float32)
+    assert LogitsPrediction(logits, (1, 5)).stability == 2 / 4
+    assert LogitsPrediction(logits, (1, 5), threshold=2.0).stability == 1 / 2
+    assert LogitsPrediction(np.full((2, 2), -9.0, np.float32), (2, 2)).stability == 0.0

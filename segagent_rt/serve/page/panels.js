@@ -67,7 +67,8 @@ function stagesOf(seconds) {
 }
 
 const STOPS = {
-  accepted: "the model is content with the mask", finished: "the model has nothing left to correct",
+  accepted: "the model is content with the mask", "accepted unrated": "the click and the outline are certain",
+  finished: "the model has nothing left to correct",
   malformed: "the reply could not be read", budget: "all clicks are used", unchanged: "the click changed nothing",
   "no gain": "further clicks did not help", "one-shot": "this model gives one box", deadline: "the time was up",
 };

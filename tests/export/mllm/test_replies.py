@@ -28,6 +28,7 @@ class Blob:
 
     size: tuple[int, int]
     score: None = None
+    stability: None = None
 
     def mask(self, size: tuple[int, int] | None = None) -> np.ndarray:
         y, x = np.mgrid[: self.size[0], : self.size[1]]
