@@ -56,6 +56,7 @@ class HeldSegmenter(DiscSegmenter):
 
     def __init__(self):
         object.__setattr__(self, "radius", 10)
+        object.__setattr__(self, "stability", None)
         object.__setattr__(self, "begun", threading.Event())
         object.__setattr__(self, "let_go", threading.Event())
         object.__setattr__(self, "interrupted", threading.Event())
