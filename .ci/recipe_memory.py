@@ -19,6 +19,7 @@ from segagent_rt.bench.budget import (
 )
 from segagent_rt.bench.buffers import MllmShape
 from segagent_rt.bundle.manifest import PartName
+from segagent_rt.memory import build_memory
 from segagent_rt_export.recipe import PublishedFacts, PublishedShape, Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,9 @@ BOARDS = {
 }
 BYTES = {"gpu-fp16": (2.0, 2.0), "gpu-w8": (1.0, 1.0), "gpu-w4": (1.0, 0.5 + 2 / 64)}
 """Of a weight of the vision encoder and of the language model; scales of 64 weights take two."""
+
+PRECISION = {"gpu-fp16": "fp16", "gpu-w8": "8 bit", "gpu-w4": "4 bit"}
+"""Of the language model's weights."""
 
 MEASURED = {
     "yonigozlan/EdgeTAM-hf": "segmenters.json",
@@ -73,10 +77,11 @@ def _segmenter(recipe: Recipe, facts: PublishedFacts) -> PartMemory:
     if family == "simple_click":
         return part_memory(
             "segmenter", "gpu-fp16", [size], 0, 
-            (unknown_buffers(448), 2 * segmenter_activations(family, 448)), size,
+            (unknown_buffers(448), 2 * segmenter_activations(family, 448)),
+            build_memory(size, ""),
         )  # fmt: skip
     working = unknown_buffers(SIDE), segmenter_activations(family, SIDE)
-    return part_memory("segmenter", "gpu-fp16", [size, 0], 0, working, size)
+    return part_memory("segmenter", "gpu-fp16", [size, 0], 0, working, build_memory(size, ""))
 
 
 def _mllm(shape: PublishedShape, variant: str) -> PartMemory:
@@ -90,7 +95,8 @@ def _mllm(shape: PublishedShape, variant: str) -> PartMemory:
         )
     )  # fmt: skip
     table = int(2e6 * shape.table_m)
-    return part_memory("mllm", variant, graphs, table, working, max(graphs))
+    building = [build_memory(graphs[0], ""), build_memory(graphs[1], PRECISION[variant])]
+    return part_memory("mllm", variant, graphs, table, working, max(building))
 
 
 def verified(recipe: Recipe) -> list[str]:

@@ -12,6 +12,9 @@ from segagent_rt.errors import BackendUnavailable, TooLittleRoom
 BUILD_FACTOR = 4
 """A builder holds the weights several times over: parsed, typed, tried out, serialised."""
 
+BUILD_FACTOR_4BIT = 5
+"""Of weights of 4 bits, which it unpacks meanwhile."""
+
 BUILD_BASE = 512 << 20
 """What it needs beside them, bytes."""
 
@@ -27,13 +30,24 @@ def free_memory() -> int | None:
     return min(left, default=None)
 
 
-def check_build(weights: int, what: str) -> None:
+def build_memory(weights: int, precision: str) -> int:
+    """Bytes that a builder takes for a graph.
+
+    Args:
+        weights: bytes of the graph and its weights on disk.
+        precision: of the graph's variant, in the manifest's words.
+    """
+    factor = BUILD_FACTOR_4BIT if "4 bit" in precision else BUILD_FACTOR
+    return factor * weights + BUILD_BASE
+
+
+def check_build(weights: int, what: str, precision: str = "") -> None:
     """Refuse to build an engine of so many bytes of weights that the machine would run out.
 
     Raises:
         BackendUnavailable: there is not enough memory.
     """
-    needed, free = BUILD_FACTOR * weights + BUILD_BASE, free_memory()
+    needed, free = build_memory(weights, precision), free_memory()
     if free is not None and needed > free:
         raise BackendUnavailable(
             f"building the {what} takes about {needed / 1e9:.1f} GB of memory, "

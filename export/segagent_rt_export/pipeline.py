@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from os.path import relpath
 from pathlib import Path
-from typing import Any
 
 import onnx
 from filelock import FileLock, Timeout
@@ -37,6 +37,7 @@ from segagent_rt_export.bundle_writer import (
 from segagent_rt_export.families.mllm_export import export_mllm_graphs, export_mllm_tables
 from segagent_rt_export.families.mllm_source import MllmSource, counted
 from segagent_rt_export.families.segmenters import FOR_GPU, export_segmenter
+from segagent_rt_export.gate.golden import write_golden
 from segagent_rt_export.gate.inputs import GateInputs, SceneInputs
 from segagent_rt_export.gate.mllm_reference import open_reference
 from segagent_rt_export.gate.photo_inputs import PhotoInputs
@@ -216,7 +217,8 @@ def make_segmenter(
         shutil.rmtree(whole / FOR_GPU)
     draft = _draft(part, exported, variants)
     compared = verify_masks(_described(folder, draft), policy.gate, report_progress, policy.inputs)
-    _finish(part, folder, draft, policy, verdict.and_also(compared))
+    record = partial(write_golden, report_progress=report_progress)
+    _finish(part, folder, draft, policy, verdict.and_also(compared), record)
 
 
 def _verify_form(
@@ -296,9 +298,9 @@ def make_mllm(
     quality = "not measured"
     if recipe.preset in ZERO_SHOT:
         quality += "; the model was not trained for this task"
-    _finish(
-        part, folder, draft, policy, verdict.and_also(compared), {"quality": quality} | fit.record()
-    )
+    fitted = Verdict({"quality": quality} | fit.record())
+    record = partial(write_golden, report_progress=report_progress, streamed=streamed)
+    _finish(part, folder, draft, policy, verdict.and_also(compared).and_also(fitted), record)
 
 
 def _write_variant(
@@ -341,16 +343,21 @@ def _finish(
     draft: PartDraft,
     policy: GatePolicy,
     verdict: Verdict,
-    more: Mapping[str, Any] | None = None,
+    record: Callable[[Part, str], dict[str, str]],
 ) -> None:
-    """Drop variants that fail and a reference that nobody asked for; describe what remains."""
+    """Drop variants that fail and a reference that nobody asked for; describe what remains, with
+    golden outputs of what engines are built from."""
     left_out = policy.left_out(part.name, verdict, part.recipe.variants)
     wanted: dict[str, Variant] = {
         name: draft.variants[name] for name in part.recipe.variants if name not in left_out
     }
     for name in set(draft.variants) - set(wanted):
         shutil.rmtree(folder / name)
-    verified = verdict.record(left_out) | dict(more or {})
+    opened = _described(folder, replace(draft, variants=wanted))
+    for name, variant in wanted.items():
+        if variant.device != "cpu":
+            wanted[name] = replace(variant, golden=record(opened, name))
+    verified = verdict.record(left_out)
     if taken := _taken_by_tensorrt(folder, wanted):
         verified["tensorrt"] = taken
     write_manifest(folder, replace(draft, variants=wanted, verified=verified))

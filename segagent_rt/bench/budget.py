@@ -17,7 +17,7 @@ from segagent_rt.bench.buffers import FLOAT, MllmShape, mllm_buffers, mllm_shape
 from segagent_rt.bundle.bundle import Bundle, Part
 from segagent_rt.bundle.manifest import PartName, Variant
 from segagent_rt.families import segmenter_family
-from segagent_rt.memory import BUILD_BASE, BUILD_FACTOR
+from segagent_rt.memory import build_memory
 from segagent_rt.mllm.language_model import cache_rows
 from segagent_rt.mllm.preprocess import SmartResize
 from segagent_rt.runtime import open_prompt_codec
@@ -186,7 +186,8 @@ def _need(part: Part, name: str) -> PartMemory:
         buffers = _segmenter_buffers(part, side)
     unpacked = 4 if _unpacks(variant) else 1
     loaded = [size * unpacked for size in stored]
-    return part_memory(manifest.kind, name, loaded, table, (buffers, activations), max(stored))
+    building = max(build_memory(size, variant.precision) for size in stored)
+    return part_memory(manifest.kind, name, loaded, table, (buffers, activations), building)
 
 
 def part_memory(
@@ -195,7 +196,7 @@ def part_memory(
     graphs: Sequence[int],
     table: int,
     working: tuple[int, int],
-    largest: int,
+    building: int,
 ) -> PartMemory:
     """What one variant takes.
 
@@ -205,10 +206,10 @@ def part_memory(
         graphs: bytes of each graph's weights when it is loaded.
         table: bytes of the table of embeddings, for an MLLM.
         working: bytes of buffers, and of activations.
-        largest: bytes on disk of the largest graph, which is built alone.
+        building: bytes while the largest graph is built, alone.
     """
     loaded = sum(graphs) + BASE[kind] * len(graphs) + table
-    return PartMemory(kind, variant, loaded, *working, BUILD_FACTOR * largest + BUILD_BASE)
+    return PartMemory(kind, variant, loaded, *working, building)
 
 
 def _stored(part: Part, variant: Variant) -> Iterator[int]:

@@ -137,7 +137,8 @@ class Part:
         path = self.file(file)
         hashes = [self.manifest.files[n].sha256 for n in (file, *self.weights(file))]
         digest = hashlib.sha256(" ".join(hashes).encode()).hexdigest()
-        return Graph(path, digest, self.manifest.kind, role, name, variant)
+        golden = self.file(variant.golden[role]) if role in variant.golden else None
+        return Graph(path, digest, self.manifest.kind, role, name, variant, golden)
 
     def weights(self, graph: str) -> list[str]:
         """The files that a graph keeps its weights in, by their names in the manifest.

@@ -10,7 +10,11 @@ from segagent_rt.bundle.manifest import PartName, Profile, Variant
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A graph of a part, as one of its variants has it; `digest` covers it and its weights."""
+    """A graph of a part, as one of its variants has it.
+
+    `digest` covers it and its weights; `golden` is the file of what it must compute, if the export
+    recorded that.
+    """
 
     path: Path
     digest: str
@@ -18,6 +22,7 @@ class Graph:
     role: str
     name: str
     variant: Variant
+    golden: Path | None = None
 
     def __str__(self) -> str:
         return f"{self.part} {self.role} ({self.name})"

@@ -74,7 +74,8 @@ class Variant:
 
     `graphs` maps a role (`encoder`, `decoder`, `vision`, `language`, ...) to a file; `profiles`
     says, by role, for which shapes an engine is built; `integers` are the roles whose convolutions
-    multiply integers.
+    multiply integers; `golden` maps a role to the file of inputs and outputs that an engine is
+    compared with.
     """
 
     device: Literal["cpu", "gpu", "any"]
@@ -83,6 +84,7 @@ class Variant:
     dialect: Literal["ort", "portable"] = "ort"
     profiles: Mapping[str, tuple[Profile, ...]] = field(default_factory=dict)
     integers: tuple[str, ...] = ()
+    golden: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,7 @@ def _narrowed(part: Part, variants: Sequence[str]) -> Manifest:
         )
     by_variant = {
         name: {f for graph in v.graphs.values() for f in (graph, *part.weights(graph))}
+        | {*v.golden.values()}
         for name, v in manifest.variants.items()
     }
     needed = set[str]().union(*(by_variant[name] for name in kept))

@@ -141,12 +141,14 @@ def _build_part(
     from segagent_rt.engine_cache.golden_io import record_golden
 
     backend, without = selector.library.backend, list[str]()
-    examples = record_golden(part, backend)
+    without_golden = any(graph.golden is None for found in graphs.values() for graph in found)
+    examples = record_golden(part, backend) if without_golden else {}
     for role, suitable in graphs.items():
         candidates, name = list(_affordable(part, suitable)), f"{part.manifest.kind} {role}"
+        given = examples.get(role, ())
         with _to_beat(part, role, backend) as rival:
             try:
-                made, failed = selector.build(candidates, examples[role], _telling(name), rival)
+                made, failed = selector.build(candidates, given, _telling(name), rival)
             except EngineRefused as error:
                 without.append(name)
                 console.show_row(name, "failed" if rival is None else "not used", error)
@@ -207,7 +209,7 @@ def _check_memory(part: Part, graph: Graph) -> None:
 
     file = graph.variant.graphs[graph.role]
     sizes = [part.manifest.files[name].size for name in (file, *part.weights(file))]
-    check_build(sum(sizes), str(graph))
+    check_build(sum(sizes), str(graph), graph.variant.precision)
 
 
 def _telling(what: str) -> Callable[[str], None]:

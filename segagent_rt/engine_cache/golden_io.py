@@ -1,8 +1,12 @@
-"""Golden inputs and outputs of a bundle's graphs, recorded on a drawn scene."""
+"""Golden inputs and outputs of a bundle's graphs, recorded on a drawn scene.
+
+The export records compact examples of every variant for GPUs and keeps them in the bundle. For
+variants without, they are recorded where engines are built, which loads all graphs on the CPU.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,7 +16,12 @@ from segagent_rt.backends.registry import get_backend
 from segagent_rt.backends.session import SessionOptions, open_session
 from segagent_rt.bundle.bundle import Part
 from segagent_rt.bundle.placement import compatible_graphs
-from segagent_rt.engine_cache.golden_example import GoldenExample
+from segagent_rt.engine_cache.golden_example import (
+    SAMPLES,
+    GoldenExample,
+    reference,
+    sampled,
+)
 from segagent_rt.runtime import open_mllm, open_segmenter
 from segagent_rt.scenes import make_scene
 from segagent_rt.segmenters.prediction import GivenMask
@@ -35,6 +44,14 @@ SEED, SIDE = 7, 512
 
 MOST = 4
 """Examples of one graph; only calls with shapes not seen before are kept."""
+
+MOST_CALLS = 2
+"""Calls of one graph that a bundle holds."""
+
+HALF_MOST = 65504.0
+"""The largest number in fp16."""
+
+OpenSession: TypeAlias = Callable[[Part, str], Session]
 
 Examples: TypeAlias = dict[str, list[GoldenExample]]
 """By role."""
@@ -97,6 +114,84 @@ def record_golden(part: Part, backend: str) -> Examples:
     for session in watched.values():
         session.close()
     return {role: session.examples for role, session in watched.items()}
+
+
+class CompactRecorder(RecordingSession):
+    """Keeps the first calls in the form that bundles hold: see `golden_example`.
+
+    Large inputs are rounded to fp16 before the graph sees them.
+    """
+
+    def __init__(self, session: Session, most: int) -> None:
+        super().__init__(session)
+        self._most = most
+        self._fed: Mapping[str, Feed] = {}
+
+    def run(
+        self, feeds: Feeds, outputs: Names, *, into: Buffers | None = None, keep: Names = ()
+    ) -> dict[str, Any]:
+        if len(self.examples) == self._most:
+            return self._session.run(feeds, outputs, into=into, keep=keep)
+        written = {id(buffer): name for name, buffer in (into or {}).items()}
+        given = {n: f if id(f) in written else _rounded(_copy(f)) for n, f in feeds.items()}
+        kept = {
+            name: self._named(name, feeds[name], written.get(id(feeds[name]))) or _copy(feed)
+            for name, feed in given.items()
+        }
+        self._fed = feeds
+        results = self._session.run(given, outputs, into=into, keep=keep)
+        after = {name: _compact(name, _copy(a)) for name, a in {**results, **(into or {})}.items()}
+        self.examples.append((kept, after))
+        return results
+
+    def _named(self, name: str, feed: Feed, written: str | None) -> Array | None:
+        """How an input is named instead of written out, if it is."""
+        if written is not None:
+            return reference(f"out/{written}" if self.examples else _zeros(_copy(feed)))
+        kept = not isinstance(feed, np.ndarray) and self._fed.get(name) is feed
+        return reference(f"in/{name}") if kept else None
+
+
+def _zeros(array: Array) -> str:
+    return "zeros/" + "/".join(map(str, array.shape))
+
+
+def _rounded(array: Array) -> Array:
+    """A large array of fp32 as fp16 would hold it."""
+    if array.dtype != np.float32 or array.size <= SAMPLES or np.abs(array).max() > HALF_MOST:
+        return array
+    return array.astype(np.float16).astype(np.float32)
+
+
+def _compact(name: str, array: Array) -> Array:
+    """Masks and logits whole, of other outputs a sample."""
+    whole = name in ("masks", "logits") or array.size <= SAMPLES
+    return array if whole else sampled(array)
+
+
+def record_variant(part: Part, variant: str, open_session: OpenSession) -> Examples:
+    """Compact examples of all graphs of a variant, for the bundle.
+
+    Args:
+        part: holds the variant.
+        variant: its name.
+        open_session: opens its graphs on the CPU.
+    """
+    recorders: dict[str, CompactRecorder] = {}
+
+    def record(part: Part, role: str) -> Session:
+        recorders[role] = CompactRecorder(open_session(part, role), MOST_CALLS)
+        return recorders[role]
+
+    if part.manifest.kind == "segmenter":
+        _click(open_segmenter(part, record))
+    else:
+        annotator = open_mllm(part, record)
+        annotator.model.allow_branches()
+        scene = make_scene(SEED, SIDE)
+        request = Request(None, scene.expressions[0].text)
+        annotator.look(scene.image).propose([request])
+    return {role: recorder.examples for role, recorder in recorders.items()}
 
 
 def _click(segmenter: Segmenter) -> None:

@@ -17,10 +17,14 @@ import numpy as np
 
 from segagent_rt.backends.engine_library import EngineLibrary, Progress
 from segagent_rt.bundle.graph import Graph
-from segagent_rt.bundle.integrity import is_ours, make_private, read_regular
+from segagent_rt.bundle.integrity import is_ours, make_private, read_regular, unusable
 from segagent_rt.engine_cache.golden_example import (
+    LARGEST,
+    SAMPLES,
     GoldenExample,
     pack_examples,
+    resolve,
+    sampled,
     unpack_examples,
 )
 from segagent_rt.engine_cache.key import EngineKey, engine_key
@@ -42,6 +46,9 @@ LIMITS = {
 NEAR = 0.1
 """A token whose logit is this close to the best is as good a choice."""
 
+GOLDEN = 64 << 20
+"""Bytes of the largest file of golden examples."""
+
 TIMING = 1 << 30
 """Bytes of the largest record of a GPU's timing that is read."""
 
@@ -59,17 +66,32 @@ class EngineCheck:
 def check_engine(session: Session, examples: Sequence[GoldenExample]) -> EngineCheck:
     """Run the examples through a session and compare what comes out."""
     worst: dict[str, float] = {}
-    why = None
-    for feeds, expected in examples:
-        found = session.run(feeds, list(expected))
-        for output, reference in expected.items():
-            for figure, value in _figures(output, found[output], reference):
+    why, known = None, dict[str, Array]()
+    for number, (feeds, expected) in enumerate(examples):
+        asked = [*expected, *_read_next(examples[number + 1 :], expected)]
+        try:
+            given = {name: resolve(feed, known) for name, feed in feeds.items()}
+            found = session.run(given, asked)
+        except (KeyError, ValueError) as error:
+            raise EngineRefused(f"the golden example does not fit: {error}") from error
+        known = {f"in/{name}": feed for name, feed in given.items()}
+        known |= {f"out/{name}": value for name, value in found.items()}
+        for output, wanted in expected.items():
+            for figure, value in _figures(output, found[output], wanted):
                 name = f"{output}: {figure}"
                 if math.isfinite(value):  # a record holds no others
                     worst[name] = max(value, worst.get(name, value))
                 if why is None and not value <= LIMITS[figure]:
                     why = f"{name} is {value:.4g}, at most {LIMITS[figure]} is good"
     return EngineCheck(why, worst)
+
+
+def _read_next(later: Sequence[GoldenExample], expected: Mapping[str, Array]) -> list[str]:
+    """Outputs that the next example takes as inputs, beside those that are compared."""
+    feeds = later[0][0].values() if later else ()
+    named = [str(feed)[4:] for feed in feeds if str(feed.dtype.kind) == "U"
+             and str(feed).startswith("out/")]  # fmt: skip
+    return [name for name in named if name not in expected]
 
 
 def check_speed(
@@ -88,6 +110,11 @@ def _figures(output: str, found: Array, reference: Array) -> Iterator[tuple[str,
     yield "not finite", lost
     if lost:
         return
+    if reference.shape == (SAMPLES,) and found.size > SAMPLES:
+        found = sampled(found)
+    if found.shape != reference.shape:
+        yield "error", math.inf
+        return
     a, b = found.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
     lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
     yield "1 - cosine", 1 - float(a @ b) / lengths if lengths else float(not np.array_equal(a, b))
@@ -99,6 +126,18 @@ def _figures(output: str, found: Array, reference: Array) -> Iterator[tuple[str,
     if output == "logits" and reference.ndim == 2:
         chosen = np.take_along_axis(reference, found.argmax(-1)[:, None], -1)[:, 0]
         yield "other choices", float(np.mean(chosen < reference.max(-1) - NEAR))
+
+
+def golden_examples(graph: Graph) -> list[GoldenExample]:
+    """What the export recorded of a graph; none if it recorded nothing.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
+    if graph.golden is None:
+        return []
+    with unusable(graph.golden):
+        return unpack_examples(read_regular(graph.golden, GOLDEN), LARGEST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +224,7 @@ class EngineSelector:
 
         Args:
             candidates: graphs of one role, the best first.
-            examples: what each must compute.
+            examples: what those must compute of which the bundle has no golden examples.
             progress: is told each phase.
             rival: what an engine must be faster than, if anything.
 
@@ -198,7 +237,8 @@ class EngineSelector:
         failed: dict[str, str] = {}
         for rung in self._rungs(candidates):
             with self.cache.building(rung.key):
-                record = self.cache.find(rung.key) or self._make(rung, examples, progress, rival)
+                given = golden_examples(rung.graph) or examples
+                record = self.cache.find(rung.key) or self._make(rung, given, progress, rival)
             if record.passed:
                 return record, failed
             failed[rung.name] = record.why or ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 
@@ -10,11 +11,11 @@ import pytest
 
 from segagent_rt.bench import budget as budgets
 from segagent_rt.bench.boards import BOARDS, GIB, board
-from segagent_rt.bench.budget import budget, chosen, suitable_variants
+from segagent_rt.bench.budget import budget, chosen, part_memory, suitable_variants
 from segagent_rt.bench.buffers import MllmShape, cache_bytes, mllm_buffers
 from segagent_rt.bundle.bundle import Bundle, Part, open_bundle
 from segagent_rt.errors import InputError
-from segagent_rt.memory import BUILD_BASE, BUILD_FACTOR
+from segagent_rt.memory import BUILD_BASE, BUILD_FACTOR, build_memory
 from tests.conftest import ROOT
 
 MEASURE = """
@@ -177,6 +178,38 @@ def test_what_a_library_adds_is_little_beside_the_weights_of_a_real_model(monkey
     )
     stored = sum(c * b for c, b in zip(MODELS["Qwen3-VL-2B"], BYTES["gpu-w4"], strict=True)) + TABLE
     assert stored <= need.weights <= 1.1 * stored
+
+
+MEASURED = json.loads((ROOT / "benchmarks/results/memory-plan.json").read_text("utf-8"))["graphs"]
+"""Engines of TensorRT-RTX at full size, by `benchmarks/memory_plan.py`."""
+
+
+@pytest.mark.parametrize("row", MEASURED, ids=lambda r: f"{r['model']} {r['variant']} {r['role']}")
+def test_no_graph_takes_more_than_is_planned(row):
+    """And those of an MLLM at most a tenth less. A segmenter's kernels outweigh its weights."""
+    kind = "segmenter" if row["model"] == "edgetam" else "mllm"
+    planned = part_memory(kind, row["variant"], [row["stored"]], 0, (0, 0), 0).weights
+    assert row["measured"] <= planned
+    assert kind == "segmenter" or planned <= 1.1 * row["measured"]
+    assert row["building"] <= build_memory(row["stored"], row["precision"])
+
+
+@pytest.mark.parametrize("variant", ["gpu-fp16", "gpu-w8", "gpu-w4"])
+def test_the_weights_of_a_whole_bundle_are_planned_within_a_tenth(variant):
+    rows = {
+        kind: [r for r in MEASURED if r["model"] == model and r["variant"] == name]
+        for kind, model, name in (
+            ("segmenter", "edgetam", "gpu-fp16"), ("mllm", "qwen3-vl-2b", variant),
+        )
+    }  # fmt: skip
+    tables = {"segmenter": 0, "mllm": TABLE}
+    planned = sum(
+        part_memory(kind, variant, [r["stored"] for r in found], tables[kind], (0, 0), 0).weights
+        for kind, found in rows.items()
+    )
+    measured = TABLE + sum(row["measured"] for found in rows.values() for row in found)
+    print(f"{variant}: measured {measured / 1e6:.0f} MB, planned {planned / measured:.3f} times")
+    assert measured <= planned <= 1.1 * measured
 
 
 def test_a_variant_for_a_newer_tensorrt_is_left_to_boards_that_have_it(monkeypatch):

@@ -140,7 +140,7 @@ def test_a_spare_variant_that_memory_cannot_hold_does_not_keep_the_first_from_be
 ):
     """As fp32 below fp16 may not."""
 
-    def check(weights, what):
+    def check(weights, what, precision):
         if "(safe)" in what:
             raise BackendUnavailable("it is too large")
 
