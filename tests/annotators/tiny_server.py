@@ -2,7 +2,8 @@
 real server would.
 
 It frames the conversation itself, takes the picture as it comes, decodes one token at a time, and
-answers with what vLLM would: a reply of the form asked for, and the likelihoods of its tokens.
+answers with what vLLM would: a reply of the form asked for, and the likelihoods of its tokens. The
+form may also come in the field of TensorRT Edge-LLM.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from segagent_rt.mllm.grammar import compile_grammar
 
 FIELDS = {
     "model", "messages", "max_tokens", "temperature", "logprobs", "top_logprobs",
-    "structured_outputs", "seed",
+    "structured_outputs", "guided_decoding", "seed",
 }  # fmt: skip
 FRAME = (
     "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{}<|im_end|>\n"
@@ -92,7 +93,7 @@ def answer(model: Model, question: dict[str, Any]) -> tuple[int, dict[str, Any]]
     if (message["role"], kind, text["type"]) != ("user", "data:image/png", "text"):
         return 400, {"error": {"message": "one picture, then one text"}}
     pixels = decode_image(base64.b64decode(content, validate=True))
-    form = question["structured_outputs"]["regex"]
+    form = question.get("structured_outputs", question.get("guided_decoding"))["regex"]
     if question["temperature"] not in (0, 1):
         return 422, {"error": {"message": "the temperature is neither 0 nor 1"}}
     dice = np.random.default_rng(question.get("seed")) if question["temperature"] else None

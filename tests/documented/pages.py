@@ -21,6 +21,7 @@ NOT_RUN = {
     r"docker |tritonserver ": "needs a container engine; tests/deployment checks the files",
     r"colcon |\. install/setup\.sh|python3 deploy/ros2/": "needs ROS 2; tests/deployment",
     r"sudo |nvidia-smi |scp ": "needs a board, a GPU or root",
+    r"tensorrt-edgellm-serve ": "needs a GPU; tests/export/command/test_edge_llm_chain.py",
     r"export SEGAGENT_SERVE_TOKEN=": "a variable of the shell; the server's test sets it",
 }
 """Commands that the tests do not run, and why. Their options are not checked, either."""
@@ -72,7 +73,8 @@ def printed(text: str) -> list[str]:
 CODE = re.compile(r"^```(\w*)\n(.*?)^```|`([^`]+)`", re.M | re.S)
 STARTS = re.compile(
     r"(\.venv/bin/|\S*/bin/)?(segagent-rt|python3?|pip|curl|serve|cvat-cli|docker|sudo|tritonserver"
-    r"|colcon|llamafactory-cli|scp|nvidia-smi|mkdocs|codespell|hf|export|\.) "
+    r"|colcon|llamafactory-cli|tensorrt-edgellm-serve|scp|nvidia-smi|mkdocs|codespell|hf|export"
+    r"|\.) "
 )
 FRAGMENT = re.compile(r"COMMAND --help|\.\.\.|-b$|photos/$|eval refcoco$")
 """Inline code that shows a part of a command."""

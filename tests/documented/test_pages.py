@@ -56,7 +56,7 @@ def run_all(lines: list[PrintedCommand], terminal: Any, gpu: Any, urls: dict[boo
         if command.kind == "torch":
             stand_in(filled_in(command.line, ""))
     for command in lines:
-        words = filled_in(command.line, urls["vllm" in command.line])
+        words = filled_in(command.line, urls["vllm" in command.line or "edge-llm" in command.line])
         if command.kind == "torch":
             continue
         if is_benchmark(words):
