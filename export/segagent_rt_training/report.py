@@ -172,7 +172,7 @@ def training_page(
             "shipped demo",
             f"bundle on {main['scenes']} scenes of the generator `{main['generator']}`, from seed "
             f"{main['seed']}. Training never used them.",
-            "`segagent-rt inspect tiny --all` prints the same figures.",
+            "Every mask was rated. `segagent-rt inspect tiny --all` prints the same figures.",
             "[Data](data.md#what-eval-writes) explains them.",
             "",
             "## Cost",

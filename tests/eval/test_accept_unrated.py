@@ -71,3 +71,11 @@ def test_calibration_saves_looks_within_its_bounds(runtime, monkeypatch):
     assert found.digest == runtime.bundle.digest
     monkeypatch.setattr(accept_unrated, "MAX_LOSS", -1.0)
     assert calibrate(runtime, SUITE, lambda _: None) is None
+
+
+def test_the_shipped_limits_belong_to_the_shipped_weights(runtime):
+    """Other weights need another calibration; without one every mask is rated."""
+    measured = runtime.bundle.accept_unrated
+    assert measured is not None
+    assert measured.looks < measured.looks_rated
+    assert measured.miou_rated - measured.miou <= accept_unrated.MAX_LOSS
