@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from segagent_rt.bench import progress as runs
+from segagent_rt.bench.progress import RunProgress, duration
 from segagent_rt.cli import export
 from segagent_rt_export import progress
-from segagent_rt_export.progress import Counted, Progress, duration
+from segagent_rt_export.progress import Counted, Progress
 
 
 @pytest.fixture
@@ -63,3 +66,15 @@ def test_a_picture_is_no_bundle(tmp_path: Any) -> None:
     with pytest.raises(typer.BadParameter, match=r"out\.png looks like a file"):
         export._expect_folder(tmp_path / "out.png")
     assert export._expect_folder(tmp_path / "qwen2.5-vl") == tmp_path / "qwen2.5-vl"
+
+
+def test_a_benchmark_says_how_many_runs_are_left_and_how_long_they_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = iter([0.0, 60.0, 120.0, 180.0])
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    told: list[str] = []
+    progress = RunProgress(told.append, "one", 3)
+    for _ in range(3):
+        progress.step()
+    assert told == ["one: 1 of 3, about 2 min left", "one: 2 of 3, about 60 s left", "one: 3 of 3"]

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from segagent_rt.bench.progress import duration
 from segagent_rt.hub.repository import HubRepository
 from segagent_rt.memory import check_disk_space
 from segagent_rt.types import ProgressReporter
-from segagent_rt_export.progress import duration
 from segagent_rt_export.recipe import MllmRecipe, PublishedFacts, Recipe, SegmenterRecipe
 from segagent_rt_export.sources.downloads import fetch_model, list_model
 

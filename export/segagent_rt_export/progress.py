@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
+from segagent_rt.bench.progress import duration
+
 T = TypeVar("T")
 
 STEPS = 10
@@ -41,13 +43,6 @@ class Progress:
         if done <= before or done == self._total or now - began < 2:
             return ""
         return f", about {duration((now - began) / (done - before) * (self._total - done))} left"
-
-
-def duration(seconds: float) -> str:
-    """A time in words: `40 s`, `3 min`, `1.5 h`."""
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Counted(Mapping[str, T], Generic[T]):

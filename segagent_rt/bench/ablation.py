@@ -12,6 +12,7 @@ from segagent_rt import loop
 from segagent_rt.annotators.mllm import MllmAnnotator
 from segagent_rt.bench.figures import AblationFigures
 from segagent_rt.bench.loop_runs import BenchQuery, final_mask, query_of
+from segagent_rt.bench.progress import run_progress
 from segagent_rt.bench.scenario import Scenario
 from segagent_rt.bench.stats import percentiles, ratio_percentiles
 from segagent_rt.bench.stepwise_decoder import StepwiseDecoder
@@ -52,6 +53,7 @@ def run_ablation(
     settings = {ALL: Optimisations()}
     settings |= {f.name: replace(Optimisations(), **{f.name: False}) for f in fields(Optimisations)}
     taken: dict[str, list[float]] = {name: [] for name in settings}
+    progress = run_progress(report_progress, scenario)
     for number, scene in enumerate(scenario.draw()):
         names = list(settings)
         turn = number % len(names)
@@ -60,7 +62,7 @@ def run_ablation(
             seconds = run.timed(scene.image, query_of(scene), query_of(scene, 1))
             if number >= scenario.warm_up:
                 taken[name].append(seconds)
-        report_progress(f"{scenario.name}: {number + 1}")
+        progress.step()
     without = {n: ratio_percentiles(s, taken[ALL]) for n, s in taken.items() if n != ALL}
     return AblationFigures(percentiles(taken[ALL]), without)
 

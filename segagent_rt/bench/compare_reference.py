@@ -21,6 +21,7 @@ from segagent_rt.bench.loop_runs import (
 )
 from segagent_rt.bench.parity import ParityGate, ParityState, parity_figures, replay
 from segagent_rt.bench.profiling import GraphProfiler, count_by_graph
+from segagent_rt.bench.progress import RunProgress, run_progress
 from segagent_rt.bench.scenario import Scenario
 from segagent_rt.bench.stats import percentiles, ratio_percentiles
 from segagent_rt.bench.stepwise_decoder import StepwiseDecoder
@@ -76,17 +77,18 @@ class Comparison:
         self, report_progress: ProgressReporter, gate: ParityGate | None = None
     ) -> ComparisonResult:
         """Compare. Ratios are None where the gate is not passed."""
-        laps = []
+        laps, progress = [], run_progress(report_progress, self.scenario)
         for number, scene in enumerate(self.scenario.draw()):
             laps.append(self._lap(scene, number))
-            report_progress(f"{self.scenario.name}: {number + 1}")
+            progress.step()
         laps = laps[self.scenario.warm_up :]
         gate = gate or ParityGate()
         states, replies = list[ParityState](), ReplyChecks([], [], [])
+        progress = RunProgress(report_progress, f"{self.scenario.name}, comparing", len(laps))
         for lap in laps:
             states += replay(self.runtime.open(lap.scene.image), lap.theirs.found, gate)
             self._check_replies(lap, replies)
-            report_progress(f"{self.scenario.name}: comparing")
+            progress.step()
         return ComparisonResult(
             scenario=self.scenario.name,
             clicks=self.scenario.clicks,

@@ -38,6 +38,7 @@ from segagent_rt.bench.loop_runs import (
 )
 from segagent_rt.bench.machine import resident_bytes
 from segagent_rt.bench.profiling import GraphProfiler
+from segagent_rt.bench.progress import RunProgress, run_progress
 from segagent_rt.bench.scenario import Scenario
 from segagent_rt.bench.stats import percentiles
 from segagent_rt.io import attributes
@@ -90,13 +91,13 @@ def _one(
     report_progress: ProgressReporter,
     on_run: OnRun | None,
 ) -> OneFigures:
-    runs = list[LoopRun]()
+    runs, progress = list[LoopRun](), run_progress(report_progress, scenario)
     for scene in scenario.draw():
         canvas = runtime.open(scene.image)
         runs.append(timed_run(canvas, meter, scenario.rules, query_of(scene)))
         if on_run is not None and len(runs) > scenario.warm_up:
             on_run(scene, runs[-1])
-        report_progress(f"{scenario.name}: {len(runs)}")
+        progress.step()
     measured = figures(runs[scenario.warm_up :])
     return OneFigures(**attributes(measured), first=_ms(runs[0].seconds))
 
@@ -118,12 +119,13 @@ def _endurance(
 ) -> EnduranceFigures:
     """Image after image, nothing kept of any: does memory stay? The same few scenes come again."""
     scenes = list(islice(scenario.draw(), DIFFERENT))
+    progress = RunProgress(report_progress, scenario.name, scenario.scenes)
     seconds, resident = np.zeros(scenario.scenes), np.zeros(scenario.scenes)
     for number in range(scenario.scenes):
         scene = scenes[number % len(scenes)]
         record = timed_run(runtime.open(scene.image), meter, scenario.rules, query_of(scene))
         seconds[number], resident[number] = record.seconds, resident_bytes() or 0
-        report_progress(f"{scenario.name}: {number + 1}")
+        progress.step()
     first, later = resident[:SETTLED], resident[SETTLED:]
     known = len(later) > 0 and first[-1] > 0
     return EnduranceFigures(
@@ -145,12 +147,13 @@ def _many(
     out = {}
     for count in scenario.expressions:
         shared, fresh = list[float](), list[float]()
+        progress = run_progress(report_progress, scenario, f" {count}")
         for number, scene in enumerate(scenario.draw(max(scenario.expressions))):
             times = _shared_and_fresh(runtime, scenario, scene, count)
             if number >= scenario.warm_up:
                 shared.append(times[0])
                 fresh.append(times[1])
-            report_progress(f"{scenario.name} {count}: {number + 1}")
+            progress.step()
         out[str(count)] = SharedCanvasFigures(
             shared=percentiles(shared),
             fresh=percentiles(fresh),

@@ -57,6 +57,7 @@ from segagent_rt_export.gate.verdict import (
 )
 from segagent_rt_export.graphs.exported_segmenter import Check
 from segagent_rt_export.passes.calibration import range_mismatch
+from segagent_rt_export.progress import Progress
 from segagent_rt_export.registry import code, segmenter_exporter
 from segagent_rt_export.variants import REFERENCE
 
@@ -104,11 +105,21 @@ class OpenedVariant:
     def segmenter(self) -> Segmenter:
         return open_segmenter(self._part, self)
 
-    def each(self, ask: Callable[[MllmAnnotator, A], B], about: Sequence[A]) -> list[B]:
-        """Ask the annotator about many things."""
+    def each(
+        self,
+        ask: Callable[[MllmAnnotator, A], B],
+        about: Sequence[A],
+        progress: Progress | None = None,
+    ) -> list[B]:
+        """Ask the annotator about many things; a lockstep runner tells its own progress."""
         annotator = open_mllm(self._part, self)
         if self._runner is None:
-            return [ask(annotator, one) for one in about]
+            answers = []
+            for number, one in enumerate(about):
+                answers.append(ask(annotator, one))
+                if progress is not None:
+                    progress.show(number + 1)
+            return answers
         # One annotator does one thing at a time.
         return self._runner.run_all([partial(ask, _twin(annotator), one) for one in about])
 
@@ -178,7 +189,7 @@ def verify_masks(
             return Verdict(failures=(*failures, _not_finite(part, error)))
     for variant in variants:
         report_progress(f"comparing {variant}")
-        found[variant], complaints = _segmenter_variant(part, variant, drawn, gate)
+        found[variant], complaints = _segmenter_variant(part, variant, drawn, gate, report_progress)
         failures += complaints
     return Verdict({"variants": found} | _shown(material, variants), tuple(failures))
 
@@ -254,14 +265,21 @@ def _replayed(segmenter: Segmenter, drawn: ClickedImage) -> Mask:
 
 
 def _segmenter_variant(
-    part: Part, variant: str, drawn: Sequence[ClickedImage], gate: Gate
+    part: Part,
+    variant: str,
+    drawn: Sequence[ClickedImage],
+    gate: Gate,
+    report_progress: ProgressReporter,
 ) -> tuple[dict[str, Any], list[Failure]]:
     images = list({id(one.image): one.image for one in drawn}.values())
 
     def measure(roles: Collection[str]) -> dict[str, Any]:
         with OpenedVariant(part, variant, roles) as opened:
             segmenter = opened.segmenter()
-            ious = [iou(_replayed(segmenter, one), one.mask) for one in drawn]
+            ious, progress = [], Progress(report_progress, f"comparing {variant}", len(drawn))
+            for number, one in enumerate(drawn):
+                ious.append(iou(_replayed(segmenter, one), one.mask))
+                progress.show(number + 1)
         numbers = {
             "states": len(ious),
             "mask_iou_mean": round(float(np.mean(ious)), 4),
@@ -346,15 +364,18 @@ def verify_replies(
         recorded = list(material.states(segmenter))
         try:
             with OpenedVariant(part, runner=runner) as opened:
-                answers = list(zip(recorded, opened.each(_answer, recorded), strict=True))
+                progress = Progress(report_progress, "recording answers", len(recorded))
+                answered = opened.each(_answer, recorded, progress)
+                answers = list(zip(recorded, answered, strict=True))
         except EngineRefused as error:
             return Verdict(failures=(*failures, _not_finite(part, error)))
     for variant in variants:
         report_progress(f"comparing {variant}")
 
         def measure(roles: Collection[str], variant: str = variant) -> dict[str, Any]:
+            progress = Progress(report_progress, f"comparing {variant}", len(recorded))
             with OpenedVariant(part, variant, roles, runner) as opened:
-                turns = opened.each(_answer, recorded)
+                turns = opened.each(_answer, recorded, progress)
             pairs = zip(answers, turns, strict=True)
             return summarise([_case(state, said, turn, segmenter) for (state, said), turn in pairs])
 
