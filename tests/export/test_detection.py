@@ -169,6 +169,10 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str, int | None]
     "Qwen/Qwen2.5-VL-3B-Instruct-AWQ": (
         THREE | {"quantization_config": {"quant_method": "awq"}}, OLD_PIXELS, "qwen2_5_vl",
         "qwen2.5-vl", 262144),
+    "Qwen/Qwen3-VL-8B-Instruct-FP8": (
+        EIGHT | {"quantization_config": {
+            "quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3",
+            "weight_block_size": [128, 128]}}, NEW_PIXELS, "qwen3_vl", "qwen3-vl", 262144),
     "Qwen/Qwen2-VL-7B-Instruct": (QWEN2_VL, OLD_PIXELS, "qwen2_vl", "segagent-rated", 262144),
     "llava-hf/llava-1.5-7b-hf": (LLAVA, CROP, "llava", "segagent-llava", None),
     "zzzmmz/SegAgent-Model": (QWEN_VL, {}, "qwen_vl", "segagent", None),
