@@ -23,6 +23,7 @@ from segmenters import save_edgetam
 
 from segagent_rt.bench.budget import BASE
 from segagent_rt.memory import build_memory
+from segagent_rt_export.recipe import VariantName
 
 MODELS = {"qwen3-vl-2b": (28, 24), "qwen2.5-vl-3b": (36, 32)}
 """Layers of the language model and of the vision encoder."""
@@ -73,7 +74,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _mllm(
-    model: str, layers: tuple[int, int], folder: Path, variant: str
+    model: str, layers: tuple[int, int], folder: Path, variant: VariantName
 ) -> Iterator[dict[str, Any]]:
     from segagent_rt_export.families.mllm_export import export_mllm_graphs
     from segagent_rt_export.families.mllm_source import Choices, read_source
@@ -91,7 +92,7 @@ def _mllm(
     graphs = export_mllm_graphs(source, target, kind.arithmetic, kind.dialect)
     profiles = mllm_profiles(graphs, source.codec)
     for role, graph in graphs.items():
-        known = {"model": model, "variant": variant, "role": role}
+        known: dict[str, Any] = {"model": model, "variant": variant, "role": role}
         known["layers"] = layers[0] if role == "decoder" else layers[1]
         yield known | {"precision": kind.precision} | _measure(graph, profiles[role])
     shutil.rmtree(target)
