@@ -41,14 +41,19 @@ def figures() -> str:
     photos = json.loads((ROOT / "engines/photo/segmenter/manifest.json").read_text("utf-8"))
     cold = json.loads((ROOT / "benchmarks/results/cold.json").read_text("utf-8"))
     race = json.loads((ROOT / "benchmarks/results/against-reference.json").read_text("utf-8"))
+    bundle = json.loads((ROOT / "engines/tiny/bundle.json").read_text("utf-8"))
     scenes, held_out = shipped["scenes"], photos["verified"]["held_out_photos"]
+    unrated = bundle["accept_unrated"]
     same, stop = (f"{race['ratios'][name]['median']:.1f}" for name in ("same_clicks", "with_stop"))
     run, machine = cold["run"], cold["machine"]
     rows = [
         ("mIoU after 1 / 3 / 5 clicks of a simulated annotator",
          _after_clicks(held_out["miou_by_click"]), _after_clicks(scenes["oracle_miou_by_click"])),
         ("mIoU from a box", f"{held_out['box_miou']:.2f}", ""),
-        ("mIoU from words", "", f"{scenes['miou']:.2f} ({scenes['clicks_mean']:.1f} clicks, mean)"),
+        ("mIoU from words, if every mask is rated", "",
+         f"{scenes['miou']:.2f} ({scenes['clicks_mean']:.1f} clicks, mean)"),
+        (f"Looks of the MLLM per object, {unrated['samples']:,} scenes of the calibration", "",
+         f"{unrated['looks']:.1f}; {unrated['looks_rated']:.1f} if every mask is rated"),
         ("Speed-up over SegAgent's PyTorch loop", "", f"{same}; {stop} with early stopping"),
         ("`run` in a new process, 512 x 512, median", "",
          f"{run['wall_ms']['p50'] / 1000:.2f} s, {run['peak_megabytes']:.0f} MB of memory"),
