@@ -12,6 +12,7 @@ import pytest
 import segagent_rt
 from segagent_rt.annotators.endpoint import Endpoint
 from segagent_rt.errors import AnnotatorError
+from segagent_rt.loop import StoppingRules
 from segagent_rt.scenes import make_scene
 
 FIRST = 6000
@@ -31,7 +32,9 @@ def walked(scenes: range, endpoint: Endpoint | None):
     with segagent_rt.load("tiny", backend="cpu", threads=1, endpoint=endpoint) as runtime:
         for seed in scenes:
             scene = make_scene(seed, 320)
-            yield runtime.open(scene.image).annotate(scene.expressions[0].text)
+            # A server does not say how certain a click is, so every mask is rated on both sides.
+            rules = StoppingRules(accept_unrated=False)
+            yield runtime.open(scene.image).annotate(scene.expressions[0].text, rules=rules)
         loaded = any(name.startswith("mllm") for name in runtime.placements)
         assert loaded == (endpoint is None)
 

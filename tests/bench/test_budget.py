@@ -22,11 +22,12 @@ MEASURE = """
 import numpy, cv2, onnxruntime, tokenizers, PIL.Image
 import segagent_rt, segagent_rt.runtime
 from segagent_rt.bench.machine import peak_bytes
+from segagent_rt.loop import StoppingRules
 from segagent_rt.scenes import make_scene
 scene = make_scene(1, 512)
 before = peak_bytes()
 with segagent_rt.load(backend="cpu", threads=1) as runtime:
-    runtime.open(scene.image).annotate(scene.expressions[0].text)
+    runtime.open(scene.image).annotate(scene.expressions[0].text, rules=StoppingRules.fixed(7))
 print(peak_bytes() - before)
 """
 
