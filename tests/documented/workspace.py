@@ -38,6 +38,7 @@ AFTER = {
     ("--count", "2000"): "2",
     ("--scenes", "100"): "2",
     ("--scenes", "500"): "2",
+    ("--scenes", "1000"): "2",
 }
 """The same behind an option; few scenes, as the tests have seconds."""
 
