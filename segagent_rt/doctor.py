@@ -7,11 +7,10 @@ import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
-from segagent_rt import __version__
+from segagent_rt import __version__, jetson
 from segagent_rt.backends.cores import usable_cores
 from segagent_rt.backends.driver import gpu
 from segagent_rt.backends.session import probe_backends
-from segagent_rt.bench import jetson
 from segagent_rt.errors import BackendUnavailable
 
 if TYPE_CHECKING:

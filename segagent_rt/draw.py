@@ -123,7 +123,7 @@ def _mark(canvas: RgbImage, click: Click, number: int, scale: float) -> None:
 
 
 def _write_centred(canvas: RgbImage, text: str, centre: tuple[int, int], radius: int) -> None:
-    """Write into a disc, with Pillow: OpenCV 5 takes 30 ms to load its fonts."""
+    """Write into a disc, with Pillow: OpenCV 5 would load fonts of its own first."""
     from PIL import Image, ImageDraw, ImageFont
 
     left, top = (max(0, place - radius) for place in centre)

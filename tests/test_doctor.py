@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from segagent_rt import doctor
-from segagent_rt.bench import jetson
+from segagent_rt import doctor, jetson
 from segagent_rt.bundle.bundle import open_bundle
 from tests.backends.fake_driver import FakeDriver
 

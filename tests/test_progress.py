@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from segagent_rt.bench import progress as runs
-from segagent_rt.bench.progress import RunProgress, duration
+from segagent_rt.bench import progress
+from segagent_rt.bench.progress import Progress, duration
 from segagent_rt.cli import export
-from segagent_rt_export import progress
-from segagent_rt_export.progress import Counted, Progress
+from segagent_rt_export.progress import Counted
 
 
 @pytest.fixture
@@ -68,13 +66,15 @@ def test_a_picture_is_no_bundle(tmp_path: Any) -> None:
     assert export._expect_folder(tmp_path / "qwen2.5-vl") == tmp_path / "qwen2.5-vl"
 
 
-def test_a_benchmark_says_how_many_runs_are_left_and_how_long_they_take(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = iter([0.0, 60.0, 120.0, 180.0])
-    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: next(now)))
+def test_steps_of_equal_size_say_how_long_the_others_take(clock: Any) -> None:
     told: list[str] = []
-    progress = RunProgress(told.append, "one", 3)
-    for _ in range(3):
+    progress = Progress(told.append, "one", 4)
+    for _ in range(4):
+        clock.now += 60
         progress.step()
-    assert told == ["one: 1 of 3, about 2 min left", "one: 2 of 3, about 60 s left", "one: 3 of 3"]
+    assert told == [
+        "one, 20%",
+        "one, 50%, about 2 min left",
+        "one, 70%, about 60 s left",
+        "one, 100%",
+    ]

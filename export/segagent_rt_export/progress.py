@@ -1,48 +1,13 @@
-"""How far a long piece of work has come, and how long the rest of it will take."""
+"""Progress of work on many tensors, which differ in size."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
-from segagent_rt.bench.progress import duration
+from segagent_rt.bench.progress import Progress
 
 T = TypeVar("T")
-
-STEPS = 10
-"""How often progress is told."""
-
-
-class Progress:
-    """Tells the share of a piece of work that is done, and the time that the rest will take.
-
-    Attributes:
-        done: how much is finished for good; `show` counts from here.
-    """
-
-    def __init__(self, report_progress: Callable[[str], None], what: str, total: int) -> None:
-        self.done = 0
-        self._report_progress, self._what, self._total = report_progress, what, max(total, 1)
-        self._start: tuple[float, int] | None = None
-        self._reported = -1
-
-    def show(self, more: int) -> None:
-        """Say how far it is, if that is news: `more` has been done beside `done`."""
-        now, done = time.monotonic(), min(self.done + more, self._total)
-        self._start = self._start or (now, done)
-        step = STEPS * done // self._total
-        if step > self._reported:
-            self._reported = step
-            self._report_progress(f"{self._what}, {step / STEPS:.0%}{self._left(now, done)}")
-
-    def _left(self, now: float, done: int) -> str:
-        """What was there at the beginning, as after an interrupted download, took no time."""
-        assert self._start is not None
-        began, before = self._start
-        if done <= before or done == self._total or now - began < 2:
-            return ""
-        return f", about {duration((now - began) / (done - before) * (self._total - done))} left"
 
 
 class Counted(Mapping[str, T], Generic[T]):

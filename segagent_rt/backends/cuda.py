@@ -52,8 +52,8 @@ class Cuda:
     """Checked calls. Freed device memory waits for the next array of its size.
 
     So nothing is allocated in a loop, and addresses repeat, which captured graphs live on. If none
-    of the size waits, all that wait are given up: what is held does not grow with every new size of
-    picture.
+    of the size waits, and more than `SPARE` bytes do, all of them are given up: what is held does
+    not grow with every new size of picture.
     `shared`: the GPU works in the host's memory, and nothing needs to be copied to it.
     """
 

@@ -21,7 +21,7 @@ from segagent_rt.bench.loop_runs import (
 )
 from segagent_rt.bench.parity import ParityGate, ParityState, parity_figures, replay
 from segagent_rt.bench.profiling import GraphProfiler, count_by_graph
-from segagent_rt.bench.progress import RunProgress, run_progress
+from segagent_rt.bench.progress import Progress, run_progress
 from segagent_rt.bench.scenario import Scenario
 from segagent_rt.bench.stats import percentiles, ratio_percentiles
 from segagent_rt.bench.stepwise_decoder import StepwiseDecoder
@@ -84,7 +84,7 @@ class Comparison:
         laps = laps[self.scenario.warm_up :]
         gate = gate or ParityGate()
         states, replies = list[ParityState](), ReplyChecks([], [], [])
-        progress = RunProgress(report_progress, f"{self.scenario.name}, comparing", len(laps))
+        progress = Progress(report_progress, f"{self.scenario.name}, comparing", len(laps))
         for lap in laps:
             states += replay(self.runtime.open(lap.scene.image), lap.theirs.found, gate)
             self._check_replies(lap, replies)

@@ -38,7 +38,7 @@ from segagent_rt.bench.loop_runs import (
 )
 from segagent_rt.bench.machine import resident_bytes
 from segagent_rt.bench.profiling import GraphProfiler
-from segagent_rt.bench.progress import RunProgress, run_progress
+from segagent_rt.bench.progress import Progress, run_progress
 from segagent_rt.bench.scenario import Scenario
 from segagent_rt.bench.stats import percentiles
 from segagent_rt.io import attributes
@@ -119,7 +119,7 @@ def _endurance(
 ) -> EnduranceFigures:
     """Image after image, nothing kept of any: does memory stay? The same few scenes come again."""
     scenes = list(islice(scenario.draw(), DIFFERENT))
-    progress = RunProgress(report_progress, scenario.name, scenario.scenes)
+    progress = Progress(report_progress, scenario.name, scenario.scenes)
     seconds, resident = np.zeros(scenario.scenes), np.zeros(scenario.scenes)
     for number in range(scenario.scenes):
         scene = scenes[number % len(scenes)]

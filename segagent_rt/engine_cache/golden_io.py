@@ -134,10 +134,10 @@ class CompactRecorder(RecordingSession):
             return self._session.run(feeds, outputs, into=into, keep=keep)
         written = {id(buffer): name for name, buffer in (into or {}).items()}
         given = {n: f if id(f) in written else _rounded(_copy(f)) for n, f in feeds.items()}
-        kept = {
-            name: self._named(name, feeds[name], written.get(id(feeds[name]))) or _copy(feed)
-            for name, feed in given.items()
-        }
+        kept = dict[str, Array]()
+        for name, feed in given.items():
+            named = self._named(name, feeds[name], written.get(id(feeds[name])))
+            kept[name] = _copy(feed) if named is None else named
         self._fed = feeds
         results = self._session.run(given, outputs, into=into, keep=keep)
         after = {name: _compact(name, _copy(a)) for name, a in {**results, **(into or {})}.items()}

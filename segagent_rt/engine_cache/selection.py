@@ -89,9 +89,9 @@ def check_engine(session: Session, examples: Sequence[GoldenExample]) -> EngineC
 def _read_next(later: Sequence[GoldenExample], expected: Mapping[str, Array]) -> list[str]:
     """Outputs that the next example takes as inputs, beside those that are compared."""
     feeds = later[0][0].values() if later else ()
-    named = [str(feed)[4:] for feed in feeds if str(feed.dtype.kind) == "U"
-             and str(feed).startswith("out/")]  # fmt: skip
-    return [name for name in named if name not in expected]
+    names = [str(feed) for feed in feeds if feed.dtype.kind == "U"]
+    outputs = [name.removeprefix("out/") for name in names if name.startswith("out/")]
+    return [name for name in outputs if name not in expected]
 
 
 def check_speed(

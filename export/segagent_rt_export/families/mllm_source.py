@@ -11,6 +11,7 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from segagent_rt.annotators.mllm import MllmCodec, MllmSettings, prompt_codec
+from segagent_rt.bench.progress import Progress
 from segagent_rt.errors import InputError
 from segagent_rt.families import mllm_family
 from segagent_rt.mllm.grammar import compile_grammar
@@ -24,7 +25,7 @@ from segagent_rt_export.families.mllm_model import Given, Model
 from segagent_rt_export.families.weight_names import common_name, rename
 from segagent_rt_export.files import read_bounded
 from segagent_rt_export.graphs.shape_profiles import visual_tokens
-from segagent_rt_export.progress import Counted, Progress
+from segagent_rt_export.progress import Counted
 from segagent_rt_export.registry import MllmExporter, code, mllm_exporter, mllm_exporters
 from segagent_rt_export.sources.lora import HEAD, adapt
 from segagent_rt_export.sources.mllm_config import Config, open_processor

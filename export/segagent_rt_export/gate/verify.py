@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from segagent_rt.annotators.mllm import MllmAnnotator, MllmSettings
+from segagent_rt.bench.progress import Progress
 from segagent_rt.bundle.bundle import Part
 from segagent_rt.engine_cache.golden_io import RecordingSession
 from segagent_rt.errors import EngineRefused
@@ -57,7 +58,6 @@ from segagent_rt_export.gate.verdict import (
 )
 from segagent_rt_export.graphs.exported_segmenter import Check
 from segagent_rt_export.passes.calibration import range_mismatch
-from segagent_rt_export.progress import Progress
 from segagent_rt_export.registry import code, segmenter_exporter
 from segagent_rt_export.variants import REFERENCE
 
@@ -115,10 +115,10 @@ class OpenedVariant:
         annotator = open_mllm(self._part, self)
         if self._runner is None:
             answers = []
-            for number, one in enumerate(about):
+            for one in about:
                 answers.append(ask(annotator, one))
                 if progress is not None:
-                    progress.show(number + 1)
+                    progress.step()
             return answers
         # One annotator does one thing at a time.
         return self._runner.run_all([partial(ask, _twin(annotator), one) for one in about])
@@ -277,9 +277,9 @@ def _segmenter_variant(
         with OpenedVariant(part, variant, roles) as opened:
             segmenter = opened.segmenter()
             ious, progress = [], Progress(report_progress, f"comparing {variant}", len(drawn))
-            for number, one in enumerate(drawn):
+            for one in drawn:
                 ious.append(iou(_replayed(segmenter, one), one.mask))
-                progress.show(number + 1)
+                progress.step()
         numbers = {
             "states": len(ious),
             "mask_iou_mean": round(float(np.mean(ious)), 4),

@@ -18,8 +18,8 @@ import numpy as np
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.sources.mllm_config import Config
 from segagent_rt_export.sources.scaled import scaled_layer
-from segagent_rt_export.sources.shards import MappedTensor
-from segagent_rt_export.sources.weights import Stored, Weight, mismatched, missing
+from segagent_rt_export.sources.shards import MappedTensor, mapped_tensor
+from segagent_rt_export.sources.weights import Stored, Weight, mismatched
 
 STATES = tuple(f".weight.quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4"))
 """How the tensors end that describe weights in 4 bits."""
@@ -105,11 +105,11 @@ def _four_bit(tensors: Mapping[str, Stored], weight: str, name: str) -> FourBit:
     shape, block = state.sizes("shape", ()), state.size("blocksize")
     if len(shape) != 2 or min(shape) < 1:
         raise state.refuse("shape", "a weight has outputs and inputs")
-    count, codes = math.prod(shape), _mapped(tensors, weight, None)
+    count, codes = math.prod(shape), mapped_tensor(tensors, weight)
     nested = f"{weight}.nested_absmax" in tensors
-    table = _mapped(tensors, f"{weight}.quant_map", ("F32",), 16)
-    kind = ("U8",) if nested else ("F32",)
-    factors = _mapped(tensors, f"{weight}.absmax", kind, -(-count // block))
+    table = _row(tensors, f"{weight}.quant_map", "F32", 16)
+    kind = "U8" if nested else "F32"
+    factors = _row(tensors, f"{weight}.absmax", kind, -(-count // block))
     if math.prod(codes.shape) * codes.width != -(-count // 2):
         raise mismatched(weight)
     if not nested:
@@ -117,8 +117,8 @@ def _four_bit(tensors: Mapping[str, Stored], weight: str, name: str) -> FourBit:
     outer = state.size("nested_blocksize")
     blocks = BlockCodes(
         factors,
-        _mapped(tensors, f"{weight}.nested_quant_map", ("F32",), 256),
-        _mapped(tensors, f"{weight}.nested_absmax", ("F32",), -(-factors.shape[0] // outer)),
+        _row(tensors, f"{weight}.nested_quant_map", "F32", 256),
+        _row(tensors, f"{weight}.nested_absmax", "F32", -(-factors.shape[0] // outer)),
         outer,
         state.number("nested_offset", math.nan),
     )
@@ -127,7 +127,7 @@ def _four_bit(tensors: Mapping[str, Stored], weight: str, name: str) -> FourBit:
 
 def _state(tensors: Mapping[str, Stored], name: str) -> Config:
     """The description of a weight, JSON in the bytes of a tensor."""
-    found = _mapped(tensors, name, ("U8",))
+    found = mapped_tensor(tensors, name, ("U8",))
     if len(found.shape) != 1 or found.shape[0] > LONGEST_STATE:
         raise CheckpointInvalid(f"the tensor `{name}` is no description of a quantised weight")
     try:
@@ -139,19 +139,10 @@ def _state(tensors: Mapping[str, Stored], name: str) -> Config:
     return Config(content, f"`{name}`")
 
 
-def _mapped(
-    tensors: Mapping[str, Stored], name: str, types: tuple[str, ...] | None, length: int = 0
-) -> MappedTensor:
-    """A tensor of a safetensors file, of one of the types, and of a length if it has to be."""
-    if name not in tensors:
-        raise missing(name)
-    found = tensors[name]
-    if not isinstance(found, MappedTensor) or (types and found.dtype not in types):
-        raise CheckpointInvalid(
-            f"the tensor `{name}` is not stored as bitsandbytes stores it",
-            hint="quantised checkpoints are read from safetensors files",
-        )
-    if length and found.shape != (length,):
+def _row(tensors: Mapping[str, Stored], name: str, kind: str, length: int) -> MappedTensor:
+    """A tensor with one axis of this length, in this type."""
+    found = mapped_tensor(tensors, name, (kind,))
+    if found.shape != (length,):
         raise mismatched(name.rpartition(".")[0])
     return found
 

@@ -14,7 +14,7 @@ MOST = 1 << 30
 """No size in a configuration is larger."""
 
 LARGEST = 1e38
-"""No number is; nearly the largest of 32 bits."""
+"""Every number is smaller than this; nearly the largest of float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,8 @@ class Config:
     def number(self, name: str, default: float) -> float:
         """A number."""
         value = self.get(name, default)
-        whole = not isinstance(value, bool) and isinstance(value, (int, float))
-        if not whole or not -LARGEST < value < LARGEST:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not -LARGEST < value < LARGEST:
             raise self._wrong(name, "a number")
         return float(value)
 

@@ -15,14 +15,13 @@ import numpy as np
 
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.sources.mllm_config import Config
-from segagent_rt_export.sources.shards import MappedTensor
+from segagent_rt_export.sources.shards import MappedTensor, mapped_tensor
 from segagent_rt_export.sources.weights import (
     BLOCK_SIZES,
     Blocks,
     Stored,
     Weight,
     mismatched,
-    missing,
 )
 
 SCALES = ("weight_scale_inv", "weight_scale")
@@ -127,7 +126,7 @@ def scaled_layer(
     Raises:
         CheckpointInvalid: a tensor is missing, or of another type or shape.
     """
-    codes, factors = (_mapped(tensors, f"{layer}.{kind}") for kind in ("weight", scales))
+    codes, factors = (mapped_tensor(tensors, f"{layer}.{kind}") for kind in ("weight", scales))
     if codes.dtype not in ("F8_E4M3", "I8") or factors.dtype not in FLOATS:
         raise CheckpointInvalid(
             f"the quantised layer `{layer}` is stored as {codes.dtype} with scales in "
@@ -142,18 +141,6 @@ def scaled_layer(
         if _tiles(whole, tile) == grid:
             return Scaled(codes, factors, tile, unit)
     raise mismatched(layer)
-
-
-def _mapped(tensors: Mapping[str, Stored], name: str) -> MappedTensor:
-    found = tensors.get(name)
-    if found is None:
-        raise missing(name)
-    if not isinstance(found, MappedTensor):
-        raise CheckpointInvalid(
-            f"the tensor `{name}` is not in a safetensors file",
-            hint="quantised checkpoints are read from safetensors files",
-        )
-    return found
 
 
 def unpack_fp8(tensors: Mapping[str, Stored], described: Config) -> dict[str, Stored]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.files import open_regular, read_bounded
-from segagent_rt_export.sources.weights import Stored, Weight
+from segagent_rt_export.sources.weights import Stored, Weight, missing
 
 LONGEST_HEADER = 16_000_000
 """Bytes of a safetensors header, or of another JSON file; those of the largest models have two
@@ -71,6 +71,35 @@ class MappedTensor:
             wide: Weight = np.left_shift(chosen, 16, dtype=np.uint32)
             return wide.view(np.float32)
         return chosen.astype(np.float32)
+
+
+def mapped_tensor(
+    tensors: Mapping[str, Stored], name: str, types: Collection[str] = ()
+) -> MappedTensor:
+    """A tensor of a quantised checkpoint, whose stored bits are needed.
+
+    Args:
+        tensors: of the checkpoint.
+        name: of the tensor.
+        types: those that it may have; none if any will do.
+
+    Raises:
+        CheckpointInvalid: it is missing, of another type, or not in a safetensors file.
+    """
+    found = tensors.get(name)
+    if found is None:
+        raise missing(name)
+    if not isinstance(found, MappedTensor):
+        raise CheckpointInvalid(
+            f"the tensor `{name}` is not in a safetensors file",
+            hint="quantised checkpoints are read from safetensors files",
+        )
+    if types and found.dtype not in types:
+        raise CheckpointInvalid(
+            f"the tensor `{name}` has the type {found.dtype}, not {' or '.join(types)}",
+            hint="is the quantization_config of config.json that of these weights?",
+        )
+    return found
 
 
 def open_safetensors(path: Path) -> dict[str, Stored]:

@@ -246,7 +246,7 @@ FAULTS: dict[str, tuple[str, Callable[[dict[str, Any], dict[str, Any]], Any]]] =
     "has no tensor `layer.weight.nested_quant_map`": (
         "nf4 with double quantisation",
         lambda _, tensors: tensors.pop("layer.weight.nested_quant_map")),
-    "`layer.weight.absmax` is not stored as": (
+    "`layer.weight.absmax` has the type": (
         "nf4 with double quantisation", lambda _, tensors: tensors.pop("layer.weight.nested_absmax")
     ),
     "nested_offset = None is not a number": (
