@@ -33,7 +33,7 @@ them, because a few scenes that luck decides weigh as much."""
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
+class RatedTrajectory:
     """What the loop did about one expression while every mask was rated.
 
     Attributes:
@@ -70,24 +70,28 @@ def calibrate(
         The limits and what they save; None if none save a look within the bound.
     """
     rules = replace(runtime.completed_rules(None), accept_unrated=False)
-    walks = list(_walks(runtime, suite, rules, report_progress))
-    rated_looks, rated_ious = _measure(walks, rules)
+    trajectories = list(_trajectories(runtime, suite, rules, report_progress))
+    rated_looks, rated_ious = _measure(trajectories, rules)
     best: UnratedAcceptance | None = None
-    wrong = [walk for walk in walks if walk.ious and walk.ious[0] < 0.5]
+    wrong = [
+        trajectory for trajectory in trajectories if trajectory.ious and trajectory.ious[0] < 0.5
+    ]
     for values in product(STABILITIES, CONFIDENCES, LATER_STABILITIES):
         limits = UnratedLimits(*values)
         trial = replace(rules, accept_unrated=limits)
-        missed = [walk for walk in wrong if trial.accepts_unrated(walk.steps[0], ())]
+        missed = [
+            trajectory for trajectory in wrong if trial.accepts_unrated(trajectory.steps[0], ())
+        ]
         if len(missed) > MAX_WRONG * len(wrong):
             continue
-        looks, ious = _measure(walks, trial)
+        looks, ious = _measure(trajectories, trial)
         fewest = rated_looks.mean() if best is None else best.looks
         if looks.mean() >= fewest or loss_bound(rated_ious - ious) > MAX_LOSS:
             continue
         best = UnratedAcceptance(
             *values,
             rating=limits.rating,
-            samples=len(walks),
+            samples=len(trajectories),
             looks=round(float(looks.mean()), 4),
             looks_rated=round(float(rated_looks.mean()), 4),
             miou=round(float(ious.mean()), 4),
@@ -103,12 +107,12 @@ def loss_bound(losses: Floats) -> float:
     return float(losses.mean() + error)
 
 
-def _walks(
+def _trajectories(
     runtime: Runtime,
     suite: SceneSuite,
     rules: StoppingRules,
     report_progress: Callable[[int], None],
-) -> Iterator[Walk]:
+) -> Iterator[RatedTrajectory]:
     for done, (scene, expression) in enumerate(questions(suite), 1):
         target = scene.mask(scene.expressions[0].target)
         found = runtime.open(scene.image).annotate(expression, rules=rules)
@@ -117,7 +121,7 @@ def _walks(
         returned = 0.0 if found.prediction is None else iou(found.prediction.mask(), target)
         asked = found.masks[:-1] if found.stop == "unchanged" else found.masks
         steps = tuple(_without_pixels(step) for step in asked)
-        yield Walk(steps, tuple(ious), looks_of(found), returned)
+        yield RatedTrajectory(steps, tuple(ious), looks_of(found), returned)
         report_progress(done)
 
 
@@ -127,7 +131,9 @@ def _without_pixels(step: Step) -> Step:
     return replace(step, prediction=GivenMask(np.zeros((1, 1), np.bool_), stability=stability))
 
 
-def _measure(walks: Sequence[Walk], rules: StoppingRules) -> tuple[Floats, Floats]:
-    """Looks and IoU of the returned mask, for each walk."""
-    pairs = np.array([walk.under(rules) for walk in walks], np.float64)
+def _measure(
+    trajectories: Sequence[RatedTrajectory], rules: StoppingRules
+) -> tuple[Floats, Floats]:
+    """Looks and IoU of the returned mask, for each trajectory."""
+    pairs = np.array([trajectory.under(rules) for trajectory in trajectories], np.float64)
     return pairs[:, 0], pairs[:, 1]

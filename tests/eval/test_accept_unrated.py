@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from segagent_rt.eval import accept_unrated
-from segagent_rt.eval.accept_unrated import Walk, calibrate, loss_bound
+from segagent_rt.eval.accept_unrated import RatedTrajectory, calibrate, loss_bound
 from segagent_rt.eval.scenes import SceneSuite, evaluate_scenes
 from segagent_rt.loop import StoppingRules, UnratedLimits
 from segagent_rt.runtime import load
@@ -22,10 +22,12 @@ def step(stability, confidence, rating):
 
 
 def test_a_walk_ends_at_the_first_mask_that_needs_no_rating():
-    walk = Walk((step(0.7, 0.9, 0.6), step(0.7, 0.1, 0.95)), (0.6, 0.9), looks=3, returned=0.9)
+    trajectory = RatedTrajectory(
+        (step(0.7, 0.9, 0.6), step(0.7, 0.1, 0.95)), (0.6, 0.9), looks=3, returned=0.9
+    )
 
     def under(*limits):
-        return walk.under(StoppingRules(accept_unrated=UnratedLimits(*limits)))
+        return trajectory.under(StoppingRules(accept_unrated=UnratedLimits(*limits)))
 
     assert under(0.7, 0.9, 1.0) == (1, 0.6)
     assert under(0.8, 0.9, 0.7) == (2, 0.9)
@@ -50,7 +52,11 @@ def test_scenes_report_the_looks_that_the_loop_takes(runtime):
     found, looks = [], 0
     rules = StoppingRules(accept_unrated=LIMITS)
     figures = evaluate_scenes(
-        runtime, SUITE, rules, lambda _: None, lambda scene, walk: found.append((scene, walk))
+        runtime,
+        SUITE,
+        rules,
+        lambda _: None,
+        lambda scene, trajectory: found.append((scene, trajectory)),
     ).figures
     for scene, read_off in found:
         run = runtime.open(scene.image).annotate(read_off.expression, rules=rules)
