@@ -33,7 +33,7 @@ PATCH = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MllmShape:
-    """What the buffers of an MLLM follow from.
+    """The sizes that determine the buffers of an MLLM.
 
     Attributes:
         patches: of the largest picture.

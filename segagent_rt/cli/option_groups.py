@@ -1,4 +1,4 @@
-"""Groups of options that several commands share, and the option that all of them have.
+"""Groups of options that several commands share, and `--quiet`, which every command has.
 
 A command that takes a group as a parameter has the group's options, and gets their values as one.
 """

@@ -90,7 +90,8 @@ class ClickNet:
 
 
 def buffers(settings: ClickNetSettings) -> int:
-    """Bytes of the graphs' inputs and outputs, and of one image's maps, staged and then kept."""
+    """Bytes of the graphs' inputs and outputs. One image's feature maps count twice: they pass
+    through staging memory, and are kept."""
     area = settings.side**2
     maps = 4 * ((24 + 40) * area // 16 + 24 * area // 4)
     return 3 * area + 2 * maps + 4 * (2 + KEPT) * area

@@ -171,7 +171,8 @@ def prior_logits(prior: Prediction | None, letterbox: Letterbox) -> Floats:
 
 
 def buffers(settings: PhotoNetSettings) -> int:
-    """Bytes of the graphs' inputs and outputs, and of one image's maps, staged and then kept."""
+    """Bytes of the graphs' inputs and outputs. One image's feature maps count twice: they pass
+    through staging memory, and are kept."""
     area = settings.side**2
     maps = 4 * ((64 + 32) * area // 64 + (32 + 24) * area // 16)
     return 3 * area + 2 * maps + 4 * (2 + KEPT) * area // STRIDE**2
