@@ -1,6 +1,6 @@
 """How long a command takes in two installs of segagent-rt, such as of two commits, in turn.
 
-python benchmarks/two_installs.py OLD NEW [--pairs N] COMMAND...    prints JSON
+python benchmarks/two_installs.py [--pairs N] OLD NEW COMMAND...    prints JSON
 
 OLD and NEW are the programs (`.venv/bin/segagent-rt`) of two environments. Each has a cache of its
 own: with a common one, each would verify again what the other has verified. Files that the command
