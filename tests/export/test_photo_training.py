@@ -162,6 +162,22 @@ def test_a_training_goes_on_where_it_stopped(photos, tmp_path, monkeypatch):
         torch.testing.assert_close(net.state_dict()[name], value)
 
 
+@pytest.mark.parametrize(("alone", "clicks"), [(1.0, 0), (0.0, 1)])
+def test_boxes_come_alone_and_together_with_a_first_click(
+    photos, tmp_path, monkeypatch, alone, clicks
+):
+    """In use a box and a click can come at once, before there is a mask to correct."""
+    monkeypatch.setattr(training, "load_imagenet_weights", lambda encoder: None)
+    plan = BatchPlan(seed=3, side=64, images=1, longest=(64, 96))
+    recipe = training.PhotoRecipe(0.1, plan, box_share=1.0, box_alone_share=alone)
+    trained, seen = training.PhotoTraining(recipe, tmp_path, training.WorkerGroup()), []
+    trained.net.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    trained.step(Sampler(load_photos(photos, "train")).batch(plan, 0))
+    assert (seen[0].box[:, 2] > 0).all()
+    assert ((seen[0].points[..., 2] >= 0).sum(1) == clicks).all()
+    assert not seen[0].prior.any()
+
+
 def test_rounded_weights_are_those_of_the_export_and_do_not_stay():
     layer = torch.nn.Conv2d(3, 4, 3)
     exact = layer.weight.detach().clone()

@@ -62,7 +62,10 @@ class PhotoRecipe:
     weight_decay: float = 1e-3
     ema_decay: float = 0.998
     box_share: float = 0.3
-    """Share of the examples that begin with a box instead of a click."""
+    """Share of the examples that begin with a box."""
+    box_alone_share: float = 0.7
+    """Share of the boxes that come without a click; the others come with one, before there is any
+    mask that it could correct."""
     spoiled_share: float = 0.1
     """Share of the examples that begin with a mask that went wrong."""
     init: str | None = None
@@ -250,7 +253,7 @@ class _Annotation:
     """The prompts of a batch's examples, turn after turn; arrays are at half the image's side."""
 
     def __init__(self, batch: Batch, recipe: PhotoRecipe, rng: random.Random) -> None:
-        self._batch = batch
+        self._batch, self._box_alone_share = batch, recipe.box_alone_share
         count, side = len(batch.targets), batch.targets.shape[1]
         self._points = np.full((count, MOST_TURNS, 3), -1, np.float32)
         self._box = np.zeros((count, 4), np.float32)
@@ -266,9 +269,9 @@ class _Annotation:
                 self._prior[i, 0] = torch.from_numpy(self._masks[i]).float()
 
     def click(self, turn: int, rng: random.Random) -> None:
-        """Let the annotator click once on every example; a box alone comes before all clicks."""
+        """Let the annotator click once on every example; some boxes come before all clicks."""
         for i, target in enumerate(self._batch.targets):
-            if turn == 0 and i in self._boxed:
+            if turn == 0 and i in self._boxed and rng.random() < self._box_alone_share:
                 continue
             prompt = next_prompt(target, self._masks[i], self._batch.ignored[i], rng)
             if prompt is not None:
