@@ -71,6 +71,11 @@ def command(  # noqa: C901, PLR0913 (a command has as many options as it needs)
     crop: Annotated[
         int, option("Pixels of a crop's side in photo; a multiple of 32.", min=64)
     ] = 256,
+    crops: Annotated[int, option("Crops of a batch in photo.", min=1)] = 4,
+    longest: Annotated[
+        tuple[float, float],
+        option("Least and most pixels that photo resizes a picture's longer side to."),
+    ] = (240.0, 600.0),
     held_out: Annotated[
         Path | None, option("Photos with one mask each that photo-bundle measures.", "--held-out")
     ] = None,
@@ -101,7 +106,8 @@ def command(  # noqa: C901, PLR0913 (a command has as many options as it needs)
         from segagent_rt_training.photo.batches import BatchPlan
         from segagent_rt_training.photo.training import photo_recipe, train_photo
 
-        recipe = photo_recipe(hours, BatchPlan(seed, side=crop), start)
+        plan = BatchPlan(seed, side=crop, images=crops, longest=longest)
+        recipe = photo_recipe(hours, plan, start)
         train_photo(recipe, photos, folder, processes, start)
     elif what == "photo-bundle":
         from segagent_rt_training.photo.bundle import (

@@ -302,6 +302,7 @@ def photo_recipe(hours: float, batches: BatchPlan, init: Bundle | None = None) -
         learning_rate=4e-4,
         encoder_rate=1e-4,
         frozen_share=0.0,
+        ema_decay=0.997,
         box_share=0.45,
         init=init.digest,
     )
