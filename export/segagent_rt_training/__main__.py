@@ -79,6 +79,14 @@ def command(  # noqa: C901, PLR0913 (a command has as many options as it needs)
     held_out: Annotated[
         Path | None, option("Photos with one mask each that photo-bundle measures.", "--held-out")
     ] = None,
+    mix: Annotated[
+        float | None,
+        option(
+            "Share of the training's weights in photo-bundle; the others are those of --init.",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = None,
     side: Annotated[
         int, option("Pixels of the square that photo-bundle exports for.", min=64)
     ] = 512,
@@ -112,12 +120,18 @@ def command(  # noqa: C901, PLR0913 (a command has as many options as it needs)
     elif what == "photo-bundle":
         from segagent_rt_training.photo.bundle import (
             PhotoTrial,
+            mixed_weights,
             ship_photo,
             shipped_weights,
             trained_weights,
         )
 
-        weights = trained_weights(folder) if start is None else shipped_weights(start)
+        if start is None:
+            weights = trained_weights(folder)
+        elif mix is None:
+            weights = shipped_weights(start)
+        else:
+            weights = mixed_weights(folder, start, mix)
         trial = PhotoTrial(photos, held_out, scenes, not allow_below_gate)
         ship_photo(weights, output or Path("engines/photo"), side, trial, _report_progress)
     elif what == "photo-gallery":

@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from segagent_rt.bundle.bundle import open_bundle  # noqa: E402
+from segagent_rt_export.errors import CheckpointInvalid  # noqa: E402
 from segagent_rt_export.families.photo_net.export import (  # noqa: E402
     PhotoDecoderGraph,
     example_prompts,
@@ -29,6 +30,7 @@ from segagent_rt_training.photo import training  # noqa: E402
 from segagent_rt_training.photo.activations import RoundedActivations  # noqa: E402
 from segagent_rt_training.photo.augmentation import random_crop  # noqa: E402
 from segagent_rt_training.photo.batches import BatchPlan, Sampler  # noqa: E402
+from segagent_rt_training.photo.bundle import mixed_weights, shipped_weights  # noqa: E402
 from segagent_rt_training.photo.photos import LabelledImage, load_photos  # noqa: E402
 from segagent_rt_training.photo.prompting import jittered_box, next_prompt  # noqa: E402
 from segagent_rt_training.photo.rounding import rounded_weights  # noqa: E402
@@ -212,21 +214,49 @@ def test_a_bundles_weights_compute_in_torch_what_its_graph_computes(shipped):
     np.testing.assert_allclose(found["iou"], iou.numpy(), atol=1e-4)
 
 
-def test_a_training_that_begins_with_a_bundle_goes_on_where_it_stopped(photos, shipped, tmp_path):
+@pytest.fixture(scope="module")
+def begun(photos, shipped, tmp_path_factory):
+    """The folder of a training that began with the shipped bundle, and its moving average."""
+    folder = tmp_path_factory.mktemp("begun")
     plan = BatchPlan(seed=3, side=64, images=1, longest=(64, 96))
     recipe = training.photo_recipe(0.1, plan, shipped)
     batch = Sampler(load_photos(photos, "train")).batch(plan, 0)
-    part = shipped.part("segmenter")
-    first = training.PhotoTraining(
-        recipe, tmp_path, training.WorkerGroup(), photo_net_from_part(part)
-    )
+    net = photo_net_from_part(shipped.part("segmenter"))
+    first = training.PhotoTraining(recipe, folder, training.WorkerGroup(), net)
     first.step(batch)
     assert first.progress.means["loss"] > 0
     first.save()
-    net, about = training.trained_photo_net(tmp_path)
+    return folder, first.average.state_dict()
+
+
+def test_a_training_that_begins_with_a_bundle_goes_on_where_it_stopped(begun, shipped):
+    folder, average = begun
+    net, about = training.trained_photo_net(folder)
     assert about["runs"][0]["recipe"]["init"] == shipped.digest
-    for name, value in first.average.state_dict().items():
+    for name, value in average.items():
         torch.testing.assert_close(net.state_dict()[name], value)
+
+
+def test_weights_can_lie_between_a_bundle_and_a_training_that_began_with_it(begun, shipped):
+    """What one does better on boxes and the other on clicks stays in part; both are told of."""
+    folder, average = begun
+    name = "decoder.last8.0.body.0.weight"
+    before = photo_net_from_part(shipped.part("segmenter")).state_dict()[name]
+    mixed = mixed_weights(folder, shipped, 0.25)
+    expected = 0.75 * before + 0.25 * average[name]
+    torch.testing.assert_close(mixed.net.state_dict()[name], expected)
+    assert mixed.origin["runs"][-1]["recipe"]["init"] == shipped.digest
+    assert mixed.origin["runs"][:-1] == shipped_weights(shipped).origin["runs"]
+
+
+def test_a_training_is_not_mixed_with_a_bundle_that_it_did_not_begin_with(
+    shipped, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training, "load_imagenet_weights", lambda encoder: None)
+    recipe = training.PhotoRecipe(0.1, BatchPlan(seed=3, side=64))
+    training.PhotoTraining(recipe, tmp_path, training.WorkerGroup()).save()
+    with pytest.raises(CheckpointInvalid, match="did not begin with"):
+        mixed_weights(tmp_path, shipped, 0.5)
 
 
 def test_activations_are_rounded_to_the_levels_of_the_export_only_where_asked_for():

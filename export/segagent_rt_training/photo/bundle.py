@@ -18,6 +18,7 @@ from segagent_rt.runtime import open_segmenter
 from segagent_rt.segmenters.photo_net import PhotoNetSettings
 from segagent_rt.types import ProgressReporter, Segmenter, Session
 from segagent_rt_export.bundle_writer import PartDraft, new_part, write_index, write_manifest
+from segagent_rt_export.errors import CheckpointInvalid
 from segagent_rt_export.families.photo_net.export import (
     export_photo_net,
     export_segmenter,
@@ -99,6 +100,39 @@ def shipped_weights(bundle: Bundle) -> PhotoWeights:
     known = part.manifest.provenance
     origin = {name: known[name] for name in ("runs", "steps", "hours") if name in known}
     return PhotoWeights(photo_net_from_part(part), origin)
+
+
+def mixed_weights(training: Path, bundle: Bundle, share: float) -> PhotoWeights:
+    """Weights between those of a training and of the bundle that it began with.
+
+    What training gained and what the bundle did better both stay in part (Wortsman et al. 2022,
+    "Robust fine-tuning of zero-shot models").
+
+    Args:
+        training: the folder of a training that began with the bundle.
+        bundle: that bundle.
+        share: of the training's weights, 0 to 1.
+
+    Raises:
+        CheckpointInvalid: the bundle's segmenter is another one, or the training began otherwise.
+        BundleError: the bundle has no segmenter, or a file of it is missing or was altered.
+    """
+    trained, before = trained_weights(training), shipped_weights(bundle)
+    if any(run["recipe"].get("init") != bundle.digest for run in trained.origin["runs"]):
+        raise CheckpointInvalid(f"the training in {training} did not begin with this bundle")
+    mixed = before.net.state_dict()
+    for name, value in trained.net.state_dict().items():
+        mixed[name] = mixed[name].lerp(value, share) if value.is_floating_point() else value
+    trained.net.load_state_dict(mixed)
+    return PhotoWeights(
+        trained.net,
+        {
+            "runs": [*before.origin["runs"], *trained.origin["runs"]],
+            "steps": before.origin["steps"] + trained.origin["steps"],
+            "hours": round(before.origin["hours"] + trained.origin["hours"], 2),
+            "share_of_the_last_training": share,
+        },
+    )
 
 
 def ship_photo(

@@ -303,7 +303,7 @@ def photo_recipe(hours: float, batches: BatchPlan, init: Bundle | None = None) -
         encoder_rate=1e-4,
         frozen_share=0.0,
         ema_decay=0.997,
-        box_share=0.45,
+        box_share=0.35,
         init=init.digest,
     )
 
