@@ -12,5 +12,9 @@ step() {
 
 fresh() { # fresh NAME [PYTHON]: an empty virtual environment
     "${2:-$python}" -m venv "$work/$1"
-    "$work/$1/bin/pip" install -q --upgrade pip
+    "$work/$1/bin/pip" install -q --upgrade pip uv
+}
+
+add() { # add NAME ARGUMENT...: install by uv, in a tenth of pip's time; uv reads no settings of pip
+    "$work/$1/bin/uv" pip install -q --python "$work/$1/bin/python" "${@:2}"
 }
