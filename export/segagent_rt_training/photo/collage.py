@@ -48,13 +48,13 @@ def make_collage(
     image, labels = ground.content.image.copy(), ground.content.labels.copy()
     count = rng.randint(1, MOST_PASTED)
     for label in range(FIRST_LABEL, FIRST_LABEL + count):
-        _paste(image, labels, label, rng.choice(cutouts), rng)
+        paste(image, labels, label, rng.choice(cutouts), rng)
     visible = np.bincount(labels.ravel(), minlength=256) >= 0.004 * labels.size
     targets = tuple(v for v in range(FIRST_LABEL, FIRST_LABEL + count) if visible[v])
     return LabelledImage(image, labels, targets or ground.content.targets)
 
 
-def _paste(image: Bytes, labels: Bytes, label: int, cutout: Cutout, rng: random.Random) -> None:
+def paste(image: Bytes, labels: Bytes, label: int, cutout: Cutout, rng: random.Random) -> None:
     """Draw a cutout, resized and sometimes mirrored, at a random place; in place."""
     height, width = labels.shape
     size = max(height, width) * 0.1 * 7.0 ** rng.random()

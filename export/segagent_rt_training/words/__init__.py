@@ -1,0 +1,1 @@
+"""A study: can a small net find everyday objects in photos by words? Nothing of it is shipped."""
