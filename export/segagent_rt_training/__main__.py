@@ -17,7 +17,7 @@ from segagent_rt.errors import SegagentError, install_hint
 
 WHAT = (
     "segmenter", "mllm", "all", "trajectories", "bundle", "calibrate", "report", "photo",
-    "photo-bundle", "photo-gallery",
+    "photo-bundle", "photo-gallery", "words-study",
 )  # fmt: skip
 
 
@@ -28,7 +28,7 @@ def command(  # noqa: C901, PLR0913 (a command has as many options as it needs)
             help="Training stage, in this order: segmenter, mllm (or all), trajectories, bundle, "
             "report. bundle ends with calibrate: which masks need no rating. photo trains the "
             "segmenter for photos; photo-bundle exports and measures it; photo-gallery draws what "
-            "it cuts out."
+            "it cuts out. words-study measures how well everyday words can be found in photos."
         ),
     ] = "all",
     folder: Annotated[
@@ -42,7 +42,12 @@ def command(  # noqa: C901, PLR0913 (a command has as many options as it needs)
     ] = 2,
     output: Annotated[
         Path | None,
-        option("The bundle to write, or to report on. [engines/tiny, photo]", "--output", "-o"),
+        option(
+            "The bundle to write, or to report on. [engines/tiny, photo] For words-study, the "
+            "result. [docs/training/everyday-words.json]",
+            "--output",
+            "-o",
+        ),
     ] = None,
     scenes: Annotated[int, option("Scenes and states that a bundle is judged by.", min=5)] = 500,
     allow_below_gate: Annotated[
@@ -63,7 +68,7 @@ def command(  # noqa: C901, PLR0913 (a command has as many options as it needs)
     ] = None,
     images: ImagesOption = None,
     photos: Annotated[
-        Path, option("Training photos with label maps, for photo.", "--photos")
+        Path, option("Training photos with label maps, for photo and words-study.", "--photos")
     ] = Path("training_photos"),
     hours: Annotated[
         float, option("Computing time of all runs of photo together.", min=0.001)
@@ -140,6 +145,13 @@ def command(  # noqa: C901, PLR0913 (a command has as many options as it needs)
         target = Path("docs/photo-gallery.jpg")
         for name in write_gallery(photos, output or Path("engines/photo"), target):
             typer.echo(name)
+    elif what == "words-study":
+        from segagent_rt_training.words.study import StudyPlan, run_study
+        from segagent_rt_training.words.training import WordsRecipe
+
+        plan = StudyPlan(recipe=WordsRecipe(seed))
+        result = output or Path("docs/training/everyday-words.json")
+        run_study(photos, folder, result, plan, _report_progress)
     elif what == "bundle":
         ship(
             folder,

@@ -125,7 +125,7 @@ def _meanings(members: Sequence[ObjectOutline]) -> Iterator[tuple[int, ObjectOut
     """Ways to choose one of a category's objects, as places in `CHOICES`."""
     if len(members) == 1:
         yield 0, members[0]
-    if not 2 <= len(members):
+    if len(members) < 2:
         return
     for side in SIDES:
         axis, sign = (0 if side in ("left", "right") else 1), (1 if side in ("left", "top") else -1)

@@ -31,7 +31,7 @@ SIDE, STRIDE = 512, 16
 CELLS = SIDE // STRIDE
 """The longer side of a photo in pixels, and the cells of a map at `STRIDE` along it."""
 
-COLLAGES_IN_A_FILE = 25
+COLLAGES_IN_A_FILE = 20
 FEATURES = (112, 320)
 """Channels at strides 16 and 32."""
 
@@ -71,16 +71,18 @@ class FrozenEncoder:
     def __init__(self) -> None:
         self._net = EfficientNetLite0().eval()
         load_imagenet_weights(self._net)
+        self._net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         state = torch.load(weights_path(), map_location="cpu", weights_only=True)
         gain = state["_bn1.weight"] / torch.sqrt(state["_bn1.running_var"] + BATCH_NORM_EPS)
         self._head = state["_conv_head.weight"] * gain[:, None, None, None]
         self._bias = state["_bn1.bias"] - state["_bn1.running_mean"] * gain
         self._classes, self._class_bias = state["_fc.weight"], state["_fc.bias"]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __call__(self, square: Bytes) -> tuple[Tensor, Tensor, Tensor]:
-        """uint8 [S, S, 3] to features [1, 112, ..] and [1, 320, ..], and class logits [1000, ..]."""
+        """uint8 [S, S, 3] to features [1, 112, ..] and [1, 320, ..], class logits [1000, ..]."""
         pixels = torch.from_numpy(square).permute(2, 0, 1)[None].float()
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         *_, x16, x32 = self._net(pixels)
         hidden = F.relu6(F.conv2d(x32, self._head, self._bias))
         logits = torch.einsum("kc,chw->khw", self._classes, hidden[0])

@@ -35,9 +35,9 @@ class MaterialPlan:
     """How many variants of each photo are encoded, and how many collages."""
 
     full: int = 8
-    facade: int = 2
+    facade: int = 1
     partly: int = 1
-    collages: int = 1000
+    collages: int = 400
 
 
 @dataclass(frozen=True, slots=True)

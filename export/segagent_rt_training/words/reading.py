@@ -42,7 +42,7 @@ def named_objects(text: str, objects: Sequence[ObjectOutline]) -> set[int]:
     ]
     if not spoken:
         return set()
-    length, category = max(spoken)  # "computer mouse" is no "mouse", "wine glass" no "glass"
+    _, category = max(spoken)  # "computer mouse" is no "mouse", "wine glass" no "glass"
     left = [item for item in objects if item.category == category]
     rest = text.replace("most", "").split()
     if {"biggest", "largest"} & set(rest):
