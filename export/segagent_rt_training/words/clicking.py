@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -17,13 +17,14 @@ from segagent_rt.types import Click, Prediction, Segmenter
 from segagent_rt_training.photo.evaluation import HeldOutTarget, counted_iou
 from segagent_rt_training.photo.photos import IGNORED
 from segagent_rt_training.words.expressions import CHOICES, EverydayExpression
-from segagent_rt_training.words.features import CELLS, STRIDE, enlarged
+from segagent_rt_training.words.features import CELLS, SIDE, STRIDE, enlarged
 from segagent_rt_training.words.material import AskedPhoto
 from segagent_rt_training.words.net import WordsNet, batch_of
 
 Method: TypeAlias = Literal["classes", "nouns", "selector", "rule"]
-"""Where to click: the maximum of ImageNet's class logits; of the trained noun map; of the trained
-selector; or a rule applied to the segmenter's masks at the peaks of the noun map."""
+"""Where to click: the maximum of ImageNet's class logits; of the trained noun map; where there is
+something to choose, of the trained selector, or a rule for the segmenter's masks at the peaks of
+the noun map."""
 
 SUPPRESSED = 2
 """Cells round a peak that hold no other one."""
@@ -57,6 +58,7 @@ class PhotoLook:
         self.asked, self._net, self._segmenter = asked, net, segmenter
         self._batch = batch_of([asked.view])
         self._masks: dict[tuple[Click, ...], ClickedMask] = {}
+        self._heat: dict[tuple[int, int], Tensor] = {}
         with torch.no_grad():
             seen: tuple[Tensor, Tensor, Tensor] = net.nouns(self._batch)
         self._maps, presence, self._shared = seen
@@ -74,11 +76,14 @@ class PhotoLook:
         if method == "classes":
             found = enlarged(self._batch.evidence[0, said.noun])
             return torch.where(inside, found, torch.full_like(found, -30.0))
-        if method != "selector":
+        if method != "selector" or not said.choice:
             return self._maps[0, said.noun]
-        noun, choice = torch.tensor([said.noun]), torch.tensor([said.choice])
-        heat = self._net.selector(self._maps, self._shared, self._batch, noun, choice)
-        return cast(Tensor, heat)[0]
+        key = said.noun, said.choice
+        if key not in self._heat:
+            noun, choice = torch.tensor([said.noun]), torch.tensor([said.choice])
+            found = self._net.selector(self._maps, self._shared, self._batch, noun, choice)
+            self._heat[key] = found[0]
+        return self._heat[key]
 
     def noun_chance(self, said: EverydayExpression) -> Tensor:
         """Probability of the noun at each cell, [32, 32]."""
@@ -87,7 +92,7 @@ class PhotoLook:
     def click_at(self, cell: tuple[int, int], positive: bool = True) -> Click:
         """The pixel at the centre of a cell (row, column)."""
         height, width = self.asked.photo.content.labels.shape
-        size = STRIDE / 512 * max(height, width)
+        size = STRIDE / SIDE * max(height, width)
         x, y = (cell[1] + 0.5) * size, (cell[0] + 0.5) * size
         return Click(min(int(x), width - 1), min(int(y), height - 1), positive)
 
@@ -132,15 +137,14 @@ def peaks(heat: Tensor, count: int, least: float = 0.0) -> list[tuple[int, int]]
     return found
 
 
-def first_masks(
+def first_clicks(
     look: PhotoLook, said: EverydayExpression, method: Method, count: int = 1
-) -> list[ClickedMask]:
-    """The mask of the first click, and those of up to `count` - 1 other first clicks."""
+) -> list[Click]:
+    """The first click, and up to `count` - 1 others that could be it."""
     if method == "rule" and said.choice:
-        ranked = _by_rule(look, said)
-        return ranked[:count]
+        return [mask.clicks[0] for mask in _by_rule(look, said)[:count]]
     chance = torch.softmax(look.heat(said, method).flatten(), 0).view(CELLS, CELLS)
-    return [look.segment((look.click_at(cell),)) for cell in peaks(chance, count)]
+    return [look.click_at(cell) for cell in peaks(chance, count)]
 
 
 def _by_rule(look: PhotoLook, said: EverydayExpression) -> list[ClickedMask]:
@@ -180,7 +184,7 @@ def corrections(look: PhotoLook, said: EverydayExpression, first: ClickedMask) -
     """The first mask with one more click: where the noun map has more, and where it has less."""
     chance = look.noun_chance(said)
     row, column = (int(first.clicks[0].y), int(first.clicks[0].x))
-    size = STRIDE / 512 * max(look.asked.photo.content.labels.shape)
+    size = STRIDE / SIDE * max(look.asked.photo.content.labels.shape)
     at = (min(int(row / size), CELLS - 1), min(int(column / size), CELLS - 1))
     level = max(float(chance[at]), 0.2)
     steps = torch.arange(CELLS, dtype=torch.float32)

@@ -32,12 +32,14 @@ ABSENT = 6
 
 @dataclass(frozen=True, slots=True)
 class MaterialPlan:
-    """How many variants of each photo are encoded, and how many collages."""
+    """How many variants of each photo are encoded, how many photos that are labelled partly, and
+    how many collages."""
 
     full: int = 8
     facade: int = 1
     partly: int = 1
-    collages: int = 400
+    most_partly: int = 150
+    collages: int = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,8 @@ class StudyMaterial:
         found: dict[str, list[PhotoView]] = {"full": [], "facade": [], "partly": []}
         for number, photo in enumerate(self._train):
             group = _group(photo)
+            if group == "partly" and len(found[group]) >= self._plan.most_partly:
+                continue
             if group is not None:
                 found[group] += self._views(photo, getattr(self._plan, group))
             if number % 100 == 99:

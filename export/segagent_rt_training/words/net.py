@@ -94,7 +94,7 @@ class NounNet(nn.Module):
 
 
 class _Conditioned(nn.Module):
-    """A residual convolution, and attention over 2 x 2 cells, both steered by the choice."""
+    """A residual convolution and attention at stride 32, both steered by the choice."""
 
     def __init__(self, dilation: int) -> None:
         super().__init__()
@@ -107,19 +107,22 @@ class _Conditioned(nn.Module):
     def forward(self, x: Tensor, choice: Tensor) -> Tensor:
         gain, shift, gain2, shift2 = self.steer(choice)[..., None, None].chunk(4, 1)
         x = x + F.relu(self.conv(x) * (1 + gain) + shift)
-        small = self.norm(F.avg_pool2d(x, 2)) * (1 + gain2) + shift2
+        small = self.norm(x) * (1 + gain2) + shift2
         tokens = small.flatten(2).transpose(1, 2)  # [B, 256, 32]
         key, value = self.key_value(tokens).chunk(2, 2)
         query, key, value = (
             t.unflatten(2, (2, -1)).transpose(1, 2) for t in (self.query(tokens), key, value)
         )
         mixed = F.scaled_dot_product_attention(query, key, value)
-        mixed = self.out(mixed.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, (16, 16))
-        return x + enlarged(F.relu(mixed))
+        mixed = self.out(mixed.transpose(1, 2).flatten(2)).transpose(1, 2)
+        return x + F.relu(mixed.unflatten(2, x.shape[2:]))
 
 
 class Selector(nn.Module):
-    """A noun's map and a choice among its objects to logits of the first click, [B, 32, 32]."""
+    """A noun's map and a choice among its objects to logits of the first click, [B, 32, 32].
+
+    What is added to the noun's map is computed at stride 32.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,11 +138,11 @@ class Selector(nn.Module):
         own = maps[at, noun][:, None]
         evidence = enlarged(batch.evidence[at, noun][:, None])
         seen = [shared, own.clamp(-8, 8) / 4, torch.sigmoid(own), evidence / 4, batch.places]
-        x = F.relu(self.enter(torch.cat(seen, 1)))
+        x = F.relu(self.enter(F.avg_pool2d(torch.cat(seen, 1), 2)))
         for block in self.blocks:
             x = block(x, choice)
         inside = batch.places[:, 2] > 0
-        heat = self.gain * own[:, 0] + self.leave(x)[:, 0]
+        heat = self.gain * own[:, 0] + enlarged(self.leave(x))[:, 0]
         return torch.where(inside, heat, torch.full_like(heat, OUTSIDE))
 
 

@@ -20,12 +20,11 @@ from segagent_rt.runtime import load
 from segagent_rt.types import Segmenter
 from segagent_rt_training.photo.photos import IGNORED
 from segagent_rt_training.words.clicking import (
-    ClickedMask,
     MaskRater,
     Method,
     PhotoLook,
     corrections,
-    first_masks,
+    first_clicks,
     fit_rater,
     mask_numbers,
 )
@@ -39,6 +38,9 @@ from segagent_rt_training.words.vocabulary import NOUNS
 METHODS: tuple[Method, ...] = ("classes", "nouns", "selector", "rule")
 RESTARTS = 3
 """First clicks that the loop may try."""
+
+RATED = 4
+"""Expressions of each training photo whose masks the rating is fitted to."""
 
 RESAMPLES = 1000
 FALSE_REFUSALS = 0.12
@@ -59,8 +61,8 @@ class StudyPlan:
 
 @dataclass(frozen=True, slots=True)
 class AnsweredExpression:
-    """An expression with what came of it: `first` is the mask of the first click, `masks` all masks
-    that the loop considered, beginning with it, as (rating, true IoU)."""
+    """An expression with what came of it: whether the first click hit, and of all masks that the
+    loop considered (rating, true IoU), beginning with that of the first click."""
 
     photo: str
     said: EverydayExpression
@@ -81,31 +83,31 @@ class AnsweredExpression:
 def answer(
     looks: Iterable[PhotoLook], method: Method, rater: MaskRater | None
 ) -> list[AnsweredExpression]:
-    """Click for every expression; with a rater, try other masks, too."""
+    """Click for every expression; with a rater, make masks and try others, too."""
     found = []
     for look in looks:
         for said in look.asked.expressions:
-            masks = first_masks(look, said, method, 1 if rater is None else RESTARTS)
+            clicks = first_clicks(look, said, method, RESTARTS)
+            rated: tuple[tuple[float, float], ...] = ()
             if rater is not None:
+                masks = [look.segment((click,)) for click in clicks]
                 masks += corrections(look, said, masks[0])
-            rated = tuple((_rating(rater, look, said, m), look.iou(m, said)) for m in masks)
-            hit = look.hits(masks[0].clicks[0], said)
-            found.append(AnsweredExpression(look.asked.photo.entry["name"], said, hit, rated))
+                rated = tuple(
+                    (rater.rate(mask_numbers(look, said, m)), look.iou(m, said)) for m in masks
+                )
+            name, hit = look.asked.photo.entry["name"], look.hits(clicks[0], said)
+            found.append(AnsweredExpression(name, said, hit, rated))
     return found
-
-
-def _rating(
-    rater: MaskRater | None, look: PhotoLook, said: EverydayExpression, mask: ClickedMask
-) -> float:
-    return mask.score if rater is None else rater.rate(mask_numbers(look, said, mask))
 
 
 def rating_examples(looks: Iterable[PhotoLook], seed: int) -> list[tuple[list[float], float]]:
     """Masks of first clicks, of corrections, and of clicks on other objects, with their IoU."""
     rows, rng = [], random.Random(f"words-rating/{seed}")
     for look in looks:
-        for said in look.asked.expressions:
-            masks = first_masks(look, said, "selector", RESTARTS)
+        some = list(look.asked.expressions)
+        for said in rng.sample(some, min(RATED, len(some))):
+            clicks = first_clicks(look, said, "selector", RESTARTS)
+            masks = [look.segment((click,)) for click in clicks]
             masks += corrections(look, said, masks[0])
             for cover in rng.sample(
                 list(look.asked.view.cover), min(2, len(look.asked.view.cover))
@@ -117,7 +119,8 @@ def rating_examples(looks: Iterable[PhotoLook], seed: int) -> list[tuple[list[fl
 
 
 def figures(answers: Sequence[AnsweredExpression], gain: float | None) -> dict[str, Any]:
-    """Rows 1, 2, 3 and 5 of the study: means with 95 % ranges over resampled photos."""
+    """First clicks inside the object, and with masks also their IoU and ratings: means with 95 %
+    ranges over resampled photos."""
     kinds = {
         "only_of_its_category": [a for a in answers if a.said.kind == "bare"],
         "position_size_ordinal": [a for a in answers if a.said.kind != "bare"],
@@ -128,8 +131,8 @@ def figures(answers: Sequence[AnsweredExpression], gain: float | None) -> dict[s
     for kind in ("position", "size", "ordinal"):
         hits = [(a.photo, float(a.hit)) for a in answers if a.said.kind == kind]
         out["position_size_ordinal"][kind] = _mean(hits)
-    out["first_miou"] = _mean([(a.photo, a.first[1]) for a in answers])
     if gain is not None:
+        out["first_miou"] = _mean([(a.photo, a.first[1]) for a in answers])
         out["loop_miou"] = _mean([(a.photo, a.looped(gain)[1]) for a in answers])
         gained = [(a.photo, a.looped(gain)[1] - a.first[1]) for a in answers]
         out["loop_gain"] = _mean(gained)
@@ -253,7 +256,7 @@ class WordsStudy:
             for method in METHODS:
                 if name == "with-collages" or method != "classes":
                     choices[f"{method} {name}"] = figures(answer(looks, method, None), None)
-            self._report(f"chose among methods of {name}")
+                    self._report(f"{method} {name}: {choices[f'{method} {name}']}")
         best, method = self._best(choices)
         net = nets[best]
         choosing = self._looks(self._choosing, net)

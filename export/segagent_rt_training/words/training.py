@@ -24,7 +24,7 @@ class WordsRecipe:
     labelled photos and of collages."""
 
     seed: int = 0
-    steps: int = 700
+    steps: int = 500
     views: int = 12
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
@@ -94,7 +94,7 @@ def train_words(
 def _step_losses(net: WordsNet, drawn: Pool, rng: random.Random) -> dict[str, torch.Tensor]:
     rows, said, covers = [], [], []
     for at, (view, expressions) in enumerate(drawn):
-        for _ in range(2 if expressions else 0):
+        if expressions:
             expression = draw_expression(expressions, rng)
             label = [item.label for item in view.objects].index(expression.target)
             rows.append(at)
