@@ -83,8 +83,8 @@ parking meter | parking meters | | 704
 skis | pairs of skis | | 795
 elephant | elephants | | 101 385 386
 """
-"""Chosen by instances in photos of the training split whose objects are all labelled, and by
-classes behind them: one instance and a class, or eight instances."""
+"""Chosen by instances in photos of the training split whose objects are all labelled, crowds
+included, and by classes behind them: one instance and a class, or eight instances."""
 
 
 def _rows(table: str) -> Iterator[EverydayNoun]:
