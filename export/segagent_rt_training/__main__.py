@@ -149,9 +149,9 @@ def command(  # noqa: C901, PLR0913 (a command has as many options as it needs)
         from segagent_rt_training.words.study import StudyPlan, run_study
         from segagent_rt_training.words.training import WordsRecipe
 
-        plan = StudyPlan(recipe=WordsRecipe(seed))
+        study = StudyPlan(recipe=WordsRecipe(seed))
         result = output or Path("docs/training/everyday-words.json")
-        run_study(photos, folder, result, plan, _report_progress)
+        run_study(photos, folder, result, study, _report_progress)
     elif what == "bundle":
         ship(
             folder,
