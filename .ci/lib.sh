@@ -12,9 +12,14 @@ step() {
 
 fresh() { # fresh NAME [PYTHON]: an empty virtual environment
     "${2:-$python}" -m venv "$work/$1"
-    "$work/$1/bin/pip" install -q --upgrade pip uv
+    "$work/$1/bin/pip" install -q --upgrade pip
 }
 
-add() { # add NAME ARGUMENT...: install by uv, in a tenth of pip's time; uv reads no settings of pip
-    "$work/$1/bin/uv" pip install -q --python "$work/$1/bin/python" "${@:2}"
+uv() { # from an environment of its own, made at the first call; uv reads no settings of pip
+    [ -x "$work/uv/bin/uv" ] || { fresh uv && "$work/uv/bin/pip" install -q uv; }
+    "$work/uv/bin/uv" "$@"
+}
+
+add() { # add NAME ARGUMENT...: install by uv, which is faster than pip
+    uv pip install -q --python "$work/$1/bin/python" "${@:2}"
 }

@@ -66,9 +66,10 @@ def measure_card(device: str) -> dict[str, float]:
     b = torch.randn(side, side, device=device, dtype=torch.bfloat16)
     copied = _best(device, lambda: target.copy_(source))
     product = _best(device, lambda: a @ b)
+    # Digits, not decimals: a slow CPU's rate must not become 0, since shares are divided by it.
     return {
         "gbytes_per_second": float(f"{2 * source.nbytes / copied / 1e9:.4g}"),
-        "tflops": float(f"{2 * side**3 / product / 1e12:.4g}"),  # a busy CPU has few
+        "tflops": float(f"{2 * side**3 / product / 1e12:.4g}"),
     }
 
 

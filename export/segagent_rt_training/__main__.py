@@ -119,6 +119,8 @@ def command(  # noqa: C901, PLR0913 (a command has as many options as it needs)
         from segagent_rt_training.photo.batches import BatchPlan
         from segagent_rt_training.photo.training import photo_recipe, train_photo
 
+        if not 0 < longest[0] <= longest[1]:
+            raise typer.BadParameter("--longest takes two sizes above 0, the smaller one first")
         plan = BatchPlan(seed, side=crop, images=crops, longest=longest)
         recipe = photo_recipe(hours, plan, start)
         train_photo(recipe, photos, folder, processes, start)
@@ -131,6 +133,8 @@ def command(  # noqa: C901, PLR0913 (a command has as many options as it needs)
             trained_weights,
         )
 
+        if mix is not None and start is None:
+            raise typer.BadParameter("--mix needs the bundle that training began with: --init")
         if start is None:
             weights = trained_weights(folder)
         elif mix is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -257,6 +259,22 @@ def test_a_training_is_not_mixed_with_a_bundle_that_it_did_not_begin_with(
     training.PhotoTraining(recipe, tmp_path, training.WorkerGroup()).save()
     with pytest.raises(CheckpointInvalid, match="did not begin with"):
         mixed_weights(tmp_path, shipped, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["photo-bundle", "--mix", "0.5"], "--init"),
+        (["photo", "--longest", "600", "240"], "--longest"),
+        (["photo", "--longest", "0", "240"], "--longest"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_in_a_sentence(options, reason):
+    command = [sys.executable, "-m", "segagent_rt_training", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_activations_are_rounded_to_the_levels_of_the_export_only_where_asked_for():

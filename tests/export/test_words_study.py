@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from segagent_rt_training.photo.photos import read_index  # noqa: E402
+from segagent_rt_training.photo.photos import load_photos, read_index  # noqa: E402
 from segagent_rt_training.words import expressions, study  # noqa: E402
 from segagent_rt_training.words.clicking import peaks  # noqa: E402
 from segagent_rt_training.words.expressions import (  # noqa: E402
@@ -24,10 +24,10 @@ from segagent_rt_training.words.expressions import (  # noqa: E402
     outlines,
 )
 from segagent_rt_training.words.features import varied  # noqa: E402
-from segagent_rt_training.words.material import MaterialPlan, StudyMaterial  # noqa: E402
+from segagent_rt_training.words.material import MaterialPlan  # noqa: E402
 from segagent_rt_training.words.reading import ObjectOutline, named_objects  # noqa: E402
 from segagent_rt_training.words.training import WordsRecipe  # noqa: E402
-from segagent_rt_training.words.vocabulary import INDEX, NOUNS, known_words  # noqa: E402
+from segagent_rt_training.words.vocabulary import INDEX, NOUNS  # noqa: E402
 
 pytestmark = pytest.mark.export
 
@@ -50,7 +50,7 @@ def random_objects(seed):
 
 
 def test_nouns_are_many_and_their_words_mean_one_thing():
-    words = list(known_words())
+    words = [word for noun in NOUNS for word in noun.words]
     assert len(NOUNS) >= 40
     assert len(words) == len(set(words))
     assert all(0 <= number < 1000 for noun in NOUNS for number in noun.classes)
@@ -167,9 +167,8 @@ def photos(tmp_path):
     return folder
 
 
-def test_a_mirrored_photo_is_told_from_its_own_labels(photos, tmp_path):
-    material = StudyMaterial(photos, tmp_path / "cache", MaterialPlan(), print)
-    content = material._train[0].content
+def test_labels_are_mirrored_with_their_photo(photos):
+    content = load_photos(photos, "train")[0].content
     mirrored = varied(content, 1, random.Random(0))
     np.testing.assert_array_equal(mirrored.labels[:, ::-1], content.labels)
     np.testing.assert_array_equal(mirrored.image[:, ::-1], content.image)

@@ -127,9 +127,9 @@ def mixed_weights(training: Path, bundle: Bundle, share: float) -> PhotoWeights:
     return PhotoWeights(
         trained.net,
         {
-            "runs": [*before.origin["runs"], *trained.origin["runs"]],
-            "steps": before.origin["steps"] + trained.origin["steps"],
-            "hours": round(before.origin["hours"] + trained.origin["hours"], 2),
+            "runs": [*before.origin.get("runs", ()), *trained.origin["runs"]],
+            "steps": before.origin.get("steps", 0) + trained.origin["steps"],
+            "hours": round(before.origin.get("hours", 0.0) + trained.origin["hours"], 2),
             "share_of_the_last_training": share,
         },
     )

@@ -56,7 +56,7 @@ class EverydayExpression:
 
     @property
     def kind(self) -> PhraseKind:
-        """Which row of the study it belongs to."""
+        """How the object is chosen among those of its noun; `bare` if it is the only one."""
         name = CHOICES[self.choice]
         if name == "bare":
             return "bare"

@@ -1,7 +1,7 @@
-"""An independent reader of everyday expressions: text and objects in, the named objects out.
+"""Finds the objects that an everyday expression names: a check on the grammar that made it.
 
-It knows the nouns, and shares neither the grammar nor the measures of `expressions`: it goes by
-boxes and without margins, so an expression that both understand alike leaves little doubt.
+It shares only the nouns with `expressions`. It compares boxes and needs no margins, where the
+grammar compares centres of mass, so an expression that both understand alike leaves little doubt.
 """
 
 from __future__ import annotations
@@ -35,14 +35,11 @@ def named_objects(text: str, objects: Sequence[ObjectOutline]) -> set[int]:
     """The labels of all objects that a text can mean; none if a noun is unknown."""
     words = f" {text} "
     spoken = [
-        (len(word), noun.category)
-        for noun in NOUNS
-        for word in (noun.category, noun.plural, *noun.synonyms)
-        if f" {word} " in words
+        (len(word), noun.category) for noun in NOUNS for word in noun.words if f" {word} " in words
     ]
     if not spoken:
         return set()
-    _, category = max(spoken)  # "computer mouse" is no "mouse", "wine glass" no "glass"
+    _, category = max(spoken)  # the longest noun, as "computer mouse"
     left = [item for item in objects if item.category == category]
     rest = text.replace("most", "").split()
     if {"biggest", "largest"} & set(rest):

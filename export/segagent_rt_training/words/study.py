@@ -205,7 +205,7 @@ def absence(
 
 
 def oracle_figures(looks: Sequence[PhotoLook]) -> dict[str, Any]:
-    """What the segmenter makes of a perfect first click on the same objects."""
+    """Mean IoU of the segmenter's masks if the oracle annotator makes the first click."""
     rows = []
     for look in looks:
         labels = look.asked.photo.content.labels
@@ -241,7 +241,11 @@ class WordsStudy:
         return [PhotoLook(photo, net, self._segmenter) for photo in photos]
 
     def run(self) -> dict[str, Any]:
-        """Train, choose, measure: the study's result."""
+        """Train nets, choose one and a method, and measure them on validation photos.
+
+        Returns:
+            The result, ready for JSON.
+        """
         nets = {
             name: train_words(self._plan.recipe, views, self._folder / f"{name}.pt", self._report)
             for name, views in (

@@ -46,7 +46,7 @@ def train_words(
     path: Path,
     report_progress: Callable[[str], None],
 ) -> WordsNet:
-    """Train a net, or read the one that an earlier run with the same recipe left.
+    """Train a net, or read the one that an earlier run with the same recipe and material left.
 
     Args:
         recipe: what to do.
@@ -56,9 +56,10 @@ def train_words(
     """
     torch.manual_seed(recipe.seed)
     net = WordsNet()
+    made_from = repr((asdict(recipe), {name: len(some) for name, some in views.items()}))
     if path.exists():
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["recipe"] == repr(asdict(recipe)):
+        if state["made_from"] == made_from:
             net.load_state_dict(state["net"])
             return net.eval()
     rng = random.Random(f"words-training/{recipe.seed}")
@@ -87,7 +88,7 @@ def train_words(
             shown = {name: round(value, 3) for name, value in means.items()}
             report_progress(f"{path.stem} {step + 1} {shown} {time.process_time() - began:.0f} s")
     net.eval()
-    torch.save({"net": net.state_dict(), "recipe": repr(asdict(recipe))}, path)
+    torch.save({"net": net.state_dict(), "made_from": made_from}, path)
     return net
 
 

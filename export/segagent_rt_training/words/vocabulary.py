@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class EverydayNoun:
-    """A category of the training photos.
+    """A category of the training photos, and the words for it.
 
     Attributes:
         category: its name in the index of photos; also its singular.
@@ -21,6 +21,11 @@ class EverydayNoun:
     plural: str
     synonyms: tuple[str, ...]
     classes: tuple[int, ...]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Singular, plural and synonyms."""
+        return self.category, self.plural, *self.synonyms
 
 
 _TABLE = """
@@ -98,8 +103,3 @@ def _rows(table: str) -> Iterator[EverydayNoun]:
 NOUNS = tuple(_rows(_TABLE))
 INDEX = {noun.category: at for at, noun in enumerate(NOUNS)}
 """Each category's place in `NOUNS`."""
-
-
-def known_words() -> Iterable[str]:
-    """Every singular, plural and synonym."""
-    return (word for n in NOUNS for word in (n.category, n.plural, *n.synonyms))
