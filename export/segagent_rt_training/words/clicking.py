@@ -1,4 +1,4 @@
-"""From an expression to clicks and masks: four ways to click, a rating, and a second look."""
+"""From an expression to clicks and masks: four ways to click, corrections, and a rating."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segagent_rt.types import Click, Prediction, Segmenter
+from segagent_rt.types import Box, Click, Prediction, Segmenter
 from segagent_rt_training.photo.evaluation import HeldOutTarget, counted_iou
 from segagent_rt_training.photo.photos import IGNORED
 from segagent_rt_training.words.expressions import CHOICES, EverydayExpression
@@ -26,6 +27,9 @@ Method: TypeAlias = Literal["classes", "nouns", "selector", "rule"]
 something to choose, of the trained selector, or a rule for the segmenter's masks at the peaks of
 the noun map."""
 
+RESTARTS = 3
+"""First clicks that the loop may try."""
+
 SUPPRESSED = 2
 """Cells round a peak that hold no other one."""
 
@@ -33,15 +37,23 @@ MOST_OBJECTS, LEAST_PEAK, SAME = 8, 0.35, 0.5
 """The rule looks at this many peaks, of at least this share of the highest; masks that overlap more
 than `SAME` are one object."""
 
+REGION = 0.4
+"""Cells round a click belong to its object if they have at least this share of its probability."""
+
+NUMBERS = 10
+"""What a rating is made of."""
+
 WRONG_CELLS = 3.0
 """A correction is clicked where at least this much of a map, in cells, disagrees with the mask."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClickedMask:
-    """Clicks, the mask that the segmenter made of them, and the cells that it covers [32, 32]."""
+    """Clicks and perhaps a box, the mask that the segmenter made of them, and the cells that it
+    covers [32, 32]."""
 
     clicks: tuple[Click, ...]
+    box: Box | None
     prediction: Prediction
     cover: Tensor
 
@@ -52,16 +64,22 @@ class ClickedMask:
 
 
 class PhotoLook:
-    """A photo as the nets and the segmenter see it; both encode it once."""
+    """A photo as the nets and the segmenter see it; both encode it once.
 
-    def __init__(self, asked: AskedPhoto, net: WordsNet, segmenter: Segmenter) -> None:
-        self.asked, self._net, self._segmenter = asked, net, segmenter
+    Args:
+        asked: the photo.
+        nets: nets of one recipe with several seeds; their logits are averaged.
+        segmenter: what makes masks of clicks.
+    """
+
+    def __init__(self, asked: AskedPhoto, nets: Sequence[WordsNet], segmenter: Segmenter) -> None:
+        self.asked, self._nets, self._segmenter = asked, nets, segmenter
         self._batch = batch_of([asked.view])
-        self._masks: dict[tuple[Click, ...], ClickedMask] = {}
+        self._masks: dict[tuple[tuple[Click, ...], Box | None], ClickedMask] = {}
         self._heat: dict[tuple[int, int], Tensor] = {}
         with torch.no_grad():
-            seen: tuple[Tensor, Tensor, Tensor] = net.nouns(self._batch)
-        self._maps, presence, self._shared = seen
+            self._seen: list[tuple[Tensor, Tensor, Tensor]] = [n.nouns(self._batch) for n in nets]
+        self._maps, presence = (torch.stack([s[at] for s in self._seen]).mean(0) for at in (0, 1))
         self.presence = presence[0]
         self.class_evidence = self._batch.evidence[0].amax((1, 2))
 
@@ -81,27 +99,54 @@ class PhotoLook:
         key = said.noun, said.choice
         if key not in self._heat:
             noun, choice = torch.tensor([said.noun]), torch.tensor([said.choice])
-            found = self._net.selector(self._maps, self._shared, self._batch, noun, choice)
-            self._heat[key] = found[0]
+            heats = [
+                net.selector(maps, shared, self._batch, noun, choice)[0]
+                for net, (maps, _, shared) in zip(self._nets, self._seen, strict=True)
+            ]
+            self._heat[key] = torch.stack(heats).mean(0)
         return self._heat[key]
 
     def noun_chance(self, said: EverydayExpression) -> Tensor:
         """Probability of the noun at each cell, [32, 32]."""
         return torch.sigmoid(self._maps[0, said.noun])
 
+    @property
+    def cell_size(self) -> float:
+        """Pixels of the photo along a cell."""
+        height, width = self.asked.photo.content.labels.shape
+        return float(STRIDE / SIDE * max(height, width))
+
     def click_at(self, cell: tuple[int, int], positive: bool = True) -> Click:
         """The pixel at the centre of a cell (row, column)."""
         height, width = self.asked.photo.content.labels.shape
-        size = STRIDE / SIDE * max(height, width)
-        x, y = (cell[1] + 0.5) * size, (cell[0] + 0.5) * size
+        x, y = (cell[1] + 0.5) * self.cell_size, (cell[0] + 0.5) * self.cell_size
         return Click(min(int(x), width - 1), min(int(y), height - 1), positive)
 
-    def segment(self, clicks: tuple[Click, ...], prior: Prediction | None = None) -> ClickedMask:
-        """The segmenter's mask for clicks."""
-        if clicks not in self._masks:
-            prediction = self._segmenter.decode(self._embedding, list(clicks), prior=prior)
-            self._masks[clicks] = ClickedMask(clicks, prediction, self._cover(prediction))
-        return self._masks[clicks]
+    def cell_of(self, click: Click) -> tuple[int, int]:
+        """The cell (row, column) that holds a click."""
+        row, column = int(click.y / self.cell_size), int(click.x / self.cell_size)
+        return min(row, CELLS - 1), min(column, CELLS - 1)
+
+    def box_of(self, cells: Tensor) -> Box:
+        """The pixels that cells, bool [32, 32] with at least one true, reach to."""
+        height, width = self.asked.photo.content.labels.shape
+        rows, columns = (torch.nonzero(cells.any(axis))[:, 0] for axis in (1, 0))
+        left, top = (int(int(each[0]) * self.cell_size) for each in (columns, rows))
+        right, bottom = ((int(each[-1]) + 1) * self.cell_size for each in (columns, rows))
+        return Box(left, top, min(int(right), width - 1), min(int(bottom), height - 1))
+
+    def segment(
+        self,
+        clicks: tuple[Click, ...],
+        prior: Prediction | None = None,
+        box: Box | None = None,
+    ) -> ClickedMask:
+        """The segmenter's mask for clicks, or for a box with clicks."""
+        key = clicks, box
+        if key not in self._masks:
+            prediction = self._segmenter.decode(self._embedding, list(clicks), prior=prior, box=box)
+            self._masks[key] = ClickedMask(clicks, box, prediction, self._cover(prediction))
+        return self._masks[key]
 
     def _cover(self, prediction: Prediction) -> Tensor:
         height, width = self.asked.photo.content.labels.shape
@@ -181,17 +226,15 @@ def _measure(mask: ClickedMask, word: str) -> float:
 
 
 def corrections(look: PhotoLook, said: EverydayExpression, first: ClickedMask) -> list[ClickedMask]:
-    """The first mask with one more click: where the noun map has more, and where it has less."""
-    chance = look.noun_chance(said)
-    row, column = (int(first.clicks[0].y), int(first.clicks[0].x))
-    size = STRIDE / SIDE * max(look.asked.photo.content.labels.shape)
-    at = (min(int(row / size), CELLS - 1), min(int(column / size), CELLS - 1))
+    """The first click with a box round what the noun map has there; and the first mask with one
+    more click: where the noun map has more, and where it has less."""
+    chance, at = look.noun_chance(said), look.cell_of(first.clicks[0])
     level = max(float(chance[at]), 0.2)
     steps = torch.arange(CELLS, dtype=torch.float32)
     far = ((steps[:, None] - at[0]) ** 2 + (steps[None] - at[1]) ** 2).sqrt()
     missing = (chance / level).clamp(max=1) * (1 - first.cover) * torch.exp(-far / 6)
     surplus = first.cover * (1 - chance / level).clamp(min=0)
-    found = []
+    found = [look.segment(first.clicks, box=look.box_of(region_at(chance, at)))]
     for wrong, positive in ((missing, True), (surplus, False)):
         if float(wrong.sum()) >= WRONG_CELLS:
             (cell,) = peaks(wrong, 1)
@@ -201,6 +244,13 @@ def corrections(look: PhotoLook, said: EverydayExpression, first: ClickedMask) -
     return found
 
 
+def region_at(chance: Tensor, at: tuple[int, int]) -> Tensor:
+    """The connected cells round `at` whose probability is not much lower: bool [32, 32]."""
+    high = (chance >= REGION * chance[at]).numpy().astype(np.uint8)
+    _, regions = cv2.connectedComponents(high, connectivity=4)
+    return torch.from_numpy(regions == regions[at])
+
+
 class MaskRater(nn.Module):
     """Numbers about a mask and an expression to the IoU that the mask probably has."""
 
@@ -208,7 +258,7 @@ class MaskRater(nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         self.layers = nn.Sequential(
-            nn.BatchNorm1d(9), nn.Linear(9, 24), nn.ReLU(), nn.Linear(24, 1)
+            nn.BatchNorm1d(NUMBERS), nn.Linear(NUMBERS, 24), nn.ReLU(), nn.Linear(24, 1)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -221,7 +271,7 @@ class MaskRater(nn.Module):
 
 
 def mask_numbers(look: PhotoLook, said: EverydayExpression, found: ClickedMask) -> list[float]:
-    """What a rating is made of: nine plain numbers."""
+    """What a rating is made of: plain numbers."""
     chance = look.noun_chance(said)
     heat = torch.softmax(look.heat(said, "selector").flatten(), 0).view(CELLS, CELLS)
     cover, area = found.cover, float(found.cover.sum()) + 1e-3
@@ -236,7 +286,22 @@ def mask_numbers(look: PhotoLook, said: EverydayExpression, found: ClickedMask) 
         float(look.presence[said.noun]),
         math.log(area),
         float(len(found.clicks)),
+        float(found.box is not None),
     ]
+
+
+def masks_of(look: PhotoLook, said: EverydayExpression, method: Method) -> list[ClickedMask]:
+    """The masks that the loop considers, beginning with that of the first click."""
+    masks = [look.segment((click,)) for click in first_clicks(look, said, method, RESTARTS)]
+    return masks + corrections(look, said, masks[0])
+
+
+def considered_masks(
+    look: PhotoLook, said: EverydayExpression, method: Method, rater: MaskRater
+) -> list[tuple[float, ClickedMask]]:
+    """The masks that the loop considers, with their ratings."""
+    masks = masks_of(look, said, method)
+    return [(rater.rate(mask_numbers(look, said, mask)), mask) for mask in masks]
 
 
 def fit_rater(rows: Sequence[tuple[Sequence[float], float]], seed: int, steps: int) -> MaskRater:

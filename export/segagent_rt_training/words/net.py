@@ -10,6 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segagent_rt_export.families.photo_net.efficientnet import (
+    TAPPED,
+    EfficientNetLite0,
+    load_imagenet_weights,
+)
 from segagent_rt_training.words.expressions import CHOICES, EverydayExpression
 from segagent_rt_training.words.features import CELLS, FEATURES, PhotoView, enlarged, place_maps
 from segagent_rt_training.words.vocabulary import INDEX, NOUNS
@@ -59,14 +64,28 @@ def batch_of(views: Sequence[PhotoView]) -> ViewBatch:
     return ViewBatch(x16, x32, evidence, overall, places, truth, counted, asked)
 
 
+def late_stages() -> nn.Sequential:
+    """The encoder's stages from stride 16 to stride 32, with ImageNet weights; their depthwise
+    convolutions stay frozen."""
+    encoder = EfficientNetLite0()
+    load_imagenet_weights(encoder)
+    encoder.freeze(0)
+    return nn.Sequential(*encoder.stages[TAPPED[-2] + 1 :])
+
+
 class NounNet(nn.Module):
     """Frozen features to logits of every noun at every cell, and of its presence.
 
     The evidence of ImageNet's classes is where it begins; everything learned is added to it.
+
+    Args:
+        trained_stages: whether the encoder's stages at stride 32 are trained too, from their
+            ImageNet weights.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, trained_stages: bool = False) -> None:
         super().__init__()
+        self.late = late_stages() if trained_stages else None
         self.enter16, self.enter32 = (nn.Conv2d(width, WIDTH, 1) for width in FEATURES)
         self.norm = nn.BatchNorm2d(WIDTH)
         self.context = nn.Sequential(
@@ -84,7 +103,8 @@ class NounNet(nn.Module):
     def forward(self, batch: ViewBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [B, N, 32, 32] and [B, N], and features [B, 16, 32, 32] for the selector."""
         inside = batch.places[:, 2:3]
-        x = F.relu(self.norm(self.enter16(batch.x16) + enlarged(self.enter32(batch.x32))))
+        x32 = batch.x32 if self.late is None else self.late(batch.x16)
+        x = F.relu(self.norm(self.enter16(batch.x16) + enlarged(self.enter32(x32))))
         x = self.drop(x + self.context(x)) * inside
         maps = self.gain[0] * enlarged(batch.evidence) + self.score(x)
         maps = torch.where(inside > 0, maps, torch.full_like(maps, OUTSIDE))
@@ -149,9 +169,9 @@ class Selector(nn.Module):
 class WordsNet(nn.Module):
     """Both nets; training and measuring go through it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, trained_stages: bool = False) -> None:
         super().__init__()
-        self.nouns, self.selector = NounNet(), Selector()
+        self.nouns, self.selector = NounNet(trained_stages=trained_stages), Selector()
 
     def losses(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,23 @@ from segagent_rt_training.words.clicking import (
     MaskRater,
     Method,
     PhotoLook,
-    corrections,
+    considered_masks,
     first_clicks,
     fit_rater,
     mask_numbers,
+    masks_of,
 )
 from segagent_rt_training.words.expressions import EverydayExpression
 from segagent_rt_training.words.features import PhotoView
+from segagent_rt_training.words.gallery import write_gallery
 from segagent_rt_training.words.material import AskedPhoto, MaterialPlan, StudyMaterial
 from segagent_rt_training.words.net import WordsNet
 from segagent_rt_training.words.training import WordsRecipe, train_words
 from segagent_rt_training.words.vocabulary import NOUNS
 
 METHODS: tuple[Method, ...] = ("classes", "nouns", "selector", "rule")
-RESTARTS = 3
-"""First clicks that the loop may try."""
+ROWS = ("only_of_its_category", "position_size_ordinal")
+"""What first clicks are reported for."""
 
 RATED = 4
 """Expressions of each training photo whose masks the rating is fitted to."""
@@ -56,7 +58,21 @@ class StudyPlan:
 
     material: MaterialPlan = field(default_factory=MaterialPlan)
     recipe: WordsRecipe = field(default_factory=WordsRecipe)
+    seeds: int = 3
+    """Nets of each kind, which answer together; their seeds follow that of the recipe."""
+    longer: int = 3
+    """How many times as many steps the kind `longer` is trained."""
     rater_steps: int = 1500
+
+    def recipes(self) -> dict[str, WordsRecipe]:
+        """The kinds of nets that are compared."""
+        photos_only = replace(self.recipe, shares=(*self.recipe.shares[:3], 0.0))
+        return {
+            "with-collages": self.recipe,
+            "without-collages": photos_only,
+            "longer": replace(self.recipe, steps=self.longer * self.recipe.steps),
+            "trained-stages": replace(self.recipe, trained_stages=True),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +103,12 @@ def answer(
     found = []
     for look in looks:
         for said in look.asked.expressions:
-            clicks = first_clicks(look, said, method, RESTARTS)
+            (click,) = first_clicks(look, said, method)
             rated: tuple[tuple[float, float], ...] = ()
             if rater is not None:
-                masks = [look.segment((click,)) for click in clicks]
-                masks += corrections(look, said, masks[0])
-                rated = tuple(
-                    (rater.rate(mask_numbers(look, said, m)), look.iou(m, said)) for m in masks
-                )
-            name, hit = look.asked.photo.entry["name"], look.hits(clicks[0], said)
+                masks = considered_masks(look, said, method, rater)
+                rated = tuple((rating, look.iou(mask, said)) for rating, mask in masks)
+            name, hit = look.asked.photo.entry["name"], look.hits(click, said)
             found.append(AnsweredExpression(name, said, hit, rated))
     return found
 
@@ -106,9 +119,7 @@ def rating_examples(looks: Iterable[PhotoLook], seed: int) -> list[tuple[list[fl
     for look in looks:
         some = list(look.asked.expressions)
         for said in rng.sample(some, min(RATED, len(some))):
-            clicks = first_clicks(look, said, "selector", RESTARTS)
-            masks = [look.segment((click,)) for click in clicks]
-            masks += corrections(look, said, masks[0])
+            masks = masks_of(look, said, "selector")
             for cover in rng.sample(
                 list(look.asked.view.cover), min(2, len(look.asked.view.cover))
             ):
@@ -218,6 +229,12 @@ def oracle_figures(looks: Sequence[PhotoLook]) -> dict[str, Any]:
     return _mean(rows)
 
 
+def seed_figures(looks: Iterable[PhotoLook]) -> dict[str, float]:
+    """Means of rows 1 and 2 of one net."""
+    found = figures(answer(looks, "selector", None), None)
+    return {row: found[row].get("mean", 0.0) for row in ROWS}
+
+
 class WordsStudy:
     """All that one run of the study needs; every step keeps its result in a folder."""
 
@@ -237,48 +254,55 @@ class WordsStudy:
         self._views: dict[str, list[PhotoView]] = material.training()
         self._views["collage"] = material.collages()
 
-    def _looks(self, photos: Sequence[AskedPhoto], net: WordsNet) -> list[PhotoLook]:
-        return [PhotoLook(photo, net, self._segmenter) for photo in photos]
+    def _looks(self, photos: Sequence[AskedPhoto], nets: Sequence[WordsNet]) -> list[PhotoLook]:
+        return [PhotoLook(photo, nets, self._segmenter) for photo in photos]
 
-    def run(self) -> dict[str, Any]:
-        """Train nets, choose one and a method, and measure them on validation photos.
+    def train(self, kind: str, seed: int) -> WordsNet:
+        """The net of a kind and a seed, trained now or by an earlier run."""
+        recipe = replace(self._plan.recipes()[kind], seed=seed)
+        path = self._folder / f"{kind}-{seed}.pt"
+        return train_words(recipe, self._views, path, self._report)
+
+    def run(self, gallery: Path) -> dict[str, Any]:
+        """Train nets, choose a kind and a method, and measure them on validation photos.
+
+        Args:
+            gallery: the JPEG file for a picture of results drawn at random.
 
         Returns:
             The result, ready for JSON.
         """
+        first = self._plan.recipe.seed
         nets = {
-            name: train_words(self._plan.recipe, views, self._folder / f"{name}.pt", self._report)
-            for name, views in (
-                ("with-collages", self._views),
-                ("without-collages", {**self._views, "collage": []}),
-            )
+            kind: [self.train(kind, seed) for seed in range(first, first + self._plan.seeds)]
+            for kind in self._plan.recipes()
         }
         # 1. Choose between the nets and the methods on photos of the training split.
         choices: dict[str, Any] = {}
-        for name, net in nets.items():
-            looks = self._looks(self._choosing, net)
+        for name, some in nets.items():
+            looks = self._looks(self._choosing, some)
             for method in METHODS:
                 if name == "with-collages" or method != "classes":
                     choices[f"{method} {name}"] = figures(answer(looks, method, None), None)
                     self._report(f"{method} {name}: {choices[f'{method} {name}']}")
         best, method = self._best(choices)
-        net = nets[best]
-        choosing = self._looks(self._choosing, net)
+        choosing = self._looks(self._choosing, nets[best])
         # 2. Fit the rating to masks of training photos, and choose when the loop takes another one.
-        rows = rating_examples(self._looks(self._measured, net), self._plan.recipe.seed)
-        rater = fit_rater(rows, self._plan.recipe.seed, self._plan.rater_steps)
+        rows = rating_examples(self._looks(self._measured, nets[best]), first)
+        rater = fit_rater(rows, first, self._plan.rater_steps)
         chosen = answer(choosing, method, rater)
         gain = max(GAINS, key=lambda g: sum(a.looped(g)[1] for a in chosen))
         self._report(f"chose {method} of {best}, gain {gain}")
         # 3. Measure on validation photos.
-        looks = self._looks(self._validation, net)
+        looks = self._looks(self._validation, nets[best])
         answers = answer(looks, method, rater)
+        shown = write_gallery(gallery, looks, method, rater, gain)
         others: dict[str, Any] = {}
-        for name, other in nets.items():
-            some = self._looks(self._validation, other)
+        for name, kind in nets.items():
+            seen = self._looks(self._validation, kind)
             for m in METHODS:
                 if name == "with-collages" or m != "classes":
-                    others[f"{m} {name}"] = figures(answer(some, m, None), None)
+                    others[f"{m} {name}"] = figures(answer(seen, m, None), None)
         return {
             "plan": asdict(self._plan),
             "counts": self._counts(),
@@ -292,6 +316,11 @@ class WordsStudy:
                 "perfect_first_click_miou": oracle_figures(looks),
             },
             "validation_of_all": others,
+            "validation_of_single_seeds": {
+                kind: [seed_figures(self._looks(self._validation, [net])) for net in some]
+                for kind, some in nets.items()
+            },
+            "gallery": shown,
             "choosing": {**figures(chosen, gain), "all": choices,
                          "perfect_first_click_miou": oracle_figures(choosing),
                          "absence": absence(choosing, choosing, trained=True)},
@@ -302,8 +331,7 @@ class WordsStudy:
         """Net and method with the best mean of rows 1 and 2."""
 
         def value(name: str) -> float:
-            rows = (choices[name][row] for row in ("only_of_its_category", "position_size_ordinal"))
-            return float(sum(row.get("mean", 0.0) for row in rows))
+            return float(sum(choices[name][row].get("mean", 0.0) for row in ROWS))
 
         method, net = max(choices, key=value).split()
         return net, method  # type: ignore[return-value]
@@ -338,12 +366,12 @@ def run_study(
     plan: StudyPlan,
     report_progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Run the study, or the rest of it, and write its result as JSON.
+    """Run the study, or the rest of it, and write its result as JSON and as a picture.
 
     Args:
         photos: the folder of the training photos.
         folder: where encoded views and weights are kept; an earlier run continues.
-        output: the result file.
+        output: the result file; a picture of results drawn at random lies beside it.
         plan: what is trained and how long.
         report_progress: hears what has been done.
 
@@ -356,7 +384,8 @@ def run_study(
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     folder.mkdir(parents=True, exist_ok=True)
+    picture = output.with_suffix(".jpg")
     with load("photo", threads=1) as runtime:
-        result = WordsStudy(photos, folder, plan, runtime.segmenter, report_progress).run()
+        result = WordsStudy(photos, folder, plan, runtime.segmenter, report_progress).run(picture)
     atomic_write(output, json_bytes(result, indent=1))
     return result

@@ -29,6 +29,9 @@ class WordsRecipe:
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     shares: tuple[float, float, float, float] = (0.45, 0.08, 0.12, 0.35)
+    trained_stages: bool = False
+    """Whether the encoder's last stages are trained, too, at `stages_rate` of the learning rate."""
+    stages_rate: float = 0.1
 
 
 Pool = Sequence[tuple[PhotoView, tuple[EverydayExpression, ...]]]
@@ -55,7 +58,7 @@ def train_words(
         report_progress: hears how it goes.
     """
     torch.manual_seed(recipe.seed)
-    net = WordsNet()
+    net = WordsNet(trained_stages=recipe.trained_stages)
     made_from = repr((asdict(recipe), {name: len(some) for name, some in views.items()}))
     if path.exists():
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -66,16 +69,17 @@ def train_words(
     names = ("full", "facade", "partly", "collage")
     pools = [with_expressions(views.get(name, ()), recipe.seed) for name in names]
     shares = [s if p else 0.0 for s, p in zip(recipe.shares, pools, strict=True)]
-    optimiser = torch.optim.AdamW(
-        net.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
+    late = [p for n, p in net.named_parameters() if ".late." in n and p.requires_grad]
+    others = [p for n, p in net.named_parameters() if ".late." not in n]
+    groups = [{"params": others, "share": 1.0}, {"params": late, "share": recipe.stages_rate}]
+    optimiser = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
     means: dict[str, float] = {}
     began = time.process_time()
     for step in range(recipe.steps):
         drawn = [rng.choice(pool) for pool in rng.choices(pools, shares, k=recipe.views)]
         rate = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
         for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * rate
+            group["lr"] = recipe.learning_rate * group["share"] * rate
         losses = _step_losses(net, drawn, rng)
         optimiser.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
