@@ -17,7 +17,7 @@ def main() -> None:
     """Answer until stdin ends."""
     model = og.Model(sys.argv[1])
     for line in sys.stdin:
-        prompt, count = json.loads(line)
+        prompt, count = json.loads(line)[:2]
         params = og.GeneratorParams(model)
         length = len(prompt) + count
         params.set_search_options(do_sample=False, min_length=length, max_length=length + 1)

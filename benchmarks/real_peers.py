@@ -1,11 +1,13 @@
-"""Peers at real size on the same weights: onnxruntime-genai's decoder, samexporter's SAM graphs.
+"""Other runtimes at real size on the same weights.
 
-python benchmarks/real_peers.py make FOLDER --genai PYTHON --samexporter PYTHON
+python benchmarks/real_peers.py make FOLDER --genai PYTHON --llama PYTHON --openvino PYTHON
 python benchmarks/real_peers.py measure FOLDER ...    writes benchmarks/results/real-peers.json
 
-Each peer has an environment of its own, whose python is named; of one that is not named the
-document keeps what it had, or says so. FOLDER is that of `real_loop.py make click`. samexporter's
-needs segment-anything, timm, onnx and onnxruntime beside it, and no torchvision.
+The language model runs in ONNX Runtime GenAI, llama.cpp and OpenVINO; the peers that are named take
+turns in one run. `--samexporter PYTHON` compares SAM's graphs. Each peer has an environment of its
+own, whose python is named; if none of a comparison is named, the document keeps what it had. FOLDER
+is that of `real_loop.py make click`. samexporter's environment needs segment-anything, timm, onnx
+and onnxruntime beside it, and no torchvision.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,9 +46,12 @@ from segagent_rt_export.recipe import VariantName
 
 HERE = Path(__file__).parent
 MODEL = "qwen2.5-vl-0.5b"
-PRECISIONS = ("int8", "int4")
-LIMITS = {"int8": 0.3, "int4": 1.0}
-"""Of `apart`, between our 8 bits and theirs; four bits round random weights coarsely."""
+CORES = len(os.sched_getaffinity(0))
+EIGHT_BITS, FOUR_BITS = 0.3, 1.0
+"""Most that a peer's logits may be `apart` from those of our 8 bits; four bits round random weights
+coarsely."""
+
+VOCABULARY = 151936
 
 OURS: tuple[VariantName, ...] = ("cpu-w8", "cpu-w8a8-dynamic")
 SAMS = OURS
@@ -60,22 +65,24 @@ def main() -> None:
     parser.add_argument("what", choices=["make", "measure"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--genai", help="python with onnxruntime-genai, torch and transformers")
+    parser.add_argument("--llama", help="python with xllamacpp and gguf")
+    parser.add_argument("--openvino", help="python with openvino, optimum-intel and nncf")
     parser.add_argument("--samexporter", help="python with samexporter")
-    parser.add_argument("--laps", type=int, default=3)
+    parser.add_argument("--laps", type=int, default=5)
     parser.add_argument("-o", "--output", type=Path, default=HERE / "results" / "real-peers.json")
     given = parser.parse_args()
+    named = {"genai": given.genai, "llama.cpp": given.llama, "openvino": given.openvino}
+    pythons = {name: python for name, python in named.items() if python}
     place, sam = place_of(given.folder, MODEL), given.folder / "sam"
     if given.what == "make":
-        if given.genai:
-            make_genai(given.genai, place)
+        make_language(pythons, place)
         if given.samexporter:
             make_sam(given.samexporter, sam)
         return
     here = {"machine": describe_machine(), "ceilings": measure_ceilings()}
-    document = {**here, "cores": len(os.sched_getaffinity(0)), "weights": "random"}
-    document |= known(given.output)
-    if given.genai:
-        document["genai"] = here | measure_genai(given.genai, place, given.laps)
+    document = {"cores": CORES, "weights": "random", **known(given.output)}
+    if pythons:
+        document["language"] = here | measure_language(pythons, place, given.laps)
     if given.samexporter:
         document["samexporter"] = here | measure_sam(sam, given.laps)
     given.output.write_text(dump_json(document, indent=1) + "\n", "utf-8")
@@ -83,23 +90,77 @@ def main() -> None:
 
 
 def known(output: Path) -> dict[str, Any]:
-    """What an earlier document tells of each peer, and of the machine and commit of that run."""
+    """What an earlier document tells of both comparisons, with machine and commit of that run."""
     earlier = json.loads(output.read_text("utf-8")) if output.exists() else {}
-    nothing = {"why": "its python was not named"}
-    return {peer: earlier.get(peer, nothing) for peer in ("genai", "samexporter")}
+    nothing = {"why": "no python of a peer was named"}
+    return {part: earlier.get(part, nothing) for part in ("language", "samexporter")}
 
 
-def make_genai(python: str, place: BundlePlace) -> None:
-    """The language model alone, as a checkpoint of Qwen2, and what genai's builder makes of it."""
+@dataclass(frozen=True, slots=True)
+class LanguagePeer:
+    """How a runtime's models are made of a checkpoint of Qwen2, and how one of them is asked."""
+
+    precisions: tuple[str, ...]
+    make: Callable[[str, Path, str], Sequence[str]]
+    reply: Callable[[str, Path, str], Sequence[str]]
+
+
+def _make_genai(python: str, folder: Path, precision: str) -> Sequence[str]:
+    source, target = str(folder / "language"), str(folder / f"genai-{precision}")
+    builder = (python, "-m", "onnxruntime_genai.models.builder", "-i", source, "-o", target)
+    cache = ("-c", str(folder / "genai-cache"))
+    more = ("--extra_options", "int4_accuracy_level=4")
+    return (*builder, "-p", precision, "-e", "cpu", *cache, *more)
+
+
+def _make_llama(python: str, folder: Path, precision: str) -> Sequence[str]:
+    target = str(folder / f"language-{precision}.gguf")
+    return (python, str(HERE / "peer_llama.py"), "convert", str(folder / "language"), target,
+            precision)  # fmt: skip
+
+
+def _make_openvino(python: str, folder: Path, precision: str) -> Sequence[str]:
+    export = (str(Path(python).parent / "optimum-cli"), "export", "openvino")
+    source, target = str(folder / "language"), str(folder / f"openvino-{precision}")
+    task = ("--task", "text-generation-with-past")
+    return (*export, "--model", source, *task, "--weight-format", precision, target)
+
+
+LANGUAGE_PEERS = {
+    "genai": LanguagePeer(
+        ("int8", "int4"),
+        _make_genai,
+        lambda python, folder, precision: (
+            python, str(HERE / "peer_genai.py"), str(folder / f"genai-{precision}")
+        ),
+    ),
+    "llama.cpp": LanguagePeer(
+        ("Q8_0", "Q4_0"),
+        _make_llama,
+        lambda python, folder, precision: (
+            python, str(HERE / "peer_llama.py"), "reply",
+            str(folder / f"language-{precision}.gguf"), str(CORES),
+        ),
+    ),
+    "openvino": LanguagePeer(
+        ("int8", "int4"),
+        _make_openvino,
+        lambda python, folder, precision: (
+            python, str(HERE / "peer_openvino.py"), "reply",
+            str(folder / f"openvino-{precision}"), str(CORES),
+        ),
+    ),
+}  # fmt: skip
+
+
+def make_language(pythons: Mapping[str, str], place: BundlePlace) -> None:
+    """The language model alone, as a checkpoint of Qwen2, and what other runtimes make of it."""
     folder = place.folder / "language"
     if not folder.exists():
         write_language_model(place, folder)
-    for precision in PRECISIONS:
-        builder = ["-m", "onnxruntime_genai.models.builder", "-i", str(folder), "-e", "cpu"]
-        to = ["-o", str(place.folder / f"genai-{precision}"), "-p", precision]
-        more = ["--extra_options", "int4_accuracy_level=4"]
-        cache = ["-c", str(place.folder / "genai-cache")]
-        subprocess.run([python, *builder, *to, *cache, *more], check=True)
+    for name, python in pythons.items():
+        for precision in LANGUAGE_PEERS[name].precisions:
+            subprocess.run(LANGUAGE_PEERS[name].make(python, place.folder, precision), check=True)
 
 
 def write_language_model(place: BundlePlace, folder: Path) -> None:
@@ -139,23 +200,34 @@ class Reply:
         return self.read + self.write
 
 
-class Genai:
-    """onnxruntime-genai in its own process."""
+class Peer:
+    """Another runtime in its own process; `command` begins it."""
 
-    def __init__(self, python: str, model: Path) -> None:
-        command = [python, str(HERE / "peer_genai.py"), str(model)]
+    def __init__(self, command: Sequence[str]) -> None:
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def reply(self, prompt: Sequence[int], count: int) -> tuple[Reply, Floats]:
-        """So many tokens behind a prompt; and the logits behind the prompt, [V]."""
+    def reply(self, prompt: Sequence[int], count: int) -> Reply:
+        """So many tokens behind a prompt."""
+        said = self._asked(prompt, count, 0)
+        return Reply(said["read"], said["write"])
+
+    def logits(self, prompt: Sequence[int], rows: Sequence[int]) -> Floats:
+        """Those behind a prompt for these tokens, up to a constant."""
+        said = self._asked(prompt, 1, VOCABULARY)
+        if "logits" in said:
+            return np.array(said["logits"], np.float32)[list(rows)]
+        by_token = dict(said["logprobs"])
+        return np.array([by_token.get(row, np.nan) for row in rows], np.float32)
+
+    def _asked(self, prompt: Sequence[int], count: int, probable: int) -> dict[str, Any]:
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        self._child.stdin.write(json.dumps([list(prompt), count]) + "\n")
+        self._child.stdin.write(json.dumps([list(prompt), count, probable]) + "\n")
         self._child.stdin.flush()
-        said = json.loads(self._child.stdout.readline())
-        return Reply(said["read"], said["write"]), np.array(said["logits"], np.float32)
+        said: dict[str, Any] = json.loads(self._child.stdout.readline())
+        return said
 
     def close(self) -> None:
         """End the process."""
@@ -202,21 +274,28 @@ class OurLanguage:
         return Prompt(self._model.embed(tokens))
 
 
-def measure_genai(python: str, place: BundlePlace, laps: int) -> dict[str, Any]:
-    """A click's language part: genai writes as many tokens as our reply has, and the end token."""
+def measure_language(pythons: Mapping[str, str], place: BundlePlace, laps: int) -> dict[str, Any]:
+    """A click's language part: peers write as many tokens as our reply has, and the end token."""
     ours = {name: OurLanguage(place, name) for name in OURS}
-    prompt = ours["cpu-w8"].prompt()
-    with _genais(python, place) as peers:
-        wanted = ours["cpu-w8"].logits(prompt)
+    first = OURS[0]
+    prompt, rows = ours[first].prompt(), ours[first].rows
+    with ExitStack() as stack:
+        peers = dict[str, Peer]()
+        for name, python in pythons.items():
+            for precision in LANGUAGE_PEERS[name].precisions:
+                peer = Peer(LANGUAGE_PEERS[name].reply(python, place.folder, precision))
+                stack.callback(peer.close)
+                peers[f"{name} {precision}"] = peer
+        wanted = ours[first].logits(prompt)
         lengths = {name: mllm.reply(prompt)[1] for name, mllm in ours.items()}
-        count = lengths["cpu-w8"] + 1
+        count = lengths[first] + 1
         errors = {
-            name: apart(peer.reply(prompt, count)[1][ours["cpu-w8"].rows], wanted)
+            name: apart(centred(peer.logits(prompt, rows)), centred(wanted))
             for name, peer in peers.items()
         }
         done = in_turn(
             {n: lambda _, m=m: m.reply(prompt)[0] for n, m in ours.items()}
-            | {n: lambda _, m=m: m.reply(prompt, count)[0] for n, m in peers.items()},
+            | {n: lambda _, m=m: m.reply(prompt, count) for n, m in peers.items()},
             laps,
         )
     for mllm in ours.values():
@@ -233,18 +312,16 @@ def measure_genai(python: str, place: BundlePlace, laps: int) -> dict[str, Any]:
         "times_as_fast": {
             f"{name} against {peer}": ratio_percentiles([r.total for r in done[peer]],
                                                    [r.total for r in done[name]])
-            if errors[peer] <= LIMITS[peer] else None
+            if errors[peer] <= (FOUR_BITS if "4" in peer else EIGHT_BITS) else None
             for name in ours for peer in peers
         },
     }  # fmt: skip
 
 
-@contextmanager
-def _genais(python: str, place: BundlePlace) -> Iterator[dict[str, Genai]]:
-    peers = {name: Genai(python, place.folder / f"genai-{name}") for name in PRECISIONS}
-    yield peers
-    for peer in peers.values():
-        peer.close()
+def centred(logits: Floats) -> Floats:
+    """Without their median: log probabilities are logits up to a constant."""
+    found: Floats = logits - np.median(logits, -1, keepdims=True)
+    return found
 
 
 def make_sam(python: str, folder: Path) -> None:

@@ -16,6 +16,17 @@ import numpy as np
 from segagent_rt import __version__
 from segagent_rt.doctor import examine
 
+VECTOR_UNITS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx512_bf16": "AVX-512 BF16",
+    "amx_int8": "AMX",
+    "asimddp": "NEON dot products",
+    "i8mm": "NEON int8 matrices",
+}
+"""Names of the processor's flags, as Linux lists them."""
+
 
 def describe_machine() -> dict[str, Any]:
     """Processor, cores, system, versions, commit; nothing that names a person or a path."""
@@ -23,6 +34,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         **report["machine"],
         "processor": _processor(),
+        "vector_units": _vector_units(),
         "packages": report["packages"],
         "commit": _commit(),
         "load": [round(n, 2) for n in os.getloadavg()] if hasattr(os, "getloadavg") else None,
@@ -81,12 +93,24 @@ def _best(work: Callable[[], object], seconds: float) -> float:
 
 
 def _processor() -> str:
+    names = _cpuinfo("model name")
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _vector_units() -> list[str]:
+    """What decides the speed of integers and bfloat16, from the oldest to the newest unit."""
+    flags = {flag for row in (*_cpuinfo("flags"), *_cpuinfo("Features")) for flag in row.split()}
+    return [name for flag, name in VECTOR_UNITS.items() if flag in flags]
+
+
+def _cpuinfo(key: str) -> list[str]:
+    """The values that Linux lists for each core; none elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+        return []
+    pairs = (line.partition(":") for line in lines)
+    return [value.strip() for name, _, value in pairs if name.strip() == key]
 
 
 def _commit() -> str:

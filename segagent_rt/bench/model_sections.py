@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from segagent_rt.bench.sections import (
     Bar,
@@ -114,20 +115,69 @@ def real_loop(name: str, document: Document) -> Section | None:
     )
 
 
+PEERS = {
+    "genai": "ONNX Runtime GenAI",
+    "llama.cpp": "llama.cpp",
+    "openvino": "OpenVINO",
+    "samexporter": "samexporter",
+}
+
+Compared: TypeAlias = tuple[str, str, str, tuple[float, float], Document]
+"""Work, variant, the other runtime, our time and its time in milliseconds, and the ratio."""
+
+
 @first_document
-def other_runtimes(name: str, document: Document) -> Section | None:
-    """The same work in other runtimes."""
-    compared = [*_language_peers(document), *_segmenter_peers(document)]
+def other_language_runtimes(name: str, document: Document) -> Section | None:
+    """The language part of a click in other runtimes."""
+    found = document.get("language", {})
+    compared = list[Compared]()
+    for pair, ratio in found.get("times_as_fast", {}).items():
+        variant, way = pair.split(" against ")
+        peer, precision = way.split()
+        if ratio is not None:
+            times = tuple(median_of(found["ways"][each]["whole"]) for each in (variant, way))
+            runtime = f"{PEERS[peer]}, {precision}"
+            compared.append(("Language model", variant, runtime, (times[0], times[1]), ratio))
+    note = (
+        "The prompt has as many tokens as one with a picture, and every runtime writes as many as "
+        "our reply has. "
+    )
+    question = "How fast are other runtimes with the language model?"
+    return _other_runtimes("other-language-runtimes", question, name, found, compared, note)
+
+
+@first_document
+def other_sam_runtimes(name: str, document: Document) -> Section | None:
+    """SAM's graphs in another runtime."""
+    found = document.get("samexporter", {})
+    compared = list[Compared]()
+    for call, work in (("encode", "SAM encoder"), ("decode", "SAM decoder")):
+        for variant, ratios in (found.get("times_as_fast") or {}).items():
+            if ratios is not None:
+                ways = (variant, "samexporter")
+                times = tuple(median_of(found["ways"][way][call]) for way in ways)
+                runtime = "samexporter, 32-bit floats"
+                compared.append((work, variant, runtime, (times[0], times[1]), ratios[call]))
+    question = "How fast are other exports of SAM?"
+    return _other_runtimes("other-sam-runtimes", question, name, found, compared, "")
+
+
+def _other_runtimes(
+    key: str, question: str, name: str, found: Document, compared: Sequence[Compared], note: str
+) -> Section | None:
     if not compared:
         return None
-    medians = [ratio["median"] for _, _, _, _, ratio in compared]
+    medians = [ratio["median"] for *_, ratio in compared]
+    runtimes = list(dict.fromkeys(runtime.split(",")[0] for _, _, runtime, _, _ in compared))
+    counts = sorted({ratio["n"] for *_, ratio in compared})
+    turns = _range_text(str(counts[0]), str(counts[-1]))
+    span = _range_text(f"{min(medians):.1f}", f"{max(medians):.1f}")
     return Section(
-        "other-runtimes",
-        "How fast are other runtimes on the same machine?",
-        f"segagent-rt is {min(medians):.1f} to {max(medians):.1f} times as fast as ONNX "
-        "Runtime GenAI and samexporter",
-        f"Random weights, medians of {compared[0][4]['n']} to {compared[-1][4]['n']} turns, "
-        f"{machine_of(document)}",
+        key,
+        question,
+        f"segagent-rt is {span} times as fast as "
+        f"{' and '.join([', '.join(runtimes[:-1]), runtimes[-1]] if runtimes[1:] else runtimes)}",
+        f"Random weights, medians of {turns} turns, {machine_of(found)}",
         ("work", "graphs", "time", "other runtime", "its time", "speed-up"),
         tuple(
             (work, VARIANTS[variant], milliseconds(ours), other, milliseconds(theirs), shown)
@@ -147,30 +197,13 @@ def other_runtimes(name: str, document: Document) -> Section | None:
             ),
             "{:.1f}",
         ),
-        f"The runtimes take turns, so each speed-up compares neighbours in time. {RANDOM}.",
+        f"{note}The runtimes take turns, so each speed-up compares neighbours in time. {RANDOM}.",
         source_of("python benchmarks/real_peers.py measure FOLDER", name),
     )
 
 
-def _language_peers(
-    document: Document,
-) -> Iterator[tuple[str, str, str, tuple[float, float], Document]]:
-    """Work, variant, the other runtime, both times, and the ratio."""
-    found = document.get("genai", {})
-    for pair, ratio in found.get("times_as_fast", {}).items():
-        variant, other = pair.split(" against ")
-        times = tuple(median_of(found["ways"][way]["whole"]) for way in (variant, other))
-        yield "Language model", variant, f"ONNX Runtime GenAI, {other}", (times[0], times[1]), ratio
-
-
-def _segmenter_peers(
-    document: Document,
-) -> Iterator[tuple[str, str, str, tuple[float, float], Document]]:
-    found = document.get("samexporter", {})
-    for call, work in (("encode", "SAM encoder"), ("decode", "SAM decoder")):
-        for variant, ratios in found.get("times_as_fast", {}).items():
-            times = tuple(median_of(found["ways"][way][call]) for way in (variant, "samexporter"))
-            yield work, variant, "samexporter, 32-bit floats", (times[0], times[1]), ratios[call]
+def _range_text(least: str, most: str) -> str:
+    return least if least == most else f"{least} to {most}"
 
 
 def memory_of_models(documents: Mapping[str, Document]) -> Section | None:
@@ -307,7 +340,8 @@ def encoders(name: str, document: Document) -> Section | None:
 QUESTIONS: tuple[Question, ...] = (
     real_click,
     real_loop,
-    other_runtimes,
+    other_language_runtimes,
+    other_sam_runtimes,
     memory_of_models,
     segmenters,
     encoders,

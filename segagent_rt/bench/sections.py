@@ -128,7 +128,9 @@ def machine_of(document: Document) -> str:
     """The processor and its cores, with a warning if other programs kept them busy."""
     machine = document.get("machine", {})
     cores = machine.get("cores")
-    name = f"{machine.get('processor', 'unknown processor')}, {cores} cores"
+    units = machine.get("vector_units") or []
+    with_units = f" with {units[-1]}" if units else ""
+    name = f"{machine.get('processor', 'unknown processor')}{with_units}, {cores} cores"
     load = (machine.get("load") or [0])[0]
     busy = cores is not None and load > 1.5 * cores
     return f"{name} (busy with other programs, load {load:.0f})" if busy else name

@@ -135,6 +135,8 @@ def test_ceilings_are_those_of_a_machine_and_not_of_a_dream():
 
 def test_the_machine_is_described_without_naming_a_person_or_a_path():
     found = describe_machine()
-    assert {"processor", "cores", "commit", "packages", "load", "python"} <= set(found)
+    assert {"processor", "vector_units", "cores", "commit", "packages", "load", "python"} <= set(
+        found
+    )
     assert "/home" not in str(found)
     assert np.isfinite(found["cores"])
