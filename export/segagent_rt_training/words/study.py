@@ -60,7 +60,7 @@ class StudyPlan:
     recipe: WordsRecipe = field(default_factory=WordsRecipe)
     seeds: int = 3
     """Nets of each kind, which answer together; their seeds follow that of the recipe."""
-    longer: int = 3
+    longer: int = 2
     """How many times as many steps the kind `longer` is trained."""
     rater_steps: int = 1500
 
