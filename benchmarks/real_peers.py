@@ -45,13 +45,11 @@ from segagent_rt.types import Click, RgbImage, Session
 from segagent_rt_export.recipe import VariantName
 
 HERE = Path(__file__).parent
-MODEL = "qwen2.5-vl-0.5b"
+MODEL, SMALL = "qwen2.5-vl-0.5b", "qwen2.5-vl-small"
 CORES = len(os.sched_getaffinity(0))
 EIGHT_BITS, FOUR_BITS = 0.3, 1.0
 """Most that a peer's logits may be `apart` from those of our 8 bits; four bits round random weights
 coarsely."""
-
-VOCABULARY = 151936
 
 OURS: tuple[VariantName, ...] = ("cpu-w8", "cpu-w8a8-dynamic")
 SAMS = OURS
@@ -69,11 +67,12 @@ def main() -> None:
     parser.add_argument("--openvino", help="python with openvino, optimum-intel and nncf")
     parser.add_argument("--samexporter", help="python with samexporter")
     parser.add_argument("--laps", type=int, default=5)
+    parser.add_argument("--dry", action="store_true", help="a small model: that all of it runs")
     parser.add_argument("-o", "--output", type=Path, default=HERE / "results" / "real-peers.json")
     given = parser.parse_args()
     named = {"genai": given.genai, "llama.cpp": given.llama, "openvino": given.openvino}
     pythons = {name: python for name, python in named.items() if python}
-    place, sam = place_of(given.folder, MODEL), given.folder / "sam"
+    place, sam = place_of(given.folder, SMALL if given.dry else MODEL), given.folder / "sam"
     if given.what == "make":
         make_language(pythons, place)
         if given.samexporter:
@@ -213,9 +212,9 @@ class Peer:
         said = self._asked(prompt, count, 0)
         return Reply(said["read"], said["write"])
 
-    def logits(self, prompt: Sequence[int], rows: Sequence[int]) -> Floats:
-        """Those behind a prompt for these tokens, up to a constant."""
-        said = self._asked(prompt, 1, VOCABULARY)
+    def logits(self, prompt: Sequence[int], rows: Sequence[int], vocabulary: int) -> Floats:
+        """Those behind a prompt for these tokens of a vocabulary's, up to a constant."""
+        said = self._asked(prompt, 1, vocabulary)
         if "logits" in said:
             return np.array(said["logits"], np.float32)[list(rows)]
         by_token = dict(said["logprobs"])
@@ -279,6 +278,8 @@ def measure_language(pythons: Mapping[str, str], place: BundlePlace, laps: int) 
     ours = {name: OurLanguage(place, name) for name in OURS}
     first = OURS[0]
     prompt, rows = ours[first].prompt(), ours[first].rows
+    described = json.loads((place.folder / "language" / "config.json").read_text("utf-8"))
+    vocabulary: int = described["vocab_size"]
     with ExitStack() as stack:
         peers = dict[str, Peer]()
         for name, python in pythons.items():
@@ -290,7 +291,7 @@ def measure_language(pythons: Mapping[str, str], place: BundlePlace, laps: int) 
         lengths = {name: mllm.reply(prompt)[1] for name, mllm in ours.items()}
         count = lengths[first] + 1
         errors = {
-            name: apart(centred(peer.logits(prompt, rows)), centred(wanted))
+            name: apart(centred(peer.logits(prompt, rows, vocabulary)), centred(wanted))
             for name, peer in peers.items()
         }
         done = in_turn(
