@@ -5,16 +5,20 @@ python peer_llama.py reply MODEL THREADS               then a line `[prompt, cou
                                                        JSON on stdin for every reply
 
 Answers each line with llama.cpp's own seconds of reading the prompt and of writing `count` tokens
-greedily, and with the log probabilities of so many most probable tokens behind the prompt.
+greedily; and if `probable` is above 0, with the logits of so many tokens behind the prompt, up to a
+constant.
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+TEMPERATURE = 20.0
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -125,15 +129,32 @@ def reply(model: str, threads: int) -> None:
     for line in sys.stdin:
         prompt, count, probable = json.loads(line)
         asked = {"prompt": prompt, "max_tokens": count, "ignore_eos": True, "temperature": 0}
-        asked |= {"cache_prompt": False} | ({"logprobs": probable} if probable else {})
-        found = server.handle_completions(asked)
+        found = server.handle_completions(asked | {"cache_prompt": False})
         times = found["timings"]
         assert (times["prompt_n"], times["predicted_n"]) == (len(prompt), count)
         answer = {"read": times["prompt_ms"] / 1000, "write": times["predicted_ms"] / 1000}
         if probable:
-            first = found["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-            answer["logprobs"] = [[token["id"], token["logprob"]] for token in first]
+            answer["by_token"] = logits(server, prompt, probable)
         print(json.dumps(answer), flush=True)
+
+
+def logits(server: Any, prompt: list[int], count: int) -> list[tuple[int, float]]:
+    """Tokens and logits up to a constant, of probabilities at a high temperature.
+
+    With random weights the prompt's last token is so probable that all others would be 0, so it is
+    left out.
+    """
+    asked = {
+        "prompt": prompt, "max_tokens": 1, "cache_prompt": False, "ignore_eos": True,
+        "temperature": TEMPERATURE, "samplers": ["temperature"], "n_probs": count,
+        "post_sampling_probs": True, "logit_bias": [[prompt[-1], False]],
+    }  # fmt: skip
+    first = server.handle_completions(asked)["choices"][0]["logprobs"]["content"][0]
+    return [
+        (token["id"], TEMPERATURE * math.log(token["prob"]))
+        for token in first["top_probs"]
+        if token["prob"] > 0
+    ]
 
 
 if __name__ == "__main__":

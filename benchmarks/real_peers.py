@@ -217,7 +217,7 @@ class Peer:
         said = self._asked(prompt, 1, vocabulary)
         if "logits" in said:
             return np.array(said["logits"], np.float32)[list(rows)]
-        by_token = dict(said["logprobs"])
+        by_token = dict(said["by_token"])
         return np.array([by_token.get(row, np.nan) for row in rows], np.float32)
 
     def _asked(self, prompt: Sequence[int], count: int, probable: int) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class StudyPlan:
 
     material: MaterialPlan = field(default_factory=MaterialPlan)
     recipe: WordsRecipe = field(default_factory=WordsRecipe)
-    seeds: int = 3
+    seeds: int = 2
     """Nets of each kind, which answer together; their seeds follow that of the recipe."""
     longer: int = 2
     """How many times as many steps the kind `longer` is trained."""
