@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 TEMPERATURE = 20.0
+"""High enough that the probability of no token becomes 0."""
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -34,6 +35,7 @@ NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+"""Tensors of a Qwen2 checkpoint, as GGUF names them."""
 
 
 def main() -> None:
@@ -112,7 +114,8 @@ def _tensors(file: Path) -> Iterator[tuple[str, Any]]:
         if about["dtype"] == "BF16":
             values = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
         else:
-            values = raw.view({"F32": "<f4", "F16": "<f2"}[about["dtype"]]).astype(np.float32)
+            assert about["dtype"] == "F32"
+            values = raw.view("<f4")
         yield name, values.reshape(about["shape"])
 
 

@@ -45,7 +45,7 @@ def command(  # noqa: C901, PLR0913 (a command has as many options as it needs)
         Path | None,
         option(
             "The bundle to write, or to report on. [engines/tiny, photo] For words-study, the "
-            "result. [docs/training/everyday-words.json]",
+            "result, with a picture beside it. [docs/training/everyday-words.json]",
             "--output",
             "-o",
         ),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -21,6 +21,8 @@ from segagent_rt_training.words.expressions import CHOICES, EverydayExpression
 from segagent_rt_training.words.features import CELLS, SIDE, STRIDE, enlarged
 from segagent_rt_training.words.material import AskedPhoto
 from segagent_rt_training.words.net import WordsNet, batch_of
+
+Rated = TypeVar("Rated")
 
 Method: TypeAlias = Literal["classes", "nouns", "selector", "rule"]
 """Where to click: the maximum of ImageNet's class logits; of the trained noun map; where there is
@@ -302,6 +304,13 @@ def considered_masks(
     """The masks that the loop considers, with their ratings."""
     masks = masks_of(look, said, method)
     return [(rater.rate(mask_numbers(look, said, mask)), mask) for mask in masks]
+
+
+def returned_mask(rated: Sequence[tuple[float, Rated]], gain: float) -> tuple[float, Rated]:
+    """The best rated mask if it is rated better than the first one by more than `gain`, else the
+    first one; masks come as (rating, anything)."""
+    best = max(rated, key=lambda pair: pair[0])
+    return best if best[0] > rated[0][0] + gain else rated[0]
 
 
 def fit_rater(rows: Sequence[tuple[Sequence[float], float]], seed: int, steps: int) -> MaskRater:

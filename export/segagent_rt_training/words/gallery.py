@@ -8,7 +8,13 @@ from pathlib import Path
 
 from segagent_rt.draw import draw_overlay
 from segagent_rt_training.photo.gallery import captioned_tile, write_tiles
-from segagent_rt_training.words.clicking import MaskRater, Method, PhotoLook, considered_masks
+from segagent_rt_training.words.clicking import (
+    MaskRater,
+    Method,
+    PhotoLook,
+    considered_masks,
+    returned_mask,
+)
 
 TILES = 40
 """Results shown."""
@@ -42,9 +48,7 @@ def write_gallery(
     drawn = random.Random("words-gallery").sample(asked, min(TILES, len(asked)))
     tiles = []
     for look, said in drawn:
-        masks = considered_masks(look, said, method, rater)
-        best = max(masks, key=lambda rated: rated[0])
-        rating, mask = best if best[0] > masks[0][0] + gain else masks[0]
+        rating, mask = returned_mask(considered_masks(look, said, method, rater), gain)
         image = look.asked.photo.content.image
         overlay = draw_overlay(image, mask.prediction.mask(), mask.clicks, box=mask.box)
         words = f"IoU {look.iou(mask, said):.2f}, rated {rating:.2f}"

@@ -28,6 +28,7 @@ from segagent_rt_training.words.clicking import (
     fit_rater,
     mask_numbers,
     masks_of,
+    returned_mask,
 )
 from segagent_rt_training.words.expressions import EverydayExpression
 from segagent_rt_training.words.features import PhotoView
@@ -91,9 +92,8 @@ class AnsweredExpression:
         return self.masks[0]
 
     def looped(self, gain: float) -> tuple[float, float]:
-        """The mask that the loop returns if a better one must be rated better by `gain`."""
-        best = max(self.masks)
-        return best if best[0] > self.first[0] + gain else self.first
+        """Rating and true IoU of the mask that the loop returns."""
+        return returned_mask(self.masks, gain)
 
 
 def answer(
