@@ -99,6 +99,7 @@ def test_every_variant_is_defined_for_both_parts():
         (SEGMENTER.replace("cpu-w8", "cpu-9bit"), '"cpu-9bit" is not one of'),
         (SEGMENTER.replace('["cpu-w8"]', "[]"), "must name each variant once"),
         (SEGMENTER.replace('"cpu-w8"', '"cpu-w8", "cpu-w8"'), "each variant once"),
+        (SEGMENTER + 'fallback = ["cpu-w8"]\n', "each variant once"),
         (SEGMENTER.replace('["cpu-w8"]', '"cpu-w8"'), "is not a list"),
         (SEGMENTER + "side = 448\n", "sam has no side"),
         (MLLM + 'preset = "segagnet"\n', "preset `segagnet` is unknown"),

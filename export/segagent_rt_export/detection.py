@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,9 @@ AUTHORS = ("Qwen", "qwen")
 """Owners of the published models on the hubs."""
 
 VARIANTS: Mapping[str, tuple[str, ...]] = {
-    "segmenter": ("cpu-w8", "reference"), "mllm": ("cpu-w8",)
+    "segmenter": ("cpu-w8a8-dynamic", "reference"), "mllm": ("cpu-w8a8-dynamic",)
 }  # fmt: skip
+FALLBACK = ("cpu-w8",)
 
 _MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _STEP = re.compile(r"checkpoint-(\d+)")
@@ -122,7 +123,7 @@ def _segmenter(wishes: Wishes) -> DetectedPart:
     fields: dict[str, Any]
     fields = {"family": lent.family, "source": lent.source, "origin": lent.origin or None,
               "side": lent.side, "flip": lent.flip, "sha256": lent.sha256 or None}  # fmt: skip
-    fields |= {"variants": list(wishes.variants or lent.variants)}
+    fields |= _variants(wishes, lent.variants, lent.fallback)
     return DetectedPart("segmenter", fields, {"source": f"of the recipe {text}"})
 
 
@@ -172,8 +173,17 @@ def _names(content: Any) -> Iterator[str]:
 
 
 def _of_segmenter(text: str, family: str, wishes: Wishes) -> DetectedPart:
-    variants = list(wishes.variants or VARIANTS["segmenter"])
-    return DetectedPart("segmenter", {"family": family, "source": text, "variants": variants})
+    fields: dict[str, Any] = {"family": family, "source": text}
+    return DetectedPart("segmenter", fields | _variants(wishes, VARIANTS["segmenter"], FALLBACK))
+
+
+def _variants(
+    wishes: Wishes, usual: Sequence[str], fallback: Sequence[str]
+) -> dict[str, list[str]]:
+    """What the user names, else the usual ones."""
+    if wishes.variants:
+        return {"variants": list(wishes.variants)}
+    return {"variants": list(usual)} | ({"fallback": list(fallback)} if fallback else {})
 
 
 def _of_adapter(text: str, place: Path, wishes: Wishes) -> DetectedPart:
@@ -242,7 +252,7 @@ def _of_mllm(text: str, place: Path, wishes: Wishes, trained: str | None = None)
     fields: dict[str, Any] = {
         "family": model.family,
         "source": text,
-        "variants": list(wishes.variants or VARIANTS["mllm"]),
+        **_variants(wishes, VARIANTS["mllm"], FALLBACK),
         "preset": preset,
     }
     reasons = {"preset": why}

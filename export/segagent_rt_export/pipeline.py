@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -195,7 +195,7 @@ def make_segmenter(
     whole.mkdir()
     report_progress("tracing the graphs")
     exported = export_segmenter(part.recipe, part.source, whole)
-    names = _with_reference(part.recipe.variants)
+    names = _with_reference((*part.recipe.variants, *part.recipe.fallback))
     variants = {str(name): _segmenter_variant(name, exported) for name in names}
     bare = _described(folder, _draft(part, exported, {REFERENCE: variants[REFERENCE]}))
     verdict = verify_reference(bare, exported.checks, policy.gate, report_progress)
@@ -287,7 +287,7 @@ def make_mllm(
     del reference
     policy.require("mllm", verdict)
     # 2. The variants, compared with them.
-    names = [name for name in recipe.variants if name != REFERENCE]
+    names = [name for name in (*recipe.variants, *recipe.fallback) if name != REFERENCE]
     more = {str(name): _write_variant(source, name, folder, report_progress) for name in names}
     draft = replace(draft, variants=more | whole)
     masks = None if segmenter is None else _open_segmenter(segmenter)
@@ -345,12 +345,18 @@ def _finish(
     verdict: Verdict,
     record: Callable[[Part, str], dict[str, str]],
 ) -> None:
-    """Drop variants that fail and a reference that nobody asked for; describe what remains, with
-    golden outputs of what engines are built from."""
-    left_out = policy.left_out(part.name, verdict, part.recipe.variants)
+    """Drop variants that fail, a fallback that is not needed, and a reference that nobody asked
+    for; describe what remains, with golden outputs of what engines are built from."""
+    recipe = part.recipe
+    failed = policy.left_out(part.name, verdict, (*recipe.variants, *recipe.fallback))
     wanted: dict[str, Variant] = {
-        name: draft.variants[name] for name in part.recipe.variants if name not in left_out
+        name: draft.variants[name] for name in recipe.variants if name not in failed
     }
+    served = {variant.device for variant in wanted.values()}
+    needed = [n for n in recipe.fallback if draft.variants[n].device not in served]
+    wanted |= {name: draft.variants[name] for name in needed if name not in failed}
+    verdict = verdict.without(set(recipe.fallback) - set(needed))
+    left_out = {name: failed[name] for name in (*recipe.variants, *needed) if name in failed}
     for name in set(draft.variants) - set(wanted):
         shutil.rmtree(folder / name)
     opened = _described(folder, replace(draft, variants=wanted))
@@ -358,9 +364,23 @@ def _finish(
         if variant.device != "cpu":
             wanted[name] = replace(variant, golden=record(opened, name))
     verified = verdict.record(left_out)
+    if instead := _instead(left_out, wanted, draft.variants, needed):
+        verified["instead"] = instead
     if taken := _taken_by_tensorrt(folder, wanted):
         verified["tensorrt"] = taken
     write_manifest(folder, replace(draft, variants=wanted, verified=verified))
+
+
+def _instead(
+    left_out: Collection[str],
+    wanted: Collection[str],
+    variants: Mapping[str, Variant],
+    fallback: Sequence[str],
+) -> dict[str, str]:
+    """For each variant that was left out, the fallback for its device that was written."""
+    written = {variants[name].device: name for name in fallback if name in wanted}
+    devices = {name: variants[name].device for name in left_out}
+    return {name: written[device] for name, device in devices.items() if device in written}
 
 
 def _taken_by_tensorrt(folder: Path, variants: Mapping[str, Variant]) -> dict[str, str]:

@@ -179,11 +179,14 @@ def estimate_segmenter(recipe: SegmenterRecipe, source: Path) -> ResourceEstimat
         count = sum(math.prod(tensor.shape) for tensor in open_shards(source).values())
     else:
         count = source.stat().st_size // 4
-    sizes = [_size(count, SEGMENTER_VARIANTS[name].linear) for name in recipe.variants]
+    part, tried = (
+        sum(_size(count, SEGMENTER_VARIANTS[name].linear) for name in names)
+        for names in (recipe.variants, recipe.fallback)
+    )
     whole = 4 * count
     scratch = (REFERENCE not in recipe.variants) + formed_for_gpu(recipe)
     memory = BASE_MEMORY + 4 * whole
-    return ResourceEstimate(sum(sizes), sum(sizes) + scratch * whole, memory, memory)
+    return ResourceEstimate(part, part + tried + scratch * whole, memory, memory)
 
 
 def estimate_mllm(recipe: MllmRecipe, source: MllmSource) -> ResourceEstimate:
@@ -192,10 +195,11 @@ def estimate_mllm(recipe: MllmRecipe, source: MllmSource) -> ResourceEstimate:
     sizes = {
         name: _size(vision, MLLM_VARIANTS[name].arithmetic.vision)
         + _size(decoder, MLLM_VARIANTS[name].arithmetic.language)
-        for name in {*recipe.variants, REFERENCE}
+        for name in {*recipe.variants, *recipe.fallback, REFERENCE}
     }
     part = sum(sizes[name] for name in recipe.variants) + 4 * table
-    scratch = 0 if REFERENCE in recipe.variants else sizes[REFERENCE]
+    scratch = sum(sizes[name] for name in recipe.fallback)
+    scratch += 0 if REFERENCE in recipe.variants else sizes[REFERENCE]
     # In fp32 a tensor on its way is there twice, and what torch is compared with.
     memory = BASE_MEMORY + max(8 * largest, 2 * PARTITION_BYTES)
     gate = BASE_MEMORY + 2 * (sizes[REFERENCE] + 4 * table)
@@ -254,6 +258,8 @@ def describe(plan: Plan) -> Iterator[str]:
         what = f"{part.name}: {part.recipe.family} from {part.source}"
         if part.finished is None:
             variants = ", ".join(part.recipe.variants)
+            if part.recipe.fallback:
+                variants += " (or " + ", ".join(part.recipe.fallback) + ")"
             yield f"{what}, {variants}, about {part.need.part / 1e6:.0f} MB"
         else:
             yield f"{what}, {part.state}: {part.finished}"

@@ -102,6 +102,7 @@ class SegmenterRecipe:
     Attributes:
         source: where the checkpoint is, see `sources`.
         variants: of those that suit a device the first is used.
+        fallback: variants that are written if none of `variants` for their device passes the gate.
         origin: where people get the checkpoint, for the error when it is not there.
         side: of the square that the net sees; SimpleClick only, 448 if left out.
         flip: average with the mirrored picture; SimpleClick only, on if left out.
@@ -112,6 +113,7 @@ class SegmenterRecipe:
     family: str
     source: str
     variants: tuple[VariantName, ...]
+    fallback: tuple[VariantName, ...] = ()
     origin: str = ""
     side: int | None = None
     flip: bool | None = None
@@ -124,7 +126,7 @@ class MllmRecipe:
     """How an MLLM is exported.
 
     Attributes:
-        source, variants, origin, published: as for segmenters.
+        source, variants, fallback, origin, published: as for segmenters.
         preset: the instruction and the form of the reply; the family's own if left out.
         decoding: within the reply grammar, or free.
         adapter: where a LoRA adapter is that is to be merged.
@@ -136,6 +138,7 @@ class MllmRecipe:
     family: str
     source: str
     variants: tuple[VariantName, ...]
+    fallback: tuple[VariantName, ...] = ()
     origin: str = ""
     preset: str | None = None
     decoding: Literal["grammar", "free"] = "grammar"
@@ -213,9 +216,9 @@ class Recipe:
         segmenter = self.segmenter if only != "mllm" else None
         mllm = self.mllm if only != "segmenter" else None
         if segmenter and named:
-            segmenter = replace(segmenter, variants=named)
+            segmenter = replace(segmenter, variants=named, fallback=())
         if mllm and named:
-            mllm = replace(mllm, variants=named)
+            mllm = replace(mllm, variants=named, fallback=())
         narrowed = replace(self, segmenter=segmenter, mllm=mllm)
         _check(narrowed, self.name)
         return narrowed
@@ -261,9 +264,13 @@ def _with_present_names(content: dict[str, Any]) -> dict[str, Any]:
     renamed = dict(content)
     for name in PARTS:
         part = content.get(name)
-        if isinstance(part, dict) and isinstance(part.get("variants"), list):
-            present = [variant_name(v) if isinstance(v, str) else v for v in part["variants"]]
-            renamed[name] = {**part, "variants": present}
+        if isinstance(part, dict):
+            present = {
+                key: [variant_name(v) if isinstance(v, str) else v for v in part[key]]
+                for key in ("variants", "fallback")
+                if isinstance(part.get(key), list)
+            }
+            renamed[name] = {**part, **present}
     return renamed
 
 
@@ -274,8 +281,11 @@ def _check(recipe: Recipe, where: str) -> None:
             f"{where} has neither a segmenter nor an MLLM", hint="add [segmenter] or [mllm]"
         )
     for name, part in recipe.parts.items():
-        if not part.variants or len(set(part.variants)) < len(part.variants):
-            raise RecipeInvalid(f"{where}: {name}: variants must name each variant once")
+        tried = (*part.variants, *part.fallback)
+        if not part.variants or len(set(tried)) < len(tried):
+            raise RecipeInvalid(
+                f"{where}: {name}: variants and fallback must name each variant once"
+            )
     if segmenter := recipe.segmenter:
         families = segmenter_exporters()
         _expect_one_of(segmenter.family, families, f"{where}: segmenter: family")

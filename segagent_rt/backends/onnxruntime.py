@@ -7,6 +7,7 @@ import importlib.metadata
 import io
 import json
 import os
+import re
 import tempfile
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,8 @@ from segagent_rt.types import Array, Buffers, Feed, Feeds, Names
 
 KEPT = 2
 """Bindings that a session keeps: a trajectory alternates between the caches of two pictures."""
+
+_OF_EIGHT_BITS = re.compile(rb"MatMulInteger(?!ToFloat)")
 
 IN_PLACE = "CPUExecutionProvider"
 """The provider that reads arrays where they lie, in every run; others copy them when bound."""
@@ -240,21 +243,23 @@ def open_session(graph: Path | bytes, runtime: SessionOptions) -> OrtSession:
     """
     name = "a graph" if isinstance(graph, bytes) else str(graph)
     options = _options(runtime)
-    if _multiplies_integers(graph):
+    if _may_overflow(graph):
         # x86 without VNNI adds pairs of products in int16, where weights of 8 bits overflow: 4 to
         # 10 % of a linear layer's result was wrong. With this switch such CPUs use other kernels.
-        # It is for such graphs alone: it breaks weights that are stored in blocks.
+        # It is for such graphs alone: it breaks weights that are stored in blocks, and those of
+        # 7 bits, which this version's exporter makes, do not need it.
         options.add_session_config_entry("session.x64quantprecision", "1")
     return OrtSession(_load(graph, runtime, options), get_backend(runtime.backend).memory, name)
 
 
-def _multiplies_integers(graph: Path | bytes) -> bool:
-    """Whether a graph has products of integer matrices."""
+def _may_overflow(graph: Path | bytes) -> bool:
+    """Whether a graph has products of integer matrices whose weights may have 8 bits; those of
+    MatMulIntegerToFloat have 7."""
     if isinstance(graph, bytes):
-        return b"MatMulInteger" in graph
+        return _OF_EIGHT_BITS.search(graph) is not None
     try:
         with graph.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
-            return content.find(b"MatMulInteger") >= 0
+            return _OF_EIGHT_BITS.search(content) is not None
     except (OSError, ValueError):
         return False  # the library says what is wrong with the file
 

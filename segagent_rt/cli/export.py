@@ -287,9 +287,14 @@ def _report(plan: Plan) -> None:
         gate = opened.manifest.verified.get("gate", "not compared")
         megabytes = f"{size / 1e6:.1f} MB"
         console.show_row(part.name, part.state, megabytes, gate, opened.folder)
+        instead = opened.manifest.verified.get("instead", {})
         for variant, reasons in opened.manifest.verified.get("left_out", {}).items():
-            left_out.append(f"{variant} of the {part.name}")
-            console.show_row(part.name, "left out", variant, "; ".join(reasons))
+            if variant in instead:
+                what = f"left out, {instead[variant]} instead"
+            else:
+                what = "left out"
+                left_out.append(f"{variant} of the {part.name}")
+            console.show_row(part.name, what, variant, "; ".join(reasons))
     if left_out:
         raise BatchFailed(
             f"{', '.join(left_out)} did not pass the gate; the other variants are written",

@@ -211,7 +211,8 @@ name = "{name}"
 [segmenter]
 family = "edgetam"
 source = "hf:yonigozlan/EdgeTAM-hf@c266ce53b3fc00f0f495b583f6a116c4e57f53bb"
-variants = ["cpu-w8", "reference"]
+variants = ["cpu-w8a8-dynamic", "reference"]
+fallback = ["cpu-w8"]
 
 [mllm]
 family = "{family}"
@@ -219,7 +220,8 @@ source = "{source}"
 # After LoRA, DoRA or PiSSA the source is the base model:
 # source = "{base}"
 # adapter = "{source}"
-variants = ["cpu-w8"]
+variants = ["cpu-w8a8-dynamic"]
+fallback = ["cpu-w8"]
 preset = "{preset}"  # of the training data
 most_pixels = {pixels}  # as in the training
 """

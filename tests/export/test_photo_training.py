@@ -26,8 +26,9 @@ from segagent_rt_export.families.photo_net.net import (  # noqa: E402
     box_map,
     click_maps,
 )
+from segagent_rt_export.graphs.integer_product import MOST  # noqa: E402
 from segagent_rt_export.passes.calibration import CPU  # noqa: E402
-from segagent_rt_export.passes.qdq_conv import LEVELS, MOST  # noqa: E402
+from segagent_rt_export.passes.qdq_conv import LEVELS  # noqa: E402
 from segagent_rt_training.photo import training  # noqa: E402
 from segagent_rt_training.photo.activations import RoundedActivations  # noqa: E402
 from segagent_rt_training.photo.augmentation import random_crop  # noqa: E402

@@ -10,8 +10,9 @@ onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
 
 from segagent_rt.backends.session import SessionOptions, open_session  # noqa: E402
 from segagent_rt_export.graphs.builder import Dialect, new_graph  # noqa: E402
+from segagent_rt_export.graphs.integer_product import MOST  # noqa: E402
 from segagent_rt_export.graphs.precision import Precision, quantise_blocks, quantise_symmetric  # noqa: E402
-from segagent_rt_export.passes.gptq import MOST, gptq_round  # noqa: E402
+from segagent_rt_export.passes.gptq import gptq_round  # noqa: E402
 from segagent_rt_export.variants import MLLM_VARIANTS  # noqa: E402
 
 pytestmark = pytest.mark.export
@@ -51,6 +52,40 @@ def test_results_are_near_those_of_the_weights(tmp_path, scheme, dialect, inputs
     loss = float(np.sqrt(((found - wanted) ** 2).mean() / (wanted**2).mean()))
     assert loss < LOSS[scheme]
     assert (tmp_path / "linear.onnx.data").exists()
+
+
+def test_a_row_of_huge_activations_leaves_the_others_their_steps(tmp_path):
+    """Large language models have such tokens; with one scale for all rows the others came out as
+    nothing but rounding errors."""
+    weight, bias, x = layer(48, 96)
+    x[0] *= 1000
+    wanted = x @ weight.T + bias
+    found = run(tmp_path, Precision("int8"), "ort", weight, bias, x)
+    for row, other in zip(found, wanted, strict=True):
+        assert np.linalg.norm(row - other) < LOSS["int8"] * np.linalg.norm(other)
+
+
+def test_integer_rows_fed_together_are_rows_fed_alone(tmp_path):
+    """So that replies do not depend on how many tokens the grammar forces at once."""
+    weight, bias, x = layer(48, 96)
+    together = run(tmp_path, Precision("int8"), "ort", weight, bias, x)
+    alone = [run(tmp_path, Precision("int8"), "ort", weight, bias, x[i : i + 1]) for i in range(5)]
+    assert np.array_equal(together, np.concatenate(alone))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_integers_do_not_overflow(tmp_path, sign):
+    """On x86 without VNNI two products share 16 bits."""
+    weight = np.full((48, 96), sign, np.float32)
+    found = run(tmp_path, Precision("int8"), "ort", weight, None, np.ones((5, 96), np.float32))
+    np.testing.assert_allclose(found, np.full((5, 48), 96.0 * sign), rtol=1e-5)
+
+
+def test_a_row_of_zeros_stays_zero(tmp_path):
+    weight, bias, x = layer(48, 96)
+    x[1] = 0
+    found = run(tmp_path, Precision("int8"), "ort", weight, bias, x)
+    assert np.array_equal(found[1], bias)
 
 
 @pytest.mark.parametrize("dialect", ["ort", "portable"])

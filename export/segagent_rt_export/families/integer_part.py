@@ -14,9 +14,9 @@ from segagent_rt.bundle.bundle import Part, open_part
 from segagent_rt.bundle.manifest import Variant
 from segagent_rt_export.bundle_writer import PartDraft, write_manifest
 from segagent_rt_export.gate.inputs import MEASURED, GateInputs, SceneInputs
+from segagent_rt_export.graphs.integer_product import MOST
 from segagent_rt_export.passes.calibration import calibrate_ranges
 from segagent_rt_export.passes.external_data import save_with_shared_weights
-from segagent_rt_export.passes.qdq_conv import MOST
 from segagent_rt_export.passes.weight_only_int8 import (
     dequantise_conv_weights,
     quantise_conv_weights,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -102,6 +102,14 @@ class Verdict:
     def and_also(self, other: Verdict) -> Verdict:
         """Both together."""
         return Verdict({**self.numbers, **other.numbers}, self.failures + other.failures)
+
+    def without(self, variants: Collection[str]) -> Verdict:
+        """As if these variants had not been measured."""
+        numbers = dict(self.numbers)
+        if "variants" in numbers:
+            figures = numbers["variants"].items()
+            numbers["variants"] = {n: each for n, each in figures if n not in variants}
+        return Verdict(numbers, tuple(f for f in self.failures if f.variant not in variants))
 
     def record(self, left_out: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         """For the manifest: the numbers, and the failures of what is written.

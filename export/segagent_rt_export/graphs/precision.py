@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segagent_rt_export.graphs.builder import GraphBuilder
+from segagent_rt_export.graphs.integer_product import LIBRARY, MOST, integer_rows, multiply_rows
 from segagent_rt_export.sources.weights import Blocks, Weight
 
 Scheme: TypeAlias = Literal["fp32", "fp16", "8bit", "4bit", "int8", "stored", "rounded"]
@@ -33,11 +34,12 @@ class Precision:
     activations are quantised on the fly (MatMulNBits, accuracy level 4). In the portable dialect
     weights are unpacked (DequantizeLinear), those of 8 bits with one scale per output, because
     TensorRT 10 takes blocks of 4 bits only; with `half`, to 16 bits, in which they are multiplied
-    then. `int8`: one scale per output channel, activations one
-    per tensor (MatMulInteger), ONNX Runtime only. `stored`: eight bits on disk, unpacked once, at
-    load, and multiplied in fp32: for small models, whose results then depend on rounding no more.
-    `rounded`: as `int8` where weights come as integers with one scale per output, else as `stored`;
-    in the portable dialect all are unpacked. `fp16`: products in 16 bits, what comes in and out of
+    then. `int8`: products of integers, ONNX Runtime only; weights of seven bits with one scale per
+    output channel, activations with one per row (`integer_product`). `stored`: eight bits on disk,
+    unpacked once, at load, and multiplied in fp32: for small models, whose results then depend on
+    rounding no more. `rounded`: products of integers, activations with one scale for all rows
+    (MatMulInteger), where weights come as integers with one scale per output, else as `stored`; in
+    the portable dialect all are unpacked. `fp16`: products in 16 bits, what comes in and out of
     them in 32. `fp32`: as they are.
     """
 
@@ -73,8 +75,7 @@ class Precision:
             unpacked = self._unpacked(graph, weight)
             y = _half(graph, x, unpacked) if self.half else graph.node("MatMul", [x, unpacked])
         elif self.scheme == "int8":
-            codes, scales = quantise_symmetric(weight, 8, weight.shape[1])
-            y = _in_integers(graph, x, codes, scales[:, 0])
+            y = _by_row(graph, x, *per_channel_int8(weight, MOST))
         elif blocks is not None and self.scheme == f"{blocks.bits}bit":
             y = _kept(graph, x, blocks)
         else:
@@ -227,7 +228,7 @@ def _in_blocks(
     return graph.node(
         "MatMulNBits",
         inputs,
-        domain="com.microsoft",
+        domain=LIBRARY,
         K=shape[1],
         N=shape[0],
         bits=bits,
@@ -247,6 +248,16 @@ def _unpacked_rows(graph: GraphBuilder, codes: npt.NDArray[np.int8], scale: Weig
     """The weight [in, out] of codes [out, in] with one scale per output."""
     names = [graph.weight(codes.T), graph.weight(scale)]
     return graph.node("DequantizeLinear", names, axis=1)
+
+
+def _by_row(
+    graph: GraphBuilder, x: str, codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]
+) -> str:
+    """x @ (scales * codes).T; products with the same activations share their codes."""
+    if f"{x}_rows" not in graph.shared:
+        graph.shared[f"{x}_rows"] = list(integer_rows(graph, x))
+    rows, step = graph.shared[f"{x}_rows"]
+    return multiply_rows(graph, (rows, step), codes, scales)
 
 
 def _in_integers(

@@ -86,6 +86,9 @@ class StoredGraph:
             elif node.op_type == "Mul" and codes is not None:
                 yield codes.T.astype(np.float32) * own[0][:, None]
                 codes = None
+            elif node.op_type == "MatMulIntegerToFloat":
+                codes_of, scales_of = (self.values[node.input[at]] for at in (1, 3))
+                yield codes_of.T.astype(np.float32) * scales_of[:, None]
             elif node.op_type == "MatMulNBits":
                 yield _unpack_blocks(own[0], own[1], node)
             elif node.op_type == "MatMul" and own:

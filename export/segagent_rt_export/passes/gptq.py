@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from segagent_rt_export.passes.qdq_conv import MOST
+from segagent_rt_export.graphs.integer_product import MOST
 from segagent_rt_export.sources.weights import Blocks, Weight
 
 ZERO = MOST + 1

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
+from segagent_rt_export.graphs.integer_product import MOST
 from segagent_rt_export.graphs.precision import per_channel_int8
 from segagent_rt_export.passes.prune_unused import replace_nodes
 
@@ -29,10 +30,6 @@ EXACT = "_exact"
 
 LEVELS = 255
 """Steps of an activation's range, in uint8."""
-
-MOST = 63
-"""Of a weight, though int8 goes to 127: x86 without VNNI adds pairs of products in int16, and
-2 * 255 * 63 still fits."""
 
 
 class QdqSelection:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from segagent_rt_export.graphs.integer_product import (
+    LIBRARY,
+    MOST,
+    integer_rows,
+    multiply_rows,
+)
 from segagent_rt_export.graphs.precision import Precision, per_channel_int8, quantise_blocks
 from segagent_rt_export.graphs.tracing import INLINE_LIMIT
 from segagent_rt_export.passes.fp16 import convert_products_to_fp16
@@ -16,10 +24,8 @@ from segagent_rt_export.passes.fuse_gelu import fuse_gelu
 from segagent_rt_export.passes.prune_unused import replace_nodes
 from segagent_rt_export.passes.qdq_conv import Ranges, quantise_convolutions
 from segagent_rt_export.passes.weight_only_int8 import LEAST, quantise_conv_weights
+from segagent_rt_export.sources.weights import Weight
 from segagent_rt_export.variants import SegmenterVariant
-
-LIBRARY = "com.microsoft"
-"""ONNX Runtime's own operators."""
 
 
 def write_variant(
@@ -77,14 +83,15 @@ class _MatrixQuantiser:
         self._weights = {tensor.name: tensor for tensor in model.graph.initializer}
         self._nodes: list[NodeProto] = []
         self._stored: dict[str, tuple[int, int]] = {}
-        self._quantised: set[str] = set()
+        self._constants: dict[tuple[bytes, str, tuple[int, ...]], str] = {}
+        self._rows: dict[str, tuple[str, str]] = {}
 
     def take(self, node: NodeProto) -> None:
         tensor = self._weights.get(node.input[1]) if node.op_type == "MatMul" else None
         if tensor is None or len(tensor.dims) != 2 or np.prod(tensor.dims) < LEAST:
             self._nodes.append(node)
         elif self._precision.scheme == "int8":
-            self._dynamic(node, tensor)
+            self._in_integers(node, tensor)
         else:
             self._blocks(node, tensor)
 
@@ -115,22 +122,27 @@ class _MatrixQuantiser:
             )
         )  # fmt: skip
 
-    def _dynamic(self, node: NodeProto, tensor: TensorProto) -> None:
-        name, x, out = tensor.name, node.input[0], node.output[0]
-        if name not in self._stored:
-            matrix = numpy_helper.to_array(tensor)
-            codes, scale = per_channel_int8(matrix.T)
-            self._store(name, codes=codes.T, scales=scale)
-            self._stored[name] = (matrix.shape[0], matrix.shape[1])
-        if x not in self._quantised:
-            self._quantised.add(x)
-            names = [f"{x}_codes", f"{x}_scale", f"{x}_zero"]
-            self._nodes.append(helper.make_node("DynamicQuantizeLinear", [x], names))
-        steps = [
-            ("MatMulInteger", [f"{x}_codes", f"{name}_codes", f"{x}_zero"], f"{out}_whole", {}),
-            ("Cast", [f"{out}_whole"], f"{out}_real", {"to": TensorProto.FLOAT}),
-            ("Mul", [f"{x}_scale", f"{name}_scales"], f"{out}_scale", {}),
-            ("Mul", [f"{out}_real", f"{out}_scale"], out, {}),
-        ]
-        for kind, inputs, output, attributes in steps:
-            self._nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+    def _in_integers(self, product: NodeProto, tensor: TensorProto) -> None:
+        x = product.input[0]
+        if x not in self._rows:
+            self._rows[x] = integer_rows(self, x)
+        codes, scales = per_channel_int8(numpy_helper.to_array(tensor).T, MOST)
+        multiply_rows(self, self._rows[x], codes, scales, product.output[0])
+
+    def node(
+        self, kind: str, inputs: list[str], output: str | None = None, *,
+        domain: str = "", **attributes: Any,
+    ) -> str:  # fmt: skip
+        """Add a node, for `integer_product`."""
+        name = output or f"integers_{len(self._nodes)}"
+        self._nodes.append(helper.make_node(kind, inputs, [name], domain=domain, **attributes))
+        return name
+
+    def weight(self, values: Weight) -> str:
+        """Add a constant, or find the one that is equal."""
+        values = np.ascontiguousarray(values)
+        key = sha256(values).digest(), values.dtype.str, values.shape
+        if key not in self._constants:
+            self._constants[key] = name = f"integers_constant_{len(self._constants)}"
+            self._model.graph.initializer.append(numpy_helper.from_array(values, name))
+        return self._constants[key]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from segagent_rt_export.passes.qdq_conv import MOST
+from segagent_rt_export.graphs.integer_product import MOST
 
 
 def with_rounded_weights(net: nn.Module) -> nn.Module:

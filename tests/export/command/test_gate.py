@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,11 @@ from segagent_rt_export.gate.verify import (
     verify_replies,
 )
 from segagent_rt_export.graphs import precision
+from segagent_rt_export.graphs.precision import MllmPrecision
 from segagent_rt_export.pipeline import GatePolicy, run_export
 from segagent_rt_export.plan import make_plan
 from segagent_rt_export.recipe import read_recipe
+from segagent_rt_export.variants import MLLM_VARIANTS
 
 pytestmark = pytest.mark.export
 
@@ -285,6 +287,33 @@ def test_a_broken_quantiser_fails_the_export_or_is_recorded(recipe_text, tmp_pat
     assert verified["gate"] == "below, allowed"
     assert "cpu-w8" in verified["failures"][0]
     assert verified["variants"]["cpu-w8"]["worst"]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_fallback_is_written_only_where_the_variant_before_it_fails(
+    recipe_text, tmp_path, monkeypatch, broken
+):
+    def turned(stored: Any, matrix: Any, bits: int, block: int) -> Any:
+        codes, scales = stored
+        return codes, -scales if broken and matrix.shape == (64, 96) else scales
+
+    after(monkeypatch, precision, "quantise_blocks", turned)
+    exact = replace(MLLM_VARIANTS["cpu-w8a8-dynamic"], arithmetic=MllmPrecision())
+    monkeypatch.setitem(MLLM_VARIANTS, "cpu-w8a8-dynamic", exact)
+    text = recipe_text("cpu-w8", mllm="qwen2_5_vl").replace(
+        '["cpu-w8"]', '["cpu-w8"]\nfallback = ["cpu-w8a8-dynamic"]'
+    )
+    part = open_bundle(export(text, tmp_path, GatePolicy(QUICK))).part("mllm")
+    verified, written = part.manifest.verified, list(part.manifest.variants)
+    assert verified["gate"] == "passed"
+    if broken:
+        assert written == ["cpu-w8a8-dynamic"]
+        assert verified["instead"] == {"cpu-w8": "cpu-w8a8-dynamic"}
+        assert list(verified["left_out"]) == ["cpu-w8"]
+    else:
+        assert written == list(verified["variants"]) == ["cpu-w8"]
+        assert not {"instead", "left_out"} & set(verified)
+    assert {p.name for p in part.folder.iterdir() if p.is_dir()} == set(written)
 
 
 def test_simple_click_with_y_for_x(segmenter, monkeypatch):

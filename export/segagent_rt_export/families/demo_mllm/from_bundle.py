@@ -116,8 +116,10 @@ def _precision(graph: onnx.GraphProto) -> Precision:
     kinds = {node.op_type for node in graph.node}
     options = [attribute for node in graph.node for attribute in node.attribute]
     block = next((option.i for option in options if option.name == "block_size"), 32)
+    if "MatMulIntegerToFloat" in kinds:
+        return Precision("int8", block)
     if "MatMulInteger" in kinds:
-        return Precision("rounded" if "DequantizeLinear" in kinds else "int8", block)
+        return Precision("rounded", block)
     if "MatMulNBits" in kinds:
         return Precision("8bit", block)
     return Precision("stored" if "DequantizeLinear" in kinds else "fp32", block)
