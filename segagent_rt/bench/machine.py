@@ -34,7 +34,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         **report["machine"],
         "processor": _processor(),
-        "vector_units": _vector_units(),
+        "vector_units": vector_units(),
         "packages": report["packages"],
         "commit": _commit(),
         "load": [round(n, 2) for n in os.getloadavg()] if hasattr(os, "getloadavg") else None,
@@ -97,7 +97,7 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _vector_units() -> list[str]:
+def vector_units() -> list[str]:
     """What decides the speed of integers and bfloat16, from the oldest to the newest unit."""
     flags = {flag for row in (*_cpuinfo("flags"), *_cpuinfo("Features")) for flag in row.split()}
     return [name for flag, name in VECTOR_UNITS.items() if flag in flags]
