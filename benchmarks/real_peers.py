@@ -51,6 +51,7 @@ EIGHT_BITS, FOUR_BITS = 0.3, 1.0
 """Most that a peer's logits may be `apart` from those of our 8 bits; four bits round random weights
 coarsely."""
 
+STAGES = ("whole", "prompt", "token")
 OURS: tuple[VariantName, ...] = ("cpu-w8", "cpu-w8a8-dynamic")
 SAMS = OURS
 SIDE, DECODES = 1024, 30
@@ -187,16 +188,12 @@ def write_language_model(place: BundlePlace, folder: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """Seconds of reading the prompt and of writing the reply; ours does both in one."""
+class Lap:
+    """Seconds of a prompt and its reply together, of reading the prompt, and of one more token."""
 
-    read: float
-    write: float
-
-    @property
-    def total(self) -> float:
-        """Both."""
-        return self.read + self.write
+    whole: float
+    prompt: float
+    token: float
 
 
 class Peer:
@@ -207,10 +204,10 @@ class Peer:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def reply(self, prompt: Sequence[int], count: int) -> Reply:
-        """So many tokens behind a prompt."""
+    def lap(self, prompt: Sequence[int], count: int) -> Lap:
+        """So many tokens behind a prompt, each by itself."""
         said = self._asked(prompt, count, 0)
-        return Reply(said["read"], said["write"])
+        return Lap(said["read"] + said["write"], said["read"], said["write"] / count)
 
     def logits(self, prompt: Sequence[int], rows: Sequence[int], vocabulary: int) -> Floats:
         """Those behind a prompt for these tokens of a vocabulary's, up to a constant."""
@@ -257,20 +254,32 @@ class OurLanguage:
         found: Floats = self._model.forward(self._cache, prompt.embeddings, prompt.positions)[0]
         return found
 
-    def reply(self, tokens: Sequence[int]) -> tuple[Reply, int]:
-        """A reply behind a prompt, and how many tokens it has."""
+    def reply(self, tokens: Sequence[int]) -> int:
+        """Write a reply behind a prompt; returns how many tokens it has."""
         prompt = self._prompt(tokens)
-        annotator = self._mllm.annotator
-        grammar = annotator.grammar(EXPRESSION, (1, 1))
+        grammar = self._mllm.annotator.grammar(EXPRESSION, (1, 1))
         assert grammar is not None
-        start = time.perf_counter()
         writer = ConstrainedDecoder(self._model, self.rows)
-        written = writer.write(self._cache, prompt, grammar, greedy, grammar.ended)
-        return Reply(time.perf_counter() - start, 0.0), len(written.tokens)
+        return len(writer.write(self._cache, prompt, grammar, greedy, grammar.ended).tokens)
+
+    def lap(self, tokens: Sequence[int]) -> Lap:
+        """A reply, which feeds the tokens together that its grammar forces, and then both stages by
+        themselves."""
+        whole = seconds(lambda: self.reply(tokens))
+        prompt = seconds(lambda: self.logits(tokens))
+        one = self._model.embed(tokens[-1:])
+        return Lap(whole, prompt, seconds(lambda: self._model.forward(self._cache, one)))
 
     def _prompt(self, tokens: Sequence[int]) -> Prompt:
         self._cache.rewind(0)
         return Prompt(self._model.embed(tokens))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long it takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def measure_language(pythons: Mapping[str, str], place: BundlePlace, laps: int) -> dict[str, Any]:
@@ -288,32 +297,34 @@ def measure_language(pythons: Mapping[str, str], place: BundlePlace, laps: int) 
                 stack.callback(peer.close)
                 peers[f"{name} {precision}"] = peer
         wanted = ours[first].logits(prompt)
-        lengths = {name: mllm.reply(prompt)[1] for name, mllm in ours.items()}
+        lengths = {name: mllm.reply(prompt) for name, mllm in ours.items()}
         count = lengths[first] + 1
         errors = {
             name: apart(centred(peer.logits(prompt, rows, vocabulary)), centred(wanted))
             for name, peer in peers.items()
         }
         done = in_turn(
-            {n: lambda _, m=m: m.reply(prompt)[0] for n, m in ours.items()}
-            | {n: lambda _, m=m: m.reply(prompt, count) for n, m in peers.items()},
+            {n: lambda _, m=m: m.lap(prompt) for n, m in ours.items()}
+            | {n: lambda _, m=m: m.lap(prompt, count) for n, m in peers.items()},
             laps,
         )
     for mllm in ours.values():
         mllm.close()
+    taken = {
+        name: {stage: [getattr(lap, stage) for lap in done[name]] for stage in STAGES}
+        for name in done
+    }
     return {
         "prompt_tokens": len(prompt),
         "reply_tokens": lengths,
         "apart_from_our_8_bits": errors,
-        "ways": {
-            name: {"whole": percentiles([r.total for r in replies])}
-            | ({} if name in ours else {"read": percentiles([r.read for r in replies])})
-            for name, replies in done.items()
-        },
+        "ways": {n: {stage: percentiles(t) for stage, t in each.items()}
+                 for n, each in taken.items()},
         "times_as_fast": {
-            f"{name} against {peer}": ratio_percentiles([r.total for r in done[peer]],
-                                                   [r.total for r in done[name]])
-            if errors[peer] <= (FOUR_BITS if "4" in peer else EIGHT_BITS) else None
+            f"{name} against {peer}": {
+                stage: ratio_percentiles(taken[peer][stage], taken[name][stage])
+                for stage in STAGES
+            } if errors[peer] <= (FOUR_BITS if "4" in peer else EIGHT_BITS) else None
             for name in ours for peer in peers
         },
     }  # fmt: skip

@@ -356,7 +356,9 @@ def _finish(
     needed = [n for n in recipe.fallback if draft.variants[n].device not in served]
     wanted |= {name: draft.variants[name] for name in needed if name not in failed}
     verdict = verdict.without(set(recipe.fallback) - set(needed))
-    left_out = {name: failed[name] for name in (*recipe.variants, *needed) if name in failed}
+    left_out: dict[str, list[str]] = {
+        name: failed[name] for name in (*recipe.variants, *needed) if name in failed
+    }
     for name in set(draft.variants) - set(wanted):
         shutil.rmtree(folder / name)
     opened = _described(folder, replace(draft, variants=wanted))

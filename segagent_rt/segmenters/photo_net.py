@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import cv2
@@ -35,6 +35,9 @@ PADDING = 127
 
 CERTAIN = 20.0
 """Logit of a mask that is given, not predicted; no mask at all is -CERTAIN everywhere."""
+
+STEEP = 4.0
+"""How fast logits may rise from the edge of a box, for each of them."""
 
 NO_CLICK, NO_BOX = (0.0, 0.0, -1.0), (0.0, 0.0, 0.0, 0.0)
 
@@ -119,7 +122,25 @@ class PhotoNet:
         prior: Prediction | None = None,
         box: Box | None = None,
     ) -> LogitsPrediction:
-        """The mask for all clicks so far, the box if there is one, and the mask before."""
+        """The mask for all clicks so far, the box if there is one, and the mask before.
+
+        A box alone is decoded twice, the second time with its own mask, as in training; and its
+        mask stays inside it. Clicks may leave it.
+        """
+        if box is None or clicks or prior is not None:
+            return self._decode(embedding, clicks, prior, box)
+        first = self._decode(embedding, (), None, box)
+        second = self._decode(embedding, (), first, box)
+        edges = prompt_box(box, embedding.letterbox)[0]
+        return replace(second, logits=inside(second.logits, edges))
+
+    def _decode(
+        self,
+        embedding: PhotoNetEmbedding,
+        clicks: Sequence[Click],
+        prior: Prediction | None,
+        box: Box | None,
+    ) -> LogitsPrediction:
         letterbox = embedding.letterbox
         feeds = {
             **embedding.maps,
@@ -132,6 +153,25 @@ class PhotoNet:
         logits = np.ascontiguousarray(out["logits"][0, 0, :height, :width])
         score = calibrated_iou(float(out["iou"][0]), self._settings)
         return LogitsPrediction(logits, letterbox.image, score)
+
+
+def inside(logits: Floats, box: Floats) -> Floats:
+    """Logits [h, w] that cross zero at the edges of a box at the latest.
+
+    They are bounded by a slope, because logits are interpolated before they are compared with zero:
+    a step would move the edge.
+
+    Args:
+        logits: float32 [h, w], one for `STRIDE` x `STRIDE` pixels of the square.
+        box: left, top, right and bottom edge, in pixels of the square.
+    """
+    left, top, right, bottom = box / STRIDE
+    rows, columns = (np.arange(length, dtype=np.float32) + 0.5 for length in logits.shape)
+    down, across = (
+        np.minimum(rows - top, bottom - rows),
+        np.minimum(columns - left, right - columns),
+    )
+    return np.minimum(logits, STEEP * np.minimum(down[:, None], across))
 
 
 def calibrated_iou(iou: float, settings: PhotoNetSettings) -> float:

@@ -1,5 +1,7 @@
 """Results become tables and curves; what is not in a result is not in the report."""
 
+from typing import Any
+
 import pytest
 
 from segagent_rt.bench.report import (
@@ -136,22 +138,30 @@ def test_a_folder_without_results_says_how_to_get_some(tmp_path):
 def test_runtimes_that_took_turns_stand_in_one_table_and_wrong_ones_nowhere():
     """A peer with other logits than ours has no ratio."""
     ratio = {"median": 0.75, "p10": 0.7, "p90": 0.8, "n": 5}
+
+    def stages(whole: float) -> dict[str, Any]:
+        return {"whole": spread(whole), "prompt": spread(whole / 2), "token": spread(8.0)}
+
     language = {
         "machine": {"processor": "a chip", "cores": 2, "vector_units": ["AVX2", "AVX-512"]},
         "ways": {
-            "cpu-w8": {"whole": spread(900.0)},
-            "llama.cpp Q8_0": {"whole": spread(675.0)},
-            "openvino int4": {"whole": spread(100.0)},
+            "cpu-w8": stages(900.0),
+            "cpu-w8a8-dynamic": stages(950.0),
+            "llama.cpp Q8_0": stages(675.0),
+            "openvino int4": stages(100.0),
         },
         "times_as_fast": {
-            "cpu-w8 against llama.cpp Q8_0": ratio,
+            "cpu-w8 against llama.cpp Q8_0": {"whole": ratio, "prompt": ratio, "token": ratio},
             "cpu-w8 against openvino int4": None,
+            "cpu-w8a8-dynamic against llama.cpp Q8_0": {"whole": ratio},
+            "cpu-w8a8-dynamic against openvino int4": None,
         },
     }
     (found,) = sections([BenchmarkResult("peers", {"language": language})])
     assert found.rows == (
-        ("Language model", "8-bit weights", "900 ms", "llama.cpp, Q8_0", "675 ms",
-         "0.8 (0.7 to 0.8)"),
-    )  # fmt: skip
+        ("segagent-rt", "8-bit weights", "900 ms", "450 ms", "8 ms", ""),
+        ("segagent-rt", "8-bit weights and activations", "950 ms", "475 ms", "8 ms", ""),
+        ("llama.cpp", "Q8_0", "675 ms", "338 ms", "8 ms", "0.8 (0.7 to 0.8)"),
+    )
     assert found.finding == "segagent-rt is 0.8 times as fast as llama.cpp"
     assert "a chip with AVX-512, 2 cores" in found.measured

@@ -183,6 +183,25 @@ def test_boxes_come_alone_and_together_with_a_first_click(
     assert not seen[0].prior.any()
 
 
+@pytest.mark.parametrize(("again", "clicks"), [(1.0, 0), (0.0, 1)])
+def test_a_box_without_a_click_may_be_decoded_again(photos, tmp_path, monkeypatch, again, clicks):
+    """With its own mask, as in use; the first click comes after that."""
+    monkeypatch.setattr(training, "load_imagenet_weights", lambda encoder: None)
+    monkeypatch.setattr(training.PhotoTraining, "_turn_weights", lambda self: (0, 0, 1, 0, 0, 0))
+    plan = BatchPlan(seed=3, side=64, images=1, longest=(64, 96))
+    recipe = training.PhotoRecipe(
+        0.1, plan, box_share=1.0, box_alone_share=1.0, box_again_share=again
+    )
+    trained, seen = training.PhotoTraining(recipe, tmp_path, training.WorkerGroup()), []
+    trained.net.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    trained.step(Sampler(load_photos(photos, "train")).batch(plan, 0))
+    counts = [(prompts.points[..., 2] >= 0).sum(1) for prompts in seen]
+    assert (counts[0] == 0).all()
+    assert (counts[1] == clicks).all()
+    assert (counts[2] > 0).all()
+    assert seen[1].prior.any()
+
+
 def test_rounded_weights_are_those_of_the_export_and_do_not_stay():
     layer = torch.nn.Conv2d(3, 4, 3)
     exact = layer.weight.detach().clone()

@@ -105,6 +105,43 @@ def test_predictions_do_not_change_and_the_image_is_encoded_once(sessions):
     assert len(encoder.feeds) == 1
 
 
+@pytest.fixture
+def everything():
+    """A net whose masks cover the whole image."""
+    encoder = RecordingSession({name: np.zeros(1, np.float32) for name in MAPS})
+    logits = np.full((1, 1, 32, 32), 9, np.float32)
+    decoder = RecordingSession({"logits": logits, "iou": np.array([0.5], np.float32)})
+    return PhotoNet(encoder, decoder, PhotoNetSettings(SIDE)), decoder
+
+
+def test_a_box_alone_is_decoded_again_with_its_own_mask(everything):
+    net, decoder = everything
+    net.decode(net.encode(np.zeros((30, 120, 3), np.uint8)), [], box=Box(10, 5, 69, 19))
+    before, after = (feeds["prior_logits"][0, 0, :8] for feeds in decoder.feeds)
+    assert (before == -CERTAIN).all()
+    assert (after == 9).all()
+
+
+@pytest.mark.parametrize("box", [Box(10, 5, 69, 19), Box(0, 0, 119, 29), Box(31, 7, 52, 11)])
+def test_the_mask_of_a_box_alone_ends_at_its_edges(everything, box):
+    net, _ = everything
+    mask = net.decode(net.encode(np.zeros((30, 120, 3), np.uint8)), [], box=box).mask()
+    rows, columns = np.nonzero(mask)
+    found = Box(columns.min(), rows.min(), columns.max(), rows.max())
+    assert found == box
+    assert mask[box.y0 + 2 : box.y1 - 1, box.x0 + 2 : box.x1 - 1].all()
+
+
+def test_clicks_may_leave_the_box_and_are_decoded_once(everything):
+    net, decoder = everything
+    embedding, box = net.encode(np.zeros((30, 120, 3), np.uint8)), Box(10, 5, 69, 19)
+    first = net.decode(embedding, [], box=box)
+    decoder.feeds.clear()
+    clicked = net.decode(embedding, [Click(90, 20, True)], box=box, prior=first)
+    assert len(decoder.feeds) == 1
+    assert clicked.mask().all()
+
+
 def test_the_iou_estimate_is_calibrated_in_logits():
     same = PhotoNetSettings(SIDE)
     assert calibrated_iou(0.3, same) == pytest.approx(0.3)

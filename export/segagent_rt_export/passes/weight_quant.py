@@ -141,7 +141,7 @@ class _MatrixQuantiser:
     def weight(self, values: Weight) -> str:
         """Add a constant, or find the one that is equal."""
         values = np.ascontiguousarray(values)
-        key = sha256(values).digest(), values.dtype.str, values.shape
+        key = sha256(values.data).digest(), values.dtype.str, values.shape
         if key not in self._constants:
             self._constants[key] = name = f"integers_constant_{len(self._constants)}"
             self._model.graph.initializer.append(numpy_helper.from_array(values, name))

@@ -66,6 +66,9 @@ class PhotoRecipe:
     box_alone_share: float = 0.7
     """Share of the boxes that come without a click; the others come with one, before there is any
     mask that it could correct."""
+    box_again_share: float = 0.6
+    """Share of the boxes without a click that are decoded once more with their own mask before the
+    first click, as in use."""
     spoiled_share: float = 0.1
     """Share of the examples that begin with a mask that went wrong."""
     init: str | None = None
@@ -253,7 +256,7 @@ class _Annotation:
     """The prompts of a batch's examples, turn after turn; arrays are at half the image's side."""
 
     def __init__(self, batch: Batch, recipe: PhotoRecipe, rng: random.Random) -> None:
-        self._batch, self._box_alone_share = batch, recipe.box_alone_share
+        self._batch, self._recipe = batch, recipe
         count, side = len(batch.targets), batch.targets.shape[1]
         self._points = np.full((count, MOST_TURNS, 3), -1, np.float32)
         self._box = np.zeros((count, 4), np.float32)
@@ -271,7 +274,7 @@ class _Annotation:
     def click(self, turn: int, rng: random.Random) -> None:
         """Let the annotator click once on every example; some boxes come before all clicks."""
         for i, target in enumerate(self._batch.targets):
-            if turn == 0 and i in self._boxed and rng.random() < self._box_alone_share:
+            if i in self._boxed and self._stays_alone(i, turn, rng):
                 continue
             prompt = next_prompt(target, self._masks[i], self._batch.ignored[i], rng)
             if prompt is not None:
@@ -279,6 +282,13 @@ class _Annotation:
                 self._points[i, turn] = 2 * x, 2 * y, label
             if turn == 1 and i in self._boxed and rng.random() < 0.4:
                 self._box[i] = 0
+
+    def _stays_alone(self, number: int, turn: int, rng: random.Random) -> bool:
+        """Whether a box gets no click in this turn, either."""
+        if turn == 0:
+            return rng.random() < self._recipe.box_alone_share
+        clicked = self._points[number, 0, 2] >= 0
+        return turn == 1 and not clicked and rng.random() < self._recipe.box_again_share
 
     def prompts(self) -> PhotoPrompts:
         """All clicks so far, box and previous mask."""
