@@ -171,7 +171,8 @@ def inside(logits: Floats, box: Floats) -> Floats:
         np.minimum(rows - top, bottom - rows),
         np.minimum(columns - left, right - columns),
     )
-    return np.minimum(logits, STEEP * np.minimum(down[:, None], across))
+    bounded: Floats = np.minimum(logits, STEEP * np.minimum(down[:, None], across))
+    return bounded
 
 
 def calibrated_iou(iou: float, settings: PhotoNetSettings) -> float:
