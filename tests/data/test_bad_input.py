@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segagent_rt.data.sources import Places, open_data
-from segagent_rt.errors import DataInvalid
+from segagent_rt.errors import DataInvalid, SegagentWarning
 from tests.data.datasets import (
     coco_document,
     dis,
@@ -206,7 +207,7 @@ def places(value, path=()):
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_any_value_at_any_place_is_read_or_refused_in_a_sentence(tmp_path_factory, data):
-    """No other exception leaves the readers, whatever stands in the file."""
+    """No other exception or warning leaves the readers, whatever stands in the file."""
     make = data.draw(
         st.sampled_from(
             [
@@ -222,5 +223,7 @@ def test_any_value_at_any_place_is_read_or_refused_in_a_sentence(tmp_path_factor
     changed(document, *path, data.draw(json_values.filter(lambda value: value is not None)))
     file = tmp_path_factory.getbasetemp() / "any.json"
     file.write_text(json.dumps(document))
-    with suppress(DataInvalid):
+    with warnings.catch_warnings(record=True) as said, suppress(DataInvalid):
+        warnings.simplefilter("always")
         open_data(str(file), Places())
+    assert {warning.category for warning in said} <= {SegagentWarning}
