@@ -141,6 +141,8 @@ def other_language_runtimes(name: str, document: Document) -> Section | None:
         way: ratio for way in times
         if (ratio := found["times_as_fast"].get(f"{fastest} against {way}")) is not None
     }  # fmt: skip
+    if not ratios:
+        return None
     ways = [*(way for way in times if way in ours), *ratios]
     called = {way: _runtime(way, ours) for way in ways}
     medians = [ratio["whole"]["median"] for ratio in ratios.values()]
@@ -167,8 +169,9 @@ def other_language_runtimes(name: str, document: Document) -> Section | None:
             "{:.0f}",
         ),
         "The prompt has as many tokens as one with a picture, and every runtime writes as many as "
-        "our reply has. We feed the tokens together that the grammar forces. The runtimes take "
-        f"turns; the last column compares our fastest graphs with neighbours in time. {RANDOM}.",
+        "our reply has. segagent-rt feeds tokens that the reply grammar forces in one call. The "
+        "runtimes take turns; the last column is a runtime's time over that of our fastest graphs, "
+        f"turn by turn. {RANDOM}.",
         source_of("python benchmarks/real_peers.py measure FOLDER", name),
     )
 

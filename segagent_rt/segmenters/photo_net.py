@@ -37,7 +37,7 @@ CERTAIN = 20.0
 """Logit of a mask that is given, not predicted; no mask at all is -CERTAIN everywhere."""
 
 STEEP = 4.0
-"""How fast logits may rise from the edge of a box, for each of them."""
+"""How much higher a logit may be for each logit that lies between it and the edge of the box."""
 
 NO_CLICK, NO_BOX = (0.0, 0.0, -1.0), (0.0, 0.0, 0.0, 0.0)
 
@@ -132,7 +132,7 @@ class PhotoNet:
         first = self._decode(embedding, (), None, box)
         second = self._decode(embedding, (), first, box)
         edges = prompt_box(box, embedding.letterbox)[0]
-        return replace(second, logits=inside(second.logits, edges))
+        return replace(second, logits=within_box(second.logits, edges))
 
     def _decode(
         self,
@@ -155,15 +155,18 @@ class PhotoNet:
         return LogitsPrediction(logits, letterbox.image, score)
 
 
-def inside(logits: Floats, box: Floats) -> Floats:
-    """Logits [h, w] that cross zero at the edges of a box at the latest.
+def within_box(logits: Floats, box: Floats) -> Floats:
+    """Bound logits so that a mask ends at the edges of a box.
 
-    They are bounded by a slope, because logits are interpolated before they are compared with zero:
+    The bound is a slope, because logits are interpolated before they are compared with zero:
     a step would move the edge.
 
     Args:
         logits: float32 [h, w], one for `STRIDE` x `STRIDE` pixels of the square.
-        box: left, top, right and bottom edge, in pixels of the square.
+        box: left, top, right and bottom edge, float32 [4], in pixels of the square.
+
+    Returns:
+        float32 [h, w], below zero outside the box, unchanged well inside it.
     """
     left, top, right, bottom = box / STRIDE
     rows, columns = (np.arange(length, dtype=np.float32) + 0.5 for length in logits.shape)

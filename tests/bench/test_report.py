@@ -164,4 +164,6 @@ def test_runtimes_that_took_turns_stand_in_one_table_and_wrong_ones_nowhere():
         ("llama.cpp", "Q8_0", "675 ms", "338 ms", "8 ms", "0.8 (0.7 to 0.8)"),
     )
     assert found.finding == "segagent-rt is 0.8 times as fast as llama.cpp"
+    wrong = language | {"times_as_fast": {"cpu-w8 against openvino int4": None}}
+    assert sections([BenchmarkResult("peers", {"language": wrong})]) == []
     assert "a chip with AVX-512, 2 cores" in found.measured

@@ -104,7 +104,7 @@ class Verdict:
         return Verdict({**self.numbers, **other.numbers}, self.failures + other.failures)
 
     def without(self, variants: Collection[str]) -> Verdict:
-        """As if these variants had not been measured."""
+        """This verdict without the figures and failures of some variants."""
         numbers = dict(self.numbers)
         if "variants" in numbers:
             figures = numbers["variants"].items()

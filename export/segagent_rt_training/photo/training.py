@@ -67,8 +67,8 @@ class PhotoRecipe:
     """Share of the boxes that come without a click; the others come with one, before there is any
     mask that it could correct."""
     box_again_share: float = 0.6
-    """Share of the boxes without a click that are decoded once more with their own mask before the
-    first click, as in use."""
+    """Of the boxes without a click, the share that is decoded once more with its own mask before
+    the first click, as in use."""
     spoiled_share: float = 0.1
     """Share of the examples that begin with a mask that went wrong."""
     init: str | None = None
