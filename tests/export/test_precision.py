@@ -7,12 +7,18 @@ import numpy as np
 import pytest
 
 onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
+torch = pytest.importorskip("torch", reason="needs the extra `export`")
+
+import onnxruntime  # noqa: E402
 
 from segagent_rt.backends.session import SessionOptions, open_session  # noqa: E402
+from segagent_rt_export.graphs.blocks import Module, gated_mlp  # noqa: E402
 from segagent_rt_export.graphs.builder import Dialect, new_graph  # noqa: E402
 from segagent_rt_export.graphs.integer_product import MOST  # noqa: E402
 from segagent_rt_export.graphs.precision import Precision, quantise_blocks, quantise_symmetric  # noqa: E402
 from segagent_rt_export.passes.gptq import gptq_round  # noqa: E402
+from segagent_rt_export.passes.weight_quant import quantise_matrices  # noqa: E402
+from segagent_rt_export.sources.weights import StateDict  # noqa: E402
 from segagent_rt_export.variants import MLLM_VARIANTS  # noqa: E402
 
 pytestmark = pytest.mark.export
@@ -86,6 +92,54 @@ def test_a_row_of_zeros_stays_zero(tmp_path):
     x[1] = 0
     found = run(tmp_path, Precision("int8"), "ort", weight, bias, x)
     assert np.array_equal(found[1], bias)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 96), (3, 2, 5, 96)])
+def test_a_traced_product_of_any_rank_rounds_each_row(shape):
+    """Encoders of segmenters multiply grids and windows; a row is what lies along the last axis."""
+    own = np.random.default_rng(1)
+    weight = own.normal(size=(48, 96)).astype(np.float32)
+    x = own.normal(size=shape).astype(np.float32)
+    x[..., 0, :] *= 1000
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "weight"], ["y"])], "net",
+        [value("x", onnx.TensorProto.FLOAT, shape)],
+        [value("y", onnx.TensorProto.FLOAT, (*shape[:-1], 48))],
+        [onnx.numpy_helper.from_array(np.ascontiguousarray(weight.T), "weight")],
+    )  # fmt: skip
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    quantise_matrices(model, Precision("int8"))
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (found,) = session.run(None, {"x": x})
+    wanted = x @ weight.T
+    assert found.shape == wanted.shape
+    away = np.linalg.norm(found - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)
+    assert 0 < away.max() < LOSS["int8"]
+
+
+@pytest.mark.parametrize("hidden", [64, 70])
+def test_a_gated_mlp_of_integers_may_be_wider_by_zeros(tmp_path, hidden):
+    """Products are fastest at whole cache lines; the result is that of the width that was asked
+    for."""
+    shapes = {"gate_proj": (hidden, 32), "up_proj": (hidden, 32), "down_proj": (32, hidden)}
+    torch.manual_seed(0)
+    tensors = {f"{name}.weight": torch.randn(shape) for name, shape in shapes.items()}
+    tensors |= {f"{name}.bias": torch.randn(shape[0]) for name, shape in shapes.items()}
+    x = np.random.default_rng(1).normal(size=(5, 32)).astype(np.float32)
+    found = {}
+    for scheme in ("fp32", "int8"):
+        path = tmp_path / f"{scheme}.onnx"
+        with new_graph(path) as g:
+            module = Module(g, StateDict(tensors), Precision(scheme))
+            y = gated_mlp(module, g.input("x", np.float32, ["N", 32]), hidden, 32)
+            g.output(y, "y", np.float32, ["N", 32])
+        found[scheme] = open_session(path, SessionOptions("cpu", 1)).run({"x": x}, ["y"])["y"]
+    assert Precision("fp32").aligned(70) == 70
+    assert Precision("int8").aligned(70) == 128
+    error = np.linalg.norm(found["int8"] - found["fp32"]) / np.linalg.norm(found["fp32"])
+    assert 0 < error < 2 * LOSS["int8"]
 
 
 @pytest.mark.parametrize("dialect", ["ort", "portable"])

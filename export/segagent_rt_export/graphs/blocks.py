@@ -39,12 +39,36 @@ class Module:
     def has(self, name: str) -> bool:
         return self.prefix + name in self.weights
 
-    def linear(self, x: str, name: str, outputs: int, inputs: int) -> str:
-        """A linear layer, with a bias if the weights hold one."""
+    def linear(
+        self, x: str, name: str, outputs: int, inputs: int, grown: tuple[int, int] | None = None
+    ) -> str:
+        """A linear layer, with a bias if the weights hold one; zeros grow its weight to
+        `grown`, (outputs, inputs), if that is given."""
         weight = self.take(f"{name}.weight", outputs, inputs)
         bias = self.take(f"{name}.bias", outputs) if self.has(f"{name}.bias") else None
         blocks = self.weights.blocks(f"{self.prefix}{name}.weight")
+        if grown is not None and grown != (outputs, inputs):
+            more = (0, grown[0] - outputs), (0, grown[1] - inputs)
+            weight, blocks = np.pad(weight, more), None
+            bias = None if bias is None else np.pad(bias, more[0])
         return self.precision.linear(self.graph, x, weight, bias, blocks)
+
+    def linears(self, x: str, name: str, count: int, outputs: int, inputs: int) -> list[str]:
+        """A linear layer whose outputs are `count` values side by side, each from a product of its
+        own: nothing has to be cut apart afterwards."""
+        weight = self.take(f"{name}.weight", count * outputs, inputs)
+        bias = self.take(f"{name}.bias", count * outputs) if self.has(f"{name}.bias") else None
+        blocks = self.weights.blocks(f"{self.prefix}{name}.weight")
+        return [
+            self.precision.linear(
+                self.graph,
+                x,
+                weight[start : start + outputs],
+                None if bias is None else bias[start : start + outputs],
+                None if blocks is None else blocks.rows(start, start + outputs),
+            )
+            for start in range(0, count * outputs, outputs)
+        ]
 
     def layer_norm(self, x: str, name: str, width: int, epsilon: float) -> str:
         """Layer norm over the last axis."""
@@ -129,10 +153,13 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def gated_mlp(module: Module, x: str, hidden: int, width: int) -> str:
-    """down(silu(gate(x)) * up(x))."""
-    gate, up = (module.linear(x, f"{name}_proj", hidden, width) for name in ("gate", "up"))
+    """down(silu(gate(x)) * up(x)); what lies between may be wider than `hidden`, by zeros."""
+    wide = module.precision.aligned(hidden)
+    gate, up = (
+        module.linear(x, f"{name}_proj", hidden, width, (wide, width)) for name in ("gate", "up")
+    )
     mixed = module.graph.mul(silu(module.graph, gate), up)
-    return module.linear(mixed, "down_proj", width, hidden)
+    return module.linear(mixed, "down_proj", width, hidden, (width, wide))
 
 
 def plain_mlp(

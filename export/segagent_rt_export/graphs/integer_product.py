@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from onnx import TensorProto
 
 from segagent_rt_export.sources.weights import Weight
 
@@ -39,20 +40,28 @@ class NodeWriter(Protocol):
 
 
 def integer_rows(graph: NodeWriter, x: str) -> tuple[str, str]:
-    """Round each row of x [..., rows, K] to 255 steps that reach as far as its largest value.
+    """Round each row of x [rows, K] or [1, rows, K] to 255 steps that reach as far as its largest
+    value.
 
     A few tokens of large language models have activations a hundred times as large as all others
     (Sun et al. 2024, "Massive activations in large language models"). One scale for the whole
     tensor would leave those others few steps.
 
+    Both extremes are looked for and rounding divides by itself, so that no array as large as x is
+    written but the codes: at a thousand rows memory is what these nodes wait for.
+
     Returns:
         Names of the codes, uint8 like x, and of the steps, float32 [..., rows, 1].
     """
-    largest = graph.node("ReduceMax", [graph.node("Abs", [x]), graph.weight(np.array([-1]))])
-    safe = graph.node("Max", [largest, graph.weight(np.array(LEAST_STEP, np.float32))])
-    step = graph.node("Mul", [safe, graph.weight(np.array(1 / STEPS, np.float32))])
-    scaled = graph.node("Div", [x, step])
-    return graph.node("QuantizeLinear", [scaled, *_unit(graph)]), step
+    last = graph.weight(np.array([-1]))
+    lowest = graph.node("Neg", [graph.node("ReduceMin", [x, last])])
+    least = graph.weight(np.array(LEAST_STEP, np.float32))
+    largest = graph.node("Max", [graph.node("ReduceMax", [x, last]), lowest, least])
+    step = graph.node("Mul", [largest, graph.weight(np.array(1 / STEPS, np.float32))])
+    steps = graph.node("Reshape", [step, last])
+    zero = TensorProto(data_type=TensorProto.UINT8, dims=[1], raw_data=bytes([ZERO]))
+    zeros = graph.node("ConstantOfShape", [graph.node("Shape", [steps])], value=zero)
+    return graph.node("QuantizeLinear", [x, steps, zeros], axis=-2), step
 
 
 def multiply_rows(
@@ -74,12 +83,8 @@ def multiply_rows(
         scales: of the weight's outputs [out].
         output: the product's name, if it has to have one.
     """
-    one, zero = _unit(graph)
+    one = graph.weight(np.array(1, np.float32))
+    zero = graph.weight(np.array(ZERO, np.uint8))
     weight = [graph.weight(codes.T), one, graph.weight(scales), zero]
     product = graph.node("MatMulIntegerToFloat", [rows[0], *weight], domain=LIBRARY)
     return graph.node("Mul", [product, rows[1]], output)
-
-
-def _unit(graph: NodeWriter) -> tuple[str, str]:
-    """Step and zero of values that are scaled already."""
-    return graph.weight(np.array(1, np.float32)), graph.weight(np.array(ZERO, np.uint8))

@@ -3,12 +3,14 @@ positions, over all patches or within windows."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from segagent_rt_export.graphs.blocks import Module, attend, join_heads, rotate
 from segagent_rt_export.graphs.builder import GraphBuilder
+from segagent_rt_export.graphs.integer_product import LIBRARY
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +42,11 @@ def packed_attention(
 ) -> str:
     """From normed hidden states [N, width] to what attention adds to them."""
     g, each = module.graph, width // heads
-    projected = module.linear(x, "qkv", 3 * width, width)
-    if windows is None and g.dialect == "ort":
-        mixed = _attend_fused(g, projected, heads, width, rope)
+    if g.dialect == "ort":
+        parts = module.linears(x, "qkv", 3, width, width)
+        mixed = _attend_fused(g, parts, heads, width, rope, windows)
         return module.linear(mixed, "proj", width, width)
+    projected = module.linear(x, "qkv", 3 * width, width)
     qkv = g.reshape(projected, -1, 3, heads, each)
     # [3, heads, N, each]: query, key and value are cut from the front axis
     turned = g.node("Transpose", [qkv], perm=[1, 2, 0, 3])
@@ -59,21 +62,36 @@ def packed_attention(
 
 
 def _attend_fused(
-    g: GraphBuilder, projected: str, heads: int, width: int, rope: tuple[str, str]
+    g: GraphBuilder,
+    parts: Sequence[str],
+    heads: int,
+    width: int,
+    rope: tuple[str, str],
+    windows: WindowInputs | None,
 ) -> str:
-    """ONNX Runtime's own kernels: no score is ever written to memory."""
-    names = [f"{projected}_{name}" for name in "qkv"]
-    whole = g.reshape(projected, 1, -1, 3 * width)
-    query, key, value = g.nodes("Split", [whole], names, axis=-1, num_outputs=3)
+    """ONNX Runtime's own kernels about query, key and value [N, width]: heads are never parted by
+    nodes of ours, and over all patches no score is written to memory."""
     first = g.weight(np.array([0]))
+    query, key, value = (g.reshape(part, 1, -1, width) for part in parts)
     query, key = (
-        g.node("RotaryEmbedding", [part, first, *rope], domain="com.microsoft", num_heads=heads)
+        g.node("RotaryEmbedding", [part, first, *rope], domain=LIBRARY, num_heads=heads)
         for part in (query, key)
     )
-    mixed = g.node(
-        "MultiHeadAttention", [query, key, value], domain="com.microsoft", num_heads=heads
-    )
-    return g.reshape(mixed, -1, width)
+    inputs = [query, key, value]
+    if windows is not None:  # a batch of windows [W, L, width], whose filling no patch attends to
+        rows = (g.reshape(part, -1, width) for part in inputs)
+        inputs = [*(g.gather(part, windows.windows) for part in rows), "", _filled(g, windows)]
+    mixed = g.node("MultiHeadAttention", inputs, domain=LIBRARY, num_heads=heads)
+    mixed = g.reshape(mixed, -1, width)
+    return mixed if windows is None else g.gather(mixed, windows.places)
+
+
+def _filled(g: GraphBuilder, windows: WindowInputs) -> str:
+    """Which places of the windows hold a patch, int32 [W, L]; the same in all blocks."""
+    if windows.mask not in g.shared:
+        flat = g.node("Squeeze", [windows.mask, g.weight(np.array([1]))])
+        g.shared[windows.mask] = [g.node("Cast", [g.node("Equal", [flat, g.scalar(0)])], to=6)]
+    return g.shared[windows.mask][0]
 
 
 def _attend_within(

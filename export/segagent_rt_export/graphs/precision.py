@@ -24,6 +24,10 @@ AT_ONCE = 128
 SHORTEST = 32
 """Longer blocks are halved down to this where they do not fit a matrix."""
 
+LINE = 64
+"""Columns that matrices of integers have a multiple of, where that is free to choose. With rows
+that do not begin at a cache line, products take about a fifth longer (Qwen2.5-VL's 3,420)."""
+
 PADDING = 1 / 16
 """The most zeros that may fill up the last block of MatMulNBits, as a share of the inputs."""
 
@@ -50,6 +54,10 @@ class Precision:
     def block_of(self, inputs: int) -> int:
         """Inputs that share a scale in a MatMulNBits of so many."""
         return fitting(self.block, inputs, int(PADDING * inputs))
+
+    def aligned(self, size: int) -> int:
+        """The width between two products that is multiplied fastest, at least `size`."""
+        return size + -size % LINE if self.scheme == "int8" else size
 
     def linear(
         self,

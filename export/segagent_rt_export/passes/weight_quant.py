@@ -84,7 +84,8 @@ class _MatrixQuantiser:
         self._nodes: list[NodeProto] = []
         self._stored: dict[str, tuple[int, int]] = {}
         self._constants: dict[tuple[bytes, str, tuple[int, ...]], str] = {}
-        self._rows: dict[str, tuple[str, str]] = {}
+        self._rows: dict[str, tuple[tuple[str, str], str]] = {}
+        """Of products' inputs: what `integer_rows` returned, and the shape without its last."""
 
     def take(self, node: NodeProto) -> None:
         tensor = self._weights.get(node.input[1]) if node.op_type == "MatMul" else None
@@ -124,10 +125,15 @@ class _MatrixQuantiser:
 
     def _in_integers(self, product: NodeProto, tensor: TensorProto) -> None:
         x = product.input[0]
+        inner, outer = tensor.dims
         if x not in self._rows:
-            self._rows[x] = integer_rows(self, x)
+            flat = self.node("Reshape", [x, self.weight(np.array([-1, inner]))])
+            self._rows[x] = integer_rows(self, flat), self.node("Shape", [x], end=-1)
+        rows, before = self._rows[x]
         codes, scales = per_channel_int8(numpy_helper.to_array(tensor).T, MOST)
-        multiply_rows(self, self._rows[x], codes, scales, product.output[0])
+        flat = multiply_rows(self, rows, codes, scales)
+        shape = self.node("Concat", [before, self.weight(np.array([outer]))], axis=0)
+        self.node("Reshape", [flat, shape], product.output[0])
 
     def node(
         self, kind: str, inputs: list[str], output: str | None = None, *,
