@@ -2,10 +2,16 @@
 
 python peer_openvino.py reply MODEL THREADS    then a line `[prompt, count]` of JSON on stdin for
                                                every reply
+python peer_openvino.py encode MODEL THREADS   then a line `[picture, result]` for every picture
 
-MODEL is what `optimum-cli export openvino` wrote. It is run as openvino-genai runs it, with the key
-and value cache inside and the plugin's own settings. Answers each line with the seconds of reading
-the prompt and of writing `count` tokens greedily, and with the logits behind the prompt.
+MODEL is what `optimum-cli export openvino` wrote. It is run with the plugin's own settings, which
+choose bfloat16 where the processor has it.
+
+`reply` runs a language model as openvino-genai does, with the key and value cache inside, and
+answers each line with the seconds of reading the prompt and of writing `count` tokens greedily, and
+with the logits behind the prompt. `encode` runs the vision encoder of a Qwen2.5-VL as
+optimum-intel does: it reads patches and their grid from a file of NumPy's, writes the tokens'
+embeddings to another, and answers with the seconds.
 """
 
 import json
@@ -20,7 +26,29 @@ import openvino as ov
 def main() -> None:
     """Answer until stdin ends."""
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": sys.argv[3]}
-    model = ov.Core().compile_model(Path(sys.argv[2]) / "openvino_model.xml", "CPU", settings)
+    {"reply": reply, "encode": encode}[sys.argv[1]](Path(sys.argv[2]), settings)
+
+
+def encode(folder: Path, settings: dict[str, str]) -> None:
+    """Embed pictures."""
+    import torch
+    from optimum.intel import OVModelForVisualCausalLM
+
+    model = OVModelForVisualCausalLM.from_pretrained(folder, ov_config=settings)
+    for line in sys.stdin:
+        picture, result = json.loads(line)
+        given = np.load(picture)
+        patches, grid = (torch.from_numpy(given[name]) for name in ("patches", "grid"))
+        start = time.perf_counter()
+        found = model.get_vision_embeddings(patches, grid)
+        seconds = time.perf_counter() - start
+        np.save(result, found)
+        print(json.dumps({"seconds": seconds}), flush=True)
+
+
+def reply(folder: Path, settings: dict[str, str]) -> None:
+    """Read prompts and write replies."""
+    model = ov.Core().compile_model(folder / "openvino_model.xml", "CPU", settings)
     request = model.create_infer_request()
     for line in sys.stdin:
         prompt, count = json.loads(line)[:2]

@@ -101,6 +101,15 @@ class PlainMllm:
         return np.asarray(whole[at][:, list(self.source.settings.head_rows)], np.float32)
 
     @torch.inference_mode()
+    def picture(self, image: RgbImage) -> tuple[np.ndarray, float]:
+        """Embeddings [tokens, hidden] of a picture, and the seconds of the vision encoder."""
+        inputs = self._net.inputs(image)
+        self._watch.seconds.clear()
+        features = self.model.model.get_image_features(**inputs).pooler_output
+        found = torch.cat(list(features)).float().numpy(force=True)
+        return found, self._watch.seconds["vision"]
+
+    @torch.inference_mode()
     def click(
         self,
         image: RgbImage,

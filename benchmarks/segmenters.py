@@ -2,9 +2,9 @@
 
 taskset -c 0,1 python benchmarks/segmenters.py FOLDER    writes benchmarks/results/segmenters.json
 
-Exports SAM ViT-B and EdgeTAM with the gate on, then clicks seven times into each of several scenes.
-How long that takes does not depend on the weights' values. What a run that was stopped has exported
-is used again; afterwards FOLDER is removed.
+Exports SAM ViT-B, EdgeTAM and SimpleClick ViT-L with the gate on, then clicks several times into
+each of several scenes. How long that takes does not depend on the weights' values. What a run that
+was stopped has exported is used again; afterwards FOLDER is removed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from runpy import run_path
 from statistics import median
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from clock import Clock
 from random_weights import awaken
 from safetensors.torch import save_file
@@ -41,7 +43,8 @@ from segagent_rt_export.recipe import read_recipe
 
 RESULT = Path(__file__).parent / "results" / "segmenters.json"
 VARIANTS = ("reference", "cpu-w8", "cpu-w8a8-dynamic")
-CLICKS, ROUNDS, SIDE = 7, 5, 1024
+SIDE = 1024
+MADE_UP = Path(__file__).parents[1] / "tests" / "export" / "simple_click" / "made_up.py"
 
 EDGETAM: dict[str, Any] = {
     "vision_config": {
@@ -74,33 +77,48 @@ VIT_LARGE: dict[str, Any] = {
 AS_PUBLISHED = EdgeTamSize((48, 96, 192, 384), (2, 2, 14, 2), EDGETAM)
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What writes a segmenter's checkpoint into an empty folder, and how much is measured:
+    scenes, and clicks into each. SimpleClick computes everything anew for each click."""
+
+    save: Callable[[Path], None]
+    scenes: int = 5
+    clicks: int = 7
+
+
 def main(folder: Path) -> None:
     """Export, measure, print and write."""
-    families: dict[str, Callable[[Path], None]] = {"sam": save_sam, "edgetam": save_edgetam}
+    families = {
+        "sam": Work(save_sam),
+        "edgetam": Work(save_edgetam),
+        "simple_click": Work(save_simple_click, scenes=2, clicks=4),
+    }
     document: dict[str, Any] = {
         "machine": describe_machine(),
         "cores": len(os.sched_getaffinity(0)),
         "ceilings": measure_ceilings(),
-        "scenes": f"{SIDE} x {SIDE}, {CLICKS} clicks each",
+        "scenes": f"{SIDE} x {SIDE}",
     }
-    for family, save in families.items():
+    for family, work in families.items():
         place = folder / family
         place.mkdir(parents=True, exist_ok=True)
-        document[family] = measure(family, save, place)
+        document[family] = measure(family, work, place)
     shutil.rmtree(folder)
     RESULT.write_text(dump_json(document, indent=1) + "\n", "utf-8")
     print(dump_json(document, indent=1))
 
 
-def measure(family: str, save: Callable[[Path], None], place: Path) -> dict[str, Any]:
+def measure(family: str, work: Work, place: Path) -> dict[str, Any]:
     """One family: the export's figures, then each variant's."""
-    checkpoint = place / "checkpoint"
-    if not checkpoint.exists():
-        checkpoint.mkdir()
-        save(checkpoint)
+    folder = place / "checkpoint"
+    if not folder.exists():
+        folder.mkdir()
+        work.save(folder)
+    checkpoint = next(folder.glob("*.pth"), folder)
     bundle = export_variants(family, checkpoint, place, VARIANTS)
     verified = open_bundle(bundle).part("segmenter").manifest.verified
-    return {"verified": verified} | {name: clicks(bundle, name) for name in VARIANTS}
+    return {"verified": verified} | {name: clicks(bundle, name, work) for name in VARIANTS}
 
 
 def export_variants(family: str, checkpoint: Path, place: Path, variants: Sequence[str]) -> Path:
@@ -117,14 +135,14 @@ def export_variants(family: str, checkpoint: Path, place: Path, variants: Sequen
     return bundle
 
 
-def clicks(bundle: Path, variant: str) -> dict[str, Any]:
-    """Seconds of encoding, and of every click behind it; the first round does not count."""
+def clicks(bundle: Path, variant: str, work: Work) -> dict[str, Any]:
+    """Seconds of encoding, and of every click behind it; the first scene does not count."""
     part, cpu = open_bundle(bundle).part("segmenter"), SessionOptions("cpu")
     segmenter = open_segmenter(part, lambda part, role: part.session(role, cpu, variant))
     encode, first, later = Clock(), Clock(), Clock()
-    _round(segmenter, 0, Clock(), Clock(), Clock())
-    for seed in range(1, ROUNDS + 1):
-        _round(segmenter, seed, encode, first, later)
+    _click(segmenter, 0, 2, Clock(), Clock(), Clock())
+    for seed in range(1, work.scenes + 1):
+        _click(segmenter, seed, work.clicks, encode, first, later)
     share = median(later.cpu) / (median(encode.cpu) + median(first.cpu))
     return {
         "encode_ms": encode.milliseconds(),
@@ -134,13 +152,15 @@ def clicks(bundle: Path, variant: str) -> dict[str, Any]:
     }
 
 
-def _round(segmenter: Segmenter, seed: int, encode: Clock, first: Clock, later: Clock) -> None:
+def _click(
+    segmenter: Segmenter, seed: int, clicks: int, encode: Clock, first: Clock, later: Clock
+) -> None:
     """A scene with all its clicks."""
     image, prediction = make_scene(seed, SIDE).image, None
     with encode():
         embedding = segmenter.encode(image)
-    made = [Click(100 + 120 * n, 900 - 100 * n, n % 3 < 2) for n in range(CLICKS)]
-    for count in range(1, CLICKS + 1):
+    made = [Click(100 + 120 * n, 900 - 100 * n, n % 3 < 2) for n in range(clicks)]
+    for count in range(1, clicks + 1):
         with first() if count == 1 else later():
             prediction = segmenter.decode(embedding, made[:count], prior=prediction)
             prediction.mask()
@@ -165,6 +185,13 @@ def save_edgetam(place: Path, size: EdgeTamSize = AS_PUBLISHED) -> None:
     described = json.loads(config.to_json_string(use_diff=False)) | {"model_type": "edgetam_video"}
     described["vision_config"]["backbone_config"] = {"model_type": "timm_wrapper"}
     (place / "config.json").write_text(json.dumps(described), "utf-8")
+
+
+def save_simple_click(place: Path) -> None:
+    """SimpleClick ViT-L, in one file as its authors save it."""
+    made_up = run_path(str(MADE_UP))
+    sizes = made_up["Sizes"](1024, 24, 16, 14, (192, 384, 768, 1536), 256)
+    torch.save(made_up["content"](sizes), place / "simple_click_vit_large.pth")
 
 
 if __name__ == "__main__":

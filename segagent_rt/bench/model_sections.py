@@ -37,7 +37,7 @@ RANDOM = "Random weights give real times, but no real answers"
 def real_click(name: str, document: Document) -> Section | None:
     """One click of a model at real size, beside plain PyTorch."""
     ways = document.get("ways", {})
-    if "torch fp32" not in ways or not document["parity"]:
+    if "torch fp32" not in ways or not document.get("parity"):
         return None
     ratios = document["times_as_fast"]
     ours = {way: median_of(ways[way]["click"]) for way in ways if way in VARIANTS}
@@ -49,15 +49,24 @@ def real_click(name: str, document: Document) -> Section | None:
         f"One click takes {milliseconds(ours[fastest])} with {VARIANTS[fastest]}, and "
         f"{milliseconds(ours['torch fp32'])} in PyTorch",
         f"{document['model']}, random weights, medians of {count} clicks, {machine_of(document)}",
-        ("graphs", "one click", "language model alone", "speed-up over 32-bit PyTorch"),
+        (
+            "graphs",
+            "one click",
+            "language model alone",
+            "speed-up over 32-bit PyTorch",
+            "over bfloat16 PyTorch",
+        ),
         tuple(
             (
                 VARIANTS[way],
                 milliseconds(value),
                 milliseconds(median_of(ways[way]["language"])),
-                ""
-                if way.startswith("torch")
-                else ratio_text(ratios[f"{way} against torch fp32"]["whole click"]),
+                *(
+                    ""
+                    if way.startswith("torch")
+                    else ratio_text(ratios[f"{way} against {other}"]["whole click"])
+                    for other in ("torch fp32", "torch bf16")
+                ),
             )
             for way, value in ours.items()
         ),
@@ -173,6 +182,60 @@ def other_language_runtimes(name: str, document: Document) -> Section | None:
         "runtimes take turns; the last column is a runtime's time over that of our fastest graphs, "
         f"turn by turn. {RANDOM}.",
         source_of("python benchmarks/real_peers.py measure FOLDER", name),
+    )
+
+
+@first_document
+def other_vision_runtimes(name: str, document: Document) -> Section | None:
+    """The vision encoder of a click in other runtimes."""
+    away, ratios = document.get("apart_from_torch_fp32", {}), document.get("times_as_fast", {})
+    times = {way: median_of(document["ways"][way]) for way in away}
+    ours = [way for way in away if f"{way} against torch fp32" in ratios]
+    if not ours:
+        return None
+    fastest = min(ours, key=times.__getitem__)
+    told = {
+        way: ratio for way in times
+        if (ratio := ratios.get(f"{fastest} against {way}")) is not None
+    }  # fmt: skip
+    if not told:
+        return None
+    called = {
+        way: _runtime(way, ours)
+        if way in ours or not way.startswith("torch")
+        else ("PyTorch", VARIANTS[way].partition(", ")[2])
+        for way in (*ours, *told)
+    }
+    medians = [ratio["median"] for ratio in told.values()]
+    span = _range_text(f"{min(medians):.1f}", f"{max(medians):.1f}")
+    return Section(
+        "other-vision-runtimes",
+        "How fast are other runtimes with the vision encoder?",
+        f"segagent-rt is {span} times as fast as "
+        + _listed(list(dict.fromkeys(called[way][0] for way in told))),
+        f"One picture of {document['patches']:,} patches, vision encoder of {document['model']}, "
+        f"random weights, medians of {next(iter(told.values()))['n']} turns, "
+        f"{machine_of(document)}",
+        ("runtime", "graphs", "one picture", "away from 32-bit PyTorch", "ours is faster by"),
+        tuple(
+            (
+                *called[way],
+                milliseconds(times[way]),
+                f"{100 * away[way]:.1f}%",
+                ratio_text(told[way]) if way in told else "",
+            )
+            for way in called
+        ),
+        BarChart(
+            "one picture, ms",
+            tuple(Bar(", ".join(called[way]), times[way]) for way in called),
+            "{:.0f}",
+        ),
+        "The fourth column is the median distance of a token's embedding, relative to its length. "
+        "OpenVINO's plugin chooses bfloat16 for products where the processor has it. The runtimes "
+        "take turns; the last column is a runtime's time over that of our fastest graphs, turn by "
+        f"turn. {RANDOM}.",
+        source_of("python benchmarks/vision_peers.py measure FOLDER", name),
     )
 
 
@@ -304,10 +367,10 @@ def segmenters(name: str, document: Document) -> Section | None:
     if "sam" not in document or "edgetam" not in document:
         return None
     rows, bars, failed = [], [], []
-    titles = {"sam": "SAM ViT-B", "edgetam": "EdgeTAM"}
+    titles = {"sam": "SAM ViT-B", "edgetam": "EdgeTAM", "simple_click": "SimpleClick ViT-L"}
     for model, title in titles.items():
         for variant, words in VARIANTS.items():
-            if variant not in document[model]:
+            if variant not in document.get(model, {}):
                 continue
             found = document[model][variant]
             encode, click = (
@@ -324,18 +387,23 @@ def segmenters(name: str, document: Document) -> Section | None:
                     "" if agrees is None else f"{agrees:.3f}",
                 )
             )
-            bars.append(Bar(f"{title}, {words}", click))
+            if model != "simple_click":
+                bars.append(Bar(f"{title}, {words}", click))
             if agrees is not None and agrees < 0.98:
                 failed.append(f"{title} with {words}")
     clicks = [bar.value for bar in bars]
     notes = "The last column compares masks with those of 32-bit floats."
+    if "simple_click" in document:
+        notes += " SimpleClick, SegAgent's default, computes everything anew for each click."
     if failed:
         notes += f" Below 0.98 an export fails: {' and '.join(failed)} may not be used."
     return Section(
         "segmenters",
         "How fast is a segmenter?",
-        f"Once the image is encoded, a click takes {min(clicks):.0f} to {max(clicks):.0f} ms",
-        f"Images of {document['scenes']}, random weights, {machine_of(document)}",
+        f"Once SAM or EdgeTAM has encoded the image, a click takes {min(clicks):.0f} to "
+        f"{max(clicks):.0f} ms",
+        f"Images of {document['scenes']}, several clicks each, random weights, "
+        f"{machine_of(document)}",
         ("segmenter", "graphs", "image, once", "each click", "mask IoU with 32 bits"),
         tuple(rows),
         BarChart("milliseconds for a click on an encoded image", tuple(bars)),
@@ -382,6 +450,7 @@ QUESTIONS: tuple[Question, ...] = (
     real_click,
     real_loop,
     other_language_runtimes,
+    other_vision_runtimes,
     other_sam_runtimes,
     memory_of_models,
     segmenters,

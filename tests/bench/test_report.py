@@ -167,3 +167,29 @@ def test_runtimes_that_took_turns_stand_in_one_table_and_wrong_ones_nowhere():
     wrong = language | {"times_as_fast": {"cpu-w8 against openvino int4": None}}
     assert sections([BenchmarkResult("peers", {"language": wrong})]) == []
     assert "a chip with AVX-512, 2 cores" in found.measured
+
+
+def test_vision_encoders_are_compared_where_they_compute_the_same():
+    ratio = {"median": 2.5, "p10": 2.0, "p90": 3.0, "n": 5}
+    vision = {
+        "model": "some-vl", "patches": 1024,
+        "apart_from_torch_fp32": {
+            "cpu-w8a8-dynamic": 0.02, "torch fp32": 0.0, "openvino int8": 0.01,
+        },
+        "ways": {
+            "cpu-w8a8-dynamic": spread(2000.0), "torch fp32": spread(5000.0),
+            "openvino int8": spread(9000.0),
+        },
+        "times_as_fast": {
+            "cpu-w8a8-dynamic against torch fp32": ratio,
+            "cpu-w8a8-dynamic against openvino int8": None,
+        },
+    }  # fmt: skip
+    (found,) = sections([BenchmarkResult("vision-peers", HEAD | vision)])
+    assert found.finding == "segagent-rt is 2.5 times as fast as PyTorch"
+    assert found.rows == (
+        ("segagent-rt", "8-bit weights and activations", "2.0 s", "2.0%", ""),
+        ("PyTorch", "32-bit floats", "5.0 s", "0.0%", "2.5 (2.0 to 3.0)"),
+    )
+    none = {pair: None for pair in vision["times_as_fast"]}
+    assert sections([BenchmarkResult("wrong", HEAD | vision | {"times_as_fast": none})]) == []

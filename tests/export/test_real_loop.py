@@ -68,6 +68,23 @@ def test_the_plain_loop_generates_as_many_tokens_as_ours_and_the_end(real, place
     assert plain.total > plain.seconds["generate"] > plain.seconds["vision"] > 0
 
 
+def test_the_vision_encoder_alone_gives_what_torch_gives(real, place):
+    """One picture; windows at the edges are smaller than the others."""
+    found = real("vision_peers").measure(None, place, 2)
+    assert found["apart_from_torch_fp32"]["torch fp32"] == 0
+    assert 0 < found["apart_from_torch_fp32"]["cpu-w8a8-dynamic"] < 0.1
+    ratio = found["times_as_fast"]["cpu-w8a8-dynamic against torch bf16"]
+    assert ratio.n == 2
+    assert ratio.median > 0
+
+
+def test_embeddings_that_differ_have_no_ratio(real, place, monkeypatch):
+    peers = real("vision_peers")
+    monkeypatch.setattr(peers, "our_picture", lambda ours, image: (np.ones((25, 64)), 1.0))
+    found = peers.measure(None, place, 1)
+    assert set(found["times_as_fast"].values()) == {None}
+
+
 def test_wrong_positions_are_noticed_and_no_ratio_is_told(real, place, monkeypatch):
     """Rotary tables of another base: a graph that runs, and computes something else."""
     angles = RopeSettings.angles
