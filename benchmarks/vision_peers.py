@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,17 +153,17 @@ def measure(python: str | None, place: BundlePlace, laps: int) -> dict[str, Any]
         for variant in OURS:
             ours = OurMllm(place, variant)
             stack.callback(ours.close)
-            ways[variant] = lambda ours=ours: our_picture(ours, image)
+            ways[variant] = partial(our_picture, ours, image)
         plain = {name: PlainMllm(place, dtype) for name, dtype in TYPES.items()}
         for name, net in plain.items():
-            ways[f"torch {name}"] = lambda net=net: net.picture(image)
+            ways[f"torch {name}"] = partial(net.picture, image)
         if python:
             patches = scratch / "picture.npz"
             write_patches(plain["fp32"], image, patches)
             for precision in PRECISIONS:
                 peer = OpenVinoEncoder(python, exported(place, precision), scratch)
                 stack.callback(peer.close)
-                ways[f"openvino {precision}"] = lambda peer=peer: peer.picture(patches)
+                ways[f"openvino {precision}"] = partial(peer.picture, patches)
         wanted = ways["torch fp32"]()[0]
         away = {name: apart(way()[0], wanted) for name, way in ways.items()}
         done = in_turn({name: lambda _, way=way: way()[1] for name, way in ways.items()}, laps)

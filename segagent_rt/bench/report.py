@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segagent_rt.bench import gpu_section, loop_sections, model_sections
+from segagent_rt.bench import gpu_section, loop_sections, model_sections, peer_sections
 from segagent_rt.bench.sections import Document, Section, table_row, wrapped
 from segagent_rt.data.reading import read_json
 from segagent_rt.errors import InputError
@@ -72,7 +72,12 @@ def read_results(folder: Path) -> list[BenchmarkResult]:
 def sections(results: Sequence[BenchmarkResult]) -> list[Section]:
     """The questions that these results answer."""
     documents = {result.name: result.document for result in results}
-    questions = (*loop_sections.QUESTIONS, *model_sections.QUESTIONS, gpu_section.gpu_section)
+    questions = (
+        *loop_sections.QUESTIONS,
+        *model_sections.QUESTIONS,
+        *peer_sections.QUESTIONS,
+        gpu_section.gpu_section,
+    )
     found = (question(documents) for question in questions)
     return [section for section in found if section is not None]
 
