@@ -67,7 +67,8 @@ class Precision:
         bias: Weight | None = None,
         blocks: Blocks | None = None,
     ) -> str:
-        """x @ weight.T + bias, for a weight of [out, in] as in torch.
+        """x @ weight.T + bias, for a weight of [out, in] as in torch. Precision `int8` takes x of
+        [rows, in] or [1, rows, in] only.
 
         `blocks` are the same weight's integers; they are kept where the precision is for them.
         """
