@@ -43,8 +43,7 @@ def packed_attention(
     """From normed hidden states [N, width] to what attention adds to them."""
     g, each = module.graph, width // heads
     if g.dialect == "ort":
-        parts = module.linears(x, "qkv", 3, width, width)
-        mixed = _attend_fused(g, parts, heads, width, rope, windows)
+        mixed = _attend_fused(g, _projections(module, x, width), heads, width, rope, windows)
         return module.linear(mixed, "proj", width, width)
     projected = module.linear(x, "qkv", 3 * width, width)
     qkv = g.reshape(projected, -1, 3, heads, each)
@@ -61,6 +60,22 @@ def packed_attention(
     return module.linear(join_heads(g, mixed, -1, width), "proj", width, width)
 
 
+def _projections(module: Module, x: str, width: int) -> Sequence[str]:
+    """Query, key and value [1, N, width].
+
+    In variants for real sizes three products are quicker than cutting apart what one of them
+    writes. All others take one product, as the demo's graphs do, which training reads again.
+    """
+    g = module.graph
+    if module.precision.scheme in ("8bit", "4bit", "int8"):
+        parts = module.linears(x, "qkv", 3, width, width)
+        return [g.reshape(part, 1, -1, width) for part in parts]
+    projected = module.linear(x, "qkv", 3 * width, width)
+    names = [f"{projected}_{name}" for name in "qkv"]
+    whole = g.reshape(projected, 1, -1, 3 * width)
+    return g.nodes("Split", [whole], names, axis=-1, num_outputs=3)
+
+
 def _attend_fused(
     g: GraphBuilder,
     parts: Sequence[str],
@@ -69,10 +84,10 @@ def _attend_fused(
     rope: tuple[str, str],
     windows: WindowInputs | None,
 ) -> str:
-    """ONNX Runtime's own kernels about query, key and value [N, width]: heads are never parted by
-    nodes of ours, and over all patches no score is written to memory."""
+    """ONNX Runtime's own kernels about query, key and value [1, N, width]: heads are never parted
+    by nodes of ours, and over all patches no score is written to memory."""
+    query, key, value = parts
     first = g.weight(np.array([0]))
-    query, key, value = (g.reshape(part, 1, -1, width) for part in parts)
     query, key = (
         g.node("RotaryEmbedding", [part, first, *rope], domain=LIBRARY, num_heads=heads)
         for part in (query, key)
