@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 from filelock import FileLock, Timeout
 
+from segagent_rt.backends.amx import keep_onednn_off_amx
 from segagent_rt.bundle.bundle import Part, open_part
 from segagent_rt.bundle.manifest import (
     BUNDLE_FILE,
@@ -114,6 +115,7 @@ def run_export(plan: Plan, policy: GatePolicy, report_progress: ProgressReporter
         CheckpointInvalid: a checkpoint turns out to be of another kind than it seemed.
         GateFailed: a part is not what was published; the parts before it are finished.
     """
+    keep_onednn_off_amx()  # the gate runs both
     places = {part.name: part.place for part in plan.parts}
     try:
         with _alone(plan.target):

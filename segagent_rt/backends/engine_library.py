@@ -133,7 +133,10 @@ def load_library(backend: str, threads: int | None = None) -> EngineLibrary:
         why = "is not installed" if isinstance(error, ModuleNotFoundError) else "cannot be loaded"
         raise BackendMissing(f"{found.library} {why}", hint=found.install) from error
     if found.library == "openvino":
+        from segagent_rt.backends.amx import keep_onednn_off_amx
         from segagent_rt.backends.openvino import OpenVino
+
+        keep_onednn_off_amx()
 
         return OpenVino(backend, module, threads)
     from segagent_rt.backends.tensorrt import TensorRt

@@ -161,8 +161,10 @@ def open_reference_loop(bundle: Any, weights: Path | None, threads: int | None) 
     import importlib.util
     import sys
 
+    from segagent_rt.backends.amx import keep_onednn_off_amx
     from segagent_rt.bench.packaged import packaged
 
+    keep_onednn_off_amx()
     spec = importlib.util.spec_from_file_location(
         "segagent_rt_reference", packaged("reference") / "loop.py"
     )
