@@ -140,9 +140,9 @@ def clicks(bundle: Path, variant: str, work: Work) -> dict[str, Any]:
     part, cpu = open_bundle(bundle).part("segmenter"), SessionOptions("cpu")
     segmenter = open_segmenter(part, lambda part, role: part.session(role, cpu, variant))
     encode, first, later = Clock(), Clock(), Clock()
-    _click(segmenter, 0, 2, Clock(), Clock(), Clock())
+    _annotate_scene(segmenter, 0, 2, Clock(), Clock(), Clock())
     for seed in range(1, work.scenes + 1):
-        _click(segmenter, seed, work.clicks, encode, first, later)
+        _annotate_scene(segmenter, seed, work.clicks, encode, first, later)
     share = median(later.cpu) / (median(encode.cpu) + median(first.cpu))
     return {
         "encode_ms": encode.milliseconds(),
@@ -152,7 +152,7 @@ def clicks(bundle: Path, variant: str, work: Work) -> dict[str, Any]:
     }
 
 
-def _click(
+def _annotate_scene(
     segmenter: Segmenter, seed: int, clicks: int, encode: Clock, first: Clock, later: Clock
 ) -> None:
     """A scene with all its clicks."""

@@ -49,9 +49,8 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PRECISIONS = ("int8", "fp16")
 """Of weights that OpenVINO's export stores."""
 
-MOST_APART = 0.2
-"""Of embeddings, as a share of their length: a layer of 8-bit integers adds about 2 %, and there
-are 32."""
+MOST_APART = 0.1
+"""Most that a token's embedding may be away from PyTorch's, as a share of its length."""
 
 
 def main() -> None:
@@ -130,7 +129,7 @@ class OpenVinoEncoder:
         self._result = scratch / f"{folder.name}.npy"
 
     def picture(self, patches: Path) -> tuple[Floats, float]:
-        """Embeddings [tokens, hidden], and the seconds."""
+        """Embeddings [tokens, hidden], and the seconds of the vision encoder."""
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         self._child.stdin.write(json.dumps([str(patches), str(self._result)]) + "\n")
@@ -183,7 +182,8 @@ def measure(python: str | None, place: BundlePlace, laps: int) -> dict[str, Any]
 
 
 def our_picture(ours: OurMllm, image: RgbImage) -> tuple[Floats, float]:
-    """Embeddings [tokens, hidden] of a variant, and the seconds with the cutting of patches."""
+    """Embeddings [tokens, hidden] of a variant, and the seconds that cutting patches and the
+    vision encoder take."""
     encoder = ours.annotator.vision_encoder
     picture = encoder.resize(image)
     start = time.perf_counter()

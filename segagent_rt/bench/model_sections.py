@@ -195,7 +195,7 @@ def segmenters(name: str, document: Document) -> Section | None:
                 (
                     title,
                     words,
-                    milliseconds(encode) if encode else "",
+                    milliseconds(encode) if encode >= 1 else "",
                     milliseconds(click),
                     "" if agrees is None else f"{agrees:.3f}",
                 )

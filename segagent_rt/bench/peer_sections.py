@@ -50,14 +50,11 @@ def other_language_runtimes(name: str, document: Document) -> Section | None:
         return None
     ways = [*(way for way in times if way in ours), *ratios]
     called = {way: _runtime(way, ours) for way in ways}
-    medians = [ratio["whole"]["median"] for ratio in ratios.values()]
-    span = _range_text(f"{min(medians):.1f}", f"{max(medians):.1f}")
     turns = next(iter(ratios.values()))["whole"]["n"]
     return Section(
         "other-language-runtimes",
         "How fast are other runtimes with the language model?",
-        f"segagent-rt is {span} times as fast as "
-        + _listed(list(dict.fromkeys(called[way][0] for way in ratios))),
+        _finding([called[way][0] for way in ratios], [r["whole"] for r in ratios.values()]),
         f"Language part of a click, random weights, medians of {turns} turns, {machine_of(found)}",
         ("runtime", "graphs", "prompt and reply", "prompt", "each token", "ours is faster by"),
         tuple(
@@ -102,13 +99,10 @@ def other_vision_runtimes(name: str, document: Document) -> Section | None:
         else ("PyTorch", VARIANTS[way].partition(", ")[2])
         for way in (*ours, *told)
     }
-    medians = [ratio["median"] for ratio in told.values()]
-    span = _range_text(f"{min(medians):.1f}", f"{max(medians):.1f}")
     return Section(
         "other-vision-runtimes",
         "How fast are other runtimes with the vision encoder?",
-        f"segagent-rt is {span} times as fast as "
-        + _listed(list(dict.fromkeys(called[way][0] for way in told))),
+        _finding([called[way][0] for way in told], [*told.values()]),
         f"One picture of {document['patches']:,} patches, vision encoder of {document['model']}, "
         f"random weights, medians of {next(iter(told.values()))['n']} turns, "
         f"{machine_of(document)}",
@@ -143,8 +137,13 @@ def _runtime(way: str, ours: Collection[str]) -> tuple[str, str]:
     return PEERS[peer], precision
 
 
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+def _finding(runtimes: Sequence[str], ratios: Sequence[Document]) -> str:
+    """From the least to the largest ratio, and the runtimes, each named once."""
+    medians = [ratio["median"] for ratio in ratios]
+    span = _range_text(f"{min(medians):.1f}", f"{max(medians):.1f}")
+    *names, last = dict.fromkeys(runtimes)
+    listed = f"{', '.join(names)} and {last}" if names else last
+    return f"segagent-rt is {span} times as fast as {listed}"
 
 
 @first_document
@@ -168,15 +167,13 @@ def _other_runtimes(
 ) -> Section | None:
     if not compared:
         return None
-    medians = [ratio["median"] for *_, ratio in compared]
-    runtimes = list(dict.fromkeys(runtime.split(",")[0] for _, _, runtime, _, _ in compared))
+    runtimes = [runtime.split(",")[0] for _, _, runtime, _, _ in compared]
     counts = sorted({ratio["n"] for *_, ratio in compared})
     turns = _range_text(str(counts[0]), str(counts[-1]))
-    span = _range_text(f"{min(medians):.1f}", f"{max(medians):.1f}")
     return Section(
         key,
         question,
-        f"segagent-rt is {span} times as fast as {_listed(runtimes)}",
+        _finding(runtimes, [ratio for *_, ratio in compared]),
         f"Random weights, medians of {turns} turns, {machine_of(found)}",
         ("work", "graphs", "time", "other runtime", "its time", "speed-up"),
         tuple(

@@ -1,4 +1,4 @@
-"""Torch and ONNX Runtime may share a process on processors with AMX."""
+"""OpenVINO and torch may share a process with ONNX Runtime on processors with AMX."""
 
 import platform
 
@@ -11,7 +11,7 @@ from segagent_rt.backends.amx import LIMIT, keep_onednn_off_amx
     ("machine", "before", "after"),
     [("x86_64", None, "AVX512_CORE_BF16"), ("x86_64", "ALL", "ALL"), ("aarch64", None, None)],
 )
-def test_torch_is_limited_unless_the_user_decided(monkeypatch, machine, before, after):
+def test_onednn_is_limited_unless_the_user_decided(monkeypatch, machine, before, after):
     monkeypatch.setattr(platform, "machine", lambda: machine)
     environment = {} if before is None else {LIMIT: before}
     monkeypatch.setattr("os.environ", environment)

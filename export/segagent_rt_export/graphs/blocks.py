@@ -10,7 +10,7 @@ import numpy as np
 
 from segagent_rt_export.graphs.builder import GraphBuilder
 from segagent_rt_export.graphs.precision import Precision
-from segagent_rt_export.sources.weights import Weight, Weights, take
+from segagent_rt_export.sources.weights import Blocks, Weight, Weights, take
 
 Activation: TypeAlias = Callable[[GraphBuilder, str], str]
 
@@ -44,9 +44,7 @@ class Module:
     ) -> str:
         """A linear layer, with a bias if the weights hold one; zeros grow its weight to
         `grown`, (outputs, inputs), if that is given."""
-        weight = self.take(f"{name}.weight", outputs, inputs)
-        bias = self.take(f"{name}.bias", outputs) if self.has(f"{name}.bias") else None
-        blocks = self.weights.blocks(f"{self.prefix}{name}.weight")
+        weight, bias, blocks = self._layer(name, outputs, inputs)
         if grown is not None and grown != (outputs, inputs):
             more = (0, grown[0] - outputs), (0, grown[1] - inputs)
             weight, blocks = np.pad(weight, more), None
@@ -56,9 +54,7 @@ class Module:
     def linears(self, x: str, name: str, count: int, outputs: int, inputs: int) -> list[str]:
         """A linear layer whose outputs are `count` values side by side, each from a product of its
         own: nothing has to be cut apart afterwards."""
-        weight = self.take(f"{name}.weight", count * outputs, inputs)
-        bias = self.take(f"{name}.bias", count * outputs) if self.has(f"{name}.bias") else None
-        blocks = self.weights.blocks(f"{self.prefix}{name}.weight")
+        weight, bias, blocks = self._layer(name, count * outputs, inputs)
         return [
             self.precision.linear(
                 self.graph,
@@ -69,6 +65,14 @@ class Module:
             )
             for start in range(0, count * outputs, outputs)
         ]
+
+    def _layer(
+        self, name: str, outputs: int, inputs: int
+    ) -> tuple[Weight, Weight | None, Blocks | None]:
+        """Weight, bias and integers of a linear layer, as far as there are any."""
+        weight = self.take(f"{name}.weight", outputs, inputs)
+        bias = self.take(f"{name}.bias", outputs) if self.has(f"{name}.bias") else None
+        return weight, bias, self.weights.blocks(f"{self.prefix}{name}.weight")
 
     def layer_norm(self, x: str, name: str, width: int, epsilon: float) -> str:
         """Layer norm over the last axis."""

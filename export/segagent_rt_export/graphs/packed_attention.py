@@ -102,7 +102,8 @@ def _attend_fused(
 
 
 def _filled(g: GraphBuilder, windows: WindowInputs) -> str:
-    """Which places of the windows hold a patch, int32 [W, L]; the same in all blocks."""
+    """Mask int32 [W, L]: 1 where a window holds a patch, 0 where it is filled up. All blocks share
+    it."""
     if windows.mask not in g.shared:
         flat = g.node("Squeeze", [windows.mask, g.weight(np.array([1]))])
         g.shared[windows.mask] = [g.node("Cast", [g.node("Equal", [flat, g.scalar(0)])], to=6)]
